@@ -1,0 +1,150 @@
+"""The Recipe: everything that may change one bit of what is learned in one training. It knows nothing of spaces."""
+
+import difflib
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from kdtrain.data import Data
+from kdtrain.fields import Config, Count, Fraction, NonNegative, Positive, Seed
+from kdtrain.methods import Method
+from kdtrain.methods.none import NoDistillation
+from kdtrain.models import MODELS
+
+
+def _known_model(name: str) -> str:
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"; nearest: {near[0]}" if near else ""
+        raise ValueError(f"unknown model '{name}'; choices: {', '.join(MODELS)}{hint}")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_known_model), Field(json_schema_extra={"enum": list(MODELS)})]
+
+
+class Sgd(Config):
+    """torch.optim.SGD, decay added to the gradient."""
+
+    name: Literal["sgd"]
+    lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: NonNegative = 0.0
+
+
+class Adam(Config):
+    """torch.optim.Adam, decay added to the gradient."""
+
+    name: Literal["adam"]
+    lr: Positive
+    weight_decay: NonNegative = 0.0
+
+
+class AdamW(Config):
+    """torch.optim.AdamW, decay decoupled; biases and one-dimensional parameters do not decay."""
+
+    name: Literal["adamw"]
+    lr: Positive
+    weight_decay: NonNegative = 0.0
+
+
+Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="name")]
+
+
+class Constant(Config):
+    """The learning rate as written, throughout."""
+
+    name: Literal["constant"]
+
+
+class Cosine(Config):
+    """Linear warm-up, then half a cosine from lr to 0 at the last step; set once per step."""
+
+    name: Literal["cosine"]
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+
+
+LrSchedule = Annotated[Constant | Cosine, Field(discriminator="name")]
+Precision = Literal["fp32", "bf16"]
+Objective = Literal["val/accuracy", "val/nll"]
+
+
+class Student(Config):
+    """The network being trained."""
+
+    model: ModelName
+
+
+class Teacher(Config):
+    """The network that is read. Trained first by a recipe of its own, or taken from a file.
+
+    A training field left out is the recipe's own: `trained_by` gives the teacher's whole recipe.
+    """
+
+    model: ModelName
+    file: str | None = Field(None, description="weights of this model (.safetensors); nothing is trained")
+    seed: Seed = 0
+    epochs: Count | None = None
+    batch_size: Count | None = None
+    optimizer: Optimizer | None = None
+    lr_schedule: LrSchedule | None = None
+    label_smoothing: Fraction | None = None
+    precision: Precision | None = None
+
+    @model_validator(mode="after")
+    def _file_or_training(self) -> Self:
+        written = [name for name in (*INHERITED, "seed") if name in self.model_fields_set]
+        if self.file is not None and written:
+            raise ValueError(f"a teacher from a file is not trained, so it takes no {', '.join(written)}")
+        return self
+
+
+INHERITED = ("epochs", "batch_size", "optimizer", "lr_schedule", "label_smoothing", "precision")
+
+
+class Recipe(Config):
+    data: Data
+    teacher: Teacher | None = None
+    student: Student
+    method: Method
+    optimizer: Optimizer
+    lr_schedule: LrSchedule
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    batch_size: Count = Field(description="global: over all workers")
+    epochs: Count
+    precision: Precision = "fp32"
+    objective: Objective = Field("val/accuracy", description="chooses the epoch whose weights are kept")
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _teacher_where_needed(self) -> Self:
+        alone = isinstance(self.method, NoDistillation)
+        if alone and self.teacher is not None:
+            raise ValueError("method none reads no teacher; remove recipe.teacher")
+        if not alone and self.teacher is None:
+            raise ValueError(f"method {self.method.name} needs a teacher: {{model: ...}}")
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if isinstance(self.lr_schedule, Cosine) and self.lr_schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"lr_schedule.warmup_epochs must be below epochs {self.epochs}, got {self.lr_schedule.warmup_epochs}"
+            )
+        return self
+
+
+def teacher_recipe(recipe: Recipe) -> Recipe | None:
+    """The whole recipe by which the teacher of `recipe` is trained; None without a teacher or with one from a file."""
+    teacher = recipe.teacher
+    if teacher is None or teacher.file is not None:
+        return None
+    fields: dict[str, Any] = {name: getattr(teacher, name) for name in INHERITED}
+    return Recipe(
+        data=recipe.data,
+        student=Student(model=teacher.model),
+        method=NoDistillation(name="none"),
+        objective=recipe.objective,
+        seed=teacher.seed,
+        **{name: getattr(recipe, name) if value is None else value for name, value in fields.items()},
+    )

@@ -1,0 +1,30 @@
+"""Data sets. A new one is a file here, a line in `Data` and a test."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from kdtrain.data.base import Dataset, Split
+from kdtrain.data.digits import Digits
+from kdtrain.data.image_folder import ImageFolder
+from kdtrain.data.mnist import Mnist
+
+Data = Annotated[Digits | Mnist | ImageFolder, Field(discriminator="name")]
+AnyData = Digits | Mnist | ImageFolder
+
+
+def data_folder(chosen: str | Path | None) -> Path:
+    """Where data sets lie: --data DIR, else KDTRAIN_DATA, else ~/.cache/kdtrain/data."""
+    return Path(chosen or os.environ.get("KDTRAIN_DATA") or "~/.cache/kdtrain/data").expanduser().absolute()
+
+
+@lru_cache(maxsize=2)
+def load(config: AnyData, root: Path) -> Dataset:
+    """The data set of a recipe, read once per process; raises UserError where it is absent."""
+    return config.load(root)
+
+
+__all__ = ["AnyData", "Data", "Dataset", "Split", "data_folder", "load"]

@@ -1,0 +1,148 @@
+"""What a data set is to the rest: three splits of images with labels, and a fingerprint that names them.
+
+N images, C channels, H x W pixels, K classes.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kdtrain.streams import generator
+
+
+class Images(Protocol):
+    """The pixels of one split. Both views are pure functions: the same arguments give the same bits in any trial."""
+
+    def __len__(self) -> int: ...
+
+    def train_view(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        """What training sees of images `indices` [n] in an epoch: float32 [n, C, H, W] in [0, 1]."""
+        ...
+
+    def eval_view(self, indices: Tensor) -> Tensor:
+        """What evaluation sees: float32 [n, C, H, W] in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split with their labels, int64 [N]."""
+
+    images: Images
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    name: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    train: Split
+    val: Split
+    test: Split
+    fingerprint: str
+
+    def summary(self) -> dict[str, object]:
+        """For a trial's recipe.json: what was trained on, in numbers."""
+        sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
+        return {"name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes}
+
+
+class TensorImages:
+    """A small set whole in memory: uint8 [N, C, H, W], no random view, so one epoch's view serves all."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def train_view(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        return self.eval_view(indices)
+
+    def eval_view(self, indices: Tensor) -> Tensor:
+        return self.pixels[indices].float().div_(255)
+
+
+def resize_grey(images_NHW: np.ndarray, resolution: int) -> Tensor:
+    """uint8 [N, H, W] -> uint8 [N, 1, resolution, resolution], as torchvision's Resize does on PIL images: bilinear."""
+    size = (resolution, resolution)
+    resized = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in images_NHW]
+    return torch.from_numpy(np.stack(resized)[:, None])
+
+
+def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> Tensor:
+    """Sorted indices of `count` images with every class in proportion (largest remainders), drawn from a seed.
+
+    Raises ValueError unless 0 <= count <= N.
+    """
+    total = len(labels)
+    if not 0 <= count <= total:
+        raise ValueError(f"cannot draw {count} of {total} images")
+    per_class = torch.bincount(labels)
+    quotas = [count * int(n) / total for n in per_class]
+    shares = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda c: (shares[c] - quotas[c], c))
+    for c in by_remainder[: count - sum(shares)]:
+        shares[c] += 1
+    return torch.cat([_drawn(labels, c, share, seed, purpose) for c, share in enumerate(shares)]).sort().values
+
+
+def limited(labels: Tensor, indices: Tensor, limit_per_class: int | None, seed: int) -> Tensor:
+    """At most `limit_per_class` of `indices` for every class, drawn from a seed; all of them for None."""
+    if limit_per_class is None:
+        return indices
+    own = labels[indices]
+    kept = [_drawn(own, c, limit_per_class, seed, "limit") for c in range(int(labels.max()) + 1)]
+    return indices[torch.cat(kept).sort().values]
+
+
+def _drawn(labels: Tensor, label: int, count: int, seed: int, purpose: str) -> Tensor:
+    members = (labels == label).nonzero().flatten()
+    order = torch.randperm(len(members), generator=generator(seed, purpose, label))
+    return members[order[:count]]
+
+
+def remaining(total: int, *taken: Tensor) -> Tensor:
+    """Sorted indices below `total` that are in none of `taken`."""
+    free = torch.ones(total, dtype=torch.bool)
+    for indices in taken:
+        free[indices] = False
+    return free.nonzero().flatten()
+
+
+def fingerprint(name: str, content: bytes | np.ndarray, labels: Tensor, *splits: Tensor) -> str:
+    """Names the images, the labels and the split indices: 32 hexadecimal digits."""
+    digest = hashlib.blake2b(name.encode(), digest_size=16)
+    for part in (content, labels.numpy(), *(split.numpy() for split in splits)):
+        data = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def tensor_dataset(
+    name: str, pixels: Tensor, labels: Tensor, classes: tuple[str, ...], splits: tuple[Tensor, Tensor, Tensor]
+) -> Dataset:
+    """A Dataset held in memory from uint8 pixels [N, C, H, W] and the indices of train, val and test."""
+    train, val, test = (Split(TensorImages(pixels[indices]), labels[indices]) for indices in splits)
+    _, channels, height, width = pixels.shape
+    mark = fingerprint(name, pixels.numpy(), labels, *splits)
+    return Dataset(name, classes, (channels, height, width), train, val, test, mark)
+
+
+def missing(name: str, looked_for: Path, how: str) -> str:
+    """The sentence for a data set that is not there."""
+    return (
+        f"recipe.data: {name} is not there (looked for {looked_for}); {how}, "
+        "or name the folder that holds it with --data DIR or KDTRAIN_DATA"
+    )

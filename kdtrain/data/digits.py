@@ -1,0 +1,45 @@
+"""The 1,797 handwritten digits that scikit-learn carries (Alpaydin and Kaynak 1998): no download."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from kdtrain.data.base import Dataset, limited, remaining, resize_grey, stratified, tensor_dataset
+from kdtrain.fields import Config, Count, Seed
+
+
+class Digits(Config):
+    """8x8 grey images of ten digits, resized. Stratified: 599 test, 300 validation, 898 train."""
+
+    name: Literal["digits"]
+    resolution: Annotated[int, Field(ge=8, le=256)] = 32
+    limit_per_class: Count | None = Field(None, description="at most so many of each class in each split")
+    split_seed: Seed = 0
+
+    test_images: ClassVar[int] = 599
+    val_images: ClassVar[int] = 300
+    train_images: ClassVar[int | None] = 898
+    class_count: ClassVar[int | None] = 10
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return 1, self.resolution, self.resolution
+
+    def load(self, root: Path) -> Dataset:
+        """Reads nothing below `root`: the images come with scikit-learn."""
+        import numpy as np
+        import torch
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        labels = torch.from_numpy(digits.target.astype(np.int64))
+        test = stratified(labels, self.test_images, self.split_seed, "test split")
+        rest = remaining(len(labels), test)
+        val = rest[stratified(labels[rest], self.val_images, self.split_seed, "val split")]
+        train = remaining(len(labels), test, val)
+        splits = [limited(labels, part, self.limit_per_class, self.split_seed) for part in (train, val, test)]
+        classes = tuple(str(name) for name in digits.target_names)
+        pixels = resize_grey(grey, self.resolution)
+        return tensor_dataset("digits", pixels, labels, classes, (splits[0], splits[1], splits[2]))

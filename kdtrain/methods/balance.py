@@ -1,0 +1,63 @@
+"""How much the hard labels and how much the teacher count: four spellings, translated here and nowhere else."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from kdtrain.fields import Config, Fraction, NonNegative
+
+SPELLINGS = ("weight", "kd_ratio", "alpha", "alpha_ce")
+
+
+class Balance(Config):
+    """Exactly one of four spellings of the two weights of `cross_entropy` and the distillation term.
+
+    weight w: cross-entropy 1, distillation w.
+    kd_ratio r (setup 4): cross-entropy 1, distillation r/(1-r) if r < 1, else r.
+    alpha a (setup 1): cross-entropy 1-a, distillation a.
+    alpha_ce a (setups 2 and 3): cross-entropy a, distillation 1-a.
+    """
+
+    weight: NonNegative | None = Field(None, description="distillation weight; cross-entropy has 1")
+    kd_ratio: NonNegative | None = Field(None, description="r < 1: weight r/(1-r); else weight r")
+    alpha: Fraction | None = Field(None, description="share of the distillation term")
+    alpha_ce: Fraction | None = Field(None, description="share of cross-entropy")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        written = [key for key in SPELLINGS if getattr(self, key) is not None]
+        if len(written) != 1:
+            raise ValueError(f"takes exactly one of {', '.join(SPELLINGS)}, got {', '.join(written) or 'none'}")
+        return self
+
+    @property
+    def spelling(self) -> str:
+        return next(key for key in SPELLINGS if getattr(self, key) is not None)
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """(weight of cross-entropy, weight of the distillation term)."""
+        if self.weight is not None:
+            return 1.0, self.weight
+        if self.kd_ratio is not None:
+            return 1.0, self.kd_ratio / (1 - self.kd_ratio) if self.kd_ratio < 1 else self.kd_ratio
+        if self.alpha is not None:
+            return 1 - self.alpha, self.alpha
+        assert self.alpha_ce is not None
+        return self.alpha_ce, 1 - self.alpha_ce
+
+    def respell(self, spelling: str) -> float:
+        """The same two weights in another spelling; ValueError where that spelling cannot say them."""
+        if spelling == self.spelling:
+            value = getattr(self, spelling)
+            assert isinstance(value, float | int)
+            return float(value)
+        cross_entropy, distillation = self.weights
+        if spelling in ("weight", "kd_ratio") and cross_entropy == 1.0:
+            return distillation if spelling == "weight" else distillation / (1 + distillation)
+        if spelling in ("alpha", "alpha_ce") and abs(cross_entropy + distillation - 1) < 1e-12:
+            return distillation if spelling == "alpha" else cross_entropy
+        raise ValueError(
+            f"{self.spelling} {getattr(self, self.spelling):g} (cross-entropy {cross_entropy:g}, "
+            f"distillation {distillation:g}) cannot be said as {spelling}"
+        )

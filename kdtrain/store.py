@@ -4,7 +4,7 @@
         recipe.json       what is trained, on which data
         epochs.jsonl      a row an epoch
         outcome.json      written last; its presence means ended, its `state` says how
-        checkpoint-*, best-*.safetensors while running; weights.safetensors, predictions.npz where they are kept
+        checkpoint-*.safetensors while running; weights.safetensors, predictions.npz where they are kept
 """
 
 import hashlib
@@ -145,20 +145,8 @@ class TrialFolder:
                 return data
         return None
 
-    def write_best(self, epoch: int, data: bytes) -> None:
-        write_bytes(self.path / f"best-{epoch:06d}.safetensors", data)
-
-    def read_best(self, epoch: int) -> bytes:
-        return (self.path / f"best-{epoch:06d}.safetensors").read_bytes()
-
-    def keep_best(self, epoch: int) -> None:
-        """Removes the best weights of other epochs: called once a checkpoint names this one."""
-        for path in self.path.glob("best-*.safetensors"):
-            if path.name != f"best-{epoch:06d}.safetensors":
-                path.unlink(missing_ok=True)
-
     def remove_checkpoints(self) -> None:
-        for path in (*self._checkpoints(), *self.path.glob("best-*.safetensors")):
+        for path in self._checkpoints():
             path.unlink(missing_ok=True)
 
     def _checkpoints(self) -> list[Path]:

@@ -1,0 +1,57 @@
+"""The process and machine that a training runs in: set up alike everywhere, and recorded with its outcome."""
+
+import platform
+import resource
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("kdtrain", "torch", "torchvision", "ray", "optuna", "numpy")
+
+
+def prepare_process(threads: int) -> None:
+    """Threads as given and deterministic kernels: equal recipes give equal bits in any process of one machine."""
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def describe(device: torch.device, workers: int) -> dict[str, Any]:
+    """What goes into an outcome beside the numbers: device, threads, workers, commit, versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "workers": workers,
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Of the GPU since the process started or the peak was reset; on the CPU of the whole process since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

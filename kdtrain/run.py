@@ -1,0 +1,246 @@
+"""Run: a training in progress. train(): one recipe from its folder in the store to its outcome."""
+
+import json
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from kdtrain import environment, ranks
+from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.data import Dataset, load
+from kdtrain.distiller import Distiller
+from kdtrain.errors import UserError
+from kdtrain.evaluate import accuracy, logits_of, nll
+from kdtrain.identity import NUMERICS, file_digest, trial_id
+from kdtrain.learner import Learner
+from kdtrain.loop import Metrics, NonFiniteLoss, fit, train_step
+from kdtrain.models import build, parameter_count
+from kdtrain.store import Row, Store, TrialFolder, write_bytes
+from kdtrain.streams import stream
+from kdtrain.teacher import Teacher, load_weights
+
+
+class Run:
+    """The one object that changes. `checkpoint` is all of it that is not derived from the recipe."""
+
+    def __init__(self, recipe: Recipe, data: Dataset, teacher: Teacher | None, device: torch.device) -> None:
+        self.recipe, self.data, self.teacher, self.device = recipe, data, teacher, device
+        student = build(recipe.student.model, data.image_shape, len(data.classes), stream(recipe.seed, "init"))
+        self.distiller = Distiller(student, recipe.method.criterion(recipe.label_smoothing)).to(device)
+        self.wrapped: torch.nn.Module = self.distiller
+        if ranks.size() > 1:
+            self.wrapped = torch.nn.parallel.DistributedDataParallel(self.distiller)
+        steps_per_epoch = -(-len(data.train) // recipe.batch_size)
+        self.learner = Learner(self.distiller, recipe, steps_per_epoch)
+        self.epoch = 0
+        self.step = 0
+        self.best: Metrics | None = None
+        self.best_weights: dict[str, Tensor] = {}
+        self.teacher_val_logits: Tensor | None = None
+
+    def remember_best(self, metrics: Metrics) -> None:
+        """Keeps epoch and weights if the objective is better than ever; ties by the other metric, then the earlier."""
+        own = {"epoch": self.epoch, **{key: metrics[key] for key in ("val/accuracy", "val/nll")}}
+        if self.best is None or self._merit(own) > self._merit(self.best):
+            self.best = own
+            self.best_weights = {
+                name: value.detach().clone() for name, value in self.distiller.student.state_dict().items()
+            }
+
+    def _merit(self, metrics: Metrics) -> tuple[float, float]:
+        merit = (metrics["val/accuracy"], -metrics["val/nll"])
+        return merit if self.recipe.objective == "val/accuracy" else merit[::-1]
+
+    def checkpoint(self) -> bytes:
+        """Everything that resuming needs, as one safetensors file."""
+        tensors = self.learner.state_tensors() | {f"best.{name}": value for name, value in self.best_weights.items()}
+        progress = {"epoch": self.epoch, "step": self.step, "best": self.best}
+        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        return safetensors.torch.save(contiguous, {"progress": json.dumps(progress)})
+
+    def restore(self, checkpoint: bytes) -> None:
+        """Continues from `checkpoint()`, bit for bit."""
+        tensors = safetensors.torch.load(checkpoint)
+        header_bytes = int.from_bytes(checkpoint[:8], "little")
+        progress = json.loads(json.loads(checkpoint[8 : 8 + header_bytes])["__metadata__"]["progress"])
+        self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
+        prefix = "best."
+        best = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        self.best_weights = {name: value.to(self.device) for name, value in best.items()}
+        self.learner.load_state_tensors({name: t for name, t in tensors.items() if not name.startswith(prefix)})
+
+
+def train(
+    recipe: Recipe,
+    store: Store,
+    data_root: Path,
+    device: torch.device,
+    *,
+    final: bool = False,
+    on_epoch: Callable[[Metrics], None] = lambda metrics: None,
+) -> Row:
+    """Trains a recipe to its outcome, which is returned; continues what was cut off, returns what has ended.
+
+    final: also read the test split (once, with the best epoch's weights) and keep weights and predictions.
+    on_epoch is called on every rank after the row and checkpoint of an epoch are written.
+    A training that breaks ends as `failed` with its reason; UserError is raised for what a user can mend.
+    """
+    data = load(recipe.data, data_root)
+    folder = store.trial(trial_id(recipe, data_root))
+    ended = folder.outcome()
+    if ended is not None and (not final or ended["state"] != "complete" or ended["test"] is not None):
+        return ended
+    run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device)
+    leads = ranks.rank() == 0
+    if leads:
+        folder.write_recipe(_recipe_row(run, folder, data_root))
+    ranks.barrier()
+    saved = folder.read_checkpoint()
+    if saved is not None:
+        run.restore(saved)
+    ranks.barrier()
+    if leads:
+        folder.keep_epochs(run.epoch)
+
+    def report(metrics: Metrics, run: Run) -> None:
+        metrics["peak_memory_bytes"] = environment.peak_memory_bytes(device)
+        if leads:
+            folder.append_epoch(metrics)
+            folder.write_checkpoint(run.epoch, run.checkpoint())
+        on_epoch(metrics)
+
+    try:
+        fit(run, recipe.epochs, report)
+        measured = test_metrics(run, folder) if final else None
+    except UserError:
+        raise
+    except Exception as error:
+        if leads:
+            write_bytes(folder.path / "error.txt", traceback.format_exc().encode())
+        reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
+        outcome = outcome_row("failed", reason, folder, environment.describe(device, ranks.size()))
+    else:
+        outcome = outcome_row("complete", None, folder, environment.describe(device, ranks.size()))
+        outcome |= {"best": run.best, "test": measured}
+    if leads:
+        folder.write_outcome(outcome)
+        folder.remove_checkpoints()
+    ranks.barrier()
+    return outcome
+
+
+def trained_teacher(
+    recipe: Recipe, data: Dataset, store: Store, data_root: Path, device: torch.device
+) -> Teacher | None:
+    """The recipe's teacher with its trained weights, from its file or from the store."""
+    if recipe.teacher is None:
+        return None
+    network = fresh_teacher(recipe, data)
+    taught_by = teacher_recipe(recipe)
+    if taught_by is None:
+        assert recipe.teacher.file is not None
+        load_weights(network, Path(recipe.teacher.file))
+    else:
+        load_weights(network, store.trial(trial_id(taught_by, data_root)).weights)
+    return Teacher(network, device)
+
+
+def fresh_teacher(recipe: Recipe, data: Dataset) -> torch.nn.Module:
+    """The recipe's teacher network before its weights are read."""
+    assert recipe.teacher is not None
+    return build(recipe.teacher.model, data.image_shape, len(data.classes), stream(recipe.teacher.seed, "init"))
+
+
+def smoke(recipe: Recipe, data_root: Path, device: torch.device) -> None:
+    """One real batch through student, teacher and method, nothing written; raises what a training would raise.
+
+    The teacher's weights are read where they come from a file and fresh where it is yet to be trained.
+    """
+    data = load(recipe.data, data_root)
+    teacher = None
+    if recipe.teacher is not None:
+        network = fresh_teacher(recipe, data)
+        if recipe.teacher.file is not None:
+            load_weights(network, Path(recipe.teacher.file))
+        teacher = Teacher(network, device)
+    run = Run(recipe, data, teacher, device)
+    run.distiller.train()
+    terms = train_step(run, torch.arange(min(recipe.batch_size, len(data.train))))
+    broken = [name for name, value in terms.items() if not torch.isfinite(value)]
+    if broken:
+        raise NonFiniteLoss(f"not finite on the first batch: {', '.join(broken)}")
+
+
+def test_metrics(run: Run, folder: TrialFolder) -> Row:
+    """Reads the test split, once, with the best epoch's weights; keeps these and the logits of val and test."""
+    student = run.distiller.student
+    student.load_state_dict(run.best_weights)
+    val, test = run.data.val, run.data.test
+    val_logits, test_logits = (logits_of(student, split, run.device) for split in (val, test))
+    if ranks.rank() == 0:
+        arrays = {
+            "val_logits": val_logits, "val_labels": val.labels, "test_logits": test_logits, "test_labels": test.labels
+        }  # fmt: skip
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_arrays(folder.predictions, {name: value.numpy() for name, value in arrays.items()})
+        weights = {name: value.cpu().contiguous() for name, value in run.best_weights.items()}
+        write_bytes(folder.weights, safetensors.torch.save(weights))
+    return {
+        "test/accuracy": accuracy(test_logits, test.labels),
+        "test/nll": nll(test_logits, test.labels),
+        "images": len(test),
+    }
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """An .npz file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
+
+
+def outcome_row(state: str, reason: str | None, folder: TrialFolder, surroundings: dict[str, Any]) -> Row:
+    """The outcome as far as the rows of the epochs tell it; a complete trial adds its best epoch and test."""
+    rows = folder.epochs()
+    recipe = folder.recipe()
+    images, seconds = sum(row["images"] for row in rows), sum(row["seconds"] for row in rows)
+    return {
+        "state": state,
+        "reason": reason,
+        "epochs": len(rows),
+        "best": None,
+        "test": None,
+        "parameters": recipe["parameters"] if recipe else None,
+        "images": images,
+        "teacher_images": sum(row["teacher_images"] for row in rows),
+        "seconds": seconds,
+        "images_per_s": images / seconds if seconds else None,
+        "peak_memory_bytes": max((row["peak_memory_bytes"] for row in rows), default=None),
+        **surroundings,
+    }
+
+
+def _recipe_row(run: Run, folder: TrialFolder, data_root: Path) -> Row:
+    recipe = run.recipe
+    taught_by = teacher_recipe(recipe)
+    teacher: Row | None = None
+    if taught_by is not None:
+        teacher = {"trial_id": trial_id(taught_by, data_root)}
+    elif recipe.teacher is not None:
+        teacher = {"file": recipe.teacher.file, "sha256": file_digest(recipe.teacher)}
+    return {
+        "numerics": NUMERICS,
+        "trial_id": folder.trial_id,
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "teacher": teacher,
+        "data": run.data.summary(),
+        "parameters": parameter_count(run.distiller.student),
+    }

@@ -1,0 +1,1 @@
+"""What the user writes: located YAML, spaces, Recipe, Sweep."""

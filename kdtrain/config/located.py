@@ -112,6 +112,11 @@ def parse_value(text: str, place: str) -> Any:
     return data
 
 
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML that load_located reads back as the same data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
 def validate(model: type[M], data: Any, noun: str) -> tuple[M | None, list[Problem]]:
     """Plain data as a model, or all that is wrong with it; keys are those of `data`, without pydantic's union tags.
 
@@ -170,6 +175,13 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what _Loader would read as something else than text."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def _compose(text: str, place: str) -> yaml.Node | None:

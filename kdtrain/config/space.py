@@ -53,10 +53,12 @@ class Parameter:
         """The values that together touch all that is written: every option, or both ends."""
         return self.labels if self.kind == "choice" else (self.low, self.high)
 
-    def spread(self, points: int) -> tuple[Label, ...]:
+    def spread(self, points: int | None) -> tuple[Label, ...]:
         """Every option, or so many values from end to end, evenly on the range's own scale; whole ones once each."""
-        if self.kind == "choice" or points == 1:
-            return self.ends if self.kind == "choice" else (self.low,)
+        if self.kind == "choice":
+            return self.labels
+        if points is None or points < 2:
+            raise ValueError(f"a grid over {self.name} needs at least 2 points, got {points}")
         shares = [i / (points - 1) for i in range(1, points - 1)]
         if self.is_log:
             inner = [self.low * (self.high / self.low) ** share for share in shares]
@@ -188,12 +190,12 @@ def combinations(tree: Any, subtrees: Sequence[str]) -> list[Values]:
     return _product(tree, lambda p: p.ends if p.kind == "choice" and p.path[0] in subtrees else p.ends[:1])
 
 
-def grid(tree: Any, points: int) -> list[Values]:
-    """Every option with every one of so many values of each range, in the order of the file."""
+def grid(tree: Any, points: int | None) -> list[Values]:
+    """Every option with every one of so many values of each range (None: there is no range), in the file's order."""
     return _product(tree, lambda parameter: parameter.spread(points))
 
 
-def grid_size(tree: Any, points: int) -> int:
+def grid_size(tree: Any, points: int | None) -> int:
     """len(grid(tree, points)), counted without building it."""
 
     def size(node: Any, at: _At) -> int:

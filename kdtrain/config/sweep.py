@@ -13,6 +13,7 @@ from kdtrain.config.located import (
     Located,
     Problem,
     dotted,
+    dump_yaml,
     load_located,
     parse_value,
     shown_value,
@@ -144,7 +145,7 @@ class SweepFile(Config):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, checked. `tree` is its recipe as written, with spaces."""
+    """A sweep file, checked. `tree` is its recipe as written, with spaces, after --set."""
 
     name: str
     located: Located
@@ -162,39 +163,30 @@ class Sweep:
     def recipe_for(self, values: Mapping[str, Label], seed: int) -> Recipe:
         """The recipe at one point of the space. UserError where just these values do not go together."""
         resolved = resolve(self.tree, values)
-        tree = _with_teacher(resolved.tree, self._searched_by_teacher)
-        recipe, problems = validate(
-            Recipe, {**tree, "objective": self.study.objective, "seed": seed}, "recipe"
-        )
+        concrete = _with_teacher(resolved.tree, _first_published(self.tree, self.published))
+        concrete |= {"objective": self.study.objective, "seed": seed}
+        recipe, problems = validate(Recipe, concrete, "recipe")
         if recipe is None:
             raise self.located.error(_at_source(problem, resolved).below(("recipe",)) for problem in problems)
         return recipe
 
     def baseline(self) -> "Sweep":
-        """The student alone, searched over what it shares with the space; published values where it shares them."""
-        tree = self.baseline_tree()
+        """The student alone, searched over what it shares with the space, published values first where shared."""
+        tree = {key: value for key, value in self.tree.items() if key != "teacher"}
+        tree["method"] = {"name": "none"}
         names = {parameter.name for parameter in parameters(tree)}
         shared = [{name: value for name, value in point.items() if name in names} for point in self.published]
         published = tuple(point for i, point in enumerate(shared) if names and point not in shared[:i])
         return replace(self, tree=tree, published=published)
 
-    def baseline_tree(self) -> dict[str, Any]:
-        tree = {key: value for key, value in self.tree.items() if key != "teacher"}
-        return {**tree, "method": {"name": "none"}}
-
     def error(self, values: Mapping[str, Label], path: Keys, text: str) -> UserError:
         """A sentence about one value of the recipe at a point of the space: `error(values, ("method",), ...)`."""
-        return self.located.error(
-            [_at_source(Problem(path, text), resolve(self.tree, values)).below(("recipe",))]
-        )
+        problem = _at_source(Problem(path, text), resolve(self.tree, values))
+        return self.located.error([problem.below(("recipe",))])
 
     def line_of(self, keys: Keys) -> int:
-        """The line of ("recipe", "method", ...) in the file; 0 for what was set on the command line."""
+        """The line of ("recipe", "method"); 0 for what was set on the command line."""
         return self.located.line_of(keys)
-
-    @cached_property
-    def _searched_by_teacher(self) -> dict[str, Any]:
-        return _first_published(self.tree, self.published)
 
 
 def load_sweep(
@@ -478,7 +470,7 @@ def _study_problems(study: Study, tree: dict[str, Any]) -> Iterator[Problem]:
             return
         if not ranges and study.sampler.points is not None:
             yield Problem(points, "does nothing: the recipe searches only choices; remove it")
-        size = grid_size(tree, study.sampler.points or 2)
+        size = grid_size(tree, study.sampler.points)
         if study.trials > size + len(study.published):
             more = f" and {len(study.published)} published points" if study.published else ""
             yield Problem(

@@ -1,0 +1,221 @@
+"""A sweep's folder and its trials as frames: a row a trial, a row an epoch. Missing is NaN, never 0."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+
+from kdtrain.errors import UserError
+from kdtrain.store import Row, Store, read_json, read_rows
+
+STAGES = ("smoke", "teacher", "baselines", "search", "confirm", "pictures")
+TRAINING = ("teacher", "baselines", "search", "confirm")  # the others name a recipe, but train nothing
+NOT_ENDED = "not ended"
+PLANNED = (
+    "stage", "number", "trial_id", "state", "reason", "published",
+    "candidate", "role", "seed", "baseline", "source_stage", "source_number",
+)  # fmt: skip
+MEASURED = (
+    "best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "test_images", "parameters",
+    "epochs", "images", "teacher_images", "seconds", "images_per_s", "peak_memory_bytes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """The stages of one sweep as recorded.
+
+    trials: columns PLANNED and MEASURED; values: same index, a column per parameter, in the sweep's order.
+    """
+
+    folder: Path
+    description: Row
+    record: list[Row]
+    trials: pd.DataFrame
+    values: pd.DataFrame
+    recipes: Mapping[str, Row]
+    outcomes: Mapping[str, Row]
+
+    @property
+    def name(self) -> str:
+        return str(self.description["name"])
+
+    @property
+    def objective(self) -> str:
+        return str(self.description["study"]["objective"])
+
+    @property
+    def larger_is_better(self) -> bool:
+        return self.objective != "val/nll"
+
+    @property
+    def parameters(self) -> list[Row]:
+        return list(self.description["parameters"])
+
+    @property
+    def winner(self) -> Row | None:
+        return next((event for event in reversed(self.record) if event["event"] == "winner"), None)
+
+    @property
+    def finished(self) -> bool:
+        """It finished, and not before its trials grew: all asked for is planned, all planned has ended."""
+        return (
+            any(event["event"] == "finished" for event in self.record)
+            and len(self.stage("search")) >= self.description["study"]["trials"]
+            and not (self.trials["state"] == NOT_ENDED).any()
+        )
+
+    def stage(self, name: str) -> pd.DataFrame:
+        return self.trials[self.trials["stage"] == name]
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """One row an epoch of every trial: trial_id and what the loop reported."""
+        rows = [
+            {"trial_id": trial_id} | row
+            for trial_id in self.recipes
+            for row in self._store.trial(trial_id).epochs()
+        ]
+        frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial_id", "epoch"])
+        return frame.drop_duplicates(["trial_id", "epoch"], keep="last", ignore_index=True)
+
+    def test_predictions(self, trial_id: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """(logits [N, K], labels [N]) of the test images, where the trial kept them."""
+        arrays = read_arrays(self._store.trial(trial_id).predictions)
+        return (arrays["test_logits"], arrays["test_labels"]) if arrays else None
+
+    @property
+    def _store(self) -> Store:
+        return Store(self.folder.parent)
+
+
+def read_study(folder: Path) -> Study:
+    """UserError: no such folder, not a sweep's, written by a newer kdtrain."""
+    _check_is_a_sweep(folder)
+    description = read_json(folder / "study.json")
+    record = read_rows(folder / "record.jsonl")
+    planned = _planned(record)
+    store = Store(folder.parent)
+    trial_ids = dict.fromkeys(
+        row["trial_id"] for row in planned if row["stage"] in TRAINING and row["trial_id"]
+    )
+    recipes = {trial_id: row for trial_id in trial_ids if (row := store.trial(trial_id).recipe())}
+    outcomes = {trial_id: row for trial_id in trial_ids if (row := store.trial(trial_id).outcome())}
+    rows = [_trial_row(row, recipes.get(row["trial_id"]), _outcome(row, outcomes, store)) for row in planned]
+    trials = pd.DataFrame(rows, columns=[*PLANNED, *MEASURED])
+    trials = trials.astype(dict.fromkeys(MEASURED, float))
+    names = list(
+        dict.fromkeys(
+            [p["name"] for p in description["parameters"]] + [n for r in planned for n in r["values"]]
+        )
+    )
+    values = pd.DataFrame([row["values"] for row in planned], columns=names, index=trials.index, dtype=object)
+    return Study(folder, description, record, trials, values, recipes, outcomes)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; none if there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, BadZipFile) as error:
+        raise UserError(
+            f"{path}: cannot be read as arrays ({error}); remove it to report without it"
+        ) from None
+
+
+def trials_csv(study: Study) -> str:
+    """One row a trial; a searched value stands under `recipe.<its name>`, so none collides with a metric."""
+    columns = ["stage", "number", "trial_id", "state", "candidate", "seed"]
+    measured = ["best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "epochs"]
+    counts = study.trials.astype(dict.fromkeys(("best_epoch", "epochs", "seed"), "Int64"))
+    frame = pd.concat(
+        [counts[columns], study.values.add_prefix("recipe."), counts[[*measured, "reason", "seconds"]]],
+        axis="columns",
+    )
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"optimizer": {"lr": 1}} -> {"optimizer.lr": 1}; a list is a leaf."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {
+        path: leaf
+        for key, value in tree.items()
+        for path, leaf in flatten(value, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def _check_is_a_sweep(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give a sweep's folder, for example results/digits_kd")
+    if not (folder / "study.json").exists():
+        sweeps = sorted(path.parent for path in folder.glob("*/study.json"))
+        hint = f"; sweeps in it: {', '.join(str(path) for path in sweeps)}" if sweeps else ""
+        raise UserError(f"{folder}: is not a sweep's folder, it has no study.json{hint}")
+
+
+def _planned(record: list[Row]) -> list[Row]:
+    """The planned trials by stage and number, each with how it ended; of two records the last counts."""
+    rows: dict[tuple[str, int], Row] = {}
+    for event in record:
+        key = (event.get("stage", ""), event.get("number", -1))
+        if event["event"] == "planned":
+            rows[key] = {"trial_id": None, "values": {}, **event}
+        elif event["event"] == "ended" and key in rows:
+            rows[key] |= {name: event.get(name) for name in ("state", "reason", "value", "epochs")}
+            rows[key]["trial_id"] = event.get("trial_id") or rows[key]["trial_id"]
+    latest = {
+        row["candidate"]: row.get("source")
+        for row in sorted(rows.values(), key=_time)
+        if row.get("candidate")
+    }
+    current = [
+        row
+        for row in rows.values()
+        if row.get("source") == latest.get(row.get("candidate"), row.get("source"))
+    ]
+    return sorted(current, key=lambda row: (STAGES.index(row["stage"]), row["number"]))
+
+
+def _outcome(planned: Row, outcomes: Mapping[str, Row], store: Store) -> Row | None:
+    """How the trial ended in this study: one that it pruned may have been trained on by another since."""
+    outcome = outcomes.get(planned["trial_id"]) if planned["stage"] in TRAINING else None
+    epochs = planned.get("epochs")
+    if outcome is None or planned.get("state") != "pruned" or epochs is None or outcome["epochs"] == epochs:
+        return outcome
+    rows = [row for row in store.trial(planned["trial_id"]).epochs() if row["epoch"] <= epochs]
+    if not rows or outcome["best"] is None:
+        return outcome
+    best = next((row for row in rows if planned.get("value") in (row["val/accuracy"], row["val/nll"])), None)
+    return outcome | {"epochs": epochs, "best": best, "test": None}
+
+
+def _time(row: Row) -> float:
+    return float(row.get("time", 0.0))
+
+
+def _trial_row(planned: Row, recipe: Row | None, outcome: Row | None) -> Row:
+    row = {name: planned.get(name) for name in PLANNED}
+    row["published"] = bool(planned.get("published"))
+    row["state"] = planned.get("state") or (outcome or {}).get("state") or NOT_ENDED
+    source = planned.get("source") or {}
+    row |= {"source_stage": source.get("stage"), "source_number": source.get("number")}
+    if row["seed"] is None and recipe:
+        row["seed"] = recipe["recipe"].get("seed")
+    if outcome is None:
+        return row
+    best, test = outcome.get("best") or {}, outcome.get("test") or {}
+    row |= {name: outcome.get(name) for name in MEASURED}
+    row |= {"best_epoch": best.get("epoch"), "test_images": test.get("images")}
+    row |= {name: best.get(name) for name in ("val/accuracy", "val/nll")}
+    row |= {name: test.get(name) for name in ("test/accuracy", "test/nll")}
+    return row

@@ -1,0 +1,222 @@
+"""The report's top: whether distilling beat the student alone, how sure, on what terms; the networks."""
+
+from typing import Any
+
+import pandas as pd
+
+from analysis.accounts import continue_command
+from analysis.claims import Candidate, Single, bootstrap, verdict
+from analysis.frame import NOT_ENDED, STAGES, Study
+from analysis.statistics import Estimate
+from analysis.tables import (
+    MISSING,
+    bold_if,
+    count,
+    described,
+    estimate_percent,
+    estimate_points,
+    markdown,
+    missing,
+    percent,
+    points,
+    points_interval,
+)
+
+
+def answer_section(
+    study: Study, winner: Candidate | None, baseline: Candidate | None, found: list[Single]
+) -> str:
+    title = (study.description.get("report") or {}).get("title") or study.name
+    parts = [f"# {title}"]
+    if not study.finished:
+        parts.append(_unfinished(study))
+    parts.append(_answer(study, winner, baseline))
+    below = _teacher_below(study, baseline, found[0]) if found else None
+    notes = [
+        _who(winner, baseline),
+        below,
+        _runs_lost(winner, baseline),
+        CONDITIONAL,
+        _order(study),
+        _data(study),
+    ]
+    parts.append("\n".join(f"- {note}" for note in notes if note))
+    return "\n\n".join(parts) + "\n"
+
+
+def setup_section(
+    study: Study, winner: Candidate | None, baseline: Candidate | None, found: list[Single]
+) -> str:
+    rows = [_teacher_row(single, "teacher" if i == 0 else "other teacher") for i, single in enumerate(found)]
+    if not rows:
+        from_file = any((recipe.get("teacher") or {}).get("file") for recipe in study.recipes.values())
+        rows.append(
+            _row("teacher (from a file, not measured here)" if from_file else "teacher (not trained yet)")
+        )
+    rows += [
+        _student_row("student alone (baseline)", baseline),
+        _student_row("student distilled (winner)", winner),
+    ]
+    legend = (
+        "Students: mean ± half-width of its 95 % t interval over n confirming seeds; the difference is "
+        "paired by seed."
+    )
+    if any(single.interval for single in found):
+        images = " and ".join(sorted({count(single.test_images) for single in found if single.interval}))
+        legend += (
+            f"\n\\* One run: the binomial (Clopper-Pearson) 95 % interval of its {images} test images, "
+            "which knows nothing of other seeds."
+        )
+    return f"## Teacher, student alone, student distilled\n\n{markdown(pd.DataFrame(rows))}\n{legend}\n"
+
+
+CONDITIONAL = (
+    "All intervals are conditional on the split and the teacher: both are fixed; the confirming seed "
+    "changes initialisation, order of images and views."
+)
+
+
+def _answer(study: Study, winner: Candidate | None, baseline: Candidate | None) -> str:
+    if winner is None or baseline is None:
+        return "Whether distilling beats the student alone is not known yet: no winner is confirmed."
+    difference, said = winner.difference, verdict(winner.difference)
+    words = {
+        "beat": "Distilling **beat** the student alone",
+        "lost to": "Distilling **lost to** the student alone",
+    }.get(said, f"Whether distilling beats the student alone is {said}")
+    return f"{words}: {_measured(difference)}.\n\n{_bootstrap(study, winner, baseline)}"
+
+
+def _measured(difference: Estimate | None) -> str:
+    if difference is None:
+        return "no difference is measured"
+    interval = (
+        "no interval"
+        if difference.interval is None
+        else f"95 % t interval {points_interval(difference.interval)}"
+    )
+    return (
+        f"{points(difference.mean)} percentage points of test accuracy ({interval}; mean of paired "
+        f"differences by seed, n = {difference.n} seed{'s' if difference.n > 1 else ''})"
+    )
+
+
+def _bootstrap(study: Study, winner: Candidate, baseline: Candidate) -> str:
+    found = bootstrap(study, winner, baseline)
+    if found is None:
+        return "There is no bootstrap over test images: not every confirming run has kept its predictions."
+    interval, images, seeds = found
+    contains = ", which contains 0" if interval.contains_zero else ""
+    return (
+        f"Other test images instead of other seeds: {points_interval(interval)} percentage points{contains} "
+        f"(95 % bootstrap over the {count(images)} test images, paired by image, accuracies averaged over "
+        f"{seeds} seed{'s' if seeds > 1 else ''})."
+    )
+
+
+def _who(winner: Candidate | None, baseline: Candidate | None) -> str | None:
+    if winner is None or baseline is None:
+        return None
+    values = described(winner.values)
+    return (
+        f"The winner is {winner.key} (from {winner.source}{': ' if values else ''}{values}); the student "
+        f"alone is {baseline.key}, the best of the same student's own "
+        f"search{f' ({described(baseline.values)})' if baseline.values else ''}."
+    )
+
+
+def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) -> str | None:
+    """By test where both have it, before that by the best epoch's validation accuracy."""
+    alone = baseline.test.mean if baseline and baseline.test else None
+    split, of_teacher = "test", teacher.test
+    if alone is None or missing(of_teacher):
+        trials = study.stage("baselines")
+        alone, split = trials.loc[trials["state"] == "complete", "val/accuracy"].max(), "validation"
+        of_teacher = teacher.validation
+    if missing(alone) or missing(of_teacher) or of_teacher >= alone:
+        return None
+    return (
+        f"The teacher ends below the student alone: {percent(of_teacher)} % against {percent(alone)} % of "
+        f"{split} accuracy."
+    )
+
+
+def _runs_lost(winner: Candidate | None, baseline: Candidate | None) -> str | None:
+    lost = [
+        f"{c.planned - len(c.trial_ids)} of {c.planned} confirming runs of {c.key}"
+        for c in (winner, baseline)
+        if c is not None and len(c.trial_ids) < c.planned
+    ]
+    return f"Without a test result, and so left out with their pairs: {' and '.join(lost)}." if lost else None
+
+
+def _order(study: Study) -> str:
+    fields = study.description["study"]
+    if fields.get("order") == "free":
+        return (
+            "Order of the search: `free`. Suggestions and prunings depend on which trial finishes first, so "
+            "these tables are not repeatable."
+        )
+    return (
+        f"Order of the search: `batches` of {fields.get('batch')}. Nothing depends on which trial finishes "
+        "first: all that stands "
+        'above "Cost and versions" is repeatable, byte for byte, from the same file and seed '
+        "on the same kind of machine."
+    )
+
+
+def _data(study: Study) -> str | None:
+    data = next((recipe["data"] for recipe in study.recipes.values() if recipe.get("data")), None)
+    if data is None:
+        return None
+    return (
+        f"Data: {data['name']}, {data['classes']} classes; {count(data['train'])} images to train, "
+        f"{count(data['val'])} to choose by, {count(data['test'])} to test, read once."
+    )
+
+
+def _unfinished(study: Study) -> str:
+    ended = []
+    for stage in STAGES:
+        trials = study.stage(stage)
+        planned = max(len(trials), study.description["study"]["trials"] if stage == "search" else 0)
+        if planned:
+            ended.append(f"{stage} {(trials['state'] != NOT_ENDED).sum()} of {planned}")
+    return (
+        f"> This study is unfinished: {', '.join(ended)} ended. What is shown may still change. It "
+        f"continues with `{continue_command(study)}`."
+    )
+
+
+def _row(network: str, **cells: Any) -> dict[str, Any]:
+    columns = ("model", "parameters", "test accuracy, %", "n", "difference to the student alone, points")
+    return {"network": network} | dict.fromkeys(columns, MISSING) | cells
+
+
+def _teacher_row(teacher: Single, network: str) -> dict[str, Any]:
+    interval = teacher.interval
+    accuracy = percent(teacher.test)
+    if interval is not None:
+        accuracy += f" [{percent(interval.low)} to {percent(interval.high)}] \\*"
+    return _row(
+        network,
+        model=teacher.model,
+        parameters=count(teacher.parameters),
+        **{"test accuracy, %": accuracy, "n": "1"},
+    )
+
+
+def _student_row(network: str, candidate: Candidate | None) -> dict[str, Any]:
+    if candidate is None:
+        return _row(network, **{"test accuracy, %": "not confirmed yet"})
+    cells = {
+        "model": candidate.model,
+        "parameters": count(candidate.parameters),
+        "test accuracy, %": estimate_percent(candidate.test),
+        "n": str(candidate.test.n) if candidate.test else "0",
+        "difference to the student alone, points": bold_if(
+            candidate.difference is not None and candidate.difference.decided,
+            estimate_points(candidate.difference),
+        ),
+    }
+    return _row(network, **cells)

@@ -1,0 +1,114 @@
+"""What may be claimed of n seeds and N test images: pure functions, no bootstrap over seeds.
+
+S seeds, N images. Fractions in, fractions out. None says that there is no interval; it is never made up.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats  # type: ignore[import-untyped]
+
+LEVEL = 0.95
+SEEDS_FOR_A_CLAIM = 3
+NO_SPREAD = 1e-12  # accuracies differ by 1/N or not at all; what is smaller is rounding of floats
+
+
+@dataclass(frozen=True)
+class Interval:
+    low: float
+    high: float
+
+    @property
+    def contains_zero(self) -> bool:
+        return self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n runs; half_width is None where n runs give no interval (n < 2, or all of them equal)."""
+
+    mean: float
+    half_width: float | None
+    n: int
+
+    @property
+    def interval(self) -> Interval | None:
+        return (
+            None
+            if self.half_width is None
+            else Interval(self.mean - self.half_width, self.mean + self.half_width)
+        )
+
+    @property
+    def decided(self) -> bool:
+        """At least three runs, and an interval without 0: only this is printed bold."""
+        return self.n >= SEEDS_FOR_A_CLAIM and self.interval is not None and not self.interval.contains_zero
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate | None:
+    """Student 1908: mean +/- t(0.975, n-1) s / sqrt(n), s with n-1. None of no values.
+
+    Equal values have s = 0, from which t concludes certainty: they get no interval.
+    """
+    n = len(values)
+    if n == 0:
+        return None
+    mean = float(np.mean(values))
+    spread = float(np.std(values, ddof=1)) if n > 1 else 0.0
+    if spread <= NO_SPREAD:
+        return Estimate(mean, None, n)
+    return Estimate(mean, float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread / n**0.5, n)
+
+
+def paired_differences(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
+    """first - second for each seed that both have, by ascending seed."""
+    return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+
+
+def paired_p_value(differences: Sequence[float]) -> float | None:
+    """Two-sided paired t test (Student 1908), n-1 degrees of freedom; None as for the interval."""
+    estimate = mean_estimate(differences)
+    if estimate is None or estimate.half_width is None:
+        return None
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm 1979 (Scand. J. Statist. 6, 65-70): step-down adjusted p values; None stays out of the family."""
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        adjusted[index] = largest
+    return adjusted
+
+
+def clopper_pearson(successes: int, n: int) -> Interval | None:
+    """Clopper and Pearson 1934 (Biometrika 26, 404-413): exact binomial interval of one run on n images."""
+    if n < 1:
+        return None
+    tail = (1 - LEVEL) / 2
+    low = stats.beta.ppf(tail, successes, n - successes + 1) if successes > 0 else 0.0
+    high = stats.beta.ppf(1 - tail, successes + 1, n - successes) if successes < n else 1.0
+    return Interval(float(low), float(high))
+
+
+def bootstrap_over_images(
+    first_SN: ArrayLike, second_SN: ArrayLike, *, resamples: int = 10_000, seed: int = 0
+) -> Interval | None:
+    """Efron 1979, percentile interval of mean(first - second); images are resampled, seeds only averaged.
+
+    first, second: right (1) or wrong (0) for each of S seeds and N images. An image's difference takes few
+    distinct values, so a resample of N images is one multinomial draw of how often each value occurs.
+    """
+    difference_N = np.asarray(first_SN, float).mean(axis=0) - np.asarray(second_SN, float).mean(axis=0)
+    n_images = difference_N.size
+    if n_images < 2:
+        return None
+    values, counts = np.unique(difference_N.round(12), return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(n_images, counts / n_images, size=resamples)
+    low, high = np.quantile(drawn @ values / n_images, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))

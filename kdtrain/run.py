@@ -48,15 +48,12 @@ class Run:
     def remember_best(self, metrics: Metrics) -> None:
         """Keeps epoch and weights if the objective is better than ever; ties by the other metric, then the earlier."""
         own = {"epoch": self.epoch, **{key: metrics[key] for key in ("val/accuracy", "val/nll")}}
-        if self.best is None or self._merit(own) > self._merit(self.best):
+        objective = self.recipe.objective
+        if self.best is None or merit(own, objective) > merit(self.best, objective):
             self.best = own
             self.best_weights = {
                 name: value.detach().clone() for name, value in self.distiller.student.state_dict().items()
             }
-
-    def _merit(self, metrics: Metrics) -> tuple[float, float]:
-        merit = (metrics["val/accuracy"], -metrics["val/nll"])
-        return merit if self.recipe.objective == "val/accuracy" else merit[::-1]
 
     def checkpoint(self) -> bytes:
         """Everything that resuming needs, as one safetensors file."""
@@ -95,7 +92,7 @@ def train(
     data = load(recipe.data, data_root)
     folder = store.trial(trial_id(recipe, data_root))
     ended = folder.outcome()
-    if ended is not None and (not final or ended["state"] != "complete" or ended["test"] is not None):
+    if ended is not None and _serves(ended, final):
         return ended
     run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device)
     leads = ranks.rank() == 0
@@ -128,12 +125,19 @@ def train(
         outcome = outcome_row("failed", reason, folder, environment.describe(device, ranks.size()))
     else:
         outcome = outcome_row("complete", None, folder, environment.describe(device, ranks.size()))
-        outcome |= {"best": run.best, "test": measured}
+        outcome["test"] = measured
     if leads:
         folder.write_outcome(outcome)
         folder.remove_checkpoints()
     ranks.barrier()
     return outcome
+
+
+def _serves(outcome: Row, final: bool) -> bool:
+    """Whether an outcome is what a training would end with. A pruned one is some study's choice, no end."""
+    if outcome["state"] == "complete":
+        return not final or outcome["test"] is not None
+    return bool(outcome["state"] == "failed")
 
 
 def trained_teacher(
@@ -207,16 +211,31 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     temporary.replace(path)
 
 
+def merit(metrics: Row, objective: str) -> tuple[float, float]:
+    """What is compared of two epochs or trials, the larger the better; ties are left to the caller (the earlier)."""
+    by_accuracy = (metrics["val/accuracy"], -metrics["val/nll"])
+    return by_accuracy if objective == "val/accuracy" else by_accuracy[::-1]
+
+
+def best_epoch(rows: list[Row], objective: str) -> Row | None:
+    """Epoch and validation metrics of the best row: the one whose weights `Run` remembers."""
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: (*merit(row, objective), -row["epoch"]))
+    return {key: best[key] for key in ("epoch", "val/accuracy", "val/nll")}
+
+
 def outcome_row(state: str, reason: str | None, folder: TrialFolder, surroundings: dict[str, Any]) -> Row:
-    """The outcome as far as the rows of the epochs tell it; a complete trial adds its best epoch and test."""
+    """The outcome as the rows of the epochs tell it; a final trial adds its test metrics."""
     rows = folder.epochs()
     recipe = folder.recipe()
+    objective = recipe["recipe"]["objective"] if recipe else "val/accuracy"
     images, seconds = sum(row["images"] for row in rows), sum(row["seconds"] for row in rows)
     return {
         "state": state,
         "reason": reason,
         "epochs": len(rows),
-        "best": None,
+        "best": best_epoch(rows, objective),
         "test": None,
         "parameters": recipe["parameters"] if recipe else None,
         "images": images,

@@ -403,7 +403,7 @@ def _space_problems(node: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
         yield from _choice_problems(written)
     elif words:
         yield from (((), text) for text in _range_problems(word, written))
-    elif isinstance(written, list) and (near := difflib.get_close_matches(word, WORDS, n=1, cutoff=0.8)):
+    elif isinstance(written, list) and (near := difflib.get_close_matches(word, WORDS, n=1, cutoff=0.76)):
         yield (), f"unknown search space '{word}'; nearest: {near[0]} (choices: {', '.join(WORDS)})"
 
 

@@ -1,0 +1,49 @@
+"""What needs networks to be drawn, as arrays: analysis draws them. One validation image, softened by teacher and student."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kdtrain.config.recipe import Recipe
+from kdtrain.data import load
+from kdtrain.identity import trial_id
+from kdtrain.models import build
+from kdtrain.run import trained_teacher, write_arrays
+from kdtrain.store import Store
+from kdtrain.streams import generator
+from kdtrain.teacher import load_weights
+
+
+def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Path) -> None:
+    """Writes pictures.npz for a winning recipe: softmax(logits / T) of teacher and student at T = 1 and its own T."""
+    temperature = getattr(recipe.method, "temperature", None)
+    data = load(recipe.data, data_root)
+    teacher = trained_teacher(recipe, data, store, data_root, torch.device("cpu"))
+    if teacher is None or temperature is None:
+        return
+    student = build(recipe.student.model, data.image_shape, len(data.classes), 0).eval()
+    load_weights(student, store.trial(trial_id(recipe, data_root)).weights)
+    index = torch.randint(len(data.val), (1,), generator=generator(recipe.seed, "softened image"))
+    image = data.val.images.eval_view(index)
+    temperatures = (1.0, temperature)
+    with torch.inference_mode():
+        arrays = {
+            "softened_image": _drawable(image[0]),
+            "softened_label": data.val.labels[index][0],
+            "softened_temperatures": torch.tensor(temperatures),
+            "softened_teacher": torch.stack([_softmax(teacher.network(image), t) for t in temperatures]),
+            "softened_student": torch.stack([_softmax(student(image), t) for t in temperatures]),
+        }
+    write_arrays(folder / "pictures.npz", {name: value.numpy() for name, value in arrays.items()})
+
+
+def _softmax(logits_1K: Tensor, temperature: float) -> Tensor:
+    return functional.softmax(logits_1K[0].float() / temperature, dim=0)
+
+
+def _drawable(image_CHW: Tensor) -> Tensor:
+    """uint8 [H, W] or [H, W, 3] from values in [0, 1]."""
+    pixels = (image_CHW * 255).round().to(torch.uint8).permute(1, 2, 0)
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels

@@ -1,0 +1,100 @@
+"""A study's own record: record.jsonl, every event appended. The folder belongs to one recipe and one study."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdtrain.errors import UserError
+from kdtrain.store import SCHEMA, Row, append_row, read_json, read_rows, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from kdtrain.study import Job
+
+
+class Record:
+    """What was planned and how it ended, by (stage, number); kept in memory as in the file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "record.jsonl"
+        self._plans: dict[tuple[str, int], Row] = {}
+        self._ends: dict[tuple[str, int], Row] = {}
+        self._newest: dict[str, Row] = {}
+        for row in read_rows(self.path):
+            self._keep(row)
+
+    def open(self, about: Row, file_text: str) -> None:
+        """Claims the folder for a study, or finds it claimed by the same one; raises UserError where it is another's.
+
+        about: study.json without its schema. Only `study.trials` may differ, and only grow; resources, report and
+        where the file lay may differ freely.
+        """
+        path = self.folder / "study.json"
+        if path.exists():
+            earlier = read_json(path)
+            problems = _differences(_owned(earlier), _owned(about))
+            before, now = earlier["study"]["trials"], about["study"]["trials"]
+            if now < before:
+                problems.append(f"study.trials was {before} and can only grow, got {now}")
+            if problems:
+                raise UserError(
+                    f"{self.folder} holds another study of this name: {'; '.join(problems)}; "
+                    "name another folder with --results"
+                )
+        write_json(path, {"schema": SCHEMA, **about})
+        write_bytes(self.folder / "sweep.yaml", file_text.encode())
+
+    def append(self, event: str, **fields: Any) -> None:
+        row = {"event": event, "time": time.time(), **fields}
+        append_row(self.path, row)
+        self._keep(row)
+
+    def append_once(self, event: str, **fields: Any) -> None:
+        """Appends unless the newest event of this kind says the same."""
+        if self._newest.get(event) != fields:
+            self.append(event, **fields)
+
+    def plan_once(self, job: "Job") -> None:
+        about = {"stage": job.stage, "number": job.number, "trial_id": job.trial_id, **job.details}
+        known = self._plans.get((job.stage, job.number))
+        if known is None or any(known.get(key) != value for key, value in about.items()):
+            self.append("planned", **about)
+
+    def end_once(self, job: "Job", outcome: Row) -> None:
+        about = {"stage": job.stage, "number": job.number, "trial_id": job.trial_id, **outcome}
+        known = self._ends.get((job.stage, job.number))
+        if known is None or any(known.get(key) != value for key, value in about.items()):
+            self.append("ended", **about)
+
+    def plan(self, stage: str, number: int) -> Row:
+        return self._plans[stage, number]
+
+    def planned_values(self, stage: str, number: int) -> dict[str, Any] | None:
+        """The values that were drawn for this trial at an earlier start, if any were."""
+        row = self._plans.get((stage, number))
+        return row["values"] if row else None
+
+    def ends(self, stage: str) -> dict[int, Row]:
+        """How each job of a stage ended, by number."""
+        return {number: row for (own, number), row in self._ends.items() if own == stage}
+
+    def _keep(self, row: Row) -> None:
+        self._newest[row["event"]] = {key: value for key, value in row.items() if key not in ("event", "time")}
+        kept = {"planned": self._plans, "ended": self._ends}.get(row["event"])
+        if kept is not None:
+            kept[row["stage"], row["number"]] = row
+
+
+def _owned(about: Row) -> Row:
+    study = {key: value for key, value in about["study"].items() if key != "trials"}
+    return {"recipe": about["recipe"], "study": study}
+
+
+def _differences(before: Any, now: Any, place: str = "") -> list[str]:
+    """Where two trees differ, as sentences."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for key in sorted(before.keys() | now.keys()):
+            found += _differences(before.get(key), now.get(key), f"{place}.{key}" if place else key)
+        return found
+    return [] if before == now else [f"{place} was {before!r}, is {now!r}"]

@@ -1,0 +1,143 @@
+"""One search of a study: what to try next, and what is not worth finishing. Optuna decides; nothing is stored here.
+
+A suggestion is a function of (study seed, stage, number, what had ended before its batch), and a pruning decision one
+of the trial's own epochs and of earlier batches. So a search can be rebuilt from the trials' rows after any kill, and
+which trial happens to finish first changes nothing.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from kdtrain.config import space
+from kdtrain.config import Sweep
+from kdtrain.config.recipe import Recipe
+from kdtrain.store import Row
+from kdtrain.streams import stream
+
+optuna.logging.set_verbosity(logging.WARNING)
+Values = dict[str, Any]
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+@dataclass
+class Search:
+    """`ended` holds, by number, every trial that has ended; `planned` the values of every trial that was planned."""
+
+    stage: str
+    sweep: Sweep  # its tree is searched; its published points are tried before anything is suggested
+    planned: dict[int, Values] = field(default_factory=dict)
+    ended: dict[int, FrozenTrial] = field(default_factory=dict)
+    order_ended: list[int] = field(default_factory=list)
+    running: dict[int, optuna.Trial] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> int:
+        """How many trials this search has: the study's, or fewer where the space (or its grid) holds fewer."""
+        study = self.sweep.study
+        if not self.sweep.parameters:
+            return 1
+        if study.sampler.name == "grid":
+            size = space.grid_size(self.sweep.tree, study.sampler.points or 2)
+            return min(study.trials, len(self.sweep.published) + size)
+        return study.trials
+
+    def recipe(self, number: int) -> Recipe:
+        """The recipe of a planned trial, with the search's one seed."""
+        return self.sweep.recipe_for(self.planned[number], self.sweep.study.seed)
+
+    def batch_of(self, number: int) -> range:
+        """The numbers that are drawn together: they do not see one another's results."""
+        size = self.sweep.study.batch if self.sweep.study.order == "batches" else 1
+        start = number - number % size
+        return range(start, min(start + size, self.trials))
+
+    def suggest(self, number: int) -> Values:
+        """The values of trial `number`; those of its batch before it count as running."""
+        first = self.sweep.published
+        if number < len(first):
+            return first[number]
+        if self.sweep.study.sampler.name == "grid":
+            return space.grid(self.sweep.tree, self.sweep.study.sampler.points or 2)[number - len(first)]
+        study = self._study(self._seen_by(number), self._sampler(number))
+        for other, values in sorted(self.planned.items()):
+            if other not in self.ended and other < number:
+                study.add_trial(self._frozen(values, TrialState.RUNNING, None, {}, {}))
+        return space.suggest(study.ask(), self.sweep.tree)
+
+    def should_prune(self, number: int, rows: Sequence[Row]) -> bool:
+        """Whether trial `number` should stop after the last of its epochs' rows."""
+        if number not in self.running:
+            trial = self.running[number] = self._comparison(number)
+            for row in rows[:-1]:
+                self._report(trial, row)
+        return self._report(self.running[number], rows[-1])
+
+    def would_end_at(self, number: int, rows: Sequence[Row]) -> int | None:
+        """The epoch after which trial `number` is pruned, or None: decided again from its rows."""
+        trial = self._comparison(number)
+        return next((int(row["epoch"]) for row in rows if self._report(trial, row)), None)
+
+    def tell(self, number: int, state: str, value: float | None, rows: Sequence[Row]) -> None:
+        """Trial `number` has ended."""
+        self.running.pop(number, None)
+        comparison = self._comparison(number)
+        for row in rows:
+            self._report(comparison, row)
+        rungs = comparison.study.get_trials(deepcopy=False)[-1].system_attrs
+        reported = {int(row["epoch"]): float(row[self.sweep.study.objective]) for row in rows}
+        own = value if state == "complete" else None
+        self.ended[number] = self._frozen(self.planned[number], STATES[state], own, reported, dict(rungs))
+        self.order_ended.append(number)
+
+    def _seen_by(self, number: int) -> list[FrozenTrial]:
+        """In batches: everything of earlier batches, by number. Free: whatever has ended, as it came."""
+        if self.sweep.study.order == "free":
+            return [self.ended[other] for other in self.order_ended]
+        start = self.batch_of(number).start
+        return [trial for other, trial in sorted(self.ended.items()) if other < start]
+
+    def _comparison(self, number: int) -> optuna.Trial:
+        """A fresh Optuna trial among those that trial `number` is compared with when it may be pruned."""
+        return self._study(self._seen_by(number), optuna.samplers.RandomSampler(seed=0)).ask()
+
+    def _report(self, trial: optuna.Trial, row: Row) -> bool:
+        trial.report(float(row[self.sweep.study.objective]), int(row["epoch"]))
+        return trial.should_prune()
+
+    def _study(self, trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+        direction = "maximize" if self.sweep.study.objective == "val/accuracy" else "minimize"
+        study = optuna.create_study(sampler=sampler, pruner=self._pruner(), direction=direction)
+        study.add_trials(trials)
+        return study
+
+    def _frozen(
+        self, values: Mapping[str, Any], state: TrialState, value: float | None, reported: dict[int, float], rungs: Row
+    ) -> FrozenTrial:
+        return optuna.create_trial(
+            state=state,
+            params=dict(values),
+            distributions=space.distributions(self.sweep.tree, values),
+            value=value,
+            intermediate_values=reported,
+            system_attrs=rungs,
+        )
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        seed = stream(self.sweep.study.seed, self.stage, number) % 2**32
+        if self.sweep.study.sampler.name == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        startup = self.sweep.study.sampler.startup_trials
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
+
+    def _pruner(self) -> optuna.pruners.BasePruner:
+        pruner = self.sweep.study.pruner
+        if pruner.name == "asha":
+            return optuna.pruners.SuccessiveHalvingPruner(pruner.min_epochs, pruner.reduction)
+        if pruner.name == "median":
+            return optuna.pruners.MedianPruner(pruner.startup_trials, n_warmup_steps=pruner.min_epochs - 1)
+        return optuna.pruners.NopPruner()

@@ -1,0 +1,386 @@
+"""The stages of one sweep, in order: smoke, teacher, baselines, search, confirm, pictures.
+
+A Study hands out jobs and is told when they have ended; who carries them out (Ray Tune, a test) is not its business.
+The store is the truth: what has an outcome is never run again, so a study that was cut off is simply opened again.
+The smoke stage comes before the teacher, not after it: its point is to fail before anything long.
+"""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from kdtrain import environment
+from kdtrain.config import Sweep, space
+from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.data import load
+from kdtrain.errors import UserError
+from kdtrain.identity import trial_id
+from kdtrain.models import build, forward_flops, parameter_count
+from kdtrain.record import Record
+from kdtrain.run import best_epoch, merit, outcome_row
+from kdtrain.search import Search, Values
+from kdtrain.store import Row, Store, TrialFolder, write_bytes
+
+FIRST_CONFIRMING_SEED = 1_000_000
+"""Searches take seeds below it, confirming runs from it on, 1,000 for each study seed: no seed that chose is ever
+counted again."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to run: a training, a smoke test or the pictures."""
+
+    stage: str
+    number: int
+    recipe: Recipe
+    trial_id: str
+    kind: str = "train"
+    final: bool = False
+    prunable: bool = False
+    details: Row = field(default_factory=dict, compare=False)
+
+    @property
+    def key(self) -> str:
+        return f"{self.stage}-{self.number}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe that is confirmed with n seeds."""
+
+    key: str
+    role: str
+    values: Values
+    source: Row
+    baseline: str | None
+
+
+class Study:
+    """One sweep being carried out in its folder of a store."""
+
+    def __init__(self, sweep: Sweep, store: Store, record: Record, data_root: Path, workers_device: str = "cpu") -> None:
+        self.sweep, self.store, self.record, self.data_root = sweep, store, record, data_root
+        self.device = torch.device(workers_device)
+        self.search = Search("search", sweep)
+        self.baselines = Search("baselines", sweep.baseline())
+        self.running: dict[str, Job] = {}
+        self.waiting: dict[str, list[Job]] = {}
+        self.states: dict[str, Row] = {}
+        self.stage, self.stage_size = "smoke", 0
+
+    def jobs(self) -> Iterator[Job | None]:
+        """Every job that is still to do, stage by stage; None: nothing to start until a running one has ended.
+
+        Raises UserError where a stage leaves nothing to go on with.
+        """
+        yield from self._smoke()
+        yield from self._teachers()
+        for search in (self.baselines, self.search):
+            self.stage, self.stage_size = search.stage, search.trials
+            yield from self._searched(search)
+        candidates = self._candidates()
+        yield from self._confirmed(candidates)
+        winner = self._winner(candidates)
+        if winner is not None:
+            yield from self._all([self._job("pictures", 0, winner, kind="pictures")])
+        self.record.append_once("finished")
+
+    def should_prune(self, job: Job) -> bool:
+        """Told after each epoch of a training; if True the job has ended as pruned and is to be stopped."""
+        if not job.prunable:
+            return False
+        folder = self.store.trial(job.trial_id)
+        rows = folder.epochs()
+        if not rows or rows[-1]["epoch"] >= job.recipe.epochs:
+            return False
+        if not self._search(job).should_prune(job.number, rows):
+            return False
+        reason = f"stopped by {self.sweep.study.pruner.name} after epoch {rows[-1]['epoch']}"
+        surroundings = environment.describe(self.device, self.sweep.resources.workers)
+        folder.write_outcome(outcome_row("pruned", reason, folder, surroundings))
+        folder.remove_checkpoints()
+        return True
+
+    def ended(self, job: Job, broken: str | None = None) -> None:
+        """A job has ended: with an outcome in the store, or `broken` with a reason."""
+        folder = self.store.trial(job.trial_id)
+        if job.kind == "train" and folder.outcome() is None:
+            reason = broken or "its process ended without an outcome"
+            surroundings = environment.describe(self.device, self.sweep.resources.workers)
+            folder.write_outcome(outcome_row("failed", reason, folder, surroundings))
+        self.running.pop(job.key, None)
+        self._note_end(job, broken)
+        for follower in self.waiting.pop(job.trial_id, []):
+            self._note_end(follower, broken)
+
+    def progress(self) -> Row:
+        """For a display: the stage, how its jobs stand, and the best objective of the search so far."""
+        ends = [row["state"] for key, row in self.states.items() if key.rpartition("-")[0] == self.stage]
+        counts = {state: ends.count(state) for state in ("complete", "pruned", "failed")}
+        running = sum(job.stage == self.stage for job in self.running.values())
+        values = [trial.value for trial in self.search.ended.values() if trial.value is not None]
+        best = (max if self.sweep.study.objective == "val/accuracy" else min)(values, default=None)
+        return {"stage": self.stage, "of": self.stage_size, "running": running, "best": best, **counts}
+
+    # stages
+
+    def _smoke(self) -> Iterator[Job | None]:
+        """One real batch through every (method, teacher, student) that the space can reach."""
+        jobs = []
+        combined: list[Values] = []
+        for number, values in enumerate(space.combinations(self.sweep.tree, ("method", "teacher", "student"))):
+            recipe = self.sweep.recipe_for(values, self.sweep.study.seed)
+            jobs.append(self._job("smoke", number, recipe, kind="smoke", values=values))
+            combined.append(values)
+        passed = {row["trial_id"] for row in self.record.ends("smoke").values() if row["state"] == "complete"}
+        yield from self._all([job for job in jobs if job.trial_id not in passed])
+        problems: list[str] = []
+        for job, values in zip(jobs, combined, strict=True):
+            state = self.states.get(job.key)
+            if state is not None and state["state"] == "failed":
+                what = f"{job.recipe.method.name} with student {job.recipe.student.model}"
+                what += f" and teacher {job.recipe.teacher.model}" if job.recipe.teacher else ""
+                text = f"{what} fails on its first batch: {state['reason']}"
+                problems += self.sweep.error(values, ("method",), text).problems
+        if problems:
+            raise UserError(*problems)
+
+    def _teachers(self) -> Iterator[Job | None]:
+        """Each teacher that the space can reach, unless the store has it."""
+        recipes: dict[Recipe, Values] = {}
+        for values in space.combinations(self.sweep.tree, ("teacher",)):
+            recipe = teacher_recipe(self.sweep.recipe_for(values, self.sweep.study.seed))
+            if recipe is not None:
+                recipes.setdefault(recipe, values)
+        jobs = [self._job("teacher", number, recipe, final=True) for number, recipe in enumerate(recipes)]
+        yield from self._all(jobs)
+        problems: list[str] = []
+        for job, values in zip(jobs, recipes.values(), strict=True):
+            if self.states[job.key]["state"] != "complete":
+                again = f"remove {self.store.trial(job.trial_id).path} to try again"
+                text = f"training {job.recipe.student.model} failed: {self.states[job.key]['reason']} ({again})"
+                problems += self.sweep.error(values, ("teacher",), text).problems
+        if problems:
+            raise UserError(*problems)
+
+    def _searched(self, search: Search) -> Iterator[Job | None]:
+        """Trials in batches, each drawn at once when the batch before it has ended (or freely, one by one)."""
+        number = 0
+        while number < search.trials:
+            batch = search.batch_of(number)
+            jobs = []
+            for number in batch:
+                search.planned[number] = self.record.planned_values(search.stage, number) or search.suggest(number)
+                jobs.append(self._search_job(search, number))
+            if self.sweep.study.order == "batches":
+                yield from self._all(jobs)
+            elif self._begin(jobs[0]):
+                yield jobs[0]
+            number = batch.stop
+        while any(job.stage == search.stage for job in self.running.values()):
+            yield None
+        if not any(trial.state.name == "COMPLETE" for trial in search.ended.values()):
+            reasons = sorted({str(row["reason"]) for row in self.record.ends(search.stage).values() if row["reason"]})
+            raise UserError(f"{search.stage}: none of {search.trials} trials completed: {'; '.join(reasons)}")
+
+    def _confirmed(self, candidates: list[Candidate]) -> Iterator[Job | None]:
+        """Every candidate with every confirming seed: here, and only here, the test split is read."""
+        jobs = []
+        for candidate in candidates:
+            for index in range(self.sweep.study.confirm.seeds):
+                jobs.append(self._confirm_job(candidate, len(jobs), self._confirming_seed(index)))
+        yield from self._all(jobs)
+
+    def _candidates(self) -> list[Candidate]:
+        """The k best, the published points, and the baselines that they are compared with."""
+        confirm = self.sweep.study.confirm
+        best = self._ranked(self.search)[: confirm.best]
+        published = range(len(self.sweep.published)) if confirm.published else range(0)
+        baselines: list[int] = []
+
+        def baseline_of(number: int, same_student: bool) -> str | None:
+            """The best baseline of the trial's student: of the same model, or of the whole same student config."""
+            student = self.search.recipe(number).student
+            for other in self._ranked(self.baselines):
+                own = self.baselines.recipe(other).student
+                if own == student or (not same_student and own.model == student.model):
+                    if other not in baselines:
+                        baselines.append(other)
+                    return f"baseline {baselines.index(other) + 1}"
+            return None
+
+        def candidate(key: str, role: str, search: Search, number: int, baseline: str | None) -> Candidate:
+            source = {"stage": search.stage, "number": number}
+            return Candidate(key, role, search.planned[number], source, baseline)
+
+        chosen = [
+            candidate(f"best {i + 1}", "best", self.search, number, baseline_of(number, False))
+            for i, number in enumerate(best)
+        ]
+        for i in published:
+            baseline_of(i, True)  # its own student/freeze pair is confirmed as well
+            chosen.append(candidate(f"published {i + 1}", "published", self.search, i, baseline_of(i, False)))
+        for i, number in enumerate(baselines):
+            chosen.append(candidate(f"baseline {i + 1}", "baseline", self.baselines, number, None))
+        return chosen
+
+    def _winner(self, candidates: list[Candidate]) -> Recipe | None:
+        """Of the k best the one with the highest mean validation metric over the seeds, fixed without the test split."""
+        objective = self.sweep.study.objective
+        sign = 1 if objective == "val/accuracy" else -1
+        means: dict[str, float] = {}
+        for candidate in candidates:
+            values = [
+                row["value"]
+                for number, row in self.record.ends("confirm").items()
+                if self.record.plan("confirm", number)["candidate"] == candidate.key
+            ]
+            if candidate.role == "best" and None not in values:
+                means[candidate.key] = sign * statistics.fmean(values)
+        if not means:
+            return None
+        key = max(means, key=lambda name: means[name])
+        winner = next(candidate for candidate in candidates if candidate.key == key)
+        recipe = self.sweep.recipe_for(winner.values, self._confirming_seed(0))
+        chosen = {"candidate": key, "baseline": winner.baseline, "trial_id": trial_id(recipe, self.data_root)}
+        self.record.append_once("winner", **chosen)
+        write_bytes(self.record.folder / "best.yaml", plain_yaml(recipe, self.sweep.name).encode())
+        return recipe
+
+    # jobs
+
+    def _confirming_seed(self, index: int) -> int:
+        return FIRST_CONFIRMING_SEED + 1_000 * self.sweep.study.seed + index
+
+    def _job(self, stage: str, number: int, recipe: Recipe, **options: Any) -> Job:
+        details = {"values": options.pop("values", {}), "published": options.pop("published", False)}
+        details |= options.pop("details", {})
+        return Job(stage, number, recipe, trial_id(recipe, self.data_root), details=details, **options)
+
+    def _search_job(self, search: Search, number: int) -> Job:
+        published = number < len(search.sweep.published)
+        recipe = search.recipe(number)
+        values = search.planned[number]
+        prunable = not published and self.sweep.study.pruner.name != "none"
+        return self._job(search.stage, number, recipe, values=values, published=published, prunable=prunable)
+
+    def _confirm_job(self, candidate: Candidate, number: int, seed: int) -> Job:
+        recipe = self._candidate_recipe(candidate, seed)
+        details = {"candidate": candidate.key, "role": candidate.role, "seed": seed}
+        details |= {"source": candidate.source, "baseline": candidate.baseline}
+        return self._job("confirm", number, recipe, values=candidate.values, final=True, details=details)
+
+    def _candidate_recipe(self, candidate: Candidate, seed: int) -> Recipe:
+        search = self.baselines if candidate.role == "baseline" else self.search
+        return search.sweep.recipe_for(candidate.values, seed)
+
+    def _search(self, job: Job) -> Search:
+        return self.baselines if job.stage == "baselines" else self.search
+
+    def _all(self, jobs: list[Job]) -> Iterator[Job | None]:
+        """Hands out the jobs and waits until all have ended."""
+        if jobs and jobs[0].stage not in ("baselines", "search"):
+            self.stage, self.stage_size = jobs[0].stage, len(jobs)
+        for job in jobs:
+            if self._begin(job):
+                yield job
+        while any(job.key not in self.states for job in jobs):
+            yield None
+
+    def _begin(self, job: Job) -> bool:
+        """Notes a job as planned; True if it is to be run now, False if its outcome is there or on its way."""
+        self.record.plan_once(job)
+        if job.kind == "train":
+            if self._has_ended(job):
+                self._note_end(job)
+                return False
+            if any(other.trial_id == job.trial_id for other in self.running.values()):
+                self.waiting.setdefault(job.trial_id, []).append(job)
+                return False
+        self.running[job.key] = job
+        return True
+
+    def _has_ended(self, job: Job) -> bool:
+        """Whether the store's outcome serves this job. One that another study pruned, or that this one would not
+        have pruned there, is trained on; one without test metrics does not serve a final job."""
+        folder = self.store.trial(job.trial_id)
+        outcome = folder.outcome()
+        if outcome is None or outcome["state"] == "failed":
+            return outcome is not None
+        if outcome["state"] == "complete":
+            return not job.final or outcome["test"] is not None
+        rows = folder.epochs()
+        return job.prunable and self._search(job).would_end_at(job.number, rows) == len(rows)
+
+    def _note_end(self, job: Job, broken: str | None = None) -> None:
+        outcome = self._outcome(job, broken)
+        self.states[job.key] = outcome
+        if job.stage in ("baselines", "search"):
+            rows = self.store.trial(job.trial_id).epochs()
+            self._search(job).tell(job.number, outcome["state"], outcome["value"], rows)
+        self.record.end_once(job, outcome)
+
+    def _outcome(self, job: Job, broken: str | None) -> Row:
+        """State, objective at the best epoch, epochs and reason of an ended job."""
+        if job.kind != "train":
+            return {"state": "failed" if broken else "complete", "value": None, "reason": broken, "epochs": 0}
+        outcome = self.store.trial(job.trial_id).outcome()
+        assert outcome is not None
+        value = outcome["best"][self.sweep.study.objective] if outcome["best"] else None
+        return {"state": outcome["state"], "value": value, "reason": outcome["reason"], "epochs": outcome["epochs"]}
+
+    def _ranked(self, search: Search) -> list[int]:
+        """Numbers of the complete trials of distinct recipes, best first: objective, then NLL, then number."""
+
+        def key(number: int) -> tuple[float, ...]:
+            best = self._folder(search, number).outcome()["best"]  # type: ignore[index]
+            return (*(-part for part in merit(best, self.sweep.study.objective)), number)
+
+        complete = [number for number, trial in search.ended.items() if trial.state.name == "COMPLETE"]
+        distinct: dict[str, int] = {}
+        for number in sorted(complete, key=key):
+            distinct.setdefault(self._folder(search, number).trial_id, number)
+        return list(distinct.values())
+
+    def _folder(self, search: Search, number: int) -> TrialFolder:
+        return self.store.trial(trial_id(search.recipe(number), self.data_root))
+
+
+def plain_yaml(recipe: Recipe, name: str) -> str:
+    """A recipe as a file for `python -m kdtrain`."""
+    head = f"# The winner of the sweep {name}, with the first of its confirming seeds.\n"
+    head += f"# Repeat: python -m kdtrain results/{name}/best.yaml --results repeat\n"
+    return head + yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def describe(sweep: Sweep, data_root: Path) -> Row:
+    """study.json: what the study is, for the report and for whoever opens the folder again."""
+    data = load(sweep.recipe_for(space.probe_points(sweep.tree)[0], 0).data, data_root)
+    return {
+        "name": sweep.name,
+        "file": sweep.located.file,
+        "overrides": list(sweep.overrides),
+        "recipe": sweep.tree,
+        "study": sweep.study.model_dump(mode="json"),
+        "resources": sweep.resources.model_dump(mode="json"),
+        "report": sweep.report.model_dump(mode="json"),
+        "parameters": [parameter.as_json() for parameter in sweep.parameters],
+        "models": networks(sweep, data.image_shape, len(data.classes)),
+    }
+
+
+def networks(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, Row]:
+    """Parameters and FLOPs of one image's forward pass, of every network that the space can reach."""
+    recipes = [sweep.recipe_for(v, 0) for v in space.combinations(sweep.tree, ("teacher", "student"))]
+    names = [recipe.teacher.model for recipe in recipes if recipe.teacher] + [r.student.model for r in recipes]
+    found = {}
+    for name in dict.fromkeys(names):
+        network = build(name, image_shape, classes, 0)
+        flops = forward_flops(network, image_shape)
+        found[name] = {"parameters": parameter_count(network), "flops_per_image": flops}
+    return found

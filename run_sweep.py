@@ -1,0 +1,8 @@
+"""python run_sweep.py sweeps/digits_kd.yaml"""
+
+import sys
+
+from kdtrain.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,6 @@ from kdtrain.config.located import (
     Located,
     Problem,
     dotted,
-    dump_yaml,
     load_located,
     parse_value,
     shown_value,
@@ -205,13 +204,11 @@ def load_sweep(
     tree, broken = _checked_recipe(located.data.get("recipe"))
     published: tuple[Values, ...] = ()
     if tree:
-        published, unmatched = _matched(
-            tree, parts.study.published if parts else _raw_published(located.data)
-        )
+        points = parts.study.published if parts else _raw_published(located.data)
+        published, unmatched = _matched(tree, points)
         problems += unmatched
-        problems += [
-            problem.below(("recipe",)) for problem in _at_probes(tree, published, complete=not unmatched)
-        ]
+        wrong = _at_probes(tree, published, inheriting=not points)
+        problems += [problem.below(("recipe",)) for problem in wrong]
     broken = [*located.problems, *(problem.below(("recipe",)) for problem in broken)]
     if parts and not problems and not broken:
         problems += _study_problems(parts.study, tree)
@@ -311,14 +308,17 @@ def _checked_recipe(written: Any) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _raw_published(data: dict[str, Any]) -> Sequence[Any]:
+    """The published points of a file with other mistakes; something, if it cannot be told whether there are any."""
     study = data.get("study")
-    points = study.get("published") if isinstance(study, dict) else None
-    return [point for point in points if isinstance(point, dict)] if isinstance(points, list) else []
+    points = study.get("published", []) if isinstance(study, dict) else None
+    return points if isinstance(points, list) else [None]
 
 
 def _matched(tree: dict[str, Any], points: Sequence[Any]) -> tuple[tuple[Values, ...], list[Problem]]:
     found, problems = [], []
     for i, point in enumerate(points):
+        if not isinstance(point, dict):
+            continue  # said elsewhere
         values, wrong = match(tree, point)
         problems += [problem.below(("study", "published", i)) for problem in wrong]
         if not wrong and values in found:
@@ -328,7 +328,7 @@ def _matched(tree: dict[str, Any], points: Sequence[Any]) -> tuple[tuple[Values,
     return tuple(found), problems
 
 
-def _at_probes(tree: dict[str, Any], published: Sequence[Values], complete: bool) -> list[Problem]:
+def _at_probes(tree: dict[str, Any], published: Sequence[Values], inheriting: bool) -> list[Problem]:
     """What is wrong with the recipes that the space can reach, tried at points that touch everything written."""
     filled = _first_published(tree, published)
     ranges = {parameter.source: parameter for parameter in parameters(tree) if parameter.kind != "choice"}
@@ -337,11 +337,11 @@ def _at_probes(tree: dict[str, Any], published: Sequence[Values], complete: bool
     for values in [*probe_points(tree), *published]:
         resolved = resolve(tree, values)
         concrete, problems = _comparable(resolved.tree)
-        if complete and not published:
+        if inheriting:
             problems += _inherited_search(tree, concrete)
-        recipe, wrong = validate(Recipe, _with_teacher(concrete, filled), "recipe")
-        if concrete.get("teacher") is concrete.get("student"):
-            wrong = [problem for problem in wrong if problem.keys[:1] != ("teacher",)]
+        whole = _with_teacher(concrete, filled)
+        recipe, wrong = validate(Recipe, whole, "recipe")
+        wrong = [problem for problem in wrong if not _copied(problem.keys, whole, resolved.tree)]
         for problem in [*problems, *wrong, *_teacher_problems(recipe)]:
             problem = _at_source(problem, resolved)
             text = problem.text + _of_range(ranges.get(problem.keys), problem.text)
@@ -355,8 +355,18 @@ def _at_probes(tree: dict[str, Any], published: Sequence[Values], complete: bool
     return list(found.values())
 
 
+def _copied(keys: Keys, whole: dict[str, Any], written: dict[str, Any]) -> bool:
+    """Whether a problem lies in what the teacher took from elsewhere, where it is reported already."""
+    own = written.get("teacher")
+    if keys[:1] != ("teacher",) or whole.get("teacher") is own:
+        return False
+    return not isinstance(own, dict) or (
+        len(keys) > 1 and own.get(str(keys[1])) is None and keys[1] in whole["teacher"]
+    )
+
+
 def _of_range(parameter: Parameter | None, text: str) -> str:
-    if parameter is None:
+    if parameter is None or ", got " not in text:
         return ""
     hint = "; for whole numbers write int or logint" if "whole number" in text else ""
     return f" in {parameter.kind} [{parameter.low!r}, {parameter.high!r}]{hint}"

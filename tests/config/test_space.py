@@ -1,0 +1,272 @@
+import math
+from typing import Any
+
+import optuna
+import pytest
+
+from kdtrain.config.space import (
+    Values,
+    checked,
+    combinations,
+    distributions,
+    grid,
+    grid_size,
+    match,
+    parameters,
+    probe_points,
+    resolve,
+    suggest,
+)
+
+KD = {"name": "kd", "temperature": {"loguniform": [1, 20]}, "balance": {"alpha_ce": {"uniform": [0, 1]}}}
+NESTED = {
+    "method": {"choice": [KD, {"name": "mgd", "mask": {"choice": [0.1, {"uniform": [0.2, 0.4]}]}}]},
+    "optimizer": {"lr": {"loguniform": [1e-4, 1e-2]}},
+    "critic_steps": {"logint": [1, 100]},
+    "batch_size": {"choice": [32, 64]},
+    "epochs": 4,
+}
+
+
+def texts(tree: Any, point: Any) -> list[str]:
+    return [f"{'.'.join(map(str, problem.keys))}: {problem.text}" for problem in match(tree, point)[1]]
+
+
+def test_a_name_is_the_path_with_the_chosen_labels() -> None:
+    found = {p.name: dict(p.conditions) for p in parameters(NESTED)}
+    assert found == {
+        "method": {},
+        "method[kd].temperature": {"method": "kd"},
+        "method[kd].balance.alpha_ce": {"method": "kd"},
+        "method[mgd].mask": {"method": "mgd"},
+        "method[mgd].mask[uniform]": {"method": "mgd", "method[mgd].mask": "uniform"},
+        "optimizer.lr": {},
+        "critic_steps": {},
+        "batch_size": {},
+    }
+
+
+def test_a_parameter_knows_where_it_stands_in_the_recipe_and_in_the_file() -> None:
+    mask = next(p for p in parameters(NESTED) if p.name == "method[mgd].mask[uniform]")
+    assert mask.path == ("method", "mask")
+    assert mask.source == ("method", "choice", 1, "mask", "choice", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        ([32, 64], (32, 64)), ([True, 1], (True, "1 (2)")), ([None, "a"], (None, "a")),
+        ([{"name": "kd", "a": 1}, {"name": "kd", "a": 2}, {"name": "kd (2)"}], ("kd", "kd (2)", "kd (2) (2)")),
+        ([{"model": "resnet18"}], ("resnet18",)), ([{"weight": 1}, {"alpha": {"uniform": [0, 1]}}], ("weight: 1", "alpha")),
+        ([[16, 32], [32]], ("[16, 32]", "[32]")),
+    ],
+)  # fmt: skip
+def test_labels_are_names_models_or_values_and_unique(options: list[Any], labels: tuple[Any, ...]) -> None:
+    assert parameters({"a": {"choice": options}})[0].labels == labels
+
+
+def test_a_single_option_still_brackets_its_label() -> None:
+    assert [p.name for p in parameters({"method": {"choice": [KD]}})][1] == "method[kd].temperature"
+
+
+def test_resolving_gives_the_chosen_tree_and_where_each_value_was_written() -> None:
+    values = {"method": "mgd", "method[mgd].mask": "uniform", "method[mgd].mask[uniform]": 0.3}
+    values |= {"optimizer.lr": 1e-3, "critic_steps": 7, "batch_size": 64}
+    resolved = resolve(NESTED, values)
+    assert resolved.tree == {
+        "method": {"name": "mgd", "mask": 0.3}, "optimizer": {"lr": 1e-3}, "critic_steps": 7, "batch_size": 64, "epochs": 4,
+    }  # fmt: skip
+    assert resolved.sources["method", "name"] == ("method", "choice", 1, "name")
+    assert resolved.sources["batch_size",] == ("batch_size", "choice", 1)
+    assert resolved.sources["epochs",] == ("epochs",)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({}, "no value for a"),
+        ({"a": 3.0}, "a cannot be 3.0"),
+        ({"a": True}, "a cannot be True"),
+        ({"a": 1.0, "b": 2}, "nothing in the tree takes a value for b"),
+    ],
+)
+def test_values_are_exactly_those_that_are_active(values: Values, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        resolve({"a": {"uniform": [0, 2]}}, values)
+
+
+def test_probes_touch_every_option_and_both_ends_of_every_range() -> None:
+    probes = probe_points(NESTED)
+    for parameter in parameters(NESTED):
+        seen = [values[parameter.name] for values in probes if parameter.name in values]
+        assert set(parameter.ends) <= set(seen), parameter.name
+    assert len(probes) < 2 * len(parameters(NESTED))  # not a product
+
+
+def test_combinations_choose_below_the_given_keys_only() -> None:
+    chosen = [
+        (v["method"], v.get("method[mgd].mask"), v["batch_size"]) for v in combinations(NESTED, ("method",))
+    ]
+    assert chosen == [("kd", None, 32), ("mgd", 0.1, 32), ("mgd", "uniform", 32)]
+
+
+def test_a_grid_takes_every_option_with_every_point_and_its_size_is_counted_right() -> None:
+    points = grid(NESTED, 3)
+    assert len(points) == grid_size(NESTED, 3) == (3 * 3 + 1 + 3) * 3 * 3 * 2
+    assert len({tuple(sorted(map(str, values.items()))) for values in points}) == len(points)
+    lrs = sorted({float(str(values["optimizer.lr"])) for values in points})
+    assert lrs == pytest.approx([1e-4, 1e-3, 1e-2])
+    assert {values["critic_steps"] for values in points} == {1, 10, 100}
+    for values in points:
+        resolve(NESTED, values)
+
+
+def test_a_grid_over_a_short_int_range_takes_each_number_once() -> None:
+    assert [values["a"] for values in grid({"a": {"int": [1, 3]}}, 9)] == [1, 2, 3]
+    with pytest.raises(ValueError, match="needs at least 2 points"):
+        grid({"a": {"int": [1, 3]}}, None)
+
+
+def test_suggested_values_resolve_and_only_active_parameters_are_drawn() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=5))
+    branches = set()
+    for _ in range(25):
+        trial = study.ask()
+        values = suggest(trial, NESTED)
+        resolved = resolve(NESTED, values)
+        assert trial.params == values
+        assert trial.distributions == distributions(NESTED, values)
+        assert ("method[kd].temperature" in values) == (resolved.tree["method"]["name"] == "kd")
+        branches.add((values["method"], values.get("method[mgd].mask")))
+        study.tell(trial, 0.5)
+    assert branches == {("kd", None), ("mgd", 0.1), ("mgd", "uniform")}
+
+
+def test_a_trial_can_be_rebuilt_from_its_values() -> None:
+    for values in probe_points(NESTED):
+        rebuilt = optuna.create_trial(params=values, distributions=distributions(NESTED, values), value=0.5)
+        assert rebuilt.params == values
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ({"uniform": [3, 1]}, "uniform must go from low to high, got [3, 1]; write [1, 3]"),
+        ({"uniform": [2, 2]}, "uniform must have two different ends, got [2, 2]; to fix it write 2"),
+        ({"loguniform": [0, 1]}, "loguniform must lie above 0, got [0, 1]"),
+        ({"loguniform": [-1, 1]}, "loguniform must lie above 0, got [-1, 1]"),
+        ({"logint": [0, 8]}, "logint must begin at 1 or above, got [0, 8]"),
+        ({"int": [1.5, 3]}, "int takes two whole numbers, [low, high], got [1.5, 3]"),
+        ({"uniform": 3}, "uniform takes two numbers, [low, high], got 3"),
+        ({"uniform": [1, 2, 3]}, "uniform takes two numbers, [low, high], got [1, 2, 3]"),
+        ({"uniform": ["a", True]}, "uniform takes two numbers, [low, high], got [a, true]"),
+        ({"choice": []}, "choice takes a list of at least one option, got []"),
+        ({"choice": 3}, "choice takes a list of at least one option, got 3"),
+        ({"choice": [4, 5, 4.0]}, "option 3 repeats option 1: 4.0"),
+        ({"uniform": [1, 2], "name": "kd"}, "a search space stands alone, as {uniform: [...]}; remove name"),
+        ({"logunform": [1, 20]}, "unknown search space 'logunform'; nearest: loguniform (choices: uniform, loguniform, int, logint, choice)"),
+        ({"choises": [1, 20]}, "unknown search space 'choises'; nearest: choice (choices: uniform, loguniform, int, logint, choice)"),
+    ],
+)  # fmt: skip
+def test_a_space_that_means_nothing_is_refused(space: dict[str, Any], sentence: str) -> None:
+    tree, problems = checked({"method": {"choice": [{"a": space}, 1]}})
+    assert [problem.text for problem in problems] == [sentence]
+    assert problems[0].keys[:4] == ("method", "choice", 0, "a")
+    assert problems[0].shown == ("method", "a")
+    assert probe_points(tree)  # what is left can be tried all the same
+
+
+def test_two_mistakes_of_one_range_are_two_sentences() -> None:
+    assert len(checked({"a": {"loguniform": [1, 0]}})[1]) == 2
+
+
+def test_a_published_point_gives_what_is_searched_and_may_repeat_the_rest() -> None:
+    point = {"method": {"name": "kd", "temperature": 10, "balance": {"alpha_ce": 0.1}}, "epochs": 4}
+    point |= {"optimizer": {"lr": 1e-3}, "critic_steps": 21, "batch_size": 64}
+    values, problems = match(NESTED, point)
+    assert problems == []
+    assert values == {
+        "method": "kd", "method[kd].temperature": 10.0, "method[kd].balance.alpha_ce": 0.1,
+        "optimizer.lr": 1e-3, "critic_steps": 21, "batch_size": 64,
+    }  # fmt: skip
+    assert resolve(NESTED, values).tree["method"]["balance"] == {"alpha_ce": 0.1}
+
+
+def test_the_option_whose_content_fits_is_picked_among_those_of_one_name() -> None:
+    tree = {"method": {"choice": [{"name": "kd", "t": 1}, {"name": "kd", "t": {"uniform": [2, 9]}}]}}
+    assert match(tree, {"method": {"name": "kd", "t": 4}})[0] == {"method": "kd (2)", "method[kd (2)].t": 4.0}
+    assert texts(tree, {"method": {"name": "kd", "t": 20}}) == [
+        "method: is none of the options (kd, kd (2)), got {name: kd, t: 20}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("point", "sentence"),
+    [
+        ({"a": 2.5, "n": 3}, "a: lies outside what is searched, uniform [0.0, 1.0], got 2.5"),
+        ({"a": "x", "n": 3}, "a: must be a number, got 'x'"),
+        ({"a": 0.5, "n": 3.5}, "n: must be a whole number, got 3.5"),
+        ({"a": 0.5}, "n: is searched (int [1, 9]), so a published point must give it"),
+        ({"a": 0.5, "n": 3, "fixed": 5}, "fixed: is fixed to 4 in the recipe, got 5"),
+        ({"a": 0.5, "n": 3, "fixt": 4}, "fixt: is not written in the recipe, so a published point cannot set it; nearest: fixed"),
+        ({"a": 0.5, "n": 3, "fixed": {"b": 1}}, "fixed: is fixed to 4 in the recipe, got {b: 1}"),
+    ],
+)  # fmt: skip
+def test_a_published_point_outside_the_recipe_is_refused(point: dict[str, Any], sentence: str) -> None:
+    assert texts({"a": {"uniform": [0, 1]}, "n": {"int": [1, 9]}, "fixed": 4}, point) == [sentence]
+
+
+def test_a_published_choice_left_out_or_unknown_is_refused_by_name() -> None:
+    tree = {"method": {"choice": [KD, {"name": "mgd"}]}}
+    assert texts(tree, {}) == ["method: is searched (kd, mgd), so a published point must give it"]
+    assert texts(tree, {"method": {"name": "at"}}) == [
+        "method: is none of the options (kd, mgd), got {name: at}"
+    ]
+    assert texts(tree, {"method": {"name": "kd"}}) == [
+        "method.temperature: is searched (loguniform [1.0, 20.0]), so a published point must give it",
+        "method.balance.alpha_ce: is searched (uniform [0.0, 1.0]), so a published point must give it",
+    ]
+
+
+def test_a_published_balance_may_be_spelt_in_another_way() -> None:
+    weight = {"balance": {"weight": {"loguniform": [0.05, 20]}}}
+    values, problems = match(weight, {"balance": {"kd_ratio": 0.7}})
+    assert problems == []
+    assert values["balance.weight"] == pytest.approx(0.7 / 0.3)
+    alpha = {"balance": {"alpha_ce": {"uniform": [0, 0.1]}}}
+    assert match(alpha, {"balance": {"alpha": 0.9}})[0] == {
+        "balance.alpha_ce": 0.1
+    }  # not a hair outside by rounding
+    assert match({"balance": {"alpha": 0.9}}, {"balance": {"alpha_ce": 0.1}}) == ({}, [])
+
+
+def test_a_published_balance_that_cannot_be_respelt_says_why() -> None:
+    weight = {"balance": {"weight": {"loguniform": [0.05, 20]}}}
+    assert "cannot be said as weight" in texts(weight, {"balance": {"alpha": 0.5}})[0]
+    assert texts(weight, {"balance": {"kd_ratio": 0.99}}) == [
+        "balance: weight lies outside what is searched, loguniform [0.05, 20.0], got 98.99999999999991"
+        " ({kd_ratio: 0.99} said as weight)"
+    ]
+    assert texts(weight, {"balance": {"kd_ratio": "x"}})[0].startswith(
+        "balance: must be one of weight, kd_ratio"
+    )
+
+
+def test_a_choice_of_spellings_takes_the_one_that_is_written() -> None:
+    tree = {"balance": {"choice": [{"alpha": {"uniform": [0, 1]}}, {"alpha_ce": {"uniform": [0, 1]}}]}}
+    assert match(tree, {"balance": {"alpha_ce": 0.1}})[0] == {
+        "balance": "alpha_ce",
+        "balance[alpha_ce].alpha_ce": 0.1,
+    }
+
+
+def test_a_range_holds_its_ends_and_no_booleans() -> None:
+    parameter = parameters({"a": {"int": [0, 1]}})[0]
+    assert [parameter.holds(value) for value in (0, 1, 0.5, True, "0", math.nan)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -14,7 +15,7 @@ from analysis.frame import Study
 from analysis.plots import AXIS
 from analysis.statistics import mean_estimate
 
-CLASSES_DRAWN = 20
+CLASSES_DRAWN = 12
 
 
 def learning_curves(
@@ -24,38 +25,39 @@ def learning_curves(
     if not winner.trial_ids or not baseline.trial_ids:
         return None
     made = style.figure(8.6, 3.7)
-    for axes, metric in zip(made.subplots(1, 2), ("val/accuracy", "val/nll"), strict=True):
+    panels = made.subplots(1, 2)
+    for axes, metric in zip(panels, ("val/accuracy", "val/nll"), strict=True):
         label, factor = AXIS[metric]
-        series = (
-            (baseline, style.ORANGE, "--", "student alone"),
-            (winner, style.BLUE, "-", "student distilled"),
+        alone, distilled = (bands(study, candidate, metric) * factor for candidate in (baseline, winner))
+        _band(
+            axes,
+            alone,
+            color=style.ORANGE,
+            linestyle="--",
+            label=f"student alone, n = {len(baseline.trial_ids)}",
         )
-        means = [
-            _curve(axes, study, c, metric, factor, colour, line, f"{name}, n = {len(c.trial_ids)}")
-            for c, colour, line, name in series
-        ]
-        if teacher is not None and metric == "val/accuracy" and not np.isnan(teacher.validation):
-            axes.axhline(
-                100 * teacher.validation,
-                color=style.INK,
-                linewidth=1.0,
-                linestyle=":",
-                label="teacher, best epoch",
-            )
-            means.append(np.array([100 * teacher.validation]))
-        _without_the_first_epochs(axes, np.concatenate(means), larger_is_better=metric == "val/accuracy")
+        _band(axes, distilled, color=style.BLUE, label=f"student distilled, n = {len(winner.trial_ids)}")
+        _frame_late_epochs(axes, pd.concat([_late(alone), _late(distilled)]))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=label)
-        if metric == "val/accuracy":
-            made.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    made.suptitle(
-        "Learning curves of the confirming runs: mean and its 95 % t interval over seeds",
-        x=0.01,
-        ha="left",
-        fontsize=10,
-        fontweight="bold",
-    )
+    if teacher is not None and not np.isnan(teacher.validation):
+        reached = 100 * teacher.validation
+        panels[0].axhline(reached, color=style.INK, linewidth=1.0, linestyle=":", label="teacher, best epoch")
+        low, high = panels[0].get_ylim()
+        panels[0].set_ylim(min(low, reached - 0.05 * (high - low)), max(high, reached + 0.05 * (high - low)))
+    made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    title = "Learning curves of the confirming runs: mean and its 95 % t interval over seeds"
+    made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return made
+
+
+def bands(study: Study, candidate: Candidate, metric: str) -> pd.DataFrame:
+    """By epoch: mean over the candidate's complete runs, low and high of its interval (or the mean)."""
+    rows = study.epochs[study.epochs["trial_id"].isin(list(candidate.trial_ids.values()))]
+    by_epoch = rows.pivot(index="epoch", columns="trial_id", values=metric).dropna().astype(float)
+    estimates = [mean_estimate(row.tolist()) for _, row in by_epoch.iterrows()]
+    spans = [(e.mean, e.mean - (e.half_width or 0), e.mean + (e.half_width or 0)) for e in estimates if e]
+    return pd.DataFrame(spans, columns=["mean", "low", "high"], index=by_epoch.index)
 
 
 def softened(arrays: Mapping[str, Any]) -> Figure:
@@ -64,11 +66,10 @@ def softened(arrays: Mapping[str, Any]) -> Figure:
     temperatures = np.asarray(arrays["softened_temperatures"])
     label = int(arrays["softened_label"])
     classes = np.sort(np.argsort(-teacher_MK[0], kind="stable")[:CLASSES_DRAWN])
-    wide = 3.4 if len(classes) <= 12 else 5.0
-    made = style.figure(2.5 + wide * len(temperatures), 3.1)
-    picture, *panels = made.subplots(
-        1, 1 + len(temperatures), width_ratios=[2.2, *[wide] * len(temperatures)]
-    )
+    of_all = f" (the likeliest of {teacher_MK.shape[1]})" if len(classes) < teacher_MK.shape[1] else ""
+    made = style.figure(2.5 + 3.4 * len(temperatures), 3.1)
+    ratios = [2.2, *[3.4] * len(temperatures)]
+    picture, *panels = made.subplots(1, len(ratios), width_ratios=ratios)
     picture.imshow(arrays["softened_image"], cmap="gray", interpolation="nearest")
     picture.set_title(f"label: class {label}")
     picture.set_axis_off()
@@ -81,36 +82,24 @@ def softened(arrays: Mapping[str, Any]) -> Figure:
         axes.set_xticks(at, [str(c) for c in classes])
         axes.set_ylim(0, 1.08 * max(teacher_K.max(), student_K.max()))
         axes.grid(visible=False, axis="x")
-        axes.set(xlabel="class", title=f"T = {temperature:.3g}")
+        axes.set(xlabel=f"class{of_all}", title=f"T = {temperature:.3g}")
     panels[0].set_ylabel("probability")
     made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
     return made
 
 
-def _curve(
-    axes: Axes,
-    study: Study,
-    candidate: Candidate,
-    metric: str,
-    factor: float,
-    colour: str,
-    line: str,
-    label: str,
-) -> np.ndarray:
-    rows = study.epochs[study.epochs["trial_id"].isin(list(candidate.trial_ids.values()))]
-    by_epoch = rows.pivot(index="epoch", columns="trial_id", values=metric).dropna().astype(float) * factor
-    estimates = [estimate for _, row in by_epoch.iterrows() if (estimate := mean_estimate(row.tolist()))]
-    mean = np.array([estimate.mean for estimate in estimates])
-    half = np.array([estimate.half_width or 0.0 for estimate in estimates])
-    axes.fill_between(by_epoch.index, mean - half, mean + half, color=colour, alpha=0.22, linewidth=0)
-    axes.plot(by_epoch.index, mean, color=colour, linestyle=line, label=label)
-    return mean
+def _band(axes: Axes, band: pd.DataFrame, *, color: str, **look: Any) -> None:
+    axes.fill_between(band.index, band["low"], band["high"], color=color, alpha=0.22, linewidth=0)
+    axes.plot(band.index, band["mean"], color=color, **look)
 
 
-def _without_the_first_epochs(axes: Axes, means: np.ndarray, *, larger_is_better: bool) -> None:
-    """Scales to where the curves end up: an untrained network's first epochs would flatten the rest."""
-    if len(means) < 8:
-        return
-    low, high = np.quantile(means, [0.08, 1.0] if larger_is_better else [0.0, 0.92])
-    margin = 0.12 * max(high - low, 1e-9)
-    axes.set_ylim(low - margin, high + margin)
+def _late(band: pd.DataFrame) -> pd.DataFrame:
+    return band.iloc[len(band) // 10 :]
+
+
+def _frame_late_epochs(axes: Axes, late: pd.DataFrame) -> None:
+    """An untrained network's first tenth of the epochs would flatten the rest to a line."""
+    low, high = late["low"].min(), late["high"].max()
+    margin = 0.05 * max(high - low, 1e-6)
+    if len(late):
+        axes.set_ylim(low - margin, high + margin)

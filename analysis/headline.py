@@ -64,7 +64,7 @@ def setup_section(
     if any(single.interval for single in found):
         images = " and ".join(sorted({count(single.test_images) for single in found if single.interval}))
         legend += (
-            f"\n\\* One run: the binomial (Clopper-Pearson) 95 % interval of its {images} test images, "
+            f"\n\n\\* One run: the binomial (Clopper-Pearson) 95 % interval of its {images} test images, "
             "which knows nothing of other seeds."
         )
     return f"## Teacher, student alone, student distilled\n\n{markdown(pd.DataFrame(rows))}\n{legend}\n"
@@ -81,10 +81,10 @@ def _answer(study: Study, winner: Candidate | None, baseline: Candidate | None) 
         return "Whether distilling beats the student alone is not known yet: no winner is confirmed."
     difference, said = winner.difference, verdict(winner.difference)
     words = {
-        "beat": "Distilling **beat** the student alone",
-        "lost to": "Distilling **lost to** the student alone",
-    }.get(said, f"Whether distilling beats the student alone is {said}")
-    return f"{words}: {_measured(difference)}.\n\n{_bootstrap(study, winner, baseline)}"
+        "beat": "Distilling **beat** the student alone:",
+        "lost to": "Distilling **lost to** the student alone:",
+    }.get(said, f"Whether distilling beats the student alone is {said}; the difference is")
+    return f"{words} {_measured(difference)}.\n\n{_bootstrap(study, winner, baseline)}"
 
 
 def _measured(difference: Estimate | None) -> str:

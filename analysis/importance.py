@@ -1,5 +1,6 @@
 """How much each searched parameter moved the objective, per branch of a conditional space."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,16 +98,20 @@ def _shares(active: list[Row], values: pd.DataFrame, objective: pd.Series) -> di
             study.add_trial(
                 optuna.trial.create_trial(params=params, distributions=distributions, value=float(value))
             )
-        return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)))
+        return dict(
+            get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), normalize=False)
+        )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna announces each study on stderr; ours is a throw-away."""
+    """Optuna announces each study on stderr; ours is a throw-away. `normalize` it calls experimental."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
     finally:
         optuna.logging.set_verbosity(before)
 

@@ -1,19 +1,17 @@
 """Pictures of the search: history, a slice per parameter, importance; None where there is nothing to draw."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from analysis import style
 from analysis.frame import Study
-from analysis.importance import LOG_KINDS, Branch, branch_labels, branch_of
+from analysis.importance import Branch
 from analysis.tables import short_names
-from kdtrain.store import Row
 
 AXIS = {
     "val/accuracy": ("validation accuracy, %", 100.0),
@@ -28,7 +26,6 @@ def history(study: Study) -> Figure | None:
         return None
     made = style.figure(7.2, 3.9)
     axes = made.subplots()
-    complete = search[search["state"] == "complete"]
     _scores(axes, study, search, "complete", marker="o", color=style.BLUE, label="complete")
     _scores(
         axes,
@@ -43,58 +40,16 @@ def history(study: Study) -> Figure | None:
         axes, study, search, "pruned", marker="v", facecolor="white", edgecolor=style.GREY, label="pruned"
     )
     _scores(axes, study, baselines, "complete", marker="s", color=style.ORANGE, label="student alone", s=20)
-    _best_so_far(axes, study, complete, style.BLUE, "-", "best so far, distilled")
+    last = max(search["number"].max(), baselines["number"].max() if len(baselines) else 0)
+    _best_so_far(axes, study, search, last, color=style.BLUE, label="best so far, distilled")
     _best_so_far(
-        axes,
-        study,
-        baselines[baselines["state"] == "complete"],
-        style.ORANGE,
-        "--",
-        "best so far, student alone",
+        axes, study, baselines, last, color=style.ORANGE, linestyle="--", label="best so far, student alone"
     )
-    _failed(axes, search, search["number"])
-    _frame_scores(axes, study, pd.concat([search, baselines]))
+    mark_failed(axes, search, search["number"])
+    frame_scores(axes, study, pd.concat([search, baselines]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="trial number", ylabel=f"{_label(study)}\n(best epoch)", title="Optimisation history")
+    axes.set(xlabel="trial number", ylabel=f"{axis_label(study)}\n(best epoch)", title="Optimisation history")
     made.legend(loc="outside lower center", ncols=4)
-    return made
-
-
-def slices(study: Study) -> Figure | None:
-    """The objective by each searched parameter, on the parameter's own scale, coloured by branch."""
-    search = study.stage("search")
-    drawn = [p for p in study.parameters if study.values.loc[search.index, p["name"]].notna().any()]
-    if not drawn or search[study.objective].notna().sum() == 0:
-        return None
-    columns = min(3, len(drawn))
-    rows = -(-len(drawn) // columns)
-    made = style.figure(max(5.0, 3.1 * columns), 2.7 * rows + 0.5)
-    panels = made.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    colours = {
-        _title(labels): style.SERIES[i % len(style.SERIES)]
-        for i, labels in enumerate(branch_labels(study.parameters))
-    }
-    branch = pd.Series(
-        [_title(branch_of(study.values.loc[i], study.parameters)) for i in search.index],
-        index=search.index,
-        dtype=object,
-    )
-    names = short_names([p["name"] for p in study.parameters])
-    for axes, parameter in zip(panels, drawn, strict=False):
-        _slice(axes, study, parameter, search, branch, colours)
-        axes.set_title(names[parameter["name"]])
-        axes.set_xlabel(_scale(parameter))
-    for axes in panels[len(drawn) :]:
-        axes.set_axis_off()
-    for axes in panels[::columns]:
-        axes.set_ylabel(_label(study))
-    _frame_scores(panels[0], study, search)
-    handles = {
-        label: handle
-        for axes in panels
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    made.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
     return made
 
 
@@ -130,7 +85,7 @@ def importances(branches: list[Branch]) -> Figure | None:
     return made
 
 
-def _label(study: Study) -> str:
+def axis_label(study: Study) -> str:
     return AXIS[study.objective][0]
 
 
@@ -141,18 +96,17 @@ def _scores(axes: Axes, study: Study, trials: pd.DataFrame, state: str, *, label
         axes.scatter(shown["number"], y, **({"s": 26, "zorder": 3, "linewidths": 1.1} | look), label=label)
 
 
-def _best_so_far(
-    axes: Axes, study: Study, complete: pd.DataFrame, colour: str, line: str, label: str
-) -> None:
-    known = complete[complete[study.objective].notna()]
+def _best_so_far(axes: Axes, study: Study, trials: pd.DataFrame, last: int, **look: Any) -> None:
+    """Of the complete trials, drawn on to the last trial's number."""
+    known = trials[(trials["state"] == "complete") & trials[study.objective].notna()]
     if len(known) == 0:
         return
     scores = known[study.objective] * AXIS[study.objective][1]
     best = scores.cummax() if study.larger_is_better else scores.cummin()
-    axes.step(known["number"], best, where="post", color=colour, linestyle=line, linewidth=1.5, label=label)
+    axes.step([*known["number"], last], [*best, best.iloc[-1]], where="post", linewidth=1.5, **look)
 
 
-def _failed(axes: Axes, trials: pd.DataFrame, x: pd.Series) -> None:
+def mark_failed(axes: Axes, trials: pd.DataFrame, x: pd.Series) -> None:
     """A failed trial has no score: a cross on the axis, not a point at 0."""
     failed = trials[trials["state"] == "failed"].index
     if len(failed):
@@ -170,7 +124,7 @@ def _failed(axes: Axes, trials: pd.DataFrame, x: pd.Series) -> None:
         )
 
 
-def _frame_scores(axes: Axes, study: Study, trials: pd.DataFrame) -> None:
+def frame_scores(axes: Axes, study: Study, trials: pd.DataFrame) -> None:
     """Keeps the many good trials legible: what is far off the middle half is left out, and counted."""
     scores = (
         trials.loc[trials["state"] != "failed", study.objective].dropna().to_numpy()
@@ -200,89 +154,3 @@ def _frame_scores(axes: Axes, study: Study, trials: pd.DataFrame) -> None:
             color="#666666",
             style="italic",
         )
-
-
-def _slice(
-    axes: Axes,
-    study: Study,
-    parameter: Row,
-    search: pd.DataFrame,
-    branch: pd.Series,
-    colours: Mapping[str, str],
-) -> None:
-    values = study.values.loc[search.index, parameter["name"]].dropna()
-    labels = list(parameter["choices"] or [])
-    x = values.map(labels.index).astype(float) if labels else values.astype(float)
-    if (
-        labels
-    ):  # side by side rather than on top of each other; by trial number, so that it is the same each time
-        x = x + 0.24 * ((search.loc[x.index, "number"] * 0.618034) % 1 - 0.5)
-        axes.set_xticks(range(len(labels)), labels, rotation=20 if max(map(len, labels)) > 8 else 0)
-        axes.set_xlim(-0.6, len(labels) - 0.4)
-    elif parameter["kind"] in LOG_KINDS:
-        _log_axis(axes, parameter)
-    trials = search.loc[x.index]
-    y = trials[study.objective] * AXIS[study.objective][1]
-    for title, colour in colours.items():
-        inside = trials[(branch.loc[x.index] == title) & y.notna()]
-        complete, pruned = (
-            inside[inside["state"] == "complete"].index,
-            inside[inside["state"] == "pruned"].index,
-        )
-        axes.scatter(
-            x.loc[pruned],
-            y.loc[pruned],
-            marker="v",
-            s=22,
-            facecolor="white",
-            edgecolor=colour,
-            linewidths=0.9,
-            alpha=0.75,
-            label=f"{title}pruned",
-        )
-        axes.scatter(
-            x.loc[complete],
-            y.loc[complete],
-            marker="o",
-            s=24,
-            color=colour,
-            edgecolor="white",
-            linewidths=0.4,
-            label=f"{title}complete",
-        )
-    published = trials[trials["published"] & y.notna()].index
-    if len(published):
-        axes.scatter(
-            x.loc[published],
-            y.loc[published],
-            marker="D",
-            s=62,
-            facecolor="none",
-            edgecolor=style.VERMILION,
-            linewidths=1.3,
-            label="published point",
-        )
-    _failed(axes, trials, x)
-
-
-def _log_axis(axes: Axes, parameter: Row) -> None:
-    axes.set_xscale("log")
-    axes.set_xlim(parameter["low"] / 1.1, parameter["high"] * 1.1)
-    decades = np.log10(parameter["high"] / parameter["low"])
-    subs = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.6 else (1.0, 2.0, 5.0)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _scale(parameter: Row) -> str:
-    return {
-        "choice": "choice",
-        "loguniform": "log scale",
-        "logint": "log scale, integers",
-        "int": "linear scale, integers",
-    }.get(parameter["kind"], "linear scale")
-
-
-def _title(labels: Mapping[str, str]) -> str:
-    return "".join(f"{label}, " for label in labels.values())

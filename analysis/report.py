@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis import accounts, curves, headline, plots, results, style
+from analysis import accounts, curves, headline, plots, results, slices, style
 from analysis.claims import Candidate, Single, candidates, find, teachers
 from analysis.frame import Study, read_arrays, read_study, trials_csv
 from analysis.importance import Branch, branches
@@ -70,7 +70,7 @@ def _pictures(study: Study, findings: Findings) -> Pictures:
     softened = read_arrays(study.folder / "pictures.npz")
     return {
         "history.png": lambda: plots.history(study),
-        "slices.png": lambda: plots.slices(study),
+        "slices.png": lambda: slices.slices(study),
         "importance.png": lambda: plots.importances(findings.branches),
         "learning_curves.png": lambda: (
             curves.learning_curves(study, winner, baseline, teacher) if winner and baseline else None

@@ -35,12 +35,12 @@ def candidates_section(study: Study, found: list[Candidate]) -> str:
     table = markdown(pd.DataFrame([_candidate_row(study, candidate, names, weighted) for candidate in found]))
     family = sum(candidate.p_holm is not None for candidate in found)
     best = "highest" if study.larger_is_better else "lowest"
+    corrected = f", p corrected by Holm's method for the {family} of them" if family else ""
     return (
         f"{head}{table}\n"
         f"The winner is the one of the best with the {best} mean {study.objective} over the confirming "
         "seeds, chosen before test was read: its difference is the primary claim. All other differences "
-        f"are exploratory: two-sided paired t tests, p corrected by Holm's method for the {family} of "
-        "them.\n"
+        f"are exploratory: two-sided paired t tests{corrected}.\n"
     )
 
 
@@ -95,8 +95,8 @@ def importance_section(branches: list[Branch]) -> str:
         parts.append(f"{title}{_importance(branch)}")
     parts.append(
         "Importance is the share of the objective's variance that a parameter explains alone (fANOVA, a "
-        "seeded forest over the complete trials of the search), in this space and among the trials that the "
-        "sampler chose.\n"
+        "seeded forest over the complete trials of the search), among the values that the sampler chose; "
+        "what the shares leave of 1 is interaction.\n"
     )
     return "\n".join(parts)
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.statistics import Estimate, Interval
 
-MISSING = "–"
+MISSING = "—"
 
 
 def missing(value: Any) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MadeUpStudy
+from made_up_study import MadeUpStudy
 
 from analysis.accounts import duration, wall_seconds
 from analysis.frame import NOT_ENDED, flatten, read_study, trials_csv
@@ -50,7 +50,14 @@ def test_a_trial_pruned_here_and_trained_on_by_another_study_shows_what_this_one
     made = made_up()
     made.trial("search", 0, [0.5, 0.7, 0.9], test=0.9)
     made.event(
-        "ended", stage="search", number=0, trial_id="search0000", state="pruned", value=0.7, reason="", epochs=2
+        "ended",
+        stage="search",
+        number=0,
+        trial_id="search0000",
+        state="pruned",
+        value=0.7,
+        reason="",
+        epochs=2,
     )
     row = read_study(made.folder).trials.iloc[0]
     assert (row["state"], row["epochs"], row["best_epoch"], row["val/accuracy"]) == ("pruned", 2, 2, 0.7)
@@ -120,7 +127,8 @@ def test_trials_csv_has_a_row_a_trial_and_whole_numbers_stay_whole(whole: Maker)
     assert confirmed["test/accuracy"].notna().all()
     failed = table[table["state"] == "failed"].iloc[0]
     assert failed["reason"] == "the loss is not finite at step 21"
-    assert pd.isna(failed["val/accuracy"]) and float(failed["recipe.optimizer.lr"]) > 0
+    assert pd.isna(failed["val/accuracy"])
+    assert float(failed["recipe.optimizer.lr"]) > 0
 
 
 def test_a_searched_parameter_may_be_called_as_a_metric_is(made_up: Maker) -> None:
@@ -139,9 +147,13 @@ def test_flatten_gives_dotted_paths() -> None:
 def test_no_folder_no_sweep_and_a_newer_schema_are_told_in_a_sentence(made_up: Maker) -> None:
     made = made_up()
     results = made.folder.parent
-    with pytest.raises(UserError, match="no such folder; give a sweep's folder, for example results/digits_kd"):
+    with pytest.raises(
+        UserError, match="no such folder; give a sweep's folder, for example results/digits_kd"
+    ):
         read_study(results / "absent")
-    with pytest.raises(UserError, match=r"is not a sweep's folder, it has no study.json; sweeps in it: .*made_up"):
+    with pytest.raises(
+        UserError, match=r"is not a sweep's folder, it has no study.json; sweeps in it: .*made_up"
+    ):
         read_study(results)
     write_json(made.folder / "study.json", made.description | {"schema": 2})
     with pytest.raises(UserError, match="schema 2, written by a newer kdtrain"):

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MadeUpStudy
+from made_up_study import MadeUpStudy
 
 from analysis.frame import Study, read_study
 from analysis.importance import branch_labels, branch_of, branches
@@ -18,8 +18,13 @@ def number(name: str, kind: str = "uniform", **conditions: str) -> dict[str, Any
 
 def choice(name: str, *labels: str, **conditions: str) -> dict[str, Any]:
     return {
-        "name": name, "kind": "choice", "low": None, "high": None, "choices": list(labels), "conditions": conditions
-    }  # fmt: skip
+        "name": name,
+        "kind": "choice",
+        "low": None,
+        "high": None,
+        "choices": list(labels),
+        "conditions": conditions,
+    }
 
 
 NESTED = (
@@ -31,12 +36,20 @@ NESTED = (
 )
 
 
-def searched(made: MadeUpStudy, trials: int, score: Callable[[dict[str, Any]], float], *, mgd: int = 0) -> Study:
+def searched(
+    made: MadeUpStudy, trials: int, score: Callable[[dict[str, Any]], float], *, mgd: int = 0
+) -> Study:
     """`trials` trials of method kd, then `mgd` of method mgd."""
     chance = np.random.default_rng(0)
     for i in range(trials + mgd):
-        values = {"method": "kd" if i < trials else "mgd", "student": "ab"[i % 2], "lr": float(chance.uniform(0.1, 10))}
-        values |= {"method[kd].temperature" if i < trials else "method[mgd].mask": float(chance.uniform(0.1, 10))}
+        values = {
+            "method": "kd" if i < trials else "mgd",
+            "student": "ab"[i % 2],
+            "lr": float(chance.uniform(0.1, 10)),
+        }
+        values |= {
+            "method[kd].temperature" if i < trials else "method[mgd].mask": float(chance.uniform(0.1, 10))
+        }
         made.trial("search", i, [score(values)], values=values)
     return read_study(made.folder)
 
@@ -46,7 +59,10 @@ def test_a_space_without_choices_is_one_branch() -> None:
 
 
 def test_branches_are_the_labels_that_other_parameters_hang_on_to_any_depth() -> None:
-    deep = [number("x", method="kd", **{"method[kd].form": "soft"}), choice("method[kd].form", "soft", "hard", method="kd")]
+    deep = [
+        number("x", method="kd", **{"method[kd].form": "soft"}),
+        choice("method[kd].form", "soft", "hard", method="kd"),
+    ]
     assert branch_labels([*deep, choice("method", "kd", "mgd")]) == [
         {"method": "kd", "method[kd].form": "soft"},
         {"method": "kd", "method[kd].form": "hard"},
@@ -56,13 +72,18 @@ def test_branches_are_the_labels_that_other_parameters_hang_on_to_any_depth() ->
 
 
 def test_the_parameter_that_decides_gets_the_greatest_share(made_up: Maker) -> None:
-    study = searched(made_up(parameters=NESTED), 40, lambda v: 0.9 - 0.03 * np.log(v["method[kd].temperature"]) ** 2)
+    study = searched(
+        made_up(parameters=NESTED), 40, lambda v: 0.9 - 0.03 * np.log(v["method[kd].temperature"]) ** 2
+    )
     kd, mgd = branches(study)
-    assert kd.shares is not None and kd.complete == 40
+    assert kd.shares is not None
+    assert kd.complete == 40
     assert set(kd.shares) == {"method[kd].temperature", "student", "lr"}
     assert max(kd.shares, key=kd.shares.__getitem__) == "method[kd].temperature"
-    assert sum(kd.shares.values()) == pytest.approx(1)
-    assert mgd.shares is None and mgd.complete == 0
+    assert kd.shares["method[kd].temperature"] > 0.5
+    assert sum(kd.shares.values()) <= 1 + 1e-9
+    assert mgd.shares is None
+    assert mgd.complete == 0
 
 
 def test_shares_are_the_same_each_time(made_up: Maker) -> None:
@@ -75,9 +96,11 @@ def test_below_twenty_complete_trials_importance_is_left_out_with_the_reason(mad
     study = searched(made, 20, lambda v: 0.9 - 0.01 * v["lr"], mgd=19)
     text = importance_section(branches(study))
     kd, mgd = text.split("### method = mgd")
-    assert "Over 20 complete trials." in kd and "| importance |" in kd
+    assert "Over 20 complete trials." in kd
+    assert "| importance |" in kd
     assert "left out: 19 complete trials, below the 20 that an importance needs" in mgd
-    assert "| importance |" not in mgd and "`method[mgd].mask`" in mgd
+    assert "| importance |" not in mgd
+    assert "`method[mgd].mask`" in mgd
 
 
 def test_pruned_and_failed_trials_do_not_count(made_up: Maker) -> None:
@@ -91,11 +114,14 @@ def test_pruned_and_failed_trials_do_not_count(made_up: Maker) -> None:
 
 def test_equal_objectives_explain_nothing(made_up: Maker) -> None:
     kd = branches(searched(made_up(parameters=NESTED), 25, lambda v: 0.9))[0]
-    assert kd.shares is None and kd.reason == "left out: all 25 complete trials reached the same value"
+    assert kd.shares is None
+    assert kd.reason == "left out: all 25 complete trials reached the same value"
 
 
 def test_a_value_at_the_very_end_of_its_range_may_lie_a_rounding_outside(made_up: Maker) -> None:
     made = made_up(parameters=(number("lr", "loguniform"),))
     for i in range(20):
-        made.trial("search", i, [0.5 + 0.01 * i], values={"lr": 10.000000000000002 if i == 0 else 0.1 + i / 3})
-    assert branches(read_study(made.folder))[0].shares == {"lr": 1.0}
+        made.trial(
+            "search", i, [0.5 + 0.01 * i], values={"lr": 10.000000000000002 if i == 0 else 0.1 + i / 3}
+        )
+    assert branches(read_study(made.folder))[0].shares == {"lr": pytest.approx(1.0)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MadeUpStudy, curve
+from made_up_study import MadeUpStudy, curve
 from scipy import stats
 
 from analysis import build_report
@@ -42,10 +42,16 @@ def cells(text: str, first: str) -> list[str]:
     [
         (0.02, "Distilling **beat** the student alone: +"),
         (-0.02, "Distilling **lost to** the student alone: -"),
-        (0.001, "Whether distilling beats the student alone is undecided: the interval contains 0: "),
+        (
+            0.001,
+            "Whether distilling beats the student alone is undecided: the interval contains 0; "
+            "the difference is +",
+        ),
     ],
 )
-def test_the_answer_stands_on_top_in_one_sentence_with_its_interval(whole: Maker, gain: float, words: str) -> None:
+def test_the_answer_stands_on_top_in_one_sentence_with_its_interval(
+    whole: Maker, gain: float, words: str
+) -> None:
     top = text_of(whole(gain=gain)).split("\n\n")
     assert top[0] == "# made_up"
     assert top[1].startswith(words)
@@ -61,7 +67,10 @@ def test_the_primary_interval_is_scipys_paired_t_interval(whole: Maker) -> None:
     tests = {key: group["test/accuracy"].to_numpy() for key, group in confirm.groupby("candidate")}
     gaps = 100 * (tests["best 1"] - tests["baseline 1"])
     low, high = stats.t.interval(0.95, 4, loc=gaps.mean(), scale=stats.sem(gaps))
-    assert f"{gaps.mean():+.2f} percentage points of test accuracy (95 % t interval {low:+.2f} to {high:+.2f};" in text_of(made)
+    assert (
+        f"{gaps.mean():+.2f} percentage points of test accuracy (95 % t interval {low:+.2f} to {high:+.2f};"
+        in text_of(made)
+    )
 
 
 def test_only_the_decided_primary_difference_is_bold(whole: Maker) -> None:
@@ -73,25 +82,34 @@ def test_only_the_decided_primary_difference_is_bold(whole: Maker) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"gain": 0.001}, {"gain": 0.05, "seeds": 2}, {"gain": 0.05, "seeds": 1}])
-def test_nothing_is_bold_whose_interval_contains_zero_nor_below_three_seeds(whole: Maker, fields: dict[str, float]) -> None:
+def test_nothing_is_bold_whose_interval_contains_zero_nor_below_three_seeds(
+    whole: Maker, fields: dict[str, float]
+) -> None:
     assert "**" not in text_of(whole(**fields))
 
 
 def test_two_seeds_are_too_few_for_a_claim_and_one_gives_no_interval(whole: Maker, tmp_path: Path) -> None:
     two = text_of(whole(tmp_path / "two", gain=0.05, seeds=2))
-    assert "undecided: 2 seeds are too few, a claim needs 3: +5" in two and "95 % t interval" in two.split("\n\n")[1]
+    assert "undecided: 2 seeds are too few, a claim needs 3; the difference is +5" in two
+    assert "95 % t interval" in two.split("\n\n")[1]
     one = text_of(whole(tmp_path / "one", gain=0.05, seeds=1))
-    assert "undecided: 1 seed is too few, a claim needs 3: +" in one
+    assert "undecided: 1 seed is too few, a claim needs 3; the difference is +" in one
     assert "(no interval; mean of paired differences by seed, n = 1 seed)" in one
-    assert cells(one, "student alone (baseline)")[3] == cells(one, "student alone (baseline)")[3].split(" ±")[0]
+    assert (
+        cells(one, "student alone (baseline)")[3] == cells(one, "student alone (baseline)")[3].split(" ±")[0]
+    )
 
 
 def test_the_teacher_is_one_run_with_the_binomial_interval_of_its_test_images(whole: Maker) -> None:
     row = cells(text_of(whole(teacher_test=0.975)), "teacher")
     expected = stats.binomtest(351, 360).proportion_ci(0.95, method="exact")
     assert row[1:] == [
-        "lenet5_teacher", "81 194", f"97.50 [{100 * expected.low:.2f} to {100 * expected.high:.2f}] \\*", "1", "–"
-    ]  # fmt: skip
+        "lenet5_teacher",
+        "81 194",
+        f"97.50 [{100 * expected.low:.2f} to {100 * expected.high:.2f}] \\*",
+        "1",
+        "—",
+    ]
 
 
 def test_a_teacher_below_the_student_alone_is_said_on_top(whole: Maker, tmp_path: Path) -> None:
@@ -100,10 +118,13 @@ def test_a_teacher_below_the_student_alone_is_said_on_top(whole: Maker, tmp_path
     assert "- The teacher ends below the student alone: 90.00 % against 94.0" in text.split("## ")[0]
 
 
-def test_the_top_says_what_the_intervals_are_conditional_on_and_which_order_was_used(whole: Maker, tmp_path: Path) -> None:
+def test_the_top_says_what_the_intervals_are_conditional_on_and_which_order_was_used(
+    whole: Maker, tmp_path: Path
+) -> None:
     top = text_of(whole(tmp_path / "batches")).split("## ")[0]
     assert "conditional on the split and the teacher" in top
-    assert "`batches` of 4" in top and "is repeatable, byte for byte" in top
+    assert "`batches` of 4" in top
+    assert "is repeatable, byte for byte" in top
     assert "not repeatable" in text_of(whole(tmp_path / "free", order="free")).split("## ")[0]
 
 
@@ -111,13 +132,15 @@ def test_holm_corrects_all_differences_but_the_primary(whole: Maker) -> None:
     made = whole(gain=0.005)
     found = {candidate.key: candidate for candidate in candidates(read_study(made.folder))}
     p, q = sorted(found[key].p for key in ("best 2", "published 1"))  # type: ignore[type-var]
-    assert found["best 1"].p is not None and found["best 1"].p_holm is None and found["best 1"].primary
+    assert found["best 1"].p is not None
+    assert found["best 1"].p_holm is None
+    assert found["best 1"].primary
     adjusted = sorted(found[key].p_holm for key in ("best 2", "published 1"))  # type: ignore[type-var]
     assert adjusted == pytest.approx([2 * p, max(2 * p, q)])  # type: ignore[operator, type-var]
     table = section(text_of(made), "All confirmed recipes")
-    assert cells(table, "best 1")[-2:] == ["–", "primary"]
+    assert cells(table, "best 1")[-2:] == ["—", "primary"]
     assert cells(table, "best 2")[-1] == cells(table, "published 1")[-1] == "exploratory"
-    assert cells(table, "baseline 1")[-3:] == ["–", "–", "–"]
+    assert cells(table, "baseline 1")[-3:] == ["—", "—", "—"]
 
 
 def test_confirmed_recipes_show_the_setups_own_knob_and_both_weights(whole: Maker) -> None:
@@ -128,7 +151,9 @@ def test_confirmed_recipes_show_the_setups_own_knob_and_both_weights(whole: Make
     assert float(shown["distillation weight"]) == pytest.approx(1 - float(shown["alpha_ce"]), abs=1e-4)
 
 
-@pytest.mark.parametrize("spelled", [{"weight": 3.0}, {"kd_ratio": 0.7}, {"kd_ratio": 5.0}, {"alpha": 0.3}, {"alpha_ce": 0.1}])
+@pytest.mark.parametrize(
+    "spelled", [{"weight": 3.0}, {"kd_ratio": 0.7}, {"kd_ratio": 5.0}, {"alpha": 0.3}, {"alpha_ce": 0.1}]
+)
 def test_weights_are_those_that_kdtrain_trains_with(spelled: dict[str, float]) -> None:
     balance = pytest.importorskip("kdtrain.methods.balance")
     assert balance_weights({"method": {"balance": spelled}}) == balance.Balance(**spelled).weights
@@ -147,10 +172,12 @@ def test_best_trials_complete_first_by_objective_then_nll_then_number(made_up: M
     made.trial("search", 3, [0.99], nlls=[0.1], state="pruned")
     made.trial("search", 4, [], state="failed")
     table = section(text_of(made), "The 10 best trials of the search").splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if line.startswith("|")][2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if line.startswith("|")][
+        2:
+    ]
     assert [row[0] for row in rows] == ["2", "1", "0 (published)", "3", "4"]
     assert rows[0][1:] == ["1", "90.00", "0.4000", "complete"]
-    assert rows[4][1:] == ["–", "–", "–", "failed"]
+    assert rows[4][1:] == ["—", "—", "—", "failed"]
 
 
 def test_with_nll_as_objective_the_lowest_is_best(made_up: Maker) -> None:
@@ -197,12 +224,17 @@ def test_cost_stands_last_and_counts_every_training_once(whole: Maker) -> None:
     assert cells(cost, "peak memory of a trial")[1] == "300 MiB"
 
 
-def test_everything_above_cost_is_equal_when_only_times_and_machine_differ(whole: Maker, tmp_path: Path) -> None:
+def test_everything_above_cost_is_equal_when_only_times_and_machine_differ(
+    whole: Maker, tmp_path: Path
+) -> None:
     first, second = whole(tmp_path / "one"), whole(tmp_path / "two")
     for trial in second.store.trials():
         outcome = trial.outcome()
         assert outcome is not None
-        trial.write_outcome(outcome | {"seconds": 99.0, "images_per_s": 1.0, "device": "gpu", "git_commit": "f00", "threads": 8})
+        trial.write_outcome(
+            outcome
+            | {"seconds": 99.0, "images_per_s": 1.0, "device": "gpu", "git_commit": "f00", "threads": 8}
+        )
     second.event("opened", command="again")
     one, two = text_of(first), text_of(second)
     assert one != two
@@ -211,8 +243,18 @@ def test_everything_above_cost_is_equal_when_only_times_and_machine_differ(whole
 
 def test_confirming_runs_that_failed_are_left_out_with_their_pair_and_said(whole: Maker) -> None:
     made = whole()
-    made.trial("confirm", 2, [], seed=1002, state="failed", reason="killed", candidate="best 1", role="best",
-               baseline="baseline 1", source={"stage": "search", "number": 0})  # fmt: skip
+    made.trial(
+        "confirm",
+        2,
+        [],
+        seed=1002,
+        state="failed",
+        reason="killed",
+        candidate="best 1",
+        role="best",
+        baseline="baseline 1",
+        source={"stage": "search", "number": 0},
+    )
     text = text_of(made)
     assert "n = 4 seeds)" in text.split("\n\n")[1]
     assert "left out with their pairs: 1 of 5 confirming runs of best 1" in text
@@ -227,12 +269,15 @@ def test_an_unfinished_study_says_so_on_top_and_shows_what_is_there(made_up: Mak
     made.plan("search", 1, values={"optimizer.lr": 0.2})
     text = text_of(made)
     assert text.split("\n\n")[1] == (
-        "> This study is unfinished: teacher 1 of 1, baselines 1 of 1, search 1 of 24 ended. What is shown may still "
-        "change. It continues with `python run_sweep.py sweeps/made_up.yaml --set recipe.epochs=3 --trials 24 --seed 0`."
+        "> This study is unfinished: teacher 1 of 1, baselines 1 of 1, search 1 of 24 ended. "
+        "What is shown may still change. It continues with "
+        "`python run_sweep.py sweeps/made_up.yaml --set recipe.epochs=3 --trials 24 --seed 0`."
     )
     assert "The teacher ends below the student alone" in text
     assert cells(text, "student distilled (winner)")[3] == "not confirmed yet"
-    assert "| 1 | – | – | 0.2 | – | – | – | not ended |" in text or "| 1 | 0.2 | – | – | – | not ended |" in text
+    assert (
+        "| 1 | — | — | 0.2 | — | — | — | not ended |" in text or "| 1 | 0.2 | — | — | — | not ended |" in text
+    )
     assert (build_report(made.folder)).exists()
 
 
@@ -261,19 +306,32 @@ def test_missing_predictions_leave_out_the_bootstrap_and_say_so(whole: Maker) ->
 def test_two_builds_are_equal_byte_for_byte(whole: Maker) -> None:
     made = whole()
     arrays = {
-        "softened_image": np.arange(64, dtype=np.uint8).reshape(8, 8), "softened_label": 3, "softened_temperatures": [1.0, 5.0],
-        "softened_teacher": np.full((2, 10), 0.1), "softened_student": np.full((2, 10), 0.1),
-    }  # fmt: skip
+        "softened_image": np.arange(64, dtype=np.uint8).reshape(8, 8),
+        "softened_label": 3,
+        "softened_temperatures": [1.0, 5.0],
+        "softened_teacher": np.full((2, 10), 0.1),
+        "softened_student": np.full((2, 10), 0.1),
+    }
     np.savez(made.folder / "pictures.npz", **arrays)  # type: ignore[arg-type]
 
     def built() -> dict[str, bytes]:
         build_report(made.folder)
-        return {path.name: path.read_bytes() for path in made.folder.iterdir() if path.suffix in (".md", ".png", ".csv")}
+        return {
+            path.name: path.read_bytes()
+            for path in made.folder.iterdir()
+            if path.suffix in (".md", ".png", ".csv")
+        }
 
     first = built()
     assert set(first) == {
-        "report.md", "trials.csv", "history.png", "slices.png", "importance.png", "learning_curves.png", "softened.png"
-    }  # fmt: skip
+        "report.md",
+        "trials.csv",
+        "history.png",
+        "slices.png",
+        "importance.png",
+        "learning_curves.png",
+        "softened.png",
+    }
     assert first == built()
 
 
@@ -289,7 +347,9 @@ def test_every_picture_named_is_there_and_a_stale_one_is_removed(whole: Maker) -
 def run_analysis(*arguments: str | Path, code: str | None = None) -> subprocess.CompletedProcess[str]:
     start = ["-c", code] if code else ["-m", "analysis"]
     command = [sys.executable, *start, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
 
 
 def test_the_command_builds_the_report_without_torch_or_ray(whole: Maker) -> None:
@@ -308,5 +368,8 @@ def test_the_command_builds_the_report_without_torch_or_ray(whole: Maker) -> Non
 def test_what_a_user_can_mend_is_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
     done = run_analysis(tmp_path / "absent")
     assert done.returncode == 2
-    assert done.stderr == f"{tmp_path / 'absent'}: no such folder; give a sweep's folder, for example results/digits_kd\n"
+    assert (
+        done.stderr
+        == f"{tmp_path / 'absent'}: no such folder; give a sweep's folder, for example results/digits_kd\n"
+    )
     assert done.stdout == ""

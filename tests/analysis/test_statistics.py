@@ -20,7 +20,8 @@ from analysis.statistics import (
 def test_t_interval_equals_scipys(n: int) -> None:
     values = np.random.default_rng(n).normal(0.95, 0.01, n)
     estimate = mean_estimate(list(values))
-    assert estimate is not None and estimate.interval is not None
+    assert estimate is not None
+    assert estimate.interval is not None
     low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
     assert (estimate.interval.low, estimate.interval.high) == pytest.approx((low, high))
     assert estimate.n == n
@@ -30,7 +31,8 @@ def test_t_interval_equals_scipys(n: int) -> None:
 def test_half_width_in_units_of_the_deviation_is_as_the_study_says(n: int, in_deviations: float) -> None:
     values = np.random.default_rng(0).normal(size=n)
     estimate = mean_estimate(list(values))
-    assert estimate is not None and estimate.half_width is not None
+    assert estimate is not None
+    assert estimate.half_width is not None
     assert estimate.half_width / values.std(ddof=1) == pytest.approx(in_deviations, abs=0.005)
 
 
@@ -40,7 +42,9 @@ def test_one_value_and_equal_values_have_a_mean_but_no_interval() -> None:
     rounding = [0.97 - 0.95, 0.96 - 0.94, 0.95 - 0.93]  # 0.02 three times, but for the last bits
     assert len(set(rounding)) > 1
     estimate = mean_estimate(rounding)
-    assert estimate is not None and estimate.interval is None and not estimate.decided
+    assert estimate is not None
+    assert estimate.interval is None
+    assert not estimate.decided
 
 
 def test_differences_are_paired_by_seed_whatever_the_order_and_lone_seeds_are_left_out() -> None:
@@ -78,7 +82,9 @@ def test_holm_equals_the_step_down_procedure_at_every_level() -> None:
         p_values = [float(p) for p in np.random.default_rng(seed).uniform(0, 0.2, 5)]
         adjusted = holm(p_values)
         for level in np.linspace(0.001, 0.999, 97):
-            assert rejects(p_values, level) == {i for i, p in enumerate(adjusted) if p is not None and p <= level}
+            assert rejects(p_values, level) == {
+                i for i, p in enumerate(adjusted) if p is not None and p <= level
+            }
 
 
 def test_holm_leaves_an_unknown_p_out_of_the_family() -> None:
@@ -109,8 +115,9 @@ def test_bootstrap_knows_images_not_seeds() -> None:
     """The same seeds counted ten times are no new evidence: the interval stays."""
     chance = np.random.default_rng(3)
     first_SN, second_SN = chance.uniform(size=(2, 200)) < 0.95, chance.uniform(size=(2, 200)) < 0.9
-    once, ten_times = bootstrap_over_images(first_SN, second_SN), bootstrap_over_images(
-        np.tile(first_SN, (10, 1)), np.tile(second_SN, (10, 1))
+    once, ten_times = (
+        bootstrap_over_images(first_SN, second_SN),
+        bootstrap_over_images(np.tile(first_SN, (10, 1)), np.tile(second_SN, (10, 1))),
     )
     assert once == ten_times
     assert once == bootstrap_over_images(first_SN, second_SN)

@@ -17,13 +17,15 @@ from analysis.tables import (
 
 def test_markdown_aligns_numbers_right_and_shows_missing_as_a_dash() -> None:
     frame = pd.DataFrame({"name": ["a|b", "c"], "n": [1, 20], "gap": ["+0.10", None]})
-    assert markdown(frame) == "| name | n | gap |\n| :-- | --: | --: |\n| a\\|b | 1 | +0.10 |\n| c | 20 | – |\n"
+    assert (
+        markdown(frame) == "| name | n | gap |\n| :-- | --: | --: |\n| a\\|b | 1 | +0.10 |\n| c | 20 | — |\n"
+    )
 
 
 def test_missing_is_never_zero() -> None:
-    assert estimate_percent(None) == "–"
-    assert sampled(float("nan")) == "–"
-    assert estimate_points(None) == "–"
+    assert estimate_percent(None) == "—"
+    assert sampled(float("nan")) == "—"
+    assert estimate_points(None) == "—"
 
 
 def test_percent_has_two_decimals_and_an_estimate_without_interval_no_plus_minus() -> None:

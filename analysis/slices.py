@@ -1,0 +1,140 @@
+"""The objective by each searched parameter: the plain look at what a hyperparameter did."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from analysis import style
+from analysis.frame import Study
+from analysis.importance import LOG_KINDS, branch_labels, branch_of
+from analysis.plots import AXIS, axis_label, frame_scores, mark_failed
+from analysis.tables import short_names
+from kdtrain.store import Row
+
+
+def slices(study: Study) -> Figure | None:
+    """The objective by each searched parameter, on the parameter's own scale, coloured by branch."""
+    search = study.stage("search")
+    drawn = [p for p in study.parameters if study.values.loc[search.index, p["name"]].notna().any()]
+    if not drawn or search[study.objective].notna().sum() == 0:
+        return None
+    columns = min(3, len(drawn))
+    rows = -(-len(drawn) // columns)
+    made = style.figure(max(5.0, 3.1 * columns), 2.7 * rows + 0.5)
+    panels = made.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    colours = {
+        _title(labels): style.SERIES[i % len(style.SERIES)]
+        for i, labels in enumerate(branch_labels(study.parameters))
+    }
+    branch = pd.Series(
+        [_title(branch_of(study.values.loc[i], study.parameters)) for i in search.index],
+        index=search.index,
+        dtype=object,
+    )
+    names = short_names([p["name"] for p in study.parameters])
+    for axes, parameter in zip(panels, drawn, strict=False):
+        _slice(axes, study, parameter, search, branch, colours)
+        axes.set_title(names[parameter["name"]])
+        axes.set_xlabel(_scale(parameter))
+    for axes in panels[len(drawn) :]:
+        axes.set_axis_off()
+    for axes in panels[::columns]:
+        axes.set_ylabel(axis_label(study))
+    frame_scores(panels[0], study, search)
+    handles = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    made.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+    return made
+
+
+def _slice(
+    axes: Axes,
+    study: Study,
+    parameter: Row,
+    search: pd.DataFrame,
+    branch: pd.Series,
+    colours: Mapping[str, str],
+) -> None:
+    values = study.values.loc[search.index, parameter["name"]].dropna()
+    labels = list(parameter["choices"] or [])
+    x = values.map(labels.index).astype(float) if labels else values.astype(float)
+    if (
+        labels
+    ):  # side by side rather than on top of each other; by trial number, so that it is the same each time
+        x = x + 0.24 * ((search.loc[x.index, "number"] * 0.618034) % 1 - 0.5)
+        axes.set_xticks(range(len(labels)), labels, rotation=20 if max(map(len, labels)) > 8 else 0)
+        axes.set_xlim(-0.6, len(labels) - 0.4)
+    elif parameter["kind"] in LOG_KINDS:
+        _log_axis(axes, parameter)
+    trials = search.loc[x.index]
+    y = trials[study.objective] * AXIS[study.objective][1]
+    for title, colour in colours.items():
+        inside = trials[(branch.loc[x.index] == title) & y.notna()]
+        complete, pruned = (
+            inside[inside["state"] == "complete"].index,
+            inside[inside["state"] == "pruned"].index,
+        )
+        axes.scatter(
+            x.loc[pruned],
+            y.loc[pruned],
+            marker="v",
+            s=22,
+            facecolor="white",
+            edgecolor=colour,
+            linewidths=0.9,
+            alpha=0.75,
+            label=f"{title}pruned",
+        )
+        axes.scatter(
+            x.loc[complete],
+            y.loc[complete],
+            marker="o",
+            s=24,
+            color=colour,
+            edgecolor="white",
+            linewidths=0.4,
+            label=f"{title}complete",
+        )
+    published = trials[trials["published"] & y.notna()].index
+    if len(published):
+        axes.scatter(
+            x.loc[published],
+            y.loc[published],
+            marker="D",
+            s=62,
+            facecolor="none",
+            edgecolor=style.VERMILION,
+            linewidths=1.3,
+            label="published point",
+        )
+    mark_failed(axes, trials, x)
+
+
+def _log_axis(axes: Axes, parameter: Row) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(parameter["low"] / 1.1, parameter["high"] * 1.1)
+    decades = np.log10(parameter["high"] / parameter["low"])
+    subs = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.6 else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _scale(parameter: Row) -> str:
+    return {
+        "choice": "choice",
+        "loguniform": "log scale",
+        "logint": "log scale, integers",
+        "int": "linear scale, integers",
+    }.get(parameter["kind"], "linear scale")
+
+
+def _title(labels: Mapping[str, str]) -> str:
+    return "".join(f"{label}, " for label in labels.values())

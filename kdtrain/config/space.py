@@ -519,7 +519,7 @@ def _keys(value: Any) -> object:
 
 def _match_mapping(node: dict[str, Any], given: Any, at: _At) -> tuple[Values, list[Problem]]:
     written = {} if given is _ABSENT else given
-    if at.path and at.path[-1] == "balance" and written and set(written) != set(node):
+    if at.path[-1:] == ("balance",) and written and set(written) != set(node) and _is_spelling(node):
         return _match_balance(node, written, at)
     parts = [_match(child, written.get(key, _ABSENT), at.below(key)) for key, child in node.items()]
     for key in (key for key in written if key not in node):
@@ -530,12 +530,16 @@ def _match_mapping(node: dict[str, Any], given: Any, at: _At) -> tuple[Values, l
     return _gather(parts)
 
 
+def _is_spelling(node: dict[str, Any]) -> bool:
+    from kdtrain.methods.balance import SPELLINGS
+
+    return len(node) == 1 and next(iter(node)) in SPELLINGS
+
+
 def _match_balance(node: dict[str, Any], given: dict[str, Any], at: _At) -> tuple[Values, list[Problem]]:
     from kdtrain.methods.balance import SPELLINGS, Balance
 
-    wanted = next(iter(node), "")
-    if len(node) != 1 or wanted not in SPELLINGS:
-        return {}, []  # the recipe itself is refused
+    wanted = next(iter(node))
     try:
         respelt = Balance.model_validate(given).respell(wanted)
     except ValidationError:

@@ -203,20 +203,20 @@ def load_sweep(
     problems += wrong
     tree, broken = _checked_recipe(located.data.get("recipe"))
     published: tuple[Values, ...] = ()
-    if tree:
+    if tree is not None:
         points = parts.study.published if parts else _raw_published(located.data)
         published, unmatched = _matched(tree, points)
         problems += unmatched
         wrong = _at_probes(tree, published, inheriting=not points)
         problems += [problem.below(("recipe",)) for problem in wrong]
     broken = [*located.problems, *(problem.below(("recipe",)) for problem in broken)]
-    if parts and not problems and not broken:
+    if parts and tree is not None and not problems and not broken:
         problems += _study_problems(parts.study, tree)
     if Path(file).stem == "trials":
         problems.append(
             Problem((), "a sweep cannot be called trials: that folder of the results holds every trial")
         )
-    if parts is None or problems or broken:
+    if parts is None or tree is None or problems or broken:
         raise located.error([*broken, *_not_echoing(problems, broken)])
     return Sweep(
         Path(file).stem,
@@ -287,12 +287,12 @@ def _override_keys(data: dict[str, Any], path: str, equals: str) -> Keys:
     return keys
 
 
-def _checked_recipe(written: Any) -> tuple[dict[str, Any], list[Problem]]:
-    """The tree that can be searched (empty if there is none), and what is wrong with it before any value is tried."""
+def _checked_recipe(written: Any) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """The tree that can be searched, if there is one, and what is wrong with it before any value is tried."""
     if not isinstance(written, dict):
-        return {}, []
+        return None, []  # said elsewhere
     if space_word(written):
-        return {}, [Problem((), "cannot itself be a search space; choose inside it")]
+        return None, [Problem((), "cannot itself be a search space; choose inside it")]
     problems = [
         Problem((key,), f"stands in the study; write study.{key}")
         for key in ("objective", "seed")

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a sentence is easier to compare in one line)
 import re
 from pathlib import Path
 from typing import Any

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a sentence is easier to compare in one line)
 import math
 from typing import Any
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a sentence is easier to compare in one line)
 import random
 from pathlib import Path
 from typing import Any
@@ -452,6 +453,7 @@ def test_a_plain_recipe_takes_no_spaces_and_says_all_that_is_wrong(tmp_path: Pat
                                   "recipe: {}\nstudy: {}\n", "a: 1\n", "recipe: {method: {choice: [{choice: [1]}]}}\n",
                                   "recipe: {teacher: 3, student: [], data: {choice: [1, {name: [1]}]}}\nstudy: {published: 3}\n",
                                   "recipe: {method: {name: {choice: [kd, none]}}}\nstudy: {published: [{method: 3}]}\n",
-                                  "recipe: {optimizer: {uniform: [1, 2]}, epochs: {choice: [{a: 1}]}}\nstudy: {trials: x}\n"])  # fmt: skip
+                                  "recipe: {optimizer: {uniform: [1, 2]}, epochs: {choice: [{a: 1}]}}\nstudy: {trials: x}\n",
+                                  "recipe: {}\nstudy: {trials: 1}\n", "recipe: []\nstudy: {trials: 1}\n", changed("balance: {weight:", "balance: {wieght:")])  # fmt: skip
 def test_any_wrong_shape_is_a_user_error(tmp_path: Path, text: str) -> None:
     assert problems_of(tmp_path, text)

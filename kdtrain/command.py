@@ -53,7 +53,7 @@ def _dispatch(chosen: argparse.Namespace) -> int:
     if chosen.plan:
         from kdtrain.plan import plan
 
-        print(plan(sweep, chosen.data, chosen.address))
+        print(plan(sweep, chosen.data))
         return 0
     return _run(chosen, sweep)
 

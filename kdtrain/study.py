@@ -71,7 +71,7 @@ class Study:
         self.running: dict[str, Job] = {}
         self.waiting: dict[str, list[Job]] = {}
         self.states: dict[str, Row] = {}
-        self.stage, self.stage_size = "smoke", 0
+        self.stage, self.stage_size = "starting", 0
 
     def jobs(self) -> Iterator[Job | None]:
         """Every job that is still to do, stage by stage; None: nothing to start until a running one has ended.

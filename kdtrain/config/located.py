@@ -1,4 +1,4 @@
-"""YAML -> plain data that knows its lines, and what is wrong with it in sentences, each where it was written."""
+"""YAML -> plain data that knows its lines, and what is wrong with it in sentences with file and line."""
 
 import difflib
 import json
@@ -23,7 +23,7 @@ MAX_VALUES = 100_000  # aliases of aliases would fill the memory
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake. `keys` finds its line; `shown` is the path as the user thinks of it, where that differs."""
+    """One mistake. `keys` finds its line; `shown` is the path as the user thinks of it, if another."""
 
     keys: Keys
     text: str
@@ -46,7 +46,7 @@ class Located:
     problems: tuple[Problem, ...] = field(default=())
 
     def line_of(self, keys: Keys) -> int:
-        """The line of a value, or of the nearest value that encloses it; 0 for one set on the command line."""
+        """The line of a value, or of the nearest that encloses it; 0 for one set on the command line."""
         place = self._place(keys)
         return place if isinstance(place, int) else 0
 
@@ -118,9 +118,9 @@ def dump_yaml(data: Any) -> str:
 
 
 def validate(model: type[M], data: Any, noun: str) -> tuple[M | None, list[Problem]]:
-    """Plain data as a model, or all that is wrong with it; keys are those of `data`, without pydantic's union tags.
+    """Plain data as a model, or all that is wrong with it.
 
-    `noun` is what the data as a whole is called in a sentence.
+    Keys are those of `data`, without pydantic's union tags. A sentence calls the data as a whole `noun`.
     """
     try:
         return model.model_validate_json(json.dumps(data)), []
@@ -317,6 +317,7 @@ def _tag_text(node: yaml.Node) -> str:
     return str(node.tag).replace("tag:yaml.org,2002:", "!!")
 
 
+_LIMITS = ("gt", "ge", "lt", "le")
 _RULES = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -330,10 +331,10 @@ _RULES = {
     "model_type": "must be a mapping, {{key: value}}",
     "model_attributes_type": "must be a mapping, {{key: value}}",
     "finite_number": "must be a finite number",
-    "greater_than": "must be > {gt:g}",
-    "greater_than_equal": "must be >= {ge:g}",
-    "less_than": "must be < {lt:g}",
-    "less_than_equal": "must be <= {le:g}",
+    "greater_than": "must be > {gt}",
+    "greater_than_equal": "must be >= {ge}",
+    "less_than": "must be < {lt}",
+    "less_than_equal": "must be <= {le}",
 }
 
 
@@ -359,7 +360,12 @@ def _sentence(model: type[BaseModel], data: Any, details: dict[str, Any], noun: 
         return keys, f"must be one of {', '.join(allowed)}, got {shown_value(value)}{hint}"
     if kind in ("value_error", "assertion_error"):
         return _relocated(keys, node, str(context.get("error", details["msg"])))
-    rule = _RULES.get(kind, details["msg"][:1].lower() + details["msg"][1:]).format(**context)
+    limits = {
+        key: int(limit) if limit == int(limit) else limit for key, limit in context.items() if key in _LIMITS
+    }
+    rule = (
+        _RULES[kind].format(**limits) if kind in _RULES else details["msg"][:1].lower() + details["msg"][1:]
+    )
     return keys, f"{rule}, got {shown_value(value)}"
 
 
@@ -379,7 +385,7 @@ def _enclosing(data: Any, keys: Keys) -> Any:
 
 
 def _relocated(keys: Keys, node: Any, text: str) -> tuple[Keys, str]:
-    """A sentence of a whole model that begins with one of its fields (`lr_schedule.warmup_epochs must ...`)."""
+    """A sentence of a whole model that begins with a field of it (`lr_schedule.warmup_epochs must ...`)."""
     first, _, rest = text.partition(" ")
     below: Keys = ()
     for key in first.split("."):

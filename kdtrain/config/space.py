@@ -1,7 +1,8 @@
-"""SearchSpace: `{uniform: [a, b]}`, `{loguniform: ...}`, `{int: ...}`, `{logint: ...}`, `{choice: [...]}` in place of a value.
+"""SearchSpace: `{uniform: [a, b]}`, `loguniform`, `int`, `logint` or `{choice: [...]}` in place of a value.
 
-An option of a choice may hold spaces itself: its parameters exist only while that option is chosen. A tree is the
-plain data of a recipe with spaces in it; values are {parameter name: number, or label of the chosen option}.
+An option of a choice may hold spaces itself: its parameters exist only while that option is chosen.
+A tree is the plain data of a recipe with spaces in it; values are {parameter name: number, or label of
+the chosen option}.
 """
 
 import difflib
@@ -54,7 +55,7 @@ class Parameter:
         return self.labels if self.kind == "choice" else (self.low, self.high)
 
     def spread(self, points: int | None) -> tuple[Label, ...]:
-        """Every option, or so many values from end to end, evenly on the range's own scale; whole ones once each."""
+        """Every option, or so many values from end to end, evenly on its scale; no whole one twice."""
         if self.kind == "choice":
             return self.labels
         if points is None or points < 2:
@@ -108,7 +109,7 @@ def parameters(tree: Any) -> list[Parameter]:
 
 
 def resolve(tree: Any, values: Mapping[str, Label]) -> Resolved:
-    """The tree with every space replaced by its value. ValueError unless `values` are exactly those that are active."""
+    """The tree with every space replaced by its value; ValueError unless `values` are just the active ones."""
     used = set()
 
     def decide(parameter: Parameter) -> Label:
@@ -126,7 +127,7 @@ def resolve(tree: Any, values: Mapping[str, Label]) -> Resolved:
 
 
 def suggest(trial: Trial, tree: Any) -> Values:
-    """Values drawn by an Optuna trial, define-by-run: a conditional parameter is drawn only where it exists."""
+    """Values drawn by an Optuna trial, define-by-run: a parameter is drawn only where it exists."""
     values: Values = {}
 
     def draw(parameter: Parameter) -> Label:
@@ -191,7 +192,7 @@ def combinations(tree: Any, subtrees: Sequence[str]) -> list[Values]:
 
 
 def grid(tree: Any, points: int | None) -> list[Values]:
-    """Every option with every one of so many values of each range (None: there is no range), in the file's order."""
+    """Every option with every one of so many values of each range (None: no range), in the file's order."""
     return _product(tree, lambda parameter: parameter.spread(points))
 
 
@@ -244,7 +245,7 @@ def space_word(node: Any) -> str | None:
 
 
 def checked(tree: Any) -> tuple[Any, list[Problem]]:
-    """What is wrong with the spaces as written, and the tree with the broken ones replaced by something harmless."""
+    """The tree with broken spaces replaced by something harmless, and what is wrong with them."""
     problems: list[Problem] = []
 
     def visit(node: Any, keys: Keys, path: Keys) -> Any:
@@ -268,10 +269,10 @@ def checked(tree: Any) -> tuple[Any, list[Problem]]:
 
 
 def match(tree: Any, point: Any) -> tuple[Values, list[Problem]]:
-    """The values at which the tree equals a published point, which gives what is searched and may repeat the rest.
+    """The values at which the tree equals a published point, and what is wrong with the point.
 
-    At a choice the point picks the option that it equals or whose `name` or `model` it gives. A `balance` may be
-    spelt in another way than the space's.
+    A point gives what is searched and may repeat the rest. At a choice it picks the option that it equals,
+    or whose `name` or `model` it gives. A `balance` may be spelt in another way than the space's.
     """
     return _match(tree, point, _At())
 
@@ -372,7 +373,7 @@ def _labels(options: Sequence[Any]) -> tuple[Label, ...]:
 
 
 def _label(option: Any) -> Label:
-    """Its `name`, or its `model`, or the value itself; a mapping without either by its keys and plain values."""
+    """Its `name`, its `model`, or the value itself; of another mapping its keys and plain values."""
     if isinstance(option, list):
         return shown_value(option)
     if not isinstance(option, dict):
@@ -448,7 +449,7 @@ def _match(node: Any, given: Any, at: _At) -> tuple[Values, list[Problem]]:
         return _match_range(at.parameter(node), given)
     if isinstance(node, dict) and (given is _ABSENT or isinstance(given, dict)):
         return _match_mapping(node, given, at)
-    if isinstance(node, list) and (given is _ABSENT or isinstance(given, list) and len(given) == len(node)):
+    if isinstance(node, list) and (given is _ABSENT or (isinstance(given, list) and len(given) == len(node))):
         pairs = [
             (child, _ABSENT if given is _ABSENT else given[i], at.below(i)) for i, child in enumerate(node)
         ]

@@ -1,4 +1,4 @@
-"""The sweep file: `recipe:` with spaces in it, `study:`, `resources:`, `report:`. Every mistake is reported at once."""
+"""The sweep file: `recipe:` with spaces in it, `study:`, `resources:`, `report:`; every mistake at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ class GridSampler(Config):
 
 
 class Asha(Config):
-    """Successive halving: at min_epochs and each `reduction` times as many, only the best 1/reduction go on."""
+    """Successive halving: at min_epochs, and each `reduction` times later, the best 1/reduction go on."""
 
     name: Literal["asha"]
     min_epochs: Count
@@ -170,7 +170,7 @@ class Sweep:
         return recipe
 
     def baseline(self) -> "Sweep":
-        """The student alone, searched over what it shares with the space, published values first where shared."""
+        """The student alone, searched over what it shares with the space, published values first."""
         tree = {key: value for key, value in self.tree.items() if key != "teacher"}
         tree["method"] = {"name": "none"}
         names = {parameter.name for parameter in parameters(tree)}
@@ -179,7 +179,7 @@ class Sweep:
         return replace(self, tree=tree, published=published)
 
     def error(self, values: Mapping[str, Label], path: Keys, text: str) -> UserError:
-        """A sentence about one value of the recipe at a point of the space: `error(values, ("method",), ...)`."""
+        """A sentence about one value of the recipe at a point: `error(values, ("method",), ...)`."""
         problem = _at_source(Problem(path, text), resolve(self.tree, values))
         return self.located.error([problem.below(("recipe",))])
 
@@ -191,7 +191,7 @@ class Sweep:
 def load_sweep(
     file: str | Path, overrides: Sequence[str] = (), trials: int | None = None, seed: int | None = None
 ) -> Sweep:
-    """Reads and checks a sweep file. Each override is `recipe.epochs=3`; UserError names every mistake at once."""
+    """Reads and checks a sweep file; an override is `recipe.epochs=3`. UserError names every mistake."""
     located = load_located(file)
     if "recipe" not in located.data and {"method", "student"} & set(located.data):
         raise UserError(f"{file}: is a plain recipe, not a sweep; train it with: python -m kdtrain {file}")
@@ -302,13 +302,14 @@ def _checked_recipe(written: Any) -> tuple[dict[str, Any] | None, list[Problem]]
     problems += wrong
     for parameter in parameters(tree):
         if parameter.path[0] in ("teacher", "data") and parameter.kind != "choice":
-            text = f"only choices can stand in {parameter.path[0]}: a range would train a teacher for every trial"
+            where = parameter.path[0]
+            text = f"only choices can stand in {where}: a range would train a teacher for every trial"
             problems.append(Problem(parameter.source, text, parameter.path))
     return tree, problems
 
 
 def _raw_published(data: dict[str, Any]) -> Sequence[Any]:
-    """The published points of a file with other mistakes; something, if it cannot be told whether there are any."""
+    """The published points of a file with other mistakes; [None] if it cannot be told what they are."""
     study = data.get("study")
     points = study.get("published", []) if isinstance(study, dict) else None
     return points if isinstance(points, list) else [None]
@@ -329,7 +330,7 @@ def _matched(tree: dict[str, Any], points: Sequence[Any]) -> tuple[tuple[Values,
 
 
 def _at_probes(tree: dict[str, Any], published: Sequence[Values], inheriting: bool) -> list[Problem]:
-    """What is wrong with the recipes that the space can reach, tried at points that touch everything written."""
+    """What is wrong with the recipes that the space can reach, tried where they touch all that is written."""
     filled = _first_published(tree, published)
     ranges = {parameter.source: parameter for parameter in parameters(tree) if parameter.kind != "choice"}
     found: dict[tuple[Keys, str], Problem] = {}
@@ -378,10 +379,11 @@ def _data_name(concrete: dict[str, Any]) -> object:
 
 
 def _comparable(concrete: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """A recipe of a sweep distils: what is wrong where it does not, and the recipe made to pass the other checks."""
+    """A recipe of a sweep distils: made fit for the other checks, and what is wrong if it does not."""
     method, teacher = concrete.get("method"), concrete.get("teacher")
     if isinstance(method, dict) and method.get("name") == "none":
-        text = "none is the student alone, which every sweep trains as its baseline; to train only that: python -m kdtrain"
+        text = "none is the student alone, which every sweep trains as its baseline"
+        text += "; to train only that: python -m kdtrain"
         return {key: value for key, value in concrete.items() if key != "teacher"}, [
             Problem(("method", "name"), text)
         ]
@@ -392,7 +394,7 @@ def _comparable(concrete: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]
 
 
 def _with_teacher(concrete: dict[str, Any], searched: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with a teacher that takes what it inherits of searched fields from the first published point."""
+    """The recipe with a teacher that inherits searched fields from the first published point."""
     teacher = concrete.get("teacher")
     inherited = {name: searched[name] for name in _inherited(teacher) if name in searched}
     return (
@@ -422,8 +424,8 @@ def _inherited_search(tree: dict[str, Any], concrete: dict[str, Any]) -> list[Pr
     return [
         Problem(
             ("teacher", *parameter.path),
-            f"is inherited from recipe.{dotted(parameter.path)}, which is searched; write teacher.{parameter.path[0]}"
-            " (or a study.published point, whose value it takes)",
+            f"is inherited from recipe.{dotted(parameter.path)}, which is searched;"
+            f" write teacher.{parameter.path[0]} (or a study.published point, whose value it takes)",
         )
         for parameter in parameters(tree)
         if parameter.path[0] in inherited
@@ -465,7 +467,8 @@ def _study_problems(study: Study, tree: dict[str, Any]) -> Iterator[Problem]:
     longest = max(resolve(tree, values).tree["epochs"] for values in probe_points(tree))
     trials: Keys = ("study", "trials")
     if not isinstance(study.pruner, NoPruner) and study.pruner.min_epochs >= longest:
-        text = f"must be below recipe.epochs {longest}, else nothing is ever pruned, got {study.pruner.min_epochs}"
+        text = f"must be below recipe.epochs {longest}, else nothing is ever pruned"
+        text += f", got {study.pruner.min_epochs}"
         yield Problem(("study", "pruner", "min_epochs"), text)
     if len(study.published) > study.trials:
         yield Problem(trials, f"must be >= {len(study.published)}, the published points, got {study.trials}")
@@ -481,9 +484,9 @@ def _study_problems(study: Study, tree: dict[str, Any]) -> Iterator[Problem]:
         if not ranges and study.sampler.points is not None:
             yield Problem(points, "does nothing: the recipe searches only choices; remove it")
         size = grid_size(tree, study.sampler.points)
-        if study.trials > size + len(study.published):
-            more = f" and {len(study.published)} published points" if study.published else ""
+        first = len(study.published)
+        if study.trials > size + first:
+            more = f" and {first} published" if first else ""
             yield Problem(
-                trials,
-                f"must be <= {size + len(study.published)}: the grid has {size} points{more}, got {study.trials}",
+                trials, f"must be <= {size + first}: the grid has {size} points{more}, got {study.trials}"
             )

@@ -1,0 +1,178 @@
+"""--plan: what a sweep will do and cost, said before anything is started. Needs no data and no Ray."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from kdtrain import environment
+from kdtrain.config import Sweep, space
+from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.data import AnyData, data_folder, load
+from kdtrain.distiller import Distiller
+from kdtrain.learner import Learner
+from kdtrain.methods import weighted_sum
+from kdtrain.models import ImageShape, build
+from kdtrain.resources import concurrent_trials, machine_resources
+from kdtrain.search import Search
+from kdtrain.study import networks
+from kdtrain.teacher import Teacher
+
+TIMED_STEPS = 5
+BACKWARD_OVER_FORWARD = 2
+"""A backward pass computes two products for each one of the forward pass: by the inputs and by the weights."""
+
+
+def plan(sweep: Sweep, data: str | None) -> str:
+    """The plan as text: stages, search space, networks and an upper bound of the cost."""
+    first = sweep.recipe_for(space.probe_points(sweep.tree)[0], sweep.study.seed)
+    images, classes = _sizes(first.data, data)
+    parts = [
+        f"{sweep.name}: {sweep.located.file}",
+        _table(["stage", "trainings", "what"], _stages(sweep)),
+        _table(["parameter", "space", "only where"], _space(sweep)),
+        _table(["network", "parameters", "MFLOP/image (forward)"], _networks(sweep, first, classes)),
+        _cost(sweep, first, images, classes),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def trainings(sweep: Sweep) -> dict[str, int]:
+    """How many trainings each stage has at most."""
+    teachers = {
+        teacher_recipe(sweep.recipe_for(values, 0)) for values in space.combinations(sweep.tree, ("teacher",))
+    }
+    confirm = sweep.study.confirm
+    candidates = confirm.best + (len(sweep.published) if confirm.published else 0)
+    return {
+        "teacher": len(teachers - {None}),
+        "baselines": Search("baselines", sweep.baseline()).trials,
+        "search": Search("search", sweep).trials,
+        "confirm": (candidates + _baselines_confirmed(sweep)) * confirm.seeds,
+    }
+
+
+def _baselines_confirmed(sweep: Sweep) -> int:
+    """At most one for each student that a candidate can have."""
+    students = {sweep.recipe_for(values, 0).student for values in space.combinations(sweep.tree, ("student",))}
+    return len(students)
+
+
+def _stages(sweep: Sweep) -> list[list[str]]:
+    study, counts = sweep.study, trainings(sweep)
+    smoke = len(space.combinations(sweep.tree, ("method", "teacher", "student")))
+    shared = ", ".join(parameter.name for parameter in sweep.baseline().parameters) or "nothing: one recipe"
+    searched = f"{study.sampler.name}, pruner {study.pruner.name}"
+    if sweep.published:
+        searched += f", the {len(sweep.published)} published first and never pruned"
+    confirm = study.confirm
+    confirmed = f"{confirm.best} best, baselines" + (", published" if confirm.published and sweep.published else "")
+    return [
+        ["smoke", "-", f"one batch through each of {smoke} (method, teacher, student)"],
+        ["teacher", str(counts["teacher"]), "unless the store has it"],
+        ["baselines", str(counts["baselines"]), f"the student alone, searched over {shared}"],
+        ["search", str(counts["search"]), searched],
+        ["confirm", f"<= {counts['confirm']}", f"{confirmed}; {confirm.seeds} seeds each; test split read here, once"],
+        ["pictures", "-", "what needs networks to be drawn"],
+    ]
+
+
+def _space(sweep: Sweep) -> list[list[str]]:
+    rows = []
+    for parameter in sweep.parameters:
+        if parameter.kind == "choice":
+            text = "choice of " + ", ".join(str(label) for label in parameter.labels)
+        else:
+            text = f"{parameter.kind} {parameter.low:g} to {parameter.high:g}"
+        only = ", ".join(f"{name} = {label}" for name, label in parameter.conditions.items())
+        rows.append([parameter.name, text, only or "always"])
+    return rows
+
+
+def _networks(sweep: Sweep, first: Recipe, classes: int) -> list[list[str]]:
+    found = networks(sweep, first.data.image_shape, classes)
+    return [
+        [name, f"{about['parameters']:,}", f"{about['flops_per_image'] / 1e6:,.2f}"] for name, about in found.items()
+    ]
+
+
+def _cost(sweep: Sweep, first: Recipe, images: int | None, classes: int) -> str:
+    """An upper bound: nothing pruned, every batch computed; evaluation and start-up left out and said to be."""
+    counts, longest = trainings(sweep), _longest(sweep)
+    alone = sweep.baseline().recipe_for({p.name: p.ends[0] for p in sweep.baseline().parameters}, 0)
+    taught_by = teacher_recipe(first)
+    work = [
+        ("teacher", taught_by, counts["teacher"], taught_by.epochs if taught_by else 0),
+        ("baselines", alone, counts["baselines"], longest),
+        ("search and confirm", first, counts["search"] + counts["confirm"], longest),
+    ]
+    if images is None:
+        return "cost: unknown until the images are there (--data DIR): their number is the user's own"
+    environment.prepare_process(sweep.resources.cpus_per_worker)
+    at_once = max(1, concurrent_trials(sweep.resources, machine_resources()))
+    rows, total_s, total_flops = [], 0.0, 0.0
+    for name, recipe, count, epochs in work:
+        if recipe is None or count == 0:
+            continue
+        seconds, flops = _step_cost(recipe, recipe.data.image_shape, classes)
+        seen = count * epochs * images
+        rows.append([name, f"{seen:,}", f"{seen * flops / 1e12:,.2f}", f"{seen * seconds / 60:,.1f}"])
+        total_s, total_flops = total_s + seen * seconds, total_flops + seen * flops
+    table = _table(["stage", "images", "TFLOP", "minutes of one trial slot"], rows)
+    text = (
+        f"cost at most: {total_flops / 1e12:,.2f} TFLOP, {total_s / 60:,.1f} min of one slot, "
+        f"{total_s / 60 / at_once:,.1f} min with {at_once} trials at once on this machine\n"
+        f"(training steps timed here just now on made-up images, {TIMED_STEPS} each; nothing pruned; "
+        "reading images, validation and start-up come on top)"
+    )
+    return f"{table}\n\n{text}"
+
+
+def _longest(sweep: Sweep) -> int:
+    return max(sweep.recipe_for(values, 0).epochs for values in space.probe_points(sweep.tree))
+
+
+def _step_cost(recipe: Recipe, image_shape: ImageShape, classes: int) -> tuple[float, float]:
+    """(seconds, FLOPs) of one image in training: student forward and backward, teacher forward."""
+    from kdtrain.models import forward_flops
+
+    device = torch.device("cpu")
+    student = build(recipe.student.model, image_shape, classes, 0)
+    flops = (1 + BACKWARD_OVER_FORWARD) * forward_flops(student, image_shape)
+    teacher = None
+    if recipe.teacher is not None:
+        network = build(recipe.teacher.model, image_shape, classes, 0)
+        flops += forward_flops(network, image_shape)
+        teacher = Teacher(network, device)
+    distiller = Distiller(student.train(), recipe.method.criterion(recipe.label_smoothing))
+    learner = Learner(distiller, recipe, 1)
+    images = torch.rand(recipe.batch_size, *image_shape)
+    target = torch.arange(recipe.batch_size) % classes
+    started = 0.0
+    for step in range(TIMED_STEPS + 1):
+        if step == 1:  # the first step allocates
+            started = time.perf_counter()
+        outputs = teacher(images) if teacher else None
+        learner.update(weighted_sum(distiller(images, outputs, target)), 0)
+    return (time.perf_counter() - started) / TIMED_STEPS / recipe.batch_size, flops
+
+
+def _sizes(config: AnyData, data: str | None) -> tuple[int | None, int]:
+    """(training images or None, classes): known beforehand, or read from a user's own folder where it is there."""
+    if config.class_count is not None and config.train_images is not None:
+        limit = (config.limit_per_class or config.train_images) * config.class_count
+        return min(config.train_images, limit), config.class_count
+    root = data_folder(data)
+    if not (root / Path(getattr(config, "folder", "."))).is_dir():
+        return None, 2
+    dataset = load(config, root)
+    return len(dataset.train), len(dataset.classes)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    head = "  ".join(cell.ljust(width) for cell, width in zip(heads, widths, strict=True)).rstrip()
+    return "\n".join([head, "-" * len(head), *lines])

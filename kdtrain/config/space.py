@@ -109,7 +109,7 @@ def parameters(tree: Any) -> list[Parameter]:
 
 
 def resolve(tree: Any, values: Mapping[str, Label]) -> Resolved:
-    """The tree with every space replaced by its value; ValueError unless `values` are just the active ones."""
+    """The tree with each space replaced by its value; ValueError unless `values` are just the active ones."""
     used = set()
 
     def decide(parameter: Parameter) -> Label:

@@ -27,7 +27,9 @@ class Balance(Config):
     def _exactly_one(self) -> Self:
         written = [key for key in SPELLINGS if getattr(self, key) is not None]
         if len(written) != 1:
-            raise ValueError(f"takes exactly one of {', '.join(SPELLINGS)}, got {', '.join(written) or 'none'}")
+            raise ValueError(
+                f"takes exactly one of {', '.join(SPELLINGS)}, got {', '.join(written) or 'none'}"
+            )
         return self
 
     @property
@@ -36,15 +38,20 @@ class Balance(Config):
 
     @property
     def weights(self) -> tuple[float, float]:
-        """(weight of cross-entropy, weight of the distillation term)."""
+        """(weight of cross-entropy, weight of the distillation term).
+
+        To twelve digits: alpha 0.3 and alpha_ce 0.7 are one balance, though 1 - 0.7 is not 0.3 in floats.
+        """
         if self.weight is not None:
-            return 1.0, self.weight
+            return 1.0, _twelve_digits(self.weight)
         if self.kd_ratio is not None:
-            return 1.0, self.kd_ratio / (1 - self.kd_ratio) if self.kd_ratio < 1 else self.kd_ratio
+            return 1.0, _twelve_digits(
+                self.kd_ratio / (1 - self.kd_ratio) if self.kd_ratio < 1 else self.kd_ratio
+            )
         if self.alpha is not None:
-            return 1 - self.alpha, self.alpha
+            return _twelve_digits(1 - self.alpha), _twelve_digits(self.alpha)
         assert self.alpha_ce is not None
-        return self.alpha_ce, 1 - self.alpha_ce
+        return _twelve_digits(self.alpha_ce), _twelve_digits(1 - self.alpha_ce)
 
     def respell(self, spelling: str) -> float:
         """The same two weights in another spelling; ValueError where that spelling cannot say them."""
@@ -61,3 +68,7 @@ class Balance(Config):
             f"{self.spelling} {getattr(self, self.spelling):g} (cross-entropy {cross_entropy:g}, "
             f"distillation {distillation:g}) cannot be said as {spelling}"
         )
+
+
+def _twelve_digits(weight: float) -> float:
+    return float(f"{weight:.12g}")

@@ -32,7 +32,12 @@ class Criterion(nn.Module):
 
 def cross_entropy(logits_NK: Tensor, target_N: Tensor, label_smoothing: float) -> Tensor:
     """Hard-label cross-entropy, mean over N, in nats and float32; smoothing as Szegedy et al. 2016, sec. 7."""
-    return functional.cross_entropy(logits_NK.float(), target_N, label_smoothing=label_smoothing)
+    return functional.cross_entropy(at_least_float32(logits_NK), target_N, label_smoothing=label_smoothing)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """What a loss is computed in, inside autocast too; float64 is left alone, so that a loss can be checked in it."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def weighted_sum(terms: dict[str, Term]) -> Tensor:

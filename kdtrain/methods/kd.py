@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from kdtrain.fields import Config, Positive
 from kdtrain.methods.balance import Balance
-from kdtrain.methods.base import Criterion, Outputs, Term, cross_entropy
+from kdtrain.methods.base import Criterion, Outputs, Term, at_least_float32, cross_entropy
 
 
 def kd_loss(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
@@ -29,8 +29,8 @@ def kd_loss_published(student_NK: Tensor, teacher_NK: Tensor, *, temperature: fl
 
 
 def _kl(p_NK: Tensor, q_NK: Tensor, temperature: float) -> Tensor:
-    log_p = functional.log_softmax(p_NK.float() / temperature, dim=1)
-    log_q = functional.log_softmax(q_NK.float() / temperature, dim=1)
+    log_p = functional.log_softmax(at_least_float32(p_NK) / temperature, dim=1)
+    log_q = functional.log_softmax(at_least_float32(q_NK) / temperature, dim=1)
     return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
@@ -41,7 +41,8 @@ class Kd(Config):
     temperature: Positive = Field(description="T, divides the logits of both networks")
     balance: Balance
     convention: Literal["corrected", "published"] = Field(
-        "corrected", description="published: KL(student || teacher) without T^2, as the MNIST document computes it"
+        "corrected",
+        description="published: KL(student || teacher) without T^2, as the MNIST document computes it",
     )
 
     def criterion(self, label_smoothing: float) -> Criterion:

@@ -1,0 +1,104 @@
+"""Trainings small enough for a test: digits at 16 pixels, a few images of each class, a fraction of a second each."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.environment import prepare_process
+from kdtrain.identity import trial_id
+from kdtrain.loop import Metrics
+from kdtrain.run import train
+from kdtrain.store import Row, Store, TrialFolder
+
+CPU = torch.device("cpu")
+NO_DATA = Path("the digits need no data folder")
+TIMINGS = ("seconds", "images_per_s", "peak_memory_bytes")
+
+ALONE: dict[str, Any] = {
+    "data": {"name": "digits", "resolution": 16, "limit_per_class": 6},
+    "student": {"model": "lenet5_student"},
+    "method": {"name": "none"},
+    "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+    "lr_schedule": {"name": "constant"},
+    "batch_size": 16,
+    "epochs": 2,
+}
+KD: dict[str, Any] = {
+    "teacher": {"model": "lenet5_teacher", "epochs": 2},
+    "method": {"name": "kd", "temperature": 4.0, "balance": {"alpha": 0.5}},
+}
+
+
+def recipe(**changes: Any) -> Recipe:
+    """The student alone, but for `changes` of whole top-level fields; `recipe(**KD)` distils."""
+    return Recipe.model_validate(ALONE | changes)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left: its outcome, its rows, the kept weights, and every epoch's checkpoint as bytes."""
+
+    folder: TrialFolder
+    outcome: Row
+    checkpoints: list[bytes]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Without the timings: what must repeat."""
+        return [timeless(row) for row in self.folder.epochs()]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Of the best epoch."""
+        return safetensors.torch.load_file(self.folder.weights)
+
+
+def trained(
+    recipe: Recipe,
+    results: Path,
+    *,
+    data_root: Path = NO_DATA,
+    final: bool = True,
+    on_epoch: Callable[[Metrics], None] = lambda metrics: None,
+) -> Trained:
+    """The teacher where there is one to train, then the recipe: as every command does it."""
+    prepare_process(1)
+    store = Store(results)
+    taught_by = teacher_recipe(recipe)
+    if taught_by is not None:
+        train(taught_by, store, data_root, CPU, final=True)
+    folder = store.trial(trial_id(recipe, data_root))
+    checkpoints: list[bytes] = []
+
+    def keep(metrics: Metrics) -> None:
+        checkpoint = folder.read_checkpoint()
+        assert checkpoint is not None
+        checkpoints.append(checkpoint)
+        on_epoch(metrics)
+
+    outcome = train(recipe, store, data_root, CPU, final=final, on_epoch=keep)
+    return Trained(folder, outcome, checkpoints)
+
+
+def timeless(row: Row) -> Row:
+    return {key: value for key, value in row.items() if key not in TIMINGS}
+
+
+def equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def strict_json(path: Path) -> Any:
+    """Reads JSON as the standard has it: NaN and Infinity are refused."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{path} holds {constant}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)

@@ -15,7 +15,7 @@ from analysis.frame import Study
 from analysis.plots import AXIS
 from analysis.statistics import mean_estimate
 
-CLASSES_DRAWN = 12
+CLASSES_DRAWN = 10
 
 
 def learning_curves(
@@ -28,6 +28,7 @@ def learning_curves(
     panels = made.subplots(1, 2)
     for axes, metric in zip(panels, ("val/accuracy", "val/nll"), strict=True):
         label, factor = AXIS[metric]
+        highest = 100.5 if metric == "val/accuracy" else np.inf
         alone, distilled = (bands(study, candidate, metric) * factor for candidate in (baseline, winner))
         _band(
             axes,
@@ -37,7 +38,7 @@ def learning_curves(
             label=f"student alone, n = {len(baseline.trial_ids)}",
         )
         _band(axes, distilled, color=style.BLUE, label=f"student distilled, n = {len(winner.trial_ids)}")
-        _frame_late_epochs(axes, pd.concat([_late(alone), _late(distilled)]))
+        _frame_late_epochs(axes, pd.concat([_late(alone), _late(distilled)]), highest)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=label)
     if teacher is not None and not np.isnan(teacher.validation):
@@ -97,9 +98,9 @@ def _late(band: pd.DataFrame) -> pd.DataFrame:
     return band.iloc[len(band) // 10 :]
 
 
-def _frame_late_epochs(axes: Axes, late: pd.DataFrame) -> None:
-    """An untrained network's first tenth of the epochs would flatten the rest to a line."""
+def _frame_late_epochs(axes: Axes, late: pd.DataFrame, highest: float) -> None:
+    """An untrained network's first epochs would flatten the rest; an interval may reach what cannot be."""
     low, high = late["low"].min(), late["high"].max()
     margin = 0.05 * max(high - low, 1e-6)
     if len(late):
-        axes.set_ylim(low - margin, high + margin)
+        axes.set_ylim(max(low - margin, 0.0), min(high + margin, highest))

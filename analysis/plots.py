@@ -22,7 +22,7 @@ AXIS = {
 def history(study: Study) -> Figure | None:
     """Objective by trial number, by state, with the best so far; the baselines beside it."""
     search, baselines = study.stage("search"), study.stage("baselines")
-    if search[study.objective].notna().sum() == 0:
+    if scores_of(study, search).empty:
         return None
     made = style.figure(7.2, 3.9)
     axes = made.subplots()
@@ -46,7 +46,7 @@ def history(study: Study) -> Figure | None:
         axes, study, baselines, last, color=style.ORANGE, linestyle="--", label="best so far, student alone"
     )
     mark_failed(axes, search, search["number"])
-    frame_scores(axes, study, pd.concat([search, baselines]))
+    frame_scores(axes, study, pd.concat([search, baselines[baselines["state"] == "complete"]]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial number", ylabel=f"{axis_label(study)}\n(best epoch)", title="Optimisation history")
     made.legend(loc="outside lower center", ncols=4)
@@ -124,33 +124,26 @@ def mark_failed(axes: Axes, trials: pd.DataFrame, x: pd.Series) -> None:
         )
 
 
+def scores_of(study: Study, trials: pd.DataFrame) -> pd.Series:
+    """The objective as drawn; a failed trial has none, whatever it reached before it failed."""
+    scored = trials.loc[trials["state"] != "failed", study.objective].dropna()
+    return scored * AXIS[study.objective][1]
+
+
 def frame_scores(axes: Axes, study: Study, trials: pd.DataFrame) -> None:
     """Keeps the many good trials legible: what is far off the middle half is left out, and counted."""
-    scores = (
-        trials.loc[trials["state"] != "failed", study.objective].dropna().to_numpy()
-        * AXIS[study.objective][1]
-    )
+    scores = scores_of(study, trials)
     q25, q75 = np.quantile(scores, [0.25, 0.75])
-    reach = max(2.5 * (q75 - q25), 1e-3)
-    low, high = (
-        (max(scores.min(), q25 - reach), scores.max())
-        if study.larger_is_better
-        else (scores.min(), min(scores.max(), q75 + reach))
-    )
-    margin = 0.08 * max(high - low, 1e-3)
-    axes.set_ylim(low - margin * 1.5, high + margin)
-    outside = int(((scores < low - margin * 1.5) | (scores > high + margin)).sum())
+    reach = max(1.5 * (q75 - q25), 1e-3)
+    if study.larger_is_better:
+        inside, side, y, vertical = scores[scores >= q25 - reach], "below", 0.06, "bottom"
+    else:
+        inside, side, y, vertical = scores[scores <= q75 + reach], "above", 0.97, "top"
+    margin = 0.08 * max(inside.max() - inside.min(), 1e-3)
+    axes.set_ylim(inside.min() - 1.5 * margin, inside.max() + margin)
+    outside = len(scores) - len(inside)
     if outside:
-        side, y, up = ("below", 0.06, "bottom") if study.larger_is_better else ("above", 0.97, "top")
         text = f"{outside} trial{'s' if outside > 1 else ''} {side} the frame"
-        axes.text(
-            0.995,
-            y,
-            text,
-            transform=axes.transAxes,
-            ha="right",
-            va=up,
-            fontsize=7.5,
-            color="#666666",
-            style="italic",
-        )
+        look: dict[str, Any] = {"fontsize": 7.5, "color": "#666666", "style": "italic", "zorder": 5}
+        look["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+        axes.text(0.995, y, text, transform=axes.transAxes, ha="right", va=vertical, **look)

@@ -35,7 +35,7 @@ def candidates_section(study: Study, found: list[Candidate]) -> str:
     table = markdown(pd.DataFrame([_candidate_row(study, candidate, names, weighted) for candidate in found]))
     family = sum(candidate.p_holm is not None for candidate in found)
     best = "highest" if study.larger_is_better else "lowest"
-    corrected = f", p corrected by Holm's method for the {family} of them" if family else ""
+    corrected = f", p corrected by Holm's method over a family of {family}" if family else ""
     return (
         f"{head}{table}\n"
         f"The winner is the one of the best with the {best} mean {study.objective} over the confirming "
@@ -93,12 +93,16 @@ def importance_section(branches: list[Branch]) -> str:
     for branch in branches:
         title = f"### {branch.title}\n\n" if branch.labels else ""
         parts.append(f"{title}{_importance(branch)}")
-    parts.append(
-        "Importance is the share of the objective's variance that a parameter explains alone (fANOVA, a "
-        "seeded forest over the complete trials of the search), among the values that the sampler chose; "
-        "what the shares leave of 1 is interaction.\n"
-    )
+    if any(branch.shares for branch in branches):
+        parts.append(EXPLAINED)
     return "\n".join(parts)
+
+
+EXPLAINED = (
+    "Importance is the share of the objective's variance that a parameter explains alone (fANOVA, a "
+    "seeded forest over the complete trials of the search), among the values that the sampler chose; "
+    "what the shares leave of 1 is interaction.\n"
+)
 
 
 def _importance(branch: Branch) -> str:

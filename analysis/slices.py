@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from analysis import style
 from analysis.frame import Study
 from analysis.importance import LOG_KINDS, branch_labels, branch_of
-from analysis.plots import AXIS, axis_label, frame_scores, mark_failed
+from analysis.plots import AXIS, axis_label, frame_scores, mark_failed, scores_of
 from analysis.tables import short_names
 from kdtrain.store import Row
 
@@ -20,7 +20,7 @@ def slices(study: Study) -> Figure | None:
     """The objective by each searched parameter, on the parameter's own scale, coloured by branch."""
     search = study.stage("search")
     drawn = [p for p in study.parameters if study.values.loc[search.index, p["name"]].notna().any()]
-    if not drawn or search[study.objective].notna().sum() == 0:
+    if not drawn or scores_of(study, search).empty:
         return None
     columns = min(3, len(drawn))
     rows = -(-len(drawn) // columns)
@@ -65,22 +65,21 @@ def _slice(
     values = study.values.loc[search.index, parameter["name"]].dropna()
     labels = list(parameter["choices"] or [])
     x = values.map(labels.index).astype(float) if labels else values.astype(float)
-    if (
-        labels
-    ):  # side by side rather than on top of each other; by trial number, so that it is the same each time
+    if labels:  # side by side, not on top of each other: by trial number, so that it is the same each time
         x = x + 0.24 * ((search.loc[x.index, "number"] * 0.618034) % 1 - 0.5)
         axes.set_xticks(range(len(labels)), labels, rotation=20 if max(map(len, labels)) > 8 else 0)
         axes.set_xlim(-0.6, len(labels) - 0.4)
     elif parameter["kind"] in LOG_KINDS:
         _log_axis(axes, parameter)
+    else:
+        margin = 0.04 * (parameter["high"] - parameter["low"])
+        axes.set_xlim(parameter["low"] - margin, parameter["high"] + margin)
     trials = search.loc[x.index]
     y = trials[study.objective] * AXIS[study.objective][1]
     for title, colour in colours.items():
         inside = trials[(branch.loc[x.index] == title) & y.notna()]
-        complete, pruned = (
-            inside[inside["state"] == "complete"].index,
-            inside[inside["state"] == "pruned"].index,
-        )
+        complete = inside[inside["state"] == "complete"].index
+        pruned = inside[inside["state"] == "pruned"].index
         axes.scatter(
             x.loc[pruned],
             y.loc[pruned],

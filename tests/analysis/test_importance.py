@@ -115,6 +115,7 @@ def test_pruned_and_failed_trials_do_not_count(made_up: Maker) -> None:
 def test_equal_objectives_explain_nothing(made_up: Maker) -> None:
     kd = branches(searched(made_up(parameters=NESTED), 25, lambda v: 0.9))[0]
     assert kd.shares is None
+    assert "fANOVA" not in importance_section([kd])
     assert kd.reason == "left out: all 25 complete trials reached the same value"
 
 

@@ -156,7 +156,8 @@ def test_confirmed_recipes_show_the_setups_own_knob_and_both_weights(whole: Make
 )
 def test_weights_are_those_that_kdtrain_trains_with(spelled: dict[str, float]) -> None:
     balance = pytest.importorskip("kdtrain.methods.balance")
-    assert balance_weights({"method": {"balance": spelled}}) == balance.Balance(**spelled).weights
+    expected = balance.Balance(**spelled).weights
+    assert balance_weights({"method": {"balance": spelled}}) == pytest.approx(expected, rel=1e-11)
 
 
 def test_a_recipe_without_balance_has_no_weights() -> None:
@@ -373,3 +374,17 @@ def test_what_a_user_can_mend_is_a_sentence_and_exit_code_2(tmp_path: Path) -> N
         == f"{tmp_path / 'absent'}: no such folder; give a sweep's folder, for example results/digits_kd\n"
     )
     assert done.stdout == ""
+
+
+def test_a_study_whose_every_trial_failed_is_reported_without_scores(made_up: Maker) -> None:
+    made = made_up(trials=3)
+    for number in range(3):
+        made.trial(
+            "search", number, [0.4], state="failed", reason="out of memory", values={"optimizer.lr": 0.1}
+        )
+        folder = made.store.trial(f"search{number:04d}")
+        best = {"epoch": 1, "val/accuracy": 0.4, "val/nll": 1.0}
+        folder.write_outcome((folder.outcome() or {}) | {"best": best})  # what it reached before it failed
+    text = build_report(made.folder).read_text()
+    assert "| search | failed | out of memory | 3 | 0, 1, 2 |" in text
+    assert not list(made.folder.glob("*.png"))

@@ -136,14 +136,14 @@ def frame_scores(axes: Axes, study: Study, trials: pd.DataFrame) -> None:
     q25, q75 = np.quantile(scores, [0.25, 0.75])
     reach = max(1.5 * (q75 - q25), 1e-3)
     if study.larger_is_better:
-        inside, side, y, vertical = scores[scores >= q25 - reach], "below", 0.06, "bottom"
+        inside, side = scores[scores >= q25 - reach], "below"
     else:
-        inside, side, y, vertical = scores[scores <= q75 + reach], "above", 0.97, "top"
+        inside, side = scores[scores <= q75 + reach], "above"
     margin = 0.08 * max(inside.max() - inside.min(), 1e-3)
     axes.set_ylim(inside.min() - 1.5 * margin, inside.max() + margin)
     outside = len(scores) - len(inside)
-    if outside:
-        text = f"{outside} trial{'s' if outside > 1 else ''} {side} the frame"
-        look: dict[str, Any] = {"fontsize": 7.5, "color": "#666666", "style": "italic", "zorder": 5}
-        look["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
-        axes.text(0.995, y, text, transform=axes.transAxes, ha="right", va=vertical, **look)
+    if outside:  # beside the title: inside the axes it would hide points
+        note = f"{outside} trial{'s' if outside > 1 else ''} {side} the frame"
+        axes.set_title(
+            note, loc="right", fontsize=7.5, fontweight="normal", fontstyle="italic", color="#666666"
+        )

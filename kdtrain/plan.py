@@ -15,7 +15,7 @@ from kdtrain.methods import weighted_sum
 from kdtrain.models import ImageShape, build
 from kdtrain.resources import concurrent_trials, machine_resources
 from kdtrain.search import Search
-from kdtrain.study import networks
+from kdtrain.study import PARTS, networks
 from kdtrain.teacher import Teacher
 
 TIMED_STEPS = 5
@@ -40,7 +40,7 @@ def plan(sweep: Sweep, data: str | None) -> str:
 def trainings(sweep: Sweep) -> dict[str, int]:
     """How many trainings each stage has at most."""
     teachers = {
-        teacher_recipe(sweep.recipe_for(values, 0)) for values in space.combinations(sweep.tree, ("teacher",))
+        teacher_recipe(sweep.recipe_for(values, 0)) for values in space.combinations(sweep.tree, ("data", "teacher"))
     }
     confirm = sweep.study.confirm
     candidates = confirm.best + (len(sweep.published) if confirm.published else 0)
@@ -60,7 +60,7 @@ def _baselines_confirmed(sweep: Sweep) -> int:
 
 def _stages(sweep: Sweep) -> list[list[str]]:
     study, counts = sweep.study, trainings(sweep)
-    smoke = len(space.combinations(sweep.tree, ("method", "teacher", "student")))
+    smoke = len(space.combinations(sweep.tree, PARTS))
     shared = ", ".join(parameter.name for parameter in sweep.baseline().parameters) or "nothing: one recipe"
     searched = f"{study.sampler.name}, pruner {study.pruner.name}"
     if sweep.published:

@@ -20,6 +20,9 @@ class Record:
         self._plans: dict[tuple[str, int], Row] = {}
         self._ends: dict[tuple[str, int], Row] = {}
         self._newest: dict[str, Row] = {}
+        self._newest_at: dict[str, int] = {}
+        self._newest_job = 0
+        self._rows = 0
         for row in read_rows(self.path):
             self._keep(row)
 
@@ -50,8 +53,8 @@ class Record:
         self._keep(row)
 
     def append_once(self, event: str, **fields: Any) -> None:
-        """Appends unless the newest event of this kind says the same."""
-        if self._newest.get(event) != fields:
+        """Appends unless the newest event of this kind says the same and no job was planned or ended since."""
+        if self._newest.get(event) != fields or self._newest_job > self._newest_at[event]:
             self.append(event, **fields)
 
     def plan_once(self, job: "Job") -> None:
@@ -79,6 +82,10 @@ class Record:
         return {number: row for (own, number), row in self._ends.items() if own == stage}
 
     def _keep(self, row: Row) -> None:
+        self._rows += 1
+        self._newest_at[row["event"]] = self._rows
+        if row["event"] in ("planned", "ended") and row["stage"] != "pictures":
+            self._newest_job = self._rows
         self._newest[row["event"]] = {key: value for key, value in row.items() if key not in ("event", "time")}
         kept = {"planned": self._plans, "ended": self._ends}.get(row["event"])
         if kept is not None:

@@ -6,6 +6,7 @@ which trial happens to finish first changes nothing.
 """
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,7 +133,9 @@ class Search:
         if self.sweep.study.sampler.name == "random":
             return optuna.samplers.RandomSampler(seed=seed)
         startup = self.sweep.study.sampler.startup_trials
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
+        with warnings.catch_warnings():  # `group`, which conditional spaces need, has been experimental since 2021
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
 
     def _pruner(self) -> optuna.pruners.BasePruner:
         pruner = self.sweep.study.pruner

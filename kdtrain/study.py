@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from kdtrain import environment
 from kdtrain.config import Sweep, space
+from kdtrain.config.located import dump_yaml
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import load
 from kdtrain.errors import UserError
@@ -29,6 +29,8 @@ from kdtrain.store import Row, Store, TrialFolder, write_bytes
 FIRST_CONFIRMING_SEED = 1_000_000
 """Searches take seeds below it, confirming runs from it on, 1,000 for each study seed: no seed that chose is ever
 counted again."""
+PARTS = ("data", "method", "teacher", "student")
+"""What must fit together: a batch is tried through each of their combinations before anything long."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Study:
         """One real batch through every (method, teacher, student) that the space can reach."""
         jobs = []
         combined: list[Values] = []
-        for number, values in enumerate(space.combinations(self.sweep.tree, ("method", "teacher", "student"))):
+        for number, values in enumerate(space.combinations(self.sweep.tree, PARTS)):
             recipe = self.sweep.recipe_for(values, self.sweep.study.seed)
             jobs.append(self._job("smoke", number, recipe, kind="smoke", values=values))
             combined.append(values)
@@ -153,7 +155,7 @@ class Study:
     def _teachers(self) -> Iterator[Job | None]:
         """Each teacher that the space can reach, unless the store has it."""
         recipes: dict[Recipe, Values] = {}
-        for values in space.combinations(self.sweep.tree, ("teacher",)):
+        for values in space.combinations(self.sweep.tree, ("data", "teacher")):
             recipe = teacher_recipe(self.sweep.recipe_for(values, self.sweep.study.seed))
             if recipe is not None:
                 recipes.setdefault(recipe, values)
@@ -355,7 +357,7 @@ def plain_yaml(recipe: Recipe, name: str) -> str:
     """A recipe as a file for `python -m kdtrain`."""
     head = f"# The winner of the sweep {name}, with the first of its confirming seeds.\n"
     head += f"# Repeat: python -m kdtrain results/{name}/best.yaml --results repeat\n"
-    return head + yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    return head + dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
 
 
 def describe(sweep: Sweep, data_root: Path) -> Row:

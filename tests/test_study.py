@@ -1,0 +1,305 @@
+"""The stages of a study and what they promise, carried out without Ray on real trainings of a few dozen digits."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from studies import carry_out, decisions, events, open_study, plans, sweep_file
+
+from kdtrain.config import load_recipe
+from kdtrain.errors import UserError
+from kdtrain.study import FIRST_CONFIRMING_SEED, Study
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """One study carried out to its end, for the tests that only look."""
+    folder = tmp_path_factory.mktemp("finished")
+    study = open_study(sweep_file(folder), folder / "results")
+    carry_out(study)
+    return study
+
+
+def outcomes(study: Study, stage: str) -> list[dict[str, Any]]:
+    found = [study.store.trial(row["trial_id"]).outcome() for row in plans(study, stage)]
+    assert all(found)
+    return found  # type: ignore[return-value]
+
+
+def test_stages_follow_one_another(finished: Study) -> None:
+    stages = [row["stage"] for row in events(finished) if row["event"] == "planned"]
+    assert list(dict.fromkeys(stages)) == ["smoke", "teacher", "baselines", "search", "confirm", "pictures"]
+    assert events(finished)[-1]["event"] == "finished"
+
+
+def test_baselines_get_the_budget_of_the_search_without_a_teacher(finished: Study) -> None:
+    assert len(plans(finished, "baselines")) == len(plans(finished, "search")) == 6
+    for row in plans(finished, "baselines"):
+        recipe = finished.store.trial(row["trial_id"]).recipe()
+        assert recipe is not None
+        assert recipe["teacher"] is None
+        assert set(row["values"]) == {"optimizer.lr"}
+
+
+def test_published_points_come_first_in_both_searches_and_are_never_pruned(finished: Study) -> None:
+    assert plans(finished, "search")[0]["values"] == {"method.balance.alpha_ce": 0.5, "optimizer.lr": 0.01}
+    assert plans(finished, "baselines")[0]["values"] == {"optimizer.lr": 0.01}
+    assert [row["published"] for row in plans(finished, "search")] == [True, *[False] * 5]
+    assert outcomes(finished, "search")[0]["state"] == "complete"
+
+
+def test_some_trials_are_pruned_and_say_where(finished: Study) -> None:
+    pruned = [row for row in outcomes(finished, "search") if row["state"] == "pruned"]
+    assert pruned
+    assert all(row["reason"] == f"stopped by asha after epoch {row['epochs']}" for row in pruned)
+    assert all(row["epochs"] < 4 and row["test"] is None for row in pruned)
+
+
+def test_confirming_seeds_are_disjoint_from_the_search_and_alike_for_every_candidate(finished: Study) -> None:
+    seeds: dict[str, list[int]] = {}
+    for row in plans(finished, "confirm"):
+        seeds.setdefault(row["candidate"], []).append(row["seed"])
+    assert set(seeds) == {"best 1", "best 2", "published 1", "baseline 1"}
+    assert all(own == [FIRST_CONFIRMING_SEED, FIRST_CONFIRMING_SEED + 1] for own in seeds.values())
+    for row in plans(finished, "search"):
+        recipe = finished.store.trial(row["trial_id"]).recipe()
+        assert recipe is not None
+        assert recipe["recipe"]["seed"] == 0
+
+
+def test_test_split_is_read_by_confirming_runs_and_teachers_only(finished: Study) -> None:
+    for stage, reads in [("teacher", True), ("baselines", False), ("search", False), ("confirm", True)]:
+        assert all((row["test"] is not None) == reads for row in outcomes(finished, stage)), stage
+        for row in plans(finished, stage):
+            folder = finished.store.trial(row["trial_id"])
+            assert folder.weights.exists() == folder.predictions.exists() == reads
+
+
+def test_best_candidates_are_the_complete_trials_with_the_best_objective(finished: Study) -> None:
+    rows = []
+    for plan, outcome in zip(plans(finished, "search"), outcomes(finished, "search"), strict=True):
+        if outcome["state"] == "complete":
+            rows.append((-outcome["best"]["val/accuracy"], outcome["best"]["val/nll"], plan["number"]))
+    chosen = {row["candidate"]: row["source"]["number"] for row in plans(finished, "confirm")}
+    assert [chosen["best 1"], chosen["best 2"]] == [number for _, _, number in sorted(rows)[:2]]
+
+
+def test_winner_has_the_highest_mean_validation_metric_whatever_test_says(finished: Study) -> None:
+    means = {}
+    for plan, outcome in zip(plans(finished, "confirm"), outcomes(finished, "confirm"), strict=True):
+        means.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
+    best = max(("best 1", "best 2"), key=lambda name: math.fsum(means[name]))
+    winner = next(row for row in events(finished) if row["event"] == "winner")
+    assert (winner["candidate"], winner["baseline"]) == (best, "baseline 1")
+
+
+def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
+    recipe = load_recipe(finished.record.folder / "best.yaml")
+    winner = next(row for row in events(finished) if row["event"] == "winner")
+    stored = finished.store.trial(winner["trial_id"]).recipe()
+    assert stored is not None
+    assert stored["recipe"] == recipe.model_dump(mode="json", exclude_none=True)
+    assert recipe.seed == FIRST_CONFIRMING_SEED
+
+
+def test_opening_a_finished_study_runs_nothing_and_records_nothing_new(finished: Study, tmp_path: Path) -> None:
+    before = finished.record.path.read_bytes()
+    again = open_study(sweep_file(tmp_path), finished.store.results)
+    assert [job.kind for job in carry_out(again)] == ["pictures"]
+    assert [row["event"] for row in events(again)][-1] == "finished"
+    assert again.record.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4, 9, 13, 17])
+def test_a_study_cut_off_anywhere_ends_as_the_undisturbed_one(finished: Study, tmp_path: Path, jobs: int) -> None:
+    file = sweep_file(tmp_path)
+    ran = carry_out(open_study(file, tmp_path / "results"), jobs=jobs, cut_at_epoch=2)
+    rest = open_study(file, tmp_path / "results")
+    ran_again = carry_out(rest)
+    assert decisions(rest) == decisions(finished)
+    ended_before = {job.key for job in ran[:-1]}
+    assert not ended_before & {job.key for job in ran_again}
+
+
+def test_pruning_looks_at_earlier_batches_only(tmp_path: Path) -> None:
+    """With one batch for everything nothing can be compared, so nothing is pruned."""
+    study = open_study(sweep_file(tmp_path, study={"batch": 6}), tmp_path / "results")
+    carry_out(study)
+    assert {row["state"] for row in outcomes(study, "search")} == {"complete"}
+
+
+def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) -> None:
+    shutil.copytree(finished.store.results, tmp_path / "results")
+    study = open_study(sweep_file(tmp_path), tmp_path / "results", trials=8)
+    ran = carry_out(study)
+    assert [job.key for job in ran if job.stage in ("baselines", "search")] == [
+        "baselines-6", "baselines-7", "search-6", "search-7",
+    ]  # fmt: skip
+    assert [row["values"] for row in plans(study, "search")[:6]] == [
+        row["values"] for row in plans(finished, "search")
+    ]
+
+
+def test_a_folder_belongs_to_one_recipe_and_study(finished: Study, tmp_path: Path) -> None:
+    other = sweep_file(tmp_path, recipe={"batch_size": 8})
+    with pytest.raises(UserError, match=r"recipe.batch_size was 16, is 8; name another folder with --results"):
+        open_study(other, finished.store.results)
+    with pytest.raises(UserError, match=r"study.trials was 6 and can only grow, got 5"):
+        open_study(sweep_file(tmp_path), finished.store.results, trials=5)
+    with pytest.raises(UserError, match=r"study.seed was 0, is 3"):
+        open_study(sweep_file(tmp_path), finished.store.results, seed=3)
+
+
+def test_resources_do_not_belong_to_a_folder(finished: Study, tmp_path: Path) -> None:
+    study = open_study(sweep_file(tmp_path, resources={"cpus_per_worker": 2}), finished.store.results)
+    assert study.sweep.resources.cpus_per_worker == 2
+
+
+def test_another_sweep_takes_the_same_teacher_from_the_store(finished: Study, tmp_path: Path) -> None:
+    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
+    study = open_study(sweep_file(tmp_path, name="other", recipe={"epochs": 3}), tmp_path / "results")
+    assert "teacher" not in {job.stage for job in carry_out(study)}
+
+
+def test_a_trial_that_another_study_pruned_is_trained_to_its_end(finished: Study, tmp_path: Path) -> None:
+    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
+    study = open_study(sweep_file(tmp_path, name="unpruned", study={"pruner": None}), tmp_path / "results")
+    carry_out(study)
+    assert {row["state"] for row in outcomes(study, "search")} == {"complete"}
+
+
+def test_equal_points_are_trained_once_and_counted_in_each_place(tmp_path: Path) -> None:
+    """Two choices of three trials at random: some are equal, and the best is confirmed once, not twice."""
+    choice = {"method": {"name": "kd", "balance": {"alpha_ce": {"choice": [0.2, 0.8]}}, "temperature": 4.0}}
+    fixed = {"optimizer": {"name": "adam", "lr": 0.01}}
+    settings = {"sampler": {"name": "random"}, "published": None, "pruner": None}
+    study = open_study(sweep_file(tmp_path, recipe={**choice, **fixed}, study=settings), tmp_path / "results")
+    ran = carry_out(study)
+    trained = [job.trial_id for job in ran if job.kind == "train"]
+    assert len(trained) == len(set(trained))
+    assert len(plans(study, "search")) == 6
+    assert len(plans(study, "baselines")) == 1
+    confirmed = {row["candidate"]: row["trial_id"] for row in plans(study, "confirm")}
+    assert len(confirmed) == len(set(confirmed.values()))
+
+
+def test_grid_tries_every_point_once(tmp_path: Path) -> None:
+    settings = {"sampler": {"name": "grid", "points": 2}, "trials": 4, "published": None, "pruner": None}
+    study = open_study(sweep_file(tmp_path, study=settings), tmp_path / "results")
+    carry_out(study)
+    values = [tuple(row["values"].values()) for row in plans(study, "search")]
+    assert sorted(values) == [(0.0, 0.0001), (0.0, 0.03), (1.0, 0.0001), (1.0, 0.03)]
+    assert len(plans(study, "baselines")) == 2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_study_seed_decides_what_is_suggested(tmp_path: Path, seed: int) -> None:
+    study = open_study(sweep_file(tmp_path, study={"published": None}, recipe=TEACHER), tmp_path / "r", seed=seed)
+    first = study.search.suggest(0)
+    assert (first == open_study(sweep_file(tmp_path), tmp_path / "s").search.suggest(1)) is False
+    other = open_study(sweep_file(tmp_path, study={"published": None}, recipe=TEACHER), tmp_path / "t", seed=1 - seed)
+    assert first != other.search.suggest(0)
+
+
+TEACHER = {"teacher": {"model": "lenet5_teacher", "optimizer": {"name": "adam", "lr": 0.01}}}
+
+
+def test_samplers_suggest_differently(tmp_path: Path, finished: Study) -> None:
+    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
+    study = open_study(
+        sweep_file(tmp_path, name="random", study={"sampler": {"name": "random"}}), tmp_path / "results"
+    )
+    carry_out(study)
+    assert plans(study, "search")[5]["values"] != plans(finished, "search")[5]["values"]
+
+
+def test_free_order_ends_too_and_continues(tmp_path: Path) -> None:
+    file = sweep_file(tmp_path, study={"order": "free", "batch": None})
+    carry_out(open_study(file, tmp_path / "results"), jobs=11, cut_at_epoch=2)
+    study = open_study(file, tmp_path / "results")
+    carry_out(study)
+    assert len(outcomes(study, "search")) == 6
+    assert events(study)[-1]["event"] == "finished"
+
+
+def test_objective_nll_is_minimised(tmp_path: Path) -> None:
+    study = open_study(sweep_file(tmp_path, study={"objective": "val/nll"}), tmp_path / "results")
+    carry_out(study)
+    complete = [row["best"]["val/nll"] for row in outcomes(study, "search") if row["state"] == "complete"]
+    first = next(row for row in plans(study, "confirm") if row["candidate"] == "best 1")
+    chosen = outcomes(study, "search")[first["source"]["number"]]
+    assert chosen["best"]["val/nll"] == min(complete)
+
+
+def test_conditional_parameters_are_drawn_only_where_they_exist(tmp_path: Path) -> None:
+    kd = {"name": "kd", "balance": {"alpha_ce": 0.5}}
+    options = [{**kd, "temperature": {"loguniform": [1, 20]}}, {**kd, "temperature": 1.0, "convention": "published"}]
+    settings = {"published": None, "trials": 8}
+    recipe = {"method": {"choice": options}, "epochs": 3}
+    study = open_study(sweep_file(tmp_path, recipe=recipe, study=settings), tmp_path / "results")
+    carry_out(study)
+    labels = set()
+    for row in plans(study, "search"):
+        labels.add(row["values"]["method"])
+        assert ("method[kd].temperature" in row["values"]) == (row["values"]["method"] == "kd")
+    assert labels == {"kd", "kd (2)"}
+    assert len(plans(study, "smoke")) == 2
+
+
+def test_a_failed_trial_is_data_and_the_study_goes_on(tmp_path: Path) -> None:
+    """At a learning rate of 1e30 the loss stops being a number: failed, with a reason, never an accuracy of 0."""
+    wild = {"optimizer": {"name": "sgd", "lr": {"choice": [0.05, 1.0e30]}}}
+    settings = {"published": None, "sampler": {"name": "grid"}, "pruner": None, "trials": 2}
+    points = {"method": {"name": "kd", "balance": {"alpha_ce": 0.5}, "temperature": 4.0}}
+    study = open_study(sweep_file(tmp_path, recipe={**wild, **points, **TEACHER}, study=settings), tmp_path / "results")
+    carry_out(study)
+    assert [row["state"] for row in outcomes(study, "search")] == ["complete", "failed"]
+    failed = outcomes(study, "search")[1]
+    assert "is nan" in failed["reason"] or "is inf" in failed["reason"]
+    assert failed["best"] is None
+    assert events(study)[-1]["event"] == "finished"
+
+
+def test_a_study_whose_teacher_fails_stops_with_its_line(tmp_path: Path) -> None:
+    broken = {"teacher": {"model": "lenet5_teacher", "optimizer": {"name": "sgd", "lr": 1.0e30}}}
+    study = open_study(sweep_file(tmp_path, recipe=broken), tmp_path / "results")
+    with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.teacher: training lenet5_teacher failed: epoch 1"):
+        carry_out(study)
+
+
+def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tmp_path: Path) -> None:
+    """A teacher's file that holds another network: found on the first batch, before anything is trained."""
+    import safetensors.torch
+    import torch
+
+    weights = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, weights)
+    teacher = {"teacher": {"model": "lenet5_teacher", "file": str(weights)}}
+    study = open_study(sweep_file(tmp_path, recipe=teacher), tmp_path / "results")
+    jobs = study.jobs()
+    job = next(jobs)
+    assert job is not None
+    assert job.kind == "smoke"
+    from kdtrain.run import smoke
+
+    with pytest.raises(UserError) as broken:
+        smoke(job.recipe, study.data_root, torch.device("cpu"))
+    study.ended(job, str(broken.value))
+    with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.method: kd with student lenet5_student and teacher"):
+        next(jobs)
+
+
+def test_a_store_of_a_newer_schema_is_refused(finished: Study, tmp_path: Path) -> None:
+    shutil.copytree(finished.store.results, tmp_path / "results")
+    path = tmp_path / "results" / "small" / "study.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
+    with pytest.raises(UserError, match="written by a newer kdtrain"):
+        open_study(sweep_file(tmp_path), tmp_path / "results")
+
+
+def test_the_sweep_file_as_run_is_kept(finished: Study) -> None:
+    assert yaml.safe_load((finished.record.folder / "sweep.yaml").read_text())["study"]["trials"] == 6

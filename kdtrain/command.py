@@ -1,12 +1,15 @@
 """The sweep's command line. Nothing heavy is imported before it is needed: --help answers at once."""
 
 import argparse
+import shlex
+import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdtrain.errors import UserError
+from kdtrain.errors import NoResult, UserError
 
 if TYPE_CHECKING:
     from kdtrain.config import Sweep
@@ -59,34 +62,67 @@ def _dispatch(chosen: argparse.Namespace) -> int:
 
 
 def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
-    from kdtrain import data
+    from kdtrain.data import data_folder
+    from kdtrain.resources import concurrent_trials, machine_resources
+    from kdtrain.store import locked
+    from kdtrain.study import describe
+
+    if chosen.address is None:
+        concurrent_trials(sweep.resources, machine_resources())
+    about = describe(sweep, data_folder(chosen.data))
+    folder = Path(chosen.results) / sweep.name
+    new = not folder.exists()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with locked(folder, wait=False):
+            return _carry_out(chosen, sweep, about)
+    except BlockingIOError:
+        raise UserError(f"{folder}: another run_sweep.py is at work there; wait for it or stop it") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder with --results") from None
+    except UserError as error:
+        if new and not isinstance(error, NoResult):
+            _leave_nothing(folder)
+        raise
+
+
+def _carry_out(chosen: argparse.Namespace, sweep: "Sweep", about: dict[str, Any]) -> int:
+    from kdtrain.data import data_folder
     from kdtrain.record import Record
     from kdtrain.store import Store
-    from kdtrain.study import Study, describe
+    from kdtrain.study import Study
     from kdtrain.terminal import Display, quiet
 
-    results, data_root = Path(chosen.results), data.data_folder(chosen.data)
-    if chosen.address is None:
-        from kdtrain.resources import concurrent_trials, machine_resources
-
-        concurrent_trials(sweep.resources, machine_resources())
-    study = Study(sweep, Store(results), Record(results / sweep.name), data_root)
-    study.record.open(describe(sweep, data_root), Path(chosen.file).read_text())
-    study.record.append("opened", command=_again(chosen))
-    log = study.record.folder / "ray.log"
-    print(f"{sweep.name}: results in {study.record.folder}, Ray's own messages in {log}", flush=True)
-    signal.signal(signal.SIGTERM, _interrupt)
+    results = Path(chosen.results)
+    record = Record(results / sweep.name)
+    record.open(about, sweep.located.text)
+    record.append("opened", command=_again(chosen))
+    study = Study(sweep, Store(results), record, data_folder(chosen.data))
+    log = record.folder / "ray.log"
+    print(f"{sweep.name}: results in {record.folder}, Ray's own messages in {log}", flush=True)
+    no_result: NoResult | None = None
     with quiet(log) as terminal:
         from kdtrain.execute import execute
 
-        display = Display(study, terminal)
-        with display.shown():
-            execute(study, chosen.address)
+        try:
+            with Display(study, terminal).shown():
+                execute(study, chosen.address)
+        except NoResult as error:
+            no_result = error
     from analysis import build_report
 
-    report = build_report(study.record.folder)
-    print(f"{sweep.name}: {report}")
+    print(f"{sweep.name}: {build_report(record.folder)}")
+    if no_result is not None:
+        print("\n".join(no_result.problems), file=sys.stderr)
+        return 1
     return 0
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Removes what a start that was refused has made, and the folder of results if that leaves it empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
 
 
 def _interrupt(signum: int, frame: Any) -> None:
@@ -100,5 +136,6 @@ def _again(chosen: argparse.Namespace) -> str:
         value = getattr(chosen, name)
         if value is not None and (name, value) != ("results", "results"):
             words += [f"--{name}", str(value)]
-    words += [word for override in chosen.set for word in ("--set", f"'{override}'")]
-    return " ".join(words)
+    for override in chosen.set:
+        words += ["--set", override]
+    return shlex.join(words)

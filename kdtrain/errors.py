@@ -12,3 +12,7 @@ class UserError(Exception):
             raise ValueError("a UserError needs at least one problem")
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class NoResult(UserError):
+    """A study that ran and ended without a result to report; what it did stays. Exit code 1."""

@@ -37,6 +37,7 @@ def execute(study: Study, address: str | None) -> None:
         searcher = StudySearcher(study, keep_warm=limit if reuse and address is None else 0)
         driver = {"slot": 1.0} if resources.workers > 1 else per_worker(resources)
         storage = study.record.folder.absolute() / ".ray"
+        shutil.rmtree(storage, ignore_errors=True)  # of a driver that was killed
         tuner = tune.Tuner(
             tune.with_resources(run_job, driver),
             tune_config=tune.TuneConfig(

@@ -3,6 +3,7 @@
 import json
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from kdtrain.identity import NUMERICS, file_digest, trial_id
 from kdtrain.learner import Learner
 from kdtrain.loop import Metrics, NonFiniteLoss, fit, train_step
 from kdtrain.models import build, parameter_count
-from kdtrain.store import Row, Store, TrialFolder, write_bytes
+from kdtrain.store import Row, Store, TrialFolder, locked, write_bytes
 from kdtrain.streams import stream
 from kdtrain.teacher import Teacher, load_weights
 
@@ -91,41 +92,51 @@ def train(
     """
     data = load(recipe.data, data_root)
     folder = store.trial(trial_id(recipe, data_root))
-    ended = folder.outcome()
-    if ended is not None and _serves(ended, final):
-        return ended
-    run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device)
-    leads = ranks.rank() == 0
-    if leads:
-        folder.write_recipe(_recipe_row(run, folder, data_root))
-    ranks.barrier()
+    # a process that outlived its killed driver, or another sweep with the same teacher, may be at work here
+    with locked(folder.path, wait=True) if ranks.rank() == 0 else nullcontext():
+        ranks.barrier()
+        ended = folder.outcome()
+        if ended is not None and _serves(ended, final):
+            return ended
+        run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device)
+        _open(run, folder, data_root)
+        return _train(run, folder, final, on_epoch)
+
+
+def _open(run: Run, folder: TrialFolder, data_root: Path) -> None:
+    """The trial's folder made ready, and the run where its newest whole checkpoint left off."""
     saved = folder.read_checkpoint()
     if saved is not None:
         run.restore(saved)
-    ranks.barrier()
-    if leads:
+    ranks.barrier()  # all have read what rank 0 now writes
+    if ranks.rank() == 0:
+        folder.write_recipe(_recipe_row(run, folder, data_root))
         folder.keep_epochs(run.epoch)
 
+
+def _train(run: Run, folder: TrialFolder, final: bool, on_epoch: Callable[[Metrics], None]) -> Row:
+    leads = ranks.rank() == 0
+
     def report(metrics: Metrics, run: Run) -> None:
-        metrics["peak_memory_bytes"] = environment.peak_memory_bytes(device)
+        metrics["peak_memory_bytes"] = environment.peak_memory_bytes(run.device)
         if leads:
             folder.append_epoch(metrics)
             folder.write_checkpoint(run.epoch, run.checkpoint())
         on_epoch(metrics)
 
+    state, reason, measured = "complete", None, None
     try:
-        fit(run, recipe.epochs, report)
+        fit(run, run.recipe.epochs, report)
         measured = test_metrics(run, folder) if final else None
     except UserError:
         raise
     except Exception as error:
         if leads:
             write_bytes(folder.path / "error.txt", traceback.format_exc().encode())
+        state = "failed"
         reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
-        outcome = outcome_row("failed", reason, folder, environment.describe(device, ranks.size()))
-    else:
-        outcome = outcome_row("complete", None, folder, environment.describe(device, ranks.size()))
-        outcome["test"] = measured
+    outcome = outcome_row(state, reason, folder, environment.describe(run.device, ranks.size()))
+    outcome["test"] = measured
     if leads:
         folder.write_outcome(outcome)
         folder.remove_checkpoints()

@@ -18,7 +18,7 @@ from kdtrain.config import Sweep, space
 from kdtrain.config.located import dump_yaml
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import load
-from kdtrain.errors import UserError
+from kdtrain.errors import NoResult, UserError
 from kdtrain.identity import trial_id
 from kdtrain.models import build, forward_flops, parameter_count
 from kdtrain.record import Record
@@ -88,8 +88,9 @@ class Study:
         candidates = self._candidates()
         yield from self._confirmed(candidates)
         winner = self._winner(candidates)
-        if winner is not None:
-            yield from self._all([self._job("pictures", 0, winner, kind="pictures")])
+        if winner is None:
+            raise NoResult("confirm: none of the best recipes completed all its seeds; trials.csv has the reasons")
+        yield from self._all([self._job("pictures", 0, winner, kind="pictures")])
         self.record.append_once("finished")
 
     def should_prune(self, job: Job) -> bool:
@@ -168,7 +169,7 @@ class Study:
                 text = f"training {job.recipe.student.model} failed: {self.states[job.key]['reason']} ({again})"
                 problems += self.sweep.error(values, ("teacher",), text).problems
         if problems:
-            raise UserError(*problems)
+            raise NoResult(*problems)
 
     def _searched(self, search: Search) -> Iterator[Job | None]:
         """Trials in batches, each drawn at once when the batch before it has ended (or freely, one by one)."""
@@ -188,7 +189,7 @@ class Study:
             yield None
         if not any(trial.state.name == "COMPLETE" for trial in search.ended.values()):
             reasons = sorted({str(row["reason"]) for row in self.record.ends(search.stage).values() if row["reason"]})
-            raise UserError(f"{search.stage}: none of {search.trials} trials completed: {'; '.join(reasons)}")
+            raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {'; '.join(reasons)}")
 
     def _confirmed(self, candidates: list[Candidate]) -> Iterator[Job | None]:
         """Every candidate with every confirming seed: here, and only here, the test split is read."""

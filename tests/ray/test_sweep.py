@@ -1,0 +1,243 @@
+"""Whole sweeps through run_sweep.py on a real Ray: repeatable, killed and continued, stopped by Ctrl-C, two workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdtrain.store import Store, read_rows
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+SWEEP = """
+recipe:
+  data: {name: digits, resolution: 16, limit_per_class: 20}
+  teacher: {model: lenet5_teacher, epochs: 5, optimizer: {name: adam, lr: 0.01}}
+  student: {model: lenet5_student}
+  method: {name: kd, balance: {alpha_ce: {uniform: [0, 1]}}, temperature: {loguniform: [1, 20]}}
+  optimizer: {name: adam, lr: {loguniform: [0.0003, 0.03]}}
+  lr_schedule: {name: constant}
+  batch_size: 16
+  epochs: 6
+study:
+  trials: 8
+  sampler: {name: tpe, startup_trials: 3}
+  pruner: {name: asha, min_epochs: 2, reduction: 2}
+  confirm: {best: 1, seeds: 3}
+  batch: 4
+"""
+TIMES = "## Cost and versions"
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("sweep") / "small.yaml"
+    file.write_text(SWEEP)
+    return file
+
+
+def command(file: Path, results: Path, *options: str) -> list[str]:
+    return [sys.executable, str(ROOT / "run_sweep.py"), str(file), "--results", str(results), *options]
+
+
+def run(file: Path, results: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(file, results, *options), capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("undisturbed")
+    done = run(sweep, results)
+    assert done.returncode == 0, done.stderr
+    return results
+
+
+def tables(results: Path) -> str:
+    """The report without what depends on the clock."""
+    text = (results / "small" / "report.md").read_text()
+    assert TIMES in text
+    return text.partition(TIMES)[0]
+
+
+def events(results: Path) -> list[dict[str, Any]]:
+    return read_rows(results / "small" / "record.jsonl")
+
+
+def epochs_by_trial(results: Path) -> dict[str, list[dict[str, Any]]]:
+    # what an epoch cost, not what it learned: a continued training asks its teacher for validation again
+    timed = ("seconds", "peak_memory_bytes", "teacher_images")
+    return {
+        folder.trial_id: [{k: v for k, v in row.items() if k not in timed} for row in folder.epochs()]
+        for folder in Store(results).trials()
+    }
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def running_trial(results: Path, ended: int) -> bool:
+    """Whether so many trainings have ended and one more is past its first epoch."""
+    folders = list(Store(results).trials())
+    done = sum(folder.outcome() is not None for folder in folders)
+    return done >= ended and any(f.outcome() is None and len(f.epochs()) >= 1 for f in folders)
+
+
+def children(pid: int) -> dict[int, str]:
+    """Every process below `pid`, with its title."""
+    found: dict[int, str] = {}
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [(int(pid_), int(ppid), args) for pid_, ppid, args in (line.split(None, 2) for line in listed.splitlines())]
+    below = {pid}
+    while True:
+        more = {p: args for p, parent, args in rows if parent in below and p not in found}
+        if not more:
+            return found
+        found |= more
+        below |= set(more)
+
+
+def test_a_second_run_into_an_empty_folder_gives_the_same_tables_byte_for_byte(
+    sweep: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    assert run(sweep, tmp_path).returncode == 0
+    assert tables(tmp_path) == tables(undisturbed)
+    assert epochs_by_trial(tmp_path) == epochs_by_trial(undisturbed)
+
+
+def test_running_again_trains_nothing(sweep: Path, undisturbed: Path) -> None:
+    before = {f.trial_id: (f.path / "outcome.json").stat().st_mtime_ns for f in Store(undisturbed).trials()}
+    text = tables(undisturbed)
+    assert run(sweep, undisturbed).returncode == 0
+    after = {f.trial_id: (f.path / "outcome.json").stat().st_mtime_ns for f in Store(undisturbed).trials()}
+    assert before == after
+    assert tables(undisturbed) == text
+
+
+def test_trials_in_warm_processes_equal_the_recipe_trained_in_a_fresh_one(undisturbed: Path, tmp_path: Path) -> None:
+    """best.yaml in one process without Ray: every row, bit for bit."""
+    best = undisturbed / "small" / "best.yaml"
+    module = [sys.executable, "-m", "kdtrain", str(best), "--results", str(tmp_path)]
+    done = subprocess.run(module, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    there = epochs_by_trial(undisturbed)
+    alone = epochs_by_trial(tmp_path)
+    assert len(alone) == 2
+    assert all(there[trial_id] == rows for trial_id, rows in alone.items())
+    for trial_id in alone:
+        weights = [Store(results).trial(trial_id).weights.read_bytes() for results in (undisturbed, tmp_path)]
+        assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("ended", [3, 12])
+def test_a_killed_driver_loses_nothing(sweep: Path, undisturbed: Path, tmp_path: Path, ended: int) -> None:
+    driver = subprocess.Popen(command(sweep, tmp_path), stdout=subprocess.DEVNULL, cwd=ROOT)
+    try:
+        wait_for(lambda: running_trial(tmp_path, ended), f"{ended} trainings")
+    finally:
+        driver.kill()
+        driver.wait()
+    kept = {f.trial_id: (f.path / "outcome.json").stat().st_mtime_ns for f in Store(tmp_path).trials() if f.outcome()}
+    assert len(kept) >= ended
+    # at once, while processes of the killed Ray may still be at work
+    assert run(sweep, tmp_path).returncode == 0
+    for trial_id, written in kept.items():
+        assert (Store(tmp_path).trial(trial_id).path / "outcome.json").stat().st_mtime_ns == written
+    assert tables(tmp_path) == tables(undisturbed)
+    assert epochs_by_trial(tmp_path) == epochs_by_trial(undisturbed)
+
+
+def test_a_killed_trial_process_loses_nothing(sweep: Path, undisturbed: Path, tmp_path: Path) -> None:
+    driver = subprocess.Popen(command(sweep, tmp_path), stdout=subprocess.DEVNULL, cwd=ROOT)
+    wait_for(lambda: running_trial(tmp_path, 2), "a training")
+    trainers = [pid for pid, title in children(driver.pid).items() if "ImplicitFunc.train" in title]
+    assert trainers, children(driver.pid)
+    os.kill(trainers[0], signal.SIGKILL)
+    assert driver.wait(timeout=240) == 0
+    assert tables(tmp_path) == tables(undisturbed)
+    assert epochs_by_trial(tmp_path) == epochs_by_trial(undisturbed)
+
+
+def test_ctrl_c_ends_within_ten_seconds_and_says_how_to_continue(
+    sweep: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    driver = subprocess.Popen(
+        command(sweep, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    wait_for(lambda: running_trial(tmp_path, 2), "a training")
+    below = children(driver.pid)
+    started = time.monotonic()
+    driver.send_signal(signal.SIGINT)
+    out, err = driver.communicate(timeout=30)
+    assert time.monotonic() - started < 10
+    assert driver.returncode == 130
+    assert f"Continue: python run_sweep.py {sweep} --results {tmp_path}" in err
+    assert "Traceback" not in out + err
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), "Ray's processes to end", 20)
+    assert run(sweep, tmp_path).returncode == 0
+    assert tables(tmp_path) == tables(undisturbed)
+
+
+def test_another_study_of_the_same_name_is_refused(sweep: Path, undisturbed: Path) -> None:
+    done = run(sweep, undisturbed, "--set", "recipe.batch_size=8")
+    assert done.returncode == 2
+    assert "holds another study of this name: recipe.batch_size was 16, is 8" in done.stderr
+
+
+@pytest.mark.ddp
+def test_two_workers_of_ray_train_agree_with_one(sweep: Path, tmp_path: Path) -> None:
+    """Three trials through TorchTrainer (gloo), one of them pruned or not alike; float32 sums in another order."""
+    options = ["--trials", "3", "--set", "recipe.epochs=3", "--set", "study.pruner={name: none}"]
+    options += ["--set", "study.confirm.seeds=1", "--set", "recipe.teacher.epochs=2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(sweep, one, *options).returncode == 0
+    done = run(sweep, two, *options, "--set", "resources.workers=2")
+    assert done.returncode == 0, done.stderr
+    alone, together = epochs_by_trial(one), epochs_by_trial(two)
+    searched = [row for row in events(two) if row["event"] == "ended" and row["stage"] == "search"]
+    assert [row["state"] for row in searched] == ["complete"] * 3
+    same = alone.keys() & together.keys()
+    assert len(same) >= 6, "the searches' first suggestions do not depend on workers"
+    for trial_id in same:
+        outcome = Store(two).trial(trial_id).outcome()
+        assert outcome is not None
+        assert outcome["workers"] == 2
+        for row, other in zip(alone[trial_id], together[trial_id], strict=True):
+            assert row["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
+            assert row["val/nll"] == pytest.approx(other["val/nll"], rel=1e-3)
+
+
+@pytest.mark.ddp
+def test_pruned_trials_of_two_workers_make_room_for_the_next(sweep: Path, tmp_path: Path) -> None:
+    options = ["--trials", "4", "--set", "study.batch=1", "--set", "study.confirm.seeds=1"]
+    done = run(sweep, tmp_path, *options, "--set", "resources.workers=2")
+    assert done.returncode == 0, done.stderr
+    states = [row["state"] for row in events(tmp_path) if row["event"] == "ended" and row["stage"] in ("search", "baselines")]
+    assert len(states) == 8
+    assert "pruned" in states
+
+
+def test_more_workers_than_the_machine_has_is_refused_before_anything(sweep: Path, tmp_path: Path) -> None:
+    done = run(sweep, tmp_path / "results", "--set", "resources.workers=1000")
+    assert done.returncode == 2
+    assert "a trial needs 1000 CPUs (1000 workers of 1), but there are" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_a_sentence(sweep: Path, tmp_path: Path) -> None:
+    done = run(sweep, tmp_path / "results", "--address", "127.0.0.1:1")
+    assert done.returncode == 2
+    assert "--address: no Ray cluster answers at 127.0.0.1:1" in done.stderr
+    assert json.dumps(done.stdout).count("Traceback") == 0

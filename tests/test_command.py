@@ -1,0 +1,180 @@
+"""run_sweep.py from outside: exit codes, sentences, and nothing left behind by what was refused."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from studies import TREE, carry_out, open_study, sweep_file
+
+from kdtrain.command import main
+from kdtrain.store import locked
+
+ROOT = Path(__file__).parents[1]
+VALID = yaml.safe_dump(TREE, sort_keys=False)
+
+
+def edited(old: str, new: str) -> str:
+    assert old in VALID, old
+    return VALID.replace(old, new, 1)
+
+
+BAD_FILES = {
+    "empty": ("", "is empty"),
+    "not YAML": ("recipe: [1, 2", "is not YAML"),
+    "duplicate key": (edited("  batch_size: 16\n", "  batch_size: 16\n  batch_size: 32\n"), "is written twice"),
+    "unknown key": (edited("batch_size", "batchsize"), "nearest: batch_size"),
+    "wrong type": (edited("epochs: 4", "epochs: four"), "recipe.epochs: must be a whole number"),
+    "reversed range": (edited("- 0.0001\n      - 0.03", "- 0.03\n      - 0.0001"), "must go from low to high"),
+    "loguniform from 0": (edited("- 0.0001\n", "- 0\n"), "loguniform must lie above 0"),
+    "unknown method": (edited("name: kd", "name: kdd"), "nearest: kd"),
+    "unknown model": (edited("model: lenet5_student", "model: lenet5_studnet"), "nearest: lenet5_student"),
+    "unknown data set": (edited("name: digits", "name: digit"), "nearest: digits"),
+    "a temperature for a method that has none": (edited("name: kd", "name: none"), "none has no 'temperature'"),
+    "a sweep without a teacher": (edited("  teacher:", "  no_teacher:"), "recipe.teacher"),
+    "more workers than there can be": (VALID + "resources: {workers: 4000}\n", "a trial needs 4000 CPUs"),
+    "more trials at once than fit": (VALID + "resources: {concurrent_trials: 4000}\n", "trials fit at once, got 4000"),
+    "more GPUs than there are": (VALID + "resources: {gpus_per_worker: 99}\n", "a trial needs 99 GPUs"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_a_sentence_and_exit_code_2_and_leaves_nothing(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, expected = BAD_FILES[case]
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    assert main([str(file), "--results", str(tmp_path / "results")]) == 2
+    shown = capsys.readouterr()
+    assert expected in shown.err, shown.err
+    assert "Traceback" not in shown.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--trials", "0"], "--trials: must be >= 1, got 0"),
+        (["--seed", "-1"], "--seed: must be >= 0, got -1"),
+        (["--set", "recipe.epochs"], "must be written as recipe.epochs=3"),
+        (["--set", "recipe.epoch=3"], "nearest: epochs"),
+        (["--set", "epochs=3"], "did you mean recipe.epochs"),
+    ],
+)
+def test_a_bad_option_is_a_sentence_and_leaves_nothing(
+    options: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sweep_file(tmp_path)
+    assert main([str(file), "--results", str(tmp_path / "results"), *options]) == 2
+    assert expected in (err := capsys.readouterr().err), err
+    assert not (tmp_path / "results").exists()
+
+
+def test_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.yaml")]) == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'none.yaml'}: no such file\n"
+
+
+def test_every_mistake_of_a_file_is_reported_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(edited("name: digits", "name: digit").replace("epochs: 4", "epochs: -4").replace("trials: 6", "trials: 0"))
+    assert main([str(file), "--check"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"{file}:") for line in lines)
+
+
+def test_absent_data_says_where_it_looked_and_how_to_get_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sweep_file(tmp_path, recipe={"data": {"name": "mnist"}})
+    assert main([str(file), "--results", str(tmp_path / "results"), "--data", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert f"mnist is not there (looked for {tmp_path}/MNIST/raw)" in err
+    assert "torchvision.datasets.MNIST" in err
+    assert "--data DIR or KDTRAIN_DATA" in err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A sweep file whose results folder holds the beginning of its study."""
+    file = sweep_file(tmp_path)
+    carry_out(open_study(file, tmp_path / "results"), jobs=1)
+    return file
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda study: {**study, "recipe": {**study["recipe"], "epochs": 9}}, "holds another study of this name"),
+        (lambda study: {**study, "schema": 2}, "written by a newer kdtrain"),
+    ],
+)
+def test_a_folder_that_is_not_ours_is_refused_and_kept_as_it_is(
+    damage: object, expected: str, begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert callable(damage)
+    results = begun.parent / "results"
+    path = results / "small" / "study.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    before = everything(results)
+    assert main([str(begun), "--results", str(results)]) == 2
+    assert expected in capsys.readouterr().err
+    assert everything(results) == before
+
+
+def test_two_drivers_of_one_sweep_do_not_meet(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = begun.parent / "results"
+    with locked(results / "small", wait=False):
+        assert main([str(begun), "--results", str(results)]) == 2
+    assert "another run_sweep.py is at work there" in capsys.readouterr().err
+
+
+def test_check_only_validates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(sweep_file(tmp_path)), "--check", "--results", str(tmp_path / "results")]) == 0
+    assert "valid; 2 searched parameters, 6 trials" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
+
+
+def test_plan_names_stages_space_networks_and_cost_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(sweep_file(tmp_path)), "--plan", "--results", str(tmp_path / "results")]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "baselines  6", "search     6", "<= 8", "loguniform 0.0001 to 0.03", "19,754", "11,604", "cost at most",
+    ):  # fmt: skip
+        assert words in out, out
+    assert not (tmp_path / "results").exists()
+
+
+def test_plan_of_mnist_needs_no_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([str(ROOT / "sweeps" / "mnist_kd.yaml"), "--plan", "--data", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "81,194" in out
+    assert "46,164" in out
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml")))
+def test_every_sweep_in_the_repository_is_valid(name: str) -> None:
+    assert main([str(ROOT / "sweeps" / f"{name}.yaml"), "--check"]) == 0
+
+
+def test_help_answers_within_two_seconds_without_torch_or_ray() -> None:
+    code = "import sys; sys.argv = ['run_sweep.py', '--help']\n"
+    code += "try: runpy = __import__('runpy').run_path('run_sweep.py', run_name='__main__')\n"
+    code += "except SystemExit as end: assert end.code == 0\n"
+    code += "assert not {'torch', 'ray', 'optuna', 'pandas'} & set(sys.modules)"
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--set KEY=VALUE" in done.stdout
+    assert time.monotonic() - started < 2

@@ -1,10 +1,10 @@
 """Trials on disk. What stands under its name is whole: written beside it, then renamed. Standard library only.
 
-    <results>/trials/<trial_id>/
-        recipe.json       what is trained, on which data
-        epochs.jsonl      a row an epoch
-        outcome.json      written last; its presence means ended, its `state` says how
-        checkpoint-*.safetensors while running; weights.safetensors, predictions.npz where they are kept
+<results>/trials/<trial_id>/
+    recipe.json       what is trained, on which data
+    epochs.jsonl      a row an epoch
+    outcome.json      written last; its presence means ended, its `state` says how
+    checkpoint-*.safetensors while running; weights.safetensors, predictions.npz where they are kept
 """
 
 import fcntl
@@ -20,7 +20,6 @@ from typing import Any
 from kdtrain.errors import UserError
 
 SCHEMA = 1
-KEPT_CHECKPOINTS = 2
 Row = dict[str, Any]
 
 
@@ -144,11 +143,19 @@ class TrialFolder:
     def write_outcome(self, row: Row) -> None:
         write_json(self.path / "outcome.json", {"schema": SCHEMA, **row})
 
+    def remove_outcome(self) -> None:
+        """For a training that goes on: a cut from now on must not leave an outcome that its rows contradict."""
+        (self.path / "outcome.json").unlink(missing_ok=True)
+
     def write_checkpoint(self, epoch: int, data: bytes) -> None:
-        """Keeps the last two; the name carries the digest of the bytes, so damage shows."""
-        name = f"checkpoint-{epoch:06d}-{_digest(data)}.safetensors"
-        write_bytes(self.path / name, data)
-        for path in self._checkpoints()[:-KEPT_CHECKPOINTS]:
+        """Keeps it and the one before it; the name carries the digest of the bytes, so damage shows.
+
+        Later ones are damaged, or the training would not have gone back to this epoch.
+        """
+        written = self.path / f"checkpoint-{epoch:06d}-{_digest(data)}.safetensors"
+        write_bytes(written, data)
+        earlier = [path for path in self._checkpoints() if path < written]
+        for path in {*self._checkpoints()} - {written, *earlier[-1:]}:
             path.unlink(missing_ok=True)
 
     def read_checkpoint(self) -> bytes | None:

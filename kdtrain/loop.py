@@ -27,13 +27,14 @@ class NonFiniteLoss(Exception):
 def fit(run: "Run", total_epochs: int, report: Report) -> None:
     """Trains `run` on to `total_epochs`; report(metrics, run) is called once after every epoch, on every rank.
 
-    Raises NonFiniteLoss, on all ranks alike, at the end of the epoch in which a term became NaN or infinite.
+    Raises NonFiniteLoss, on all ranks alike, at the end of the epoch in which a metric became NaN or infinite.
     """
     while run.epoch < total_epochs:
         started = time.perf_counter()
         asked_before = run.teacher.images if run.teacher else 0
         metrics = train_epoch(run)
         metrics |= evaluate(run)
+        _require_finite(metrics, run)
         run.epoch += 1
         run.remember_best(metrics)
         metrics["images"] = len(run.data.train)
@@ -57,9 +58,7 @@ def train_epoch(run: "Run") -> Metrics:
     # one transfer at the end of the epoch: the step never waits for the device
     totals = ranks.sum_over_ranks(torch.stack(list(sums.values()))).tolist()
     means = {f"train/{name}": total / len(order) for name, total in zip(sums, totals, strict=True)}
-    broken = [f"{name} is {value}" for name, value in means.items() if not math.isfinite(value)]
-    if broken:
-        raise NonFiniteLoss(f"epoch {run.epoch + 1} (ending at step {run.step}): {', '.join(broken)}")
+    _require_finite(means, run)
     return {"lr": lr, **means}
 
 
@@ -91,7 +90,14 @@ def evaluate(run: "Run") -> Metrics:
     if run.teacher:
         if run.teacher_val_logits is None:
             run.teacher_val_logits = logits_of(run.teacher.network, split, run.device)
-            run.teacher.images += len(ranks.share(torch.arange(len(split))))
+            if run.epoch == 0:  # a training that continues asks again; its rows must not tell where it was cut
+                run.teacher.images += len(ranks.share(torch.arange(len(split))))
         metrics["val/teacher_accuracy"] = accuracy(run.teacher_val_logits, split.labels)
         metrics["val/agreement"] = agreement(logits, run.teacher_val_logits)
     return metrics
+
+
+def _require_finite(metrics: Metrics, run: "Run") -> None:
+    broken = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise NonFiniteLoss(f"epoch {run.epoch + 1} (ending at step {run.step}): {', '.join(broken)}")

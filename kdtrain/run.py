@@ -110,6 +110,7 @@ def _open(run: Run, folder: TrialFolder, data_root: Path) -> None:
         run.restore(saved)
     ranks.barrier()  # all have read what rank 0 now writes
     if ranks.rank() == 0:
+        folder.remove_outcome()
         folder.write_recipe(_recipe_row(run, folder, data_root))
         folder.keep_epochs(run.epoch)
 
@@ -122,6 +123,7 @@ def _train(run: Run, folder: TrialFolder, final: bool, on_epoch: Callable[[Metri
         if leads:
             folder.append_epoch(metrics)
             folder.write_checkpoint(run.epoch, run.checkpoint())
+        ranks.barrier()  # all ranks sum up the rows in the end
         on_epoch(metrics)
 
     state, reason, measured = "complete", None, None

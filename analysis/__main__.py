@@ -13,9 +13,7 @@ def main() -> int:
         prog="python -m analysis",
         description="Rebuild report.md, its pictures and trials.csv of a sweep from the store alone.",
     )
-    parser.add_argument(
-        "sweep_folder", type=Path, help="the sweep's folder in the results, e.g. results/digits_kd"
-    )
+    parser.add_argument("sweep_folder", type=Path, help="the sweep's folder in the results, e.g. results/digits_kd")
     arguments = parser.parse_args()
     try:
         report = build_report(arguments.sweep_folder)

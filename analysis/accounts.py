@@ -16,8 +16,7 @@ STATES = ("complete", "pruned", "failed", "not ended")
 
 def counts_section(study: Study) -> str:
     rows = [
-        {"stage": stage, "planned": len(trials)}
-        | {state: (trials["state"] == state).sum() for state in STATES}
+        {"stage": stage, "planned": len(trials)} | {state: (trials["state"] == state).sum() for state in STATES}
         for stage in STAGES
         if len(trials := study.stage(stage))
     ]
@@ -33,9 +32,7 @@ def idle_knobs_section(study: Study) -> str:
     head = "## Knobs that do nothing\n\n"
     found = idle_knobs(study)
     if not found:
-        return (
-            head + "None found: no two different recipes of one seed have identical metrics in every epoch.\n"
-        )
+        return head + "None found: no two different recipes of one seed have identical metrics in every epoch.\n"
     return head + "".join(
         f"- {first} and {second} have identical metrics in every epoch, though they differ in {differing}.\n"
         for first, second, differing in found
@@ -65,9 +62,7 @@ def idle_knobs(study: Study) -> list[tuple[str, str, str]]:
 
 def commands_section(study: Study, *, has_winner: bool) -> str:
     commands = [f"python -m kdtrain results/{study.name}/best.yaml --results repeat"] if has_winner else []
-    what = (
-        "The first repeats the best recipe, the second the sweep" if has_winner else "This repeats the sweep"
-    )
+    what = "The first repeats the best recipe, the second the sweep" if has_winner else "This repeats the sweep"
     return (
         "## To repeat it\n\n```sh\n" + "\n".join([*commands, continue_command(study)]) + "\n```\n\n"
         f"{what}: it skips what is in the results folder and continues what was cut off. From the "
@@ -163,10 +158,7 @@ def _epoch_first(why: str) -> tuple[int, str]:
 
 def _differing(first: dict[str, Any], second: dict[str, Any]) -> str:
     names = [name for name in dict.fromkeys([*first, *second]) if first.get(name) != second.get(name)]
-    return (
-        listed(f"`{name}` ({sampled(first.get(name))} and {sampled(second.get(name))})" for name in names)
-        or MISSING
-    )
+    return listed(f"`{name}` ({sampled(first.get(name))} and {sampled(second.get(name))})" for name in names) or MISSING
 
 
 def _total(outcomes: list[dict[str, Any]], name: str) -> float:

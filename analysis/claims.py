@@ -68,9 +68,7 @@ def candidates(study: Study) -> list[Candidate]:
         candidate = _candidate(study, key, group)
         if candidate.baseline is not None and candidate.baseline in tests:
             differences = paired_differences(tests[key], tests[candidate.baseline])
-            candidate = replace(
-                candidate, difference=mean_estimate(differences), p=paired_p_value(differences)
-            )
+            candidate = replace(candidate, difference=mean_estimate(differences), p=paired_p_value(differences))
         compared.append(replace(candidate, primary=key == winner))
     corrected = holm([None if candidate.primary else candidate.p for candidate in compared])
     return [replace(candidate, p_holm=p) for candidate, p in zip(compared, corrected, strict=True)]
@@ -140,17 +138,13 @@ def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
         key=key,
         role=str(first["role"]),
         baseline=None if pd.isna(first["baseline"]) else str(first["baseline"]),
-        source=f"{first['source_stage']} {first['source_number']:.0f}"
-        if not pd.isna(first["source_number"])
-        else "",
+        source=f"{first['source_stage']} {first['source_number']:.0f}" if not pd.isna(first["source_number"]) else "",
         values=study.values.loc[first.name].dropna().to_dict(),  # type: ignore[call-overload]
         weights=balance_weights(recipe),
         trial_ids={int(row["seed"]): row["trial_id"] for row in complete.to_dict("records")},
         planned=len(group),
         model=_student(recipe),
-        parameters=float(group["parameters"].dropna().iloc[0])
-        if group["parameters"].notna().any()
-        else math.nan,
+        parameters=float(group["parameters"].dropna().iloc[0]) if group["parameters"].notna().any() else math.nan,
         validation=mean_estimate(list(_by_seed(group, study.objective).values())),
         test=mean_estimate(list(_by_seed(group, "test/accuracy").values())),
     )

@@ -18,9 +18,7 @@ from analysis.statistics import mean_estimate
 CLASSES_DRAWN = 10
 
 
-def learning_curves(
-    study: Study, winner: Candidate, baseline: Candidate, teacher: Single | None
-) -> Figure | None:
+def learning_curves(study: Study, winner: Candidate, baseline: Candidate, teacher: Single | None) -> Figure | None:
     """Mean over the confirming seeds with its 95 % t interval: the winner against its baseline."""
     if not winner.trial_ids or not baseline.trial_ids:
         return None
@@ -74,9 +72,7 @@ def softened(arrays: Mapping[str, Any]) -> Figure:
     picture.imshow(arrays["softened_image"], cmap="gray", interpolation="nearest")
     picture.set_title(f"label: class {label}")
     picture.set_axis_off()
-    for axes, temperature, teacher_K, student_K in zip(
-        panels, temperatures, teacher_MK, student_MK, strict=True
-    ):
+    for axes, temperature, teacher_K, student_K in zip(panels, temperatures, teacher_MK, student_MK, strict=True):
         at = np.arange(len(classes))
         axes.bar(at - 0.21, teacher_K[classes], width=0.4, color=style.BLUE, label="teacher")
         axes.bar(at + 0.21, student_K[classes], width=0.4, color=style.ORANGE, label="student distilled")

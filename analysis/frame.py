@@ -77,9 +77,7 @@ class Study:
     def epochs(self) -> pd.DataFrame:
         """One row an epoch of every trial: trial_id and what the loop reported."""
         rows = [
-            {"trial_id": trial_id} | row
-            for trial_id in self.recipes
-            for row in self._store.trial(trial_id).epochs()
+            {"trial_id": trial_id} | row for trial_id in self.recipes for row in self._store.trial(trial_id).epochs()
         ]
         frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial_id", "epoch"])
         return frame.drop_duplicates(["trial_id", "epoch"], keep="last", ignore_index=True)
@@ -101,18 +99,14 @@ def read_study(folder: Path) -> Study:
     record = read_rows(folder / "record.jsonl")
     planned = _planned(record)
     store = Store(folder.parent)
-    trial_ids = dict.fromkeys(
-        row["trial_id"] for row in planned if row["stage"] in TRAINING and row["trial_id"]
-    )
+    trial_ids = dict.fromkeys(row["trial_id"] for row in planned if row["stage"] in TRAINING and row["trial_id"])
     recipes = {trial_id: row for trial_id in trial_ids if (row := store.trial(trial_id).recipe())}
     outcomes = {trial_id: row for trial_id in trial_ids if (row := store.trial(trial_id).outcome())}
     rows = [_trial_row(row, recipes.get(row["trial_id"]), _outcome(row, outcomes, store)) for row in planned]
     trials = pd.DataFrame(rows, columns=[*PLANNED, *MEASURED])
     trials = trials.astype(dict.fromkeys(MEASURED, float))
     names = list(
-        dict.fromkeys(
-            [p["name"] for p in description["parameters"]] + [n for r in planned for n in r["values"]]
-        )
+        dict.fromkeys([p["name"] for p in description["parameters"]] + [n for r in planned for n in r["values"]])
     )
     values = pd.DataFrame([row["values"] for row in planned], columns=names, index=trials.index, dtype=object)
     return Study(folder, description, record, trials, values, recipes, outcomes)
@@ -126,9 +120,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (ValueError, OSError, BadZipFile) as error:
-        raise UserError(
-            f"{path}: cannot be read as arrays ({error}); remove it to report without it"
-        ) from None
+        raise UserError(f"{path}: cannot be read as arrays ({error}); remove it to report without it") from None
 
 
 def trials_csv(study: Study) -> str:
@@ -173,16 +165,8 @@ def _planned(record: list[Row]) -> list[Row]:
         elif event["event"] == "ended" and key in rows:
             rows[key] |= {name: event.get(name) for name in ("state", "reason", "value", "epochs")}
             rows[key]["trial_id"] = event.get("trial_id") or rows[key]["trial_id"]
-    latest = {
-        row["candidate"]: row.get("source")
-        for row in sorted(rows.values(), key=_time)
-        if row.get("candidate")
-    }
-    current = [
-        row
-        for row in rows.values()
-        if row.get("source") == latest.get(row.get("candidate"), row.get("source"))
-    ]
+    latest = {row["candidate"]: row.get("source") for row in sorted(rows.values(), key=_time) if row.get("candidate")}
+    current = [row for row in rows.values() if row.get("source") == latest.get(row.get("candidate"), row.get("source"))]
     return sorted(current, key=lambda row: (STAGES.index(row["stage"]), row["number"]))
 
 

@@ -23,9 +23,7 @@ from analysis.tables import (
 )
 
 
-def answer_section(
-    study: Study, winner: Candidate | None, baseline: Candidate | None, found: list[Single]
-) -> str:
+def answer_section(study: Study, winner: Candidate | None, baseline: Candidate | None, found: list[Single]) -> str:
     title = (study.description.get("report") or {}).get("title") or study.name
     parts = [f"# {title}"]
     if not study.finished:
@@ -44,22 +42,17 @@ def answer_section(
     return "\n\n".join(parts) + "\n"
 
 
-def setup_section(
-    study: Study, winner: Candidate | None, baseline: Candidate | None, found: list[Single]
-) -> str:
+def setup_section(study: Study, winner: Candidate | None, baseline: Candidate | None, found: list[Single]) -> str:
     rows = [_teacher_row(single, "teacher" if i == 0 else "other teacher") for i, single in enumerate(found)]
     if not rows:
         from_file = any((recipe.get("teacher") or {}).get("file") for recipe in study.recipes.values())
-        rows.append(
-            _row("teacher (from a file, not measured here)" if from_file else "teacher (not trained yet)")
-        )
+        rows.append(_row("teacher (from a file, not measured here)" if from_file else "teacher (not trained yet)"))
     rows += [
         _student_row("student alone (baseline)", baseline),
         _student_row("student distilled (winner)", winner),
     ]
     legend = (
-        "Students: mean ± half-width of its 95 % t interval over n confirming seeds; the difference is "
-        "paired by seed."
+        "Students: mean ± half-width of its 95 % t interval over n confirming seeds; the difference is paired by seed."
     )
     if any(single.interval for single in found):
         images = " and ".join(sorted({count(single.test_images) for single in found if single.interval}))
@@ -91,9 +84,7 @@ def _measured(difference: Estimate | None) -> str:
     if difference is None:
         return "no difference is measured"
     interval = (
-        "no interval"
-        if difference.interval is None
-        else f"95 % t interval {points_interval(difference.interval)}"
+        "no interval" if difference.interval is None else f"95 % t interval {points_interval(difference.interval)}"
     )
     return (
         f"{points(difference.mean)} percentage points of test accuracy ({interval}; mean of paired "

@@ -51,9 +51,7 @@ def branch_labels(parameters: Sequence[Row]) -> list[dict[str, str]]:
     """Every set of labels that the space can reach; [{}] for a space without conditional parameters."""
     branching = {name for parameter in parameters for name in parameter["conditions"]}
     sets: list[dict[str, str]] = [{}]
-    for choice in sorted(
-        (p for p in parameters if p["name"] in branching), key=lambda p: len(p["conditions"])
-    ):
+    for choice in sorted((p for p in parameters if p["name"] in branching), key=lambda p: len(p["conditions"])):
         sets = [
             {**labels, choice["name"]: label} if label is not None else labels
             for labels in sets
@@ -75,9 +73,7 @@ def _branch(labels: dict[str, str], active: list[Row], values: pd.DataFrame, obj
     if not active:
         reason = "nothing is searched here"
     elif len(values) < TRIALS_NEEDED:
-        reason = (
-            f"left out: {len(values)} complete trials, below the {TRIALS_NEEDED} that an importance needs"
-        )
+        reason = f"left out: {len(values)} complete trials, below the {TRIALS_NEEDED} that an importance needs"
     elif objective.nunique() == 1:
         reason = f"left out: all {len(values)} complete trials reached the same value"
     shares = None if reason else _shares(active, values, objective)
@@ -95,12 +91,8 @@ def _shares(active: list[Row], values: pd.DataFrame, objective: pd.Series) -> di
         study = optuna.create_study(direction="maximize")
         for i, value in enumerate(objective):
             params = {name: column[i] for name, column in scaled.items()}
-            study.add_trial(
-                optuna.trial.create_trial(params=params, distributions=distributions, value=float(value))
-            )
-        return dict(
-            get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), normalize=False)
-        )
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=float(value)))
+        return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), normalize=False))
 
 
 @contextmanager

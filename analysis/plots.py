@@ -36,15 +36,11 @@ def history(study: Study) -> Figure | None:
         color=style.VERMILION,
         label="published point",
     )
-    _scores(
-        axes, study, search, "pruned", marker="v", facecolor="white", edgecolor=style.GREY, label="pruned"
-    )
+    _scores(axes, study, search, "pruned", marker="v", facecolor="white", edgecolor=style.GREY, label="pruned")
     _scores(axes, study, baselines, "complete", marker="s", color=style.ORANGE, label="student alone", s=20)
     last = max(search["number"].max(), baselines["number"].max() if len(baselines) else 0)
     _best_so_far(axes, study, search, last, color=style.BLUE, label="best so far, distilled")
-    _best_so_far(
-        axes, study, baselines, last, color=style.ORANGE, linestyle="--", label="best so far, student alone"
-    )
+    _best_so_far(axes, study, baselines, last, color=style.ORANGE, linestyle="--", label="best so far, student alone")
     mark_failed(axes, search, search["number"])
     frame_scores(axes, study, pd.concat([search, baselines[baselines["state"] == "complete"]]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -60,9 +56,7 @@ def importances(branches: list[Branch]) -> Figure | None:
         return None
     bars = [len(branch.shares or {}) for branch in drawn]
     made = style.figure(7.0, 0.9 + sum(0.32 * n + 0.75 for n in bars))
-    panels = made.subplots(
-        len(drawn), 1, squeeze=False, sharex=True, height_ratios=[n + 0.8 for n in bars]
-    ).ravel()
+    panels = made.subplots(len(drawn), 1, squeeze=False, sharex=True, height_ratios=[n + 0.8 for n in bars]).ravel()
     for axes, branch in zip(panels, drawn, strict=True):
         assert branch.shares is not None
         names = short_names([p["name"] for p in branch.parameters])
@@ -144,6 +138,4 @@ def frame_scores(axes: Axes, study: Study, trials: pd.DataFrame) -> None:
     outside = len(scores) - len(inside)
     if outside:  # beside the title: inside the axes it would hide points
         note = f"{outside} trial{'s' if outside > 1 else ''} {side} the frame"
-        axes.set_title(
-            note, loc="right", fontsize=7.5, fontweight="normal", fontstyle="italic", color="#666666"
-        )
+        axes.set_title(note, loc="right", fontsize=7.5, fontweight="normal", fontstyle="italic", color="#666666")

@@ -27,8 +27,7 @@ def slices(study: Study) -> Figure | None:
     made = style.figure(max(5.0, 3.1 * columns), 2.7 * rows + 0.5)
     panels = made.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     colours = {
-        _title(labels): style.SERIES[i % len(style.SERIES)]
-        for i, labels in enumerate(branch_labels(study.parameters))
+        _title(labels): style.SERIES[i % len(style.SERIES)] for i, labels in enumerate(branch_labels(study.parameters))
     }
     branch = pd.Series(
         [_title(branch_of(study.values.loc[i], study.parameters)) for i in search.index],
@@ -46,9 +45,7 @@ def slices(study: Study) -> Figure | None:
         axes.set_ylabel(axis_label(study))
     frame_scores(panels[0], study, search)
     handles = {
-        label: handle
-        for axes in panels
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     made.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
     return made

@@ -35,11 +35,7 @@ class Estimate:
 
     @property
     def interval(self) -> Interval | None:
-        return (
-            None
-            if self.half_width is None
-            else Interval(self.mean - self.half_width, self.mean + self.half_width)
-        )
+        return None if self.half_width is None else Interval(self.mean - self.half_width, self.mean + self.half_width)
 
     @property
     def decided(self) -> bool:

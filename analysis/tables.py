@@ -20,8 +20,7 @@ def markdown(frame: pd.DataFrame) -> str:
     rows = [[_cell(cell) for cell in row] for row in frame.itertuples(index=False)]
     heads = [_cell(name) for name in frame.columns]
     numeric = [
-        all(_is_number(row[i]) for row in rows) and any(row[i] != MISSING for row in rows)
-        for i in range(len(heads))
+        all(_is_number(row[i]) for row in rows) and any(row[i] != MISSING for row in rows) for i in range(len(heads))
     ]
     rule = ["--:" if right else ":--" for right in numeric]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows]) + "\n"
@@ -45,9 +44,7 @@ def estimate_percent(estimate: Estimate | None) -> str:
     """97.20 ± 0.12; the mean alone where n gives no interval."""
     if estimate is None:
         return MISSING
-    return percent(estimate.mean) + (
-        "" if estimate.half_width is None else f" ± {percent(estimate.half_width)}"
-    )
+    return percent(estimate.mean) + ("" if estimate.half_width is None else f" ± {percent(estimate.half_width)}")
 
 
 def estimate_number(estimate: Estimate | None) -> str:
@@ -103,9 +100,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 def described(values: Mapping[str, Any]) -> str:
     """`temperature` 4.1, `lr` 0.03: searched values in a sentence."""
     short = short_names(list(values))
-    return ", ".join(
-        f"`{short[name]}` {sampled(value)}" for name, value in values.items() if not missing(value)
-    )
+    return ", ".join(f"`{short[name]}` {sampled(value)}" for name, value in values.items() if not missing(value))
 
 
 def one_line(text: Any, longest: int = 160) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from ray import train as ray_train
 from ray import tune
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from kdtrain.config.recipe import Recipe
@@ -65,17 +66,17 @@ def _train_on_workers(config: dict[str, Any], resources: Resources) -> None:
     per_worker = {"CPU": float(resources.cpus_per_worker)}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
-    trainer = ray_train.torch.TorchTrainer(
+    trainer = TorchTrainer(
         _worker,
         train_loop_config=config,
-        torch_config=ray_train.torch.TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
         scaling_config=ray_train.ScalingConfig(
             num_workers=resources.workers, use_gpu=bool(resources.gpus_per_worker), resources_per_worker=per_worker
         ),
         run_config=ray_train.RunConfig(
             name=f"{config['trial_id']}-{config['key']}",
             storage_path=str(Path(config["ray_storage"]) / "train"),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # it is one, by Ray's own documentation
             failure_config=ray_train.FailureConfig(max_failures=WORKER_RESTARTS),
         ),
     )

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules from their configs. A schedule is a function of the step: nothing to resume."""
+"""Optimizers and learning-rate schedules from their configs. A schedule is a function of the step, never resumed."""
 
 import math
 

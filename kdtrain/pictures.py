@@ -1,4 +1,4 @@
-"""What needs networks to be drawn, as arrays: analysis draws them. One validation image, softened by teacher and student."""
+"""What needs networks to be drawn, as arrays that analysis draws: one validation image, softened by both networks."""
 
 from pathlib import Path
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from kdtrain.config import space
-from kdtrain.config import Sweep
+from kdtrain.config import Sweep, space
 from kdtrain.config.recipe import Recipe
+from kdtrain.config.sweep import GridSampler, Tpe
 from kdtrain.store import Row
 from kdtrain.streams import stream
 
@@ -42,8 +43,8 @@ class Search:
         study = self.sweep.study
         if not self.sweep.parameters:
             return 1
-        if study.sampler.name == "grid":
-            size = space.grid_size(self.sweep.tree, study.sampler.points or 2)
+        if isinstance(study.sampler, GridSampler):
+            size = space.grid_size(self.sweep.tree, study.sampler.points)
             return min(study.trials, len(self.sweep.published) + size)
         return study.trials
 
@@ -62,8 +63,8 @@ class Search:
         first = self.sweep.published
         if number < len(first):
             return first[number]
-        if self.sweep.study.sampler.name == "grid":
-            return space.grid(self.sweep.tree, self.sweep.study.sampler.points or 2)[number - len(first)]
+        if isinstance(self.sweep.study.sampler, GridSampler):
+            return space.grid(self.sweep.tree, self.sweep.study.sampler.points)[number - len(first)]
         study = self._study(self._seen_by(number), self._sampler(number))
         for other, values in sorted(self.planned.items()):
             if other not in self.ended and other < number:
@@ -111,7 +112,8 @@ class Search:
         return trial.should_prune()
 
     def _study(self, trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-        direction = "maximize" if self.sweep.study.objective == "val/accuracy" else "minimize"
+        maximize = self.sweep.study.objective == "val/accuracy"
+        direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
         study = optuna.create_study(sampler=sampler, pruner=self._pruner(), direction=direction)
         study.add_trials(trials)
         return study
@@ -130,12 +132,14 @@ class Search:
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = stream(self.sweep.study.seed, self.stage, number) % 2**32
-        if self.sweep.study.sampler.name == "random":
+        sampler = self.sweep.study.sampler
+        if not isinstance(sampler, Tpe):
             return optuna.samplers.RandomSampler(seed=seed)
-        startup = self.sweep.study.sampler.startup_trials
         with warnings.catch_warnings():  # `group`, which conditional spaces need, has been experimental since 2021
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
+            return optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=sampler.startup_trials, multivariate=True, group=True
+            )
 
     def _pruner(self) -> optuna.pruners.BasePruner:
         pruner = self.sweep.study.pruner

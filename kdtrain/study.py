@@ -22,7 +22,7 @@ from kdtrain.errors import NoResult, UserError
 from kdtrain.identity import trial_id
 from kdtrain.models import build, forward_flops, parameter_count
 from kdtrain.record import Record
-from kdtrain.run import best_epoch, merit, outcome_row
+from kdtrain.run import merit, outcome_row
 from kdtrain.search import Search, Values
 from kdtrain.store import Row, Store, TrialFolder, write_bytes
 
@@ -65,7 +65,9 @@ class Candidate:
 class Study:
     """One sweep being carried out in its folder of a store."""
 
-    def __init__(self, sweep: Sweep, store: Store, record: Record, data_root: Path, workers_device: str = "cpu") -> None:
+    def __init__(
+        self, sweep: Sweep, store: Store, record: Record, data_root: Path, workers_device: str = "cpu"
+    ) -> None:
         self.sweep, self.store, self.record, self.data_root = sweep, store, record, data_root
         self.device = torch.device(workers_device)
         self.search = Search("search", sweep)
@@ -193,7 +195,7 @@ class Study:
 
     def _confirmed(self, candidates: list[Candidate]) -> Iterator[Job | None]:
         """Every candidate with every confirming seed: here, and only here, the test split is read."""
-        jobs = []
+        jobs: list[Job] = []
         for candidate in candidates:
             for index in range(self.sweep.study.confirm.seeds):
                 jobs.append(self._confirm_job(candidate, len(jobs), self._confirming_seed(index)))
@@ -233,7 +235,7 @@ class Study:
         return chosen
 
     def _winner(self, candidates: list[Candidate]) -> Recipe | None:
-        """Of the k best the one with the highest mean validation metric over the seeds, fixed without the test split."""
+        """Of the k best the one with the highest mean validation metric over the seeds, fixed without test."""
         objective = self.sweep.study.objective
         sign = 1 if objective == "val/accuracy" else -1
         means: dict[str, float] = {}

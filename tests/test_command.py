@@ -81,7 +81,9 @@ def test_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_every_mistake_of_a_file_is_reported_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bad.yaml"
-    file.write_text(edited("name: digits", "name: digit").replace("epochs: 4", "epochs: -4").replace("trials: 6", "trials: 0"))
+    file.write_text(
+        edited("name: digits", "name: digit").replace("epochs: 4", "epochs: -4").replace("trials: 6", "trials: 0")
+    )
     assert main([str(file), "--check"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3

@@ -139,9 +139,7 @@ def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) 
     assert [job.key for job in ran if job.stage in ("baselines", "search")] == [
         "baselines-6", "baselines-7", "search-6", "search-7",
     ]  # fmt: skip
-    assert [row["values"] for row in plans(study, "search")[:6]] == [
-        row["values"] for row in plans(finished, "search")
-    ]
+    assert [row["values"] for row in plans(study, "search")[:6]] == [row["values"] for row in plans(finished, "search")]
 
 
 def test_a_folder_belongs_to_one_recipe_and_study(finished: Study, tmp_path: Path) -> None:
@@ -210,9 +208,7 @@ TEACHER = {"teacher": {"model": "lenet5_teacher", "optimizer": {"name": "adam", 
 
 def test_samplers_suggest_differently(tmp_path: Path, finished: Study) -> None:
     shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
-    study = open_study(
-        sweep_file(tmp_path, name="random", study={"sampler": {"name": "random"}}), tmp_path / "results"
-    )
+    study = open_study(sweep_file(tmp_path, name="random", study={"sampler": {"name": "random"}}), tmp_path / "results")
     carry_out(study)
     assert plans(study, "search")[5]["values"] != plans(finished, "search")[5]["values"]
 

@@ -1,4 +1,4 @@
-"""Trainings small enough for a test: digits at 16 pixels, a few images of each class, a fraction of a second each."""
+"""Trainings small enough for a test: digits at 16 pixels, a few images a class, a tenth of a second each."""
 
 import json
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def recipe(**changes: Any) -> Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left: its outcome, its rows, the kept weights, and every epoch's checkpoint as bytes."""
+    """What a training left: its outcome, its rows, the kept weights, each epoch's checkpoint as bytes."""
 
     folder: TrialFolder
     outcome: Row

@@ -30,9 +30,7 @@ class Problem:
     shown: Keys | None = None
 
     def below(self, parent: Keys) -> "Problem":
-        return replace(
-            self, keys=parent + self.keys, shown=parent + (self.keys if self.shown is None else self.shown)
-        )
+        return replace(self, keys=parent + self.keys, shown=parent + (self.keys if self.shown is None else self.shown))
 
 
 @dataclass(frozen=True)
@@ -229,9 +227,7 @@ class _Reader:
                 f"{self.place}: holds more than {MAX_VALUES:,} values (aliases counted where they are used)"
             )
         if id(node) in enclosing:
-            raise UserError(
-                f"{self.place}:{_line(node)}: {dotted(keys)}: an alias cannot stand inside its own anchor"
-            )
+            raise UserError(f"{self.place}:{_line(node)}: {dotted(keys)}: an alias cannot stand inside its own anchor")
         enclosing |= {id(node)}
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return self._mapping(node, keys, enclosing)
@@ -281,9 +277,7 @@ class _Reader:
         return self._wrong(keys, f"tag {_tag_text(node)} is not read; write plain YAML")
 
     def _wrong(self, keys: Keys, text: str, line: int | None = None) -> Any:
-        own: Keys = (
-            keys if line is None else (*keys, len(self.problems))
-        )  # a key's second line needs a path of its own
+        own: Keys = keys if line is None else (*keys, len(self.problems))  # a key's second line needs a path of its own
         if line is not None:
             self.places[own] = line
         self.problems.append(Problem(own, text, keys))
@@ -295,12 +289,8 @@ def _put(data: Any, keys: Keys, value: Any, above: Keys) -> Any:
     key, here = keys[0], dotted(above)
     if isinstance(data, list):
         if not isinstance(key, int) or key >= len(data):
-            raise ValueError(
-                f"{here} is a list of {len(data)}: its items are 0 to {len(data) - 1}, got '{key}'"
-            )
-        return [
-            _put(item, keys[1:], value, (*above, key)) if i == key else item for i, item in enumerate(data)
-        ]
+            raise ValueError(f"{here} is a list of {len(data)}: its items are 0 to {len(data) - 1}, got '{key}'")
+        return [_put(item, keys[1:], value, (*above, key)) if i == key else item for i, item in enumerate(data)]
     if data is None and above:
         data = {}
     if not isinstance(data, dict):
@@ -360,12 +350,8 @@ def _sentence(model: type[BaseModel], data: Any, details: dict[str, Any], noun: 
         return keys, f"must be one of {', '.join(allowed)}, got {shown_value(value)}{hint}"
     if kind in ("value_error", "assertion_error"):
         return _relocated(keys, node, str(context.get("error", details["msg"])))
-    limits = {
-        key: int(limit) if limit == int(limit) else limit for key, limit in context.items() if key in _LIMITS
-    }
-    rule = (
-        _RULES[kind].format(**limits) if kind in _RULES else details["msg"][:1].lower() + details["msg"][1:]
-    )
+    limits = {key: int(limit) if limit == int(limit) else limit for key, limit in context.items() if key in _LIMITS}
+    rule = _RULES[kind].format(**limits) if kind in _RULES else details["msg"][:1].lower() + details["msg"][1:]
     return keys, f"{rule}, got {shown_value(value)}"
 
 
@@ -428,9 +414,7 @@ def _model_at(model: type[BaseModel], data: Any, keys: Keys) -> type[BaseModel] 
 
 def _names(model: type[BaseModel]) -> list[str]:
     return (
-        [str(name) for name in get_args(model.model_fields["name"].annotation)]
-        if "name" in model.model_fields
-        else []
+        [str(name) for name in get_args(model.model_fields["name"].annotation)] if "name" in model.model_fields else []
     )
 
 
@@ -439,7 +423,5 @@ def _joined(texts: list[str]) -> str:
     if len(texts) == 1 or not all(text.startswith("must be ") and ", got " in text for text in texts):
         return "; ".join(dict.fromkeys(texts))
     rules, got = [text.rpartition(", got ")[0] for text in texts], texts[0].rpartition(", got ")[2]
-    wanted = " or ".join(
-        dict.fromkeys(rule.removeprefix("must be ").removeprefix("one of ") for rule in rules)
-    )
+    wanted = " or ".join(dict.fromkeys(rule.removeprefix("must be ").removeprefix("one of ") for rule in rules))
     return f"must be {wanted}, got {got}"

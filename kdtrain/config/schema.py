@@ -50,9 +50,7 @@ def _with_spaces(name: str, model: dict[str, Any], defs: dict[str, Any]) -> dict
             properties[key] = value
             continue
         place = f"{name}.{key}"
-        defs[place] = {
-            "anyOf": [value, *({"$ref": f"#/$defs/{kind}"} for kind in _ranges(value)), _choice(place)]
-        }
+        defs[place] = {"anyOf": [value, *({"$ref": f"#/$defs/{kind}"} for kind in _ranges(value)), _choice(place)]}
         about = {word: value[word] for word in ("description", "default") if word in value}
         properties[key] = {"$ref": f"#/$defs/{place}", **about}
     return {**model, "properties": properties}

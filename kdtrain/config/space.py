@@ -159,9 +159,7 @@ def distribution(parameter: Parameter) -> "BaseDistribution":
 
 def distributions(tree: Any, values: Mapping[str, Label]) -> "dict[str, BaseDistribution]":
     """The distribution of each of `values`."""
-    return {
-        parameter.name: distribution(parameter) for parameter in parameters(tree) if parameter.name in values
-    }
+    return {parameter.name: distribution(parameter) for parameter in parameters(tree) if parameter.name in values}
 
 
 def probe_points(tree: Any) -> list[Values]:
@@ -221,11 +219,7 @@ def walk(tree: Any, decide: Callable[[Parameter], Label]) -> Resolved:
         if word is None:
             if isinstance(node, dict):
                 return {key: visit(child, at.below(key)) for key, child in node.items()}
-            return (
-                [visit(child, at.below(i)) for i, child in enumerate(node)]
-                if isinstance(node, list)
-                else node
-            )
+            return [visit(child, at.below(i)) for i, child in enumerate(node)] if isinstance(node, list) else node
         parameter = at.parameter(node)
         decided = decide(parameter)
         if word != "choice":
@@ -258,11 +252,7 @@ def checked(tree: Any) -> tuple[Any, list[Problem]]:
         if any(not below for below, _ in found):
             return _first_number(next(iter(node.values())))
         if space_word(node) == "choice":
-            return {
-                "choice": [
-                    visit(option, (*keys, "choice", i), path) for i, option in enumerate(node["choice"])
-                ]
-            }
+            return {"choice": [visit(option, (*keys, "choice", i), path) for i, option in enumerate(node["choice"])]}
         return {key: visit(child, (*keys, key), (*path, key)) for key, child in node.items()}
 
     return visit(tree, (), ()), problems
@@ -302,9 +292,7 @@ class _At:
     def chosen(self, node: Any, parameter: Parameter, index: int) -> "tuple[Any, _At]":
         """An option of the choice that stands here, and where it stands."""
         label = parameter.labels[index]
-        at = replace(
-            self, source=(*self.source, "choice", index), conditions={**self.conditions, self.name: label}
-        )
+        at = replace(self, source=(*self.source, "choice", index), conditions={**self.conditions, self.name: label})
         return node["choice"][index], replace(at, name=f"{self.name}[{_text(label)}]")
 
     def parameter(self, node: Any) -> Parameter:
@@ -450,15 +438,9 @@ def _match(node: Any, given: Any, at: _At) -> tuple[Values, list[Problem]]:
     if isinstance(node, dict) and (given is _ABSENT or isinstance(given, dict)):
         return _match_mapping(node, given, at)
     if isinstance(node, list) and (given is _ABSENT or (isinstance(given, list) and len(given) == len(node))):
-        pairs = [
-            (child, _ABSENT if given is _ABSENT else given[i], at.below(i)) for i, child in enumerate(node)
-        ]
+        pairs = [(child, _ABSENT if given is _ABSENT else given[i], at.below(i)) for i, child in enumerate(node)]
         return _gather(_match(*pair) for pair in pairs)
-    if (
-        given is _ABSENT
-        or same(node, given)
-        or (is_number(node) and is_number(given) and math.isclose(node, given))
-    ):
+    if given is _ABSENT or same(node, given) or (is_number(node) and is_number(given) and math.isclose(node, given)):
         return {}, []
     fixed = shown_value(node) if not isinstance(node, dict) else "a mapping"
     return {}, [Problem(at.path, f"is fixed to {fixed} in the recipe, got {shown_value(given)}")]
@@ -474,9 +456,7 @@ def _match_range(parameter: Parameter, given: Any) -> tuple[Values, list[Problem
     for end in (parameter.low, parameter.high):
         given = end if math.isclose(given, end) else given  # a respelt balance is off by rounding
     if not parameter.holds(given):
-        return {}, [
-            Problem(parameter.path, f"lies outside what is searched, {searched}, got {shown_value(given)}")
-        ]
+        return {}, [Problem(parameter.path, f"lies outside what is searched, {searched}, got {shown_value(given)}")]
     return {parameter.name: given if parameter.is_int else float(given)}, []
 
 
@@ -508,9 +488,7 @@ def _meant(option: Any, given: Any) -> bool:
     if not isinstance(given, dict):
         return False
     return all(
-        same(given.get(key, _ABSENT), option[key])
-        for key in ("name", "model")
-        if isinstance(option.get(key), str)
+        same(given.get(key, _ABSENT), option[key]) for key in ("name", "model") if isinstance(option.get(key), str)
     )
 
 

@@ -100,9 +100,7 @@ class Study(Config):
     )
     confirm: Confirm = Confirm()
     seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0
-    order: Literal["batches", "free"] = Field(
-        "batches", description="free: faster on a cluster, not repeatable"
-    )
+    order: Literal["batches", "free"] = Field("batches", description="free: faster on a cluster, not repeatable")
     batch: Count = Field(4, description="how many suggestions are drawn at once")
 
     @model_validator(mode="after")
@@ -213,9 +211,7 @@ def load_sweep(
     if parts and tree is not None and not problems and not broken:
         problems += _study_problems(parts.study, tree)
     if Path(file).stem == "trials":
-        problems.append(
-            Problem((), "a sweep cannot be called trials: that folder of the results holds every trial")
-        )
+        problems.append(Problem((), "a sweep cannot be called trials: that folder of the results holds every trial"))
     if parts is None or tree is None or problems or broken:
         raise located.error([*broken, *_not_echoing(problems, broken)])
     return Sweep(
@@ -236,10 +232,7 @@ def load_recipe(file: str | Path) -> Recipe:
     if "recipe" in located.data and "method" not in located.data:
         raise UserError(f"{file}: is a sweep, not a plain recipe; run it with: python run_sweep.py {file}")
     tree, wrong = checked(located.data)
-    spaces = [
-        Problem(p.source, "is a search space; a plain recipe takes one value", p.path)
-        for p in parameters(tree)
-    ]
+    spaces = [Problem(p.source, "is a search space; a plain recipe takes one value", p.path) for p in parameters(tree)]
     broken = [*located.problems, *wrong, *spaces]
     resolved = resolve(tree, probe_points(tree)[0])
     recipe, wrong = validate(Recipe, resolved.tree, "a recipe")
@@ -276,9 +269,7 @@ def _override_keys(data: dict[str, Any], path: str, equals: str) -> Keys:
         word = space_word(node) if i > 1 else None
         if word and key != word:
             here = dotted(keys[:i])
-            inside_it = (
-                f"; for one option write {here}.choice.0.{dotted(keys[i:])}" if word == "choice" else ""
-            )
+            inside_it = f"; for one option write {here}.choice.0.{dotted(keys[i:])}" if word == "choice" else ""
             raise ValueError(f"{here} is a search space, {shown_value(node)}: set it whole{inside_it}")
         if isinstance(node, dict):
             node = node.get(str(key))
@@ -294,9 +285,7 @@ def _checked_recipe(written: Any) -> tuple[dict[str, Any] | None, list[Problem]]
     if space_word(written):
         return None, [Problem((), "cannot itself be a search space; choose inside it")]
     problems = [
-        Problem((key,), f"stands in the study; write study.{key}")
-        for key in ("objective", "seed")
-        if key in written
+        Problem((key,), f"stands in the study; write study.{key}") for key in ("objective", "seed") if key in written
     ]
     tree, wrong = checked({key: value for key, value in written.items() if key not in ("objective", "seed")})
     problems += wrong
@@ -349,9 +338,7 @@ def _at_probes(tree: dict[str, Any], published: Sequence[Values], inheriting: bo
             found.setdefault((problem.keys, text.partition(", got ")[0]), replace(problem, text=text))
         names.add(shown_value(_data_name(concrete)))
     if len(names) > 1:
-        text = (
-            f"trials on different data cannot be compared: {', '.join(sorted(names))}; write a sweep for each"
-        )
+        text = f"trials on different data cannot be compared: {', '.join(sorted(names))}; write a sweep for each"
         found[("data",), text] = Problem(("data",), text)
     return list(found.values())
 
@@ -384,9 +371,7 @@ def _comparable(concrete: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]
     if isinstance(method, dict) and method.get("name") == "none":
         text = "none is the student alone, which every sweep trains as its baseline"
         text += "; to train only that: python -m kdtrain"
-        return {key: value for key, value in concrete.items() if key != "teacher"}, [
-            Problem(("method", "name"), text)
-        ]
+        return {key: value for key, value in concrete.items() if key != "teacher"}, [Problem(("method", "name"), text)]
     if teacher is None:
         text = "is missing: a sweep compares a student that has a teacher with the same student alone"
         return {**concrete, "teacher": concrete.get("student")}, [Problem(("teacher",), text)]
@@ -397,11 +382,7 @@ def _with_teacher(concrete: dict[str, Any], searched: Mapping[str, Any]) -> dict
     """The recipe with a teacher that inherits searched fields from the first published point."""
     teacher = concrete.get("teacher")
     inherited = {name: searched[name] for name in _inherited(teacher) if name in searched}
-    return (
-        {**concrete, "teacher": {**teacher, **inherited}}
-        if isinstance(teacher, dict) and inherited
-        else concrete
-    )
+    return {**concrete, "teacher": {**teacher, **inherited}} if isinstance(teacher, dict) and inherited else concrete
 
 
 def _inherited(teacher: Any) -> list[str]:
@@ -439,9 +420,7 @@ def _teacher_problems(recipe: Recipe | None) -> list[Problem]:
     try:
         teacher_recipe(recipe)
     except ValueError as error:
-        texts = [
-            str(details["ctx"]["error"]) for details in getattr(error, "errors", list)() if "ctx" in details
-        ]
+        texts = [str(details["ctx"]["error"]) for details in getattr(error, "errors", list)() if "ctx" in details]
         return [Problem(("teacher",), f"trained by its own recipe: {text}") for text in texts or [str(error)]]
     return []
 
@@ -473,9 +452,7 @@ def _study_problems(study: Study, tree: dict[str, Any]) -> Iterator[Problem]:
     if len(study.published) > study.trials:
         yield Problem(trials, f"must be >= {len(study.published)}, the published points, got {study.trials}")
     if not searched and study.trials > 1:
-        yield Problem(
-            trials, f"must be 1: recipe has no search space, so all trials are equal, got {study.trials}"
-        )
+        yield Problem(trials, f"must be 1: recipe has no search space, so all trials are equal, got {study.trials}")
     if isinstance(study.sampler, GridSampler) and searched:
         points: Keys = ("study", "sampler", "points")
         if ranges and study.sampler.points is None:
@@ -487,6 +464,4 @@ def _study_problems(study: Study, tree: dict[str, Any]) -> Iterator[Problem]:
         first = len(study.published)
         if study.trials > size + first:
             more = f" and {first} published" if first else ""
-            yield Problem(
-                trials, f"must be <= {size + first}: the grid has {size} points{more}, got {study.trials}"
-            )
+            yield Problem(trials, f"must be <= {size + first}: the grid has {size} points{more}, got {study.trials}")

@@ -27,9 +27,7 @@ class Balance(Config):
     def _exactly_one(self) -> Self:
         written = [key for key in SPELLINGS if getattr(self, key) is not None]
         if len(written) != 1:
-            raise ValueError(
-                f"takes exactly one of {', '.join(SPELLINGS)}, got {', '.join(written) or 'none'}"
-            )
+            raise ValueError(f"takes exactly one of {', '.join(SPELLINGS)}, got {', '.join(written) or 'none'}")
         return self
 
     @property
@@ -45,9 +43,7 @@ class Balance(Config):
         if self.weight is not None:
             return 1.0, _twelve_digits(self.weight)
         if self.kd_ratio is not None:
-            return 1.0, _twelve_digits(
-                self.kd_ratio / (1 - self.kd_ratio) if self.kd_ratio < 1 else self.kd_ratio
-            )
+            return 1.0, _twelve_digits(self.kd_ratio / (1 - self.kd_ratio) if self.kd_ratio < 1 else self.kd_ratio)
         if self.alpha is not None:
             return _twelve_digits(1 - self.alpha), _twelve_digits(self.alpha)
         assert self.alpha_ce is not None

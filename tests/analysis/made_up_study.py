@@ -117,9 +117,7 @@ class MadeUpStudy:
             fields["seed"] = seed
         trial_id = self.plan(stage, number, values=values, **fields)
         folder = self.store.trial(trial_id)
-        tree = {"student": {"model": model}, "method": {"name": "none"}, "seed": seed} | (
-            recipe or {"note": trial_id}
-        )
+        tree = {"student": {"model": model}, "method": {"name": "none"}, "seed": seed} | (recipe or {"note": trial_id})
         folder.write_recipe(
             {
                 "numerics": 1,
@@ -189,9 +187,7 @@ class MadeUpStudy:
             }
         )
         value = None if best is None or state == "failed" else accuracies[best]
-        self.event(
-            "ended", stage=stage, number=number, trial_id=trial_id, state=state, value=value, reason=reason
-        )
+        self.event("ended", stage=stage, number=number, trial_id=trial_id, state=state, value=value, reason=reason)
         return trial_id
 
     def confirm(
@@ -229,9 +225,7 @@ class MadeUpStudy:
 def curve(end: float, epochs: int, seed: int) -> list[float]:
     """A validation accuracy that rises to `end` with some noise."""
     noise = np.random.default_rng(seed).normal(0, 0.004, epochs)
-    return [
-        float(np.clip(end - 0.75 * np.exp(-0.7 * e) + noise[e - 1], 0.0, 1.0)) for e in range(1, epochs + 1)
-    ]
+    return [float(np.clip(end - 0.75 * np.exp(-0.7 * e) + noise[e - 1], 0.0, 1.0)) for e in range(1, epochs + 1)]
 
 
 def whole_study(
@@ -249,13 +243,9 @@ def whole_study(
     chance = np.random.default_rng(7)
     made = MadeUpStudy(results / name, trials=searched, **study)
     teacher_right = chance.permutation(IMAGES) < round(teacher_test * IMAGES)
-    teacher = made.trial(
-        "teacher", 0, curve(teacher_test, 12, 0), right_N=teacher_right, model="lenet5_teacher"
-    )
+    teacher = made.trial("teacher", 0, curve(teacher_test, 12, 0), right_N=teacher_right, model="lenet5_teacher")
     made.plan("smoke", 0, trial_id="confirm0000")  # of the recipe it tries, as the study does
-    made.event(
-        "ended", stage="smoke", number=0, trial_id="confirm0000", state="complete", value=None, reason=None
-    )
+    made.event("ended", stage="smoke", number=0, trial_id="confirm0000", state="complete", value=None, reason=None)
     for number in range(8):
         lr = float(np.exp(chance.uniform(np.log(0.01), np.log(0.3))))
         end = 0.95 - 0.02 * np.log(lr / 0.08) ** 2 / 2
@@ -307,12 +297,8 @@ def whole_study(
             made.trial("search", number, curve(end, 12, 200 + number), **common)
     best = {"values": values, "recipe": recipe | {"note": 1}, "teacher": teacher}
     alone = [0.94 + d for d in np.linspace(-spread, spread, seeds)]
-    first = made.confirm(
-        "best 1", [a + gain + 0.003 * (-1) ** i for i, a in enumerate(alone)], start=0, **best
-    )
-    made.confirm(
-        "best 2", [a + gain / 2 + 0.004 * (-1) ** i for i, a in enumerate(alone)], start=seeds, **best
-    )
+    first = made.confirm("best 1", [a + gain + 0.003 * (-1) ** i for i, a in enumerate(alone)], start=0, **best)
+    made.confirm("best 2", [a + gain / 2 + 0.004 * (-1) ** i for i, a in enumerate(alone)], start=seeds, **best)
     made.confirm(
         "published 1",
         [a - gain / 2 - 0.003 * (-1) ** i for i, a in enumerate(alone)],

@@ -147,13 +147,9 @@ def test_flatten_gives_dotted_paths() -> None:
 def test_no_folder_no_sweep_and_a_newer_schema_are_told_in_a_sentence(made_up: Maker) -> None:
     made = made_up()
     results = made.folder.parent
-    with pytest.raises(
-        UserError, match="no such folder; give a sweep's folder, for example results/digits_kd"
-    ):
+    with pytest.raises(UserError, match="no such folder; give a sweep's folder, for example results/digits_kd"):
         read_study(results / "absent")
-    with pytest.raises(
-        UserError, match=r"is not a sweep's folder, it has no study.json; sweeps in it: .*made_up"
-    ):
+    with pytest.raises(UserError, match=r"is not a sweep's folder, it has no study.json; sweeps in it: .*made_up"):
         read_study(results)
     write_json(made.folder / "study.json", made.description | {"schema": 2})
     with pytest.raises(UserError, match="schema 2, written by a newer kdtrain"):

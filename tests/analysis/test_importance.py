@@ -36,9 +36,7 @@ NESTED = (
 )
 
 
-def searched(
-    made: MadeUpStudy, trials: int, score: Callable[[dict[str, Any]], float], *, mgd: int = 0
-) -> Study:
+def searched(made: MadeUpStudy, trials: int, score: Callable[[dict[str, Any]], float], *, mgd: int = 0) -> Study:
     """`trials` trials of method kd, then `mgd` of method mgd."""
     chance = np.random.default_rng(0)
     for i in range(trials + mgd):
@@ -47,9 +45,7 @@ def searched(
             "student": "ab"[i % 2],
             "lr": float(chance.uniform(0.1, 10)),
         }
-        values |= {
-            "method[kd].temperature" if i < trials else "method[mgd].mask": float(chance.uniform(0.1, 10))
-        }
+        values |= {"method[kd].temperature" if i < trials else "method[mgd].mask": float(chance.uniform(0.1, 10))}
         made.trial("search", i, [score(values)], values=values)
     return read_study(made.folder)
 
@@ -72,9 +68,7 @@ def test_branches_are_the_labels_that_other_parameters_hang_on_to_any_depth() ->
 
 
 def test_the_parameter_that_decides_gets_the_greatest_share(made_up: Maker) -> None:
-    study = searched(
-        made_up(parameters=NESTED), 40, lambda v: 0.9 - 0.03 * np.log(v["method[kd].temperature"]) ** 2
-    )
+    study = searched(made_up(parameters=NESTED), 40, lambda v: 0.9 - 0.03 * np.log(v["method[kd].temperature"]) ** 2)
     kd, mgd = branches(study)
     assert kd.shares is not None
     assert kd.complete == 40
@@ -122,7 +116,5 @@ def test_equal_objectives_explain_nothing(made_up: Maker) -> None:
 def test_a_value_at_the_very_end_of_its_range_may_lie_a_rounding_outside(made_up: Maker) -> None:
     made = made_up(parameters=(number("lr", "loguniform"),))
     for i in range(20):
-        made.trial(
-            "search", i, [0.5 + 0.01 * i], values={"lr": 10.000000000000002 if i == 0 else 0.1 + i / 3}
-        )
+        made.trial("search", i, [0.5 + 0.01 * i], values={"lr": 10.000000000000002 if i == 0 else 0.1 + i / 3})
     assert branches(read_study(made.folder))[0].shares == {"lr": pytest.approx(1.0)}

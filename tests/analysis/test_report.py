@@ -44,14 +44,11 @@ def cells(text: str, first: str) -> list[str]:
         (-0.02, "Distilling **lost to** the student alone: -"),
         (
             0.001,
-            "Whether distilling beats the student alone is undecided: the interval contains 0; "
-            "the difference is +",
+            "Whether distilling beats the student alone is undecided: the interval contains 0; the difference is +",
         ),
     ],
 )
-def test_the_answer_stands_on_top_in_one_sentence_with_its_interval(
-    whole: Maker, gain: float, words: str
-) -> None:
+def test_the_answer_stands_on_top_in_one_sentence_with_its_interval(whole: Maker, gain: float, words: str) -> None:
     top = text_of(whole(gain=gain)).split("\n\n")
     assert top[0] == "# made_up"
     assert top[1].startswith(words)
@@ -95,9 +92,7 @@ def test_two_seeds_are_too_few_for_a_claim_and_one_gives_no_interval(whole: Make
     one = text_of(whole(tmp_path / "one", gain=0.05, seeds=1))
     assert "undecided: 1 seed is too few, a claim needs 3; the difference is +" in one
     assert "(no interval; mean of paired differences by seed, n = 1 seed)" in one
-    assert (
-        cells(one, "student alone (baseline)")[3] == cells(one, "student alone (baseline)")[3].split(" ±")[0]
-    )
+    assert cells(one, "student alone (baseline)")[3] == cells(one, "student alone (baseline)")[3].split(" ±")[0]
 
 
 def test_the_teacher_is_one_run_with_the_binomial_interval_of_its_test_images(whole: Maker) -> None:
@@ -173,9 +168,7 @@ def test_best_trials_complete_first_by_objective_then_nll_then_number(made_up: M
     made.trial("search", 3, [0.99], nlls=[0.1], state="pruned")
     made.trial("search", 4, [], state="failed")
     table = section(text_of(made), "The 10 best trials of the search").splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if line.startswith("|")][
-        2:
-    ]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if line.startswith("|")][2:]
     assert [row[0] for row in rows] == ["2", "1", "0 (published)", "3", "4"]
     assert rows[0][1:] == ["1", "90.00", "0.4000", "complete"]
     assert rows[4][1:] == ["—", "—", "—", "failed"]
@@ -225,16 +218,13 @@ def test_cost_stands_last_and_counts_every_training_once(whole: Maker) -> None:
     assert cells(cost, "peak memory of a trial")[1] == "300 MiB"
 
 
-def test_everything_above_cost_is_equal_when_only_times_and_machine_differ(
-    whole: Maker, tmp_path: Path
-) -> None:
+def test_everything_above_cost_is_equal_when_only_times_and_machine_differ(whole: Maker, tmp_path: Path) -> None:
     first, second = whole(tmp_path / "one"), whole(tmp_path / "two")
     for trial in second.store.trials():
         outcome = trial.outcome()
         assert outcome is not None
         trial.write_outcome(
-            outcome
-            | {"seconds": 99.0, "images_per_s": 1.0, "device": "gpu", "git_commit": "f00", "threads": 8}
+            outcome | {"seconds": 99.0, "images_per_s": 1.0, "device": "gpu", "git_commit": "f00", "threads": 8}
         )
     second.event("opened", command="again")
     one, two = text_of(first), text_of(second)
@@ -276,9 +266,7 @@ def test_an_unfinished_study_says_so_on_top_and_shows_what_is_there(made_up: Mak
     )
     assert "The teacher ends below the student alone" in text
     assert cells(text, "student distilled (winner)")[3] == "not confirmed yet"
-    assert (
-        "| 1 | — | — | 0.2 | — | — | — | not ended |" in text or "| 1 | 0.2 | — | — | — | not ended |" in text
-    )
+    assert "| 1 | — | — | 0.2 | — | — | — | not ended |" in text or "| 1 | 0.2 | — | — | — | not ended |" in text
     assert (build_report(made.folder)).exists()
 
 
@@ -318,9 +306,7 @@ def test_two_builds_are_equal_byte_for_byte(whole: Maker) -> None:
     def built() -> dict[str, bytes]:
         build_report(made.folder)
         return {
-            path.name: path.read_bytes()
-            for path in made.folder.iterdir()
-            if path.suffix in (".md", ".png", ".csv")
+            path.name: path.read_bytes() for path in made.folder.iterdir() if path.suffix in (".md", ".png", ".csv")
         }
 
     first = built()
@@ -348,9 +334,7 @@ def test_every_picture_named_is_there_and_a_stale_one_is_removed(whole: Maker) -
 def run_analysis(*arguments: str | Path, code: str | None = None) -> subprocess.CompletedProcess[str]:
     start = ["-c", code] if code else ["-m", "analysis"]
     command = [sys.executable, *start, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def test_the_command_builds_the_report_without_torch_or_ray(whole: Maker) -> None:
@@ -370,8 +354,7 @@ def test_what_a_user_can_mend_is_a_sentence_and_exit_code_2(tmp_path: Path) -> N
     done = run_analysis(tmp_path / "absent")
     assert done.returncode == 2
     assert (
-        done.stderr
-        == f"{tmp_path / 'absent'}: no such folder; give a sweep's folder, for example results/digits_kd\n"
+        done.stderr == f"{tmp_path / 'absent'}: no such folder; give a sweep's folder, for example results/digits_kd\n"
     )
     assert done.stdout == ""
 
@@ -379,9 +362,7 @@ def test_what_a_user_can_mend_is_a_sentence_and_exit_code_2(tmp_path: Path) -> N
 def test_a_study_whose_every_trial_failed_is_reported_without_scores(made_up: Maker) -> None:
     made = made_up(trials=3)
     for number in range(3):
-        made.trial(
-            "search", number, [0.4], state="failed", reason="out of memory", values={"optimizer.lr": 0.1}
-        )
+        made.trial("search", number, [0.4], state="failed", reason="out of memory", values={"optimizer.lr": 0.1})
         folder = made.store.trial(f"search{number:04d}")
         best = {"epoch": 1, "val/accuracy": 0.4, "val/nll": 1.0}
         folder.write_outcome((folder.outcome() or {}) | {"best": best})  # what it reached before it failed

@@ -82,9 +82,7 @@ def test_holm_equals_the_step_down_procedure_at_every_level() -> None:
         p_values = [float(p) for p in np.random.default_rng(seed).uniform(0, 0.2, 5)]
         adjusted = holm(p_values)
         for level in np.linspace(0.001, 0.999, 97):
-            assert rejects(p_values, level) == {
-                i for i, p in enumerate(adjusted) if p is not None and p <= level
-            }
+            assert rejects(p_values, level) == {i for i, p in enumerate(adjusted) if p is not None and p <= level}
 
 
 def test_holm_leaves_an_unknown_p_out_of_the_family() -> None:

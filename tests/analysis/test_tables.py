@@ -17,9 +17,7 @@ from analysis.tables import (
 
 def test_markdown_aligns_numbers_right_and_shows_missing_as_a_dash() -> None:
     frame = pd.DataFrame({"name": ["a|b", "c"], "n": [1, 20], "gap": ["+0.10", None]})
-    assert (
-        markdown(frame) == "| name | n | gap |\n| :-- | --: | --: |\n| a\\|b | 1 | +0.10 |\n| c | 20 | — |\n"
-    )
+    assert markdown(frame) == "| name | n | gap |\n| :-- | --: | --: |\n| a\\|b | 1 | +0.10 |\n| c | 20 | — |\n"
 
 
 def test_missing_is_never_zero() -> None:

@@ -28,9 +28,12 @@ def problems_of(tmp_path: Path, text: str) -> list[str]:
 def test_every_path_knows_its_line(tmp_path: Path) -> None:
     located = load_located(written(tmp_path, "a:\n  b: 1\n  c:\n    - {d: 2}\n    -\n      d: 3\n"))
     assert located.data == {"a": {"b": 1, "c": [{"d": 2}, {"d": 3}]}}
-    assert [
-        located.line_of(keys) for keys in (("a",), ("a", "b"), ("a", "c", 0, "d"), ("a", "c", 1, "d"))
-    ] == [1, 2, 4, 6]
+    assert [located.line_of(keys) for keys in (("a",), ("a", "b"), ("a", "c", 0, "d"), ("a", "c", 1, "d"))] == [
+        1,
+        2,
+        4,
+        6,
+    ]
     assert located.line_of(("a", "c", 1, "nowhere", "deeper")) == 6
 
 

@@ -105,9 +105,7 @@ def test_probes_touch_every_option_and_both_ends_of_every_range() -> None:
 
 
 def test_combinations_choose_below_the_given_keys_only() -> None:
-    chosen = [
-        (v["method"], v.get("method[mgd].mask"), v["batch_size"]) for v in combinations(NESTED, ("method",))
-    ]
+    chosen = [(v["method"], v.get("method[mgd].mask"), v["batch_size"]) for v in combinations(NESTED, ("method",))]
     assert chosen == [("kd", None, 32), ("mgd", 0.1, 32), ("mgd", "uniform", 32)]
 
 
@@ -220,9 +218,7 @@ def test_a_published_point_outside_the_recipe_is_refused(point: dict[str, Any], 
 def test_a_published_choice_left_out_or_unknown_is_refused_by_name() -> None:
     tree = {"method": {"choice": [KD, {"name": "mgd"}]}}
     assert texts(tree, {}) == ["method: is searched (kd, mgd), so a published point must give it"]
-    assert texts(tree, {"method": {"name": "at"}}) == [
-        "method: is none of the options (kd, mgd), got {name: at}"
-    ]
+    assert texts(tree, {"method": {"name": "at"}}) == ["method: is none of the options (kd, mgd), got {name: at}"]
     assert texts(tree, {"method": {"name": "kd"}}) == [
         "method.temperature: is searched (loguniform [1.0, 20.0]), so a published point must give it",
         "method.balance.alpha_ce: is searched (uniform [0.0, 1.0]), so a published point must give it",
@@ -235,9 +231,7 @@ def test_a_published_balance_may_be_spelt_in_another_way() -> None:
     assert problems == []
     assert values["balance.weight"] == pytest.approx(0.7 / 0.3)
     alpha = {"balance": {"alpha_ce": {"uniform": [0, 0.1]}}}
-    assert match(alpha, {"balance": {"alpha": 0.9}})[0] == {
-        "balance.alpha_ce": 0.1
-    }  # not a hair outside by rounding
+    assert match(alpha, {"balance": {"alpha": 0.9}})[0] == {"balance.alpha_ce": 0.1}  # not a hair outside by rounding
     assert match({"balance": {"alpha": 0.9}}, {"balance": {"alpha_ce": 0.1}}) == ({}, [])
 
 
@@ -247,9 +241,7 @@ def test_a_published_balance_that_cannot_be_respelt_says_why() -> None:
     outside = texts(weight, {"balance": {"kd_ratio": 0.99}})[0]
     assert outside.startswith("balance: weight lies outside what is searched, loguniform [0.05, 20.0], got 9")
     assert outside.endswith(" ({kd_ratio: 0.99} said as weight)")
-    assert texts(weight, {"balance": {"kd_ratio": "x"}})[0].startswith(
-        "balance: must be one of weight, kd_ratio"
-    )
+    assert texts(weight, {"balance": {"kd_ratio": "x"}})[0].startswith("balance: must be one of weight, kd_ratio")
 
 
 def test_a_choice_of_spellings_takes_the_one_that_is_written() -> None:

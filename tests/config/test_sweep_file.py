@@ -56,9 +56,7 @@ def changed(old: str, new: str) -> str:
 
 def with_method(method: str) -> str:
     """The sweep with another method, and without the published point that belonged to the old one."""
-    lines = changed(METHOD, f"    {method}\n").replace(
-        "epochs: 20}", "epochs: 20, optimizer: {name: adam, lr: 0.1}}"
-    )
+    lines = changed(METHOD, f"    {method}\n").replace("epochs: 20}", "epochs: 20, optimizer: {name: adam, lr: 0.1}}")
     return "\n".join(line for line in lines.splitlines() if "published: [" not in line)
 
 
@@ -110,9 +108,7 @@ def test_whatever_is_suggested_is_a_recipe(tmp_path: Path) -> None:
 
     sweep = load(tmp_path, SWEEP, "recipe.batch_size={logint: [8, 128]}", "study.published=[]", "recipe.teacher.batch_size=32",
                  "recipe.teacher.optimizer={name: sgd, lr: 0.1}")  # fmt: skip
-    methods = {
-        sweep.recipe_for(suggest(Dice(seed), sweep.tree), seed).method.convention for seed in range(50)
-    }
+    methods = {sweep.recipe_for(suggest(Dice(seed), sweep.tree), seed).method.convention for seed in range(50)}
     assert methods == {"corrected", "published"}
     baseline = sweep.baseline()
     for seed in range(20):
@@ -151,9 +147,7 @@ def test_a_teacher_that_inherits_a_search_is_refused_without_a_published_point(t
     load(tmp_path, text, "recipe.teacher={model: lenet5_teacher, file: teacher.safetensors}")
 
 
-@pytest.mark.parametrize(
-    "teacher", ["{model: lenet5_teacher}", "{model: lenet5_teacher, file: teacher.safetensors}"]
-)
+@pytest.mark.parametrize("teacher", ["{model: lenet5_teacher}", "{model: lenet5_teacher, file: teacher.safetensors}"])
 def test_a_recipe_dumped_as_it_was_set_reads_back_equal(tmp_path: Path, teacher: str) -> None:
     sweep = load(tmp_path, SWEEP, f"recipe.teacher={teacher}")
     recipe = sweep.recipe_for(sweep.published[0], 1_000_003)
@@ -214,9 +208,7 @@ UNKNOWN = "unknown {} '{}'; choices: {}"
         ("published: [{", "published: [3, {", "x.yaml:17: study.published.0: must be a mapping, {key: value}, got 3"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_said_with_place_rule_value_and_choices(
-    tmp_path: Path, old: str, new: str, sentence: str
-) -> None:
+def test_a_mistake_is_said_with_place_rule_value_and_choices(tmp_path: Path, old: str, new: str, sentence: str) -> None:
     found = problems_of(tmp_path, changed(old, new))
     assert sentence in found
     # what a wrong key leaves missing, and what a published point now leaves open, may be said beside it; nothing else
@@ -245,9 +237,7 @@ def test_a_mistake_is_said_with_place_rule_value_and_choices(
         ("{choice: [kd]}", ["x.yaml:6: recipe.method: must be a mapping, {key: value}, got 'kd'"]),
     ],
 )  # fmt: skip
-def test_a_mistake_in_a_method_is_said_in_its_words(
-    tmp_path: Path, method: str, sentences: list[str]
-) -> None:
+def test_a_mistake_in_a_method_is_said_in_its_words(tmp_path: Path, method: str, sentences: list[str]) -> None:
     assert problems_of(tmp_path, with_method(method)) == sentences
 
 
@@ -274,9 +264,7 @@ study:
   pruner: {name: asha, min_epochs: 0}
 resources: {concurrent_trials: 0, gpus_per_worker: .nan}
 """
-    places = [
-        problem.split(": ")[:2] for problem in problems_of(tmp_path, text, "study.confirm.seeds=0", "lr=3")
-    ]
+    places = [problem.split(": ")[:2] for problem in problems_of(tmp_path, text, "study.confirm.seeds=0", "lr=3")]
     assert places == [
         ["x.yaml:2", "recipe.data.name"],
         ["x.yaml:3", "recipe.teacher.epochs"],
@@ -358,9 +346,7 @@ def test_a_study_fits_its_space(tmp_path: Path) -> None:
     assert problems_of(tmp_path, SWEEP, "study.published=[{}, {}]", trials=1)  # and they do not match either
     two = "{optimizer: {lr: 1e-3}, method: {name: kd, balance: {weight: 1}, temperature: 4}}"
     both = f"study.published=[{two}, {two.replace('weight: 1', 'weight: 2')}]"
-    assert problems_of(tmp_path, SWEEP, both, trials=1) == [
-        "--trials: must be >= 2, the published points, got 1"
-    ]
+    assert problems_of(tmp_path, SWEEP, both, trials=1) == ["--trials: must be >= 2, the published points, got 1"]
     assert "--set study.published: study.published.1: repeats an earlier published point" in problems_of(
         tmp_path, SWEEP, f"study.published=[{two}, {two}]"
     )

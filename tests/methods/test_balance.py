@@ -51,8 +51,8 @@ def test_exactly_one_spelling_is_taken(written: dict[str, float]) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    [{"weight": -0.1}, {"kd_ratio": -1.0}, {"alpha": 1.1}, {"alpha": -0.1}, {"alpha_ce": 1.5}, {"weight": float("nan")},
-     {"weight": float("inf")}, {"weight": "1"}, {"ratio": 1.0}],
+    [{"weight": -0.1}, {"kd_ratio": -1.0}, {"alpha": 1.1}, {"alpha": -0.1}, {"alpha_ce": 1.5},
+     {"weight": float("nan")}, {"weight": float("inf")}, {"weight": "1"}, {"ratio": 1.0}],
 )  # fmt: skip
 def test_a_weight_out_of_its_range_is_refused(written: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
@@ -71,9 +71,7 @@ def test_a_weight_out_of_its_range_is_refused(written: dict[str, object]) -> Non
         ({"weight": 0.0}, "alpha", 0.0),
     ],
 )
-def test_a_balance_can_be_said_in_another_spelling(
-    written: dict[str, float], spelling: str, value: float
-) -> None:
+def test_a_balance_can_be_said_in_another_spelling(written: dict[str, float], spelling: str, value: float) -> None:
     balance = Balance.model_validate(written)
     said = balance.respell(spelling)
     assert said == pytest.approx(value, abs=1e-12)
@@ -84,8 +82,6 @@ def test_a_balance_can_be_said_in_another_spelling(
     ("written", "spelling"),
     [({"alpha": 0.3}, "weight"), ({"weight": 1.0}, "alpha"), ({"kd_ratio": 5.0}, "alpha_ce")],
 )
-def test_what_a_spelling_cannot_say_is_refused_with_the_two_weights(
-    written: dict[str, float], spelling: str
-) -> None:
+def test_what_a_spelling_cannot_say_is_refused_with_the_two_weights(written: dict[str, float], spelling: str) -> None:
     with pytest.raises(ValueError, match=rf"cross-entropy .*, distillation .* cannot be said as {spelling}"):
         Balance.model_validate(written).respell(spelling)

@@ -43,14 +43,10 @@ def kl_by_hand(p_NK: torch.Tensor, q_NK: torch.Tensor, temperature: float) -> fl
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kd_is_t_squared_times_the_kl_from_student_to_teacher(
-    shape: tuple[int, int], temperature: float
-) -> None:
+def test_kd_is_t_squared_times_the_kl_from_student_to_teacher(shape: tuple[int, int], temperature: float) -> None:
     student, teacher = logits(shape, "student"), logits(shape, "teacher")
     by_hand = temperature**2 * kl_by_hand(teacher, student, temperature)
-    assert kd_loss(student, teacher, temperature=temperature).item() == pytest.approx(
-        by_hand, rel=1e-9, abs=1e-12
-    )
+    assert kd_loss(student, teacher, temperature=temperature).item() == pytest.approx(by_hand, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -108,9 +104,7 @@ def test_kd_has_the_gradient_of_its_value(loss, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("loss", [kd_loss, kd_loss_published])
-def test_kd_is_finite_and_float32_under_autocast_where_the_naive_form_overflows(
-    loss, dtype: torch.dtype
-) -> None:
+def test_kd_is_finite_and_float32_under_autocast_where_the_naive_form_overflows(loss, dtype: torch.dtype) -> None:
     student = torch.tensor([[300.0, -300.0, 0.0], [0.0, 0.0, 200.0]], dtype=dtype, requires_grad=True)
     teacher = torch.tensor([[-250.0, 250.0, 0.0], [150.0, 0.0, -150.0]], dtype=dtype)
     naive = torch.softmax(teacher, 1) * (torch.softmax(teacher, 1).log() - torch.softmax(student, 1).log())

@@ -224,7 +224,9 @@ def test_pruned_trials_of_two_workers_make_room_for_the_next(sweep: Path, tmp_pa
     options = ["--trials", "4", "--set", "study.batch=1", "--set", "study.confirm.seeds=1"]
     done = run(sweep, tmp_path, *options, "--set", "resources.workers=2")
     assert done.returncode == 0, done.stderr
-    states = [row["state"] for row in events(tmp_path) if row["event"] == "ended" and row["stage"] in ("search", "baselines")]
+    states = [
+        row["state"] for row in events(tmp_path) if row["event"] == "ended" and row["stage"] in ("search", "baselines")
+    ]
     assert len(states) == 8
     assert "pruned" in states
 

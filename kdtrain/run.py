@@ -5,7 +5,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -137,7 +136,7 @@ def _train(run: Run, folder: TrialFolder, final: bool, on_epoch: Callable[[Metri
             write_bytes(folder.path / "error.txt", traceback.format_exc().encode())
         state = "failed"
         reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
-    outcome = outcome_row(state, reason, folder, environment.describe(run.device, ranks.size()))
+    outcome = outcome_row(state, reason, folder)
     outcome["test"] = measured
     if leads:
         folder.write_outcome(outcome)
@@ -238,11 +237,11 @@ def best_epoch(rows: list[Row], objective: str) -> Row | None:
     return {key: best[key] for key in ("epoch", "val/accuracy", "val/nll")}
 
 
-def outcome_row(state: str, reason: str | None, folder: TrialFolder, surroundings: dict[str, Any]) -> Row:
+def outcome_row(state: str, reason: str | None, folder: TrialFolder) -> Row:
     """The outcome as the rows of the epochs tell it; a final trial adds its test metrics."""
     rows = folder.epochs()
-    recipe = folder.recipe()
-    objective = recipe["recipe"]["objective"] if recipe else "val/accuracy"
+    about = folder.recipe() or {}  # none: its process died before it began
+    objective = about["recipe"]["objective"] if about else "val/accuracy"
     images, seconds = sum(row["images"] for row in rows), sum(row["seconds"] for row in rows)
     return {
         "state": state,
@@ -250,13 +249,13 @@ def outcome_row(state: str, reason: str | None, folder: TrialFolder, surrounding
         "epochs": len(rows),
         "best": best_epoch(rows, objective),
         "test": None,
-        "parameters": recipe["parameters"] if recipe else None,
+        "parameters": about.get("parameters"),
         "images": images,
         "teacher_images": sum(row["teacher_images"] for row in rows),
         "seconds": seconds,
         "images_per_s": images / seconds if seconds else None,
         "peak_memory_bytes": max((row["peak_memory_bytes"] for row in rows), default=None),
-        **surroundings,
+        **about.get("environment", {}),
     }
 
 
@@ -275,4 +274,5 @@ def _recipe_row(run: Run, folder: TrialFolder, data_root: Path) -> Row:
         "teacher": teacher,
         "data": run.data.summary(),
         "parameters": parameter_count(run.distiller.student),
+        "environment": environment.describe(run.device, ranks.size()),
     }

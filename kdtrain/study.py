@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from kdtrain import environment
 from kdtrain.config import Sweep, space
 from kdtrain.config.located import dump_yaml
 from kdtrain.config.recipe import Recipe, teacher_recipe
@@ -65,11 +62,8 @@ class Candidate:
 class Study:
     """One sweep being carried out in its folder of a store."""
 
-    def __init__(
-        self, sweep: Sweep, store: Store, record: Record, data_root: Path, workers_device: str = "cpu"
-    ) -> None:
+    def __init__(self, sweep: Sweep, store: Store, record: Record, data_root: Path) -> None:
         self.sweep, self.store, self.record, self.data_root = sweep, store, record, data_root
-        self.device = torch.device(workers_device)
         self.search = Search("search", sweep)
         self.baselines = Search("baselines", sweep.baseline())
         self.running: dict[str, Job] = {}
@@ -106,18 +100,16 @@ class Study:
         if not self._search(job).should_prune(job.number, rows):
             return False
         reason = f"stopped by {self.sweep.study.pruner.name} after epoch {rows[-1]['epoch']}"
-        surroundings = environment.describe(self.device, self.sweep.resources.workers)
-        folder.write_outcome(outcome_row("pruned", reason, folder, surroundings))
+        folder.write_outcome(outcome_row("pruned", reason, folder))
         folder.remove_checkpoints()
         return True
 
     def ended(self, job: Job, broken: str | None = None) -> None:
         """A job has ended: with an outcome in the store, or `broken` with a reason."""
         folder = self.store.trial(job.trial_id)
-        if job.kind == "train" and folder.outcome() is None:
+        if job.kind == "train" and (broken or folder.outcome() is None):
             reason = broken or "its process ended without an outcome"
-            surroundings = environment.describe(self.device, self.sweep.resources.workers)
-            folder.write_outcome(outcome_row("failed", reason, folder, surroundings))
+            folder.write_outcome(outcome_row("failed", reason, folder))
         self.running.pop(job.key, None)
         self._note_end(job, broken)
         for follower in self.waiting.pop(job.trial_id, []):

@@ -55,7 +55,11 @@ def compose(study: Study, findings: Findings, pictures: Collection[str]) -> str:
         "## How it went\n" if pictures else "",
         picture("history.png", "Optimisation history"),
         picture("learning_curves.png", "Learning curves of the winner and of its baseline"),
-        picture("softened.png", "Outputs of teacher and student at T = 1 and at the best T"),
+        picture(
+            "softened.png",
+            "Outputs of teacher and student at T = 1 and at the best T, "
+            "for the validation image that the teacher gets right with the least probability",
+        ),
         accounts.counts_section(study),
         accounts.idle_knobs_section(study),
         accounts.commands_section(study, has_winner=findings.winner is not None),

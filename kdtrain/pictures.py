@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.data import load
+from kdtrain.evaluate import logits_of
 from kdtrain.identity import trial_id
 from kdtrain.models import build
 from kdtrain.run import trained_teacher, write_arrays
 from kdtrain.store import Store
-from kdtrain.streams import generator
 from kdtrain.teacher import load_weights
 
 
@@ -25,7 +25,7 @@ def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Path) -> 
         return
     student = build(recipe.student.model, data.image_shape, len(data.classes), 0).eval()
     load_weights(student, store.trial(trial_id(recipe, data_root)).weights)
-    index = torch.randint(len(data.val), (1,), generator=generator(recipe.seed, "softened image"))
+    index = _least_sure(logits_of(teacher.network, data.val, torch.device("cpu")), data.val.labels)
     image = data.val.images.eval_view(index)
     temperatures = (1.0, temperature)
     with torch.inference_mode():
@@ -37,6 +37,13 @@ def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Path) -> 
             "softened_student": torch.stack([_softmax(student(image), t) for t in temperatures]),
         }
     write_arrays(folder / "pictures.npz", {name: value.numpy() for name, value in arrays.items()})
+
+
+def _least_sure(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """The index [1] of the image that the teacher gets right with the least probability: where softening shows most."""
+    right = functional.softmax(logits_NK, dim=1).gather(1, labels_N[:, None])[:, 0]
+    wrong = logits_NK.argmax(1) != labels_N
+    return right.masked_fill(wrong, 2.0).argmin()[None]
 
 
 def _softmax(logits_1K: Tensor, temperature: float) -> Tensor:

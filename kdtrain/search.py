@@ -146,5 +146,5 @@ class Search:
         if pruner.name == "asha":
             return optuna.pruners.SuccessiveHalvingPruner(pruner.min_epochs, pruner.reduction)
         if pruner.name == "median":
-            return optuna.pruners.MedianPruner(pruner.startup_trials, n_warmup_steps=pruner.min_epochs - 1)
+            return optuna.pruners.MedianPruner(pruner.startup_trials, n_warmup_steps=pruner.min_epochs)
         return optuna.pruners.NopPruner()

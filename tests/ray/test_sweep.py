@@ -198,7 +198,7 @@ def test_another_study_of_the_same_name_is_refused(sweep: Path, undisturbed: Pat
 
 @pytest.mark.ddp
 def test_two_workers_of_ray_train_agree_with_one(sweep: Path, tmp_path: Path) -> None:
-    """Three trials through TorchTrainer (gloo), one of them pruned or not alike; float32 sums in another order."""
+    """Three trials through TorchTrainer (gloo): the same images and updates, float32 sums in another order."""
     options = ["--trials", "3", "--set", "recipe.epochs=3", "--set", "study.pruner={name: none}"]
     options += ["--set", "study.confirm.seeds=1", "--set", "recipe.teacher.epochs=2"]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -215,8 +215,10 @@ def test_two_workers_of_ray_train_agree_with_one(sweep: Path, tmp_path: Path) ->
         assert outcome is not None
         assert outcome["workers"] == 2
         for row, other in zip(alone[trial_id], together[trial_id], strict=True):
-            assert row["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
-            assert row["val/nll"] == pytest.approx(other["val/nll"], rel=1e-3)
+            # Adam turns rounding of near-zero gradients into whole steps: exact at first, then slowly apart
+            tolerance = 1e-6 if row["epoch"] == 1 else 1e-2
+            assert row["train/loss"] == pytest.approx(other["train/loss"], rel=tolerance)
+            assert row["val/nll"] == pytest.approx(other["val/nll"], rel=tolerance)
 
 
 @pytest.mark.ddp

@@ -58,7 +58,7 @@ class Constant(Config):
 
 
 class Cosine(Config):
-    """Linear warm-up, then half a cosine from lr to 0 at the last step; set once per step."""
+    """Linear warm-up, then half a cosine from lr to 0, reached after the last step; set once per step."""
 
     name: Literal["cosine"]
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
@@ -93,7 +93,9 @@ class Teacher(Config):
 
     @model_validator(mode="after")
     def _file_or_training(self) -> Self:
-        written = [name for name in (*INHERITED, "seed") if name in self.model_fields_set]
+        # by value: a dumped recipe, as a worker or best.yaml reads it back, has every default written out
+        fields = Teacher.model_fields
+        written = [name for name in (*INHERITED, "seed") if getattr(self, name) != fields[name].default]
         if self.file is not None and written:
             raise ValueError(f"a teacher from a file is not trained, so it takes no {', '.join(written)}")
         return self

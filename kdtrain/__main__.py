@@ -43,7 +43,7 @@ def _train(chosen: argparse.Namespace) -> int:
     prepare_process(chosen.threads)
     try:
         device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device: {chosen.device} cannot be used ({str(error).splitlines()[0]})") from None
     store, data_root = Store(Path(chosen.results)), data_folder(chosen.data)
@@ -57,7 +57,14 @@ def _train(chosen: argparse.Namespace) -> int:
         if part is None:
             continue
         print(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}", flush=True)
-        outcome = train(part, store, data_root, device, final=True, on_epoch=show)
+        try:
+            outcome = train(part, store, data_root, device, final=True, on_epoch=show)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise UserError(
+                f"{chosen.results}: cannot be written ({error.strerror}); name another folder with --results"
+            ) from None
         if outcome["state"] != "complete":
             print(f"{title}: {outcome['state']}: {outcome['reason']}", file=sys.stderr)
             return 1

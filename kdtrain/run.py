@@ -87,7 +87,7 @@ def train(
 
     final: also read the test split (once, with the best epoch's weights) and keep weights and predictions.
     on_epoch is called on every rank after the row and checkpoint of an epoch are written.
-    A training that breaks ends as `failed` with its reason; UserError is raised for what a user can mend.
+    A training that breaks ends as `failed` with its reason; what a user can mend (UserError, OSError) is raised.
     """
     data = load(recipe.data, data_root)
     folder = store.trial(trial_id(recipe, data_root))
@@ -129,7 +129,7 @@ def _train(run: Run, folder: TrialFolder, final: bool, on_epoch: Callable[[Metri
     try:
         fit(run, run.recipe.epochs, report)
         measured = test_metrics(run, folder) if final else None
-    except UserError:
+    except (UserError, OSError):  # a full disk or a closed pipe is no outcome of the recipe: it can be continued
         raise
     except Exception as error:
         if leads:

@@ -1,0 +1,194 @@
+"""Two real processes on gloo train what one trains: equal but for float rounding. One group serves all tests here."""
+
+import json
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from trainings import CPU, KD, NO_DATA, equal_weights, recipe, timeless, trained
+
+from kdtrain import ranks
+from kdtrain.environment import prepare_process
+from kdtrain.identity import trial_id
+from kdtrain.loop import Metrics
+from kdtrain.run import train
+from kdtrain.store import Row, Store, TrialFolder
+
+pytestmark = pytest.mark.ddp
+
+RANKS = 2
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
+"""Of weights and losses in float32 after a dozen steps: the ranks' gradients are averaged in another order."""
+
+WHOLE_DIGITS = {"name": "digits", "resolution": 16}
+RECIPES: dict[str, dict[str, Any]] = {
+    # 898 images: shards of 150 and 149, a last batch of one image for two ranks; 599 test images
+    "kd": KD | {"data": WHOLE_DIGITS, "batch_size": 299, "epochs": 3},
+    "teacher": {"data": WHOLE_DIGITS, "batch_size": 299, "student": {"model": "lenet5_teacher"}},
+    "adamw": {
+        "optimizer": {"name": "adamw", "lr": 0.002, "weight_decay": 0.1}, "label_smoothing": 0.1, "batch_size": 15,
+        "lr_schedule": {"name": "cosine", "warmup_epochs": 1}, "epochs": 3,
+    },
+    "bf16": {"precision": "bf16", "batch_size": 15},
+}  # fmt: skip
+FAILING = {"optimizer": {"name": "sgd", "lr": 1e30}}
+ORDER = ("teacher", "kd", "adamw", "bf16")
+
+
+def work(rank: int, folder: str) -> None:
+    """What each rank does: every recipe, then one that fails, then one cut off after an epoch and continued."""
+    prepare_process(1)
+    store = Store(Path(folder) / "results")
+    written = watch_writes(store.results)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=RANKS, timeout=timedelta(seconds=120)
+    )
+    said: dict[str, Any] = {name: answer(recipe(**RECIPES[name]), store) for name in ORDER}
+    said["failing"] = answer(recipe(**FAILING), store)
+    cut = Store(Path(folder) / "cut")
+
+    def stop(metrics: Metrics) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        answer(recipe(**RECIPES["adamw"]), cut, stop)
+    except KeyboardInterrupt:
+        said["continued"] = answer(recipe(**RECIPES["adamw"]), cut)
+    said["gathered"] = ranks.gather_rows(ranks.share(torch.arange(5))[:, None] * 1.0, 5)[:, 0].tolist()
+    said["written"] = written
+    (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(said))
+    dist.destroy_process_group()
+
+
+def answer(config, store: Store, on_epoch=lambda metrics: None) -> Row:
+    return train(config, store, NO_DATA, CPU, final=True, on_epoch=on_epoch)
+
+
+def watch_writes(results: Path) -> list[str]:
+    """Fills with the paths below `results` that this process opens to write, makes, renames or removes."""
+    written: list[str] = []
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        changes = event in ("os.mkdir", "os.rename", "os.remove", "os.chmod")
+        opens = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        if (changes or opens) and str(arguments[0]).startswith(str(results)):
+            written.append(f"{event} {arguments[0]}")
+
+    sys.addaudithook(hook)
+    return written
+
+
+@dataclass(frozen=True)
+class Group:
+    folder: Path
+    said: list[dict[str, Any]]
+
+    def trial(self, name: str) -> TrialFolder:
+        return Store(self.folder / "results").trial(trial_id(recipe(**RECIPES[name]), NO_DATA))
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    folder = tmp_path_factory.mktemp("group")
+    torch.multiprocessing.spawn(work, (str(folder),), nprocs=RANKS)
+    return Group(folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory):
+    results = tmp_path_factory.mktemp("alone")
+    return {name: trained(recipe(**RECIPES[name]), results) for name in ORDER}
+
+
+def weights(folder: TrialFolder) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder.weights)
+
+
+@pytest.mark.parametrize("name", ["teacher", "adamw"])
+def test_two_ranks_learn_the_weights_and_losses_that_one_learns(name: str, group: Group, alone) -> None:
+    torch.testing.assert_close(weights(group.trial(name)), alone[name].weights, **TOLERANCE)
+    for ours, single in zip(group.trial(name).epochs(), alone[name].rows, strict=True):
+        for key in ("train/loss", "train/cross_entropy", "val/nll"):
+            assert ours[key] == pytest.approx(single[key], rel=TOLERANCE["rtol"]), key
+
+
+def test_two_ranks_distil_what_one_distils(group: Group, alone) -> None:
+    # each group has trained its own teacher: their rounding differs, and so the students' a little more
+    torch.testing.assert_close(weights(group.trial("kd")), alone["kd"].weights, rtol=1e-3, atol=1e-5)
+    for ours, single in zip(group.trial("kd").epochs(), alone["kd"].rows, strict=True):
+        assert ours.keys() == single.keys() | {"seconds", "peak_memory_bytes"}
+        for key in ("train/loss", "train/kd", "val/nll", "val/teacher_accuracy"):
+            assert ours[key] == pytest.approx(single[key], rel=1e-3), key
+
+
+def test_bf16_on_two_ranks_is_close_to_one(group: Group, alone) -> None:
+    ours, single = group.trial("bf16").epochs()[-1], alone["bf16"].rows[-1]
+    assert ours["train/loss"] == pytest.approx(single["train/loss"], rel=2e-2)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_counts_are_exact_whatever_the_number_of_ranks(name: str, group: Group, alone) -> None:
+    ours, single = group.trial(name).outcome(), alone[name].outcome
+    counts = ("state", "reason", "epochs", "parameters", "images")
+    assert {key: ours[key] for key in counts} == {key: single[key] for key in counts}
+    assert ours["test"]["images"] == single["test"]["images"]
+    for key in ("step", "lr", "images"):
+        assert [row[key] for row in group.trial(name).epochs()] == [row[key] for row in alone[name].rows]
+
+
+def test_teacher_forwards_are_counted_as_computed_with_the_one_that_keeps_an_idle_rank_in_step(
+    group: Group, alone
+) -> None:
+    two, one = group.trial("kd").epochs(), alone["kd"].rows
+    assert [row["teacher_images"] for row in one] == [898 + 300, 898, 898]
+    assert [row["teacher_images"] for row in two] == [898 + 300 + 1, 898 + 1, 898 + 1]
+
+
+@pytest.mark.parametrize("name", ["teacher", "kd"])
+def test_every_image_of_an_odd_split_is_judged_once_and_in_its_place(name: str, group: Group, alone) -> None:
+    with np.load(group.trial(name).predictions) as ours, np.load(alone[name].folder.predictions) as single:
+        assert ours["test_logits"].shape == (599, 10)
+        assert (ours["test_labels"] == single["test_labels"]).all()
+        np.testing.assert_allclose(ours["test_logits"], single["test_logits"], rtol=1e-2, atol=1e-4)
+        accuracy = (ours["test_logits"].argmax(1) == ours["test_labels"]).mean()
+    assert group.trial(name).outcome()["test"]["test/accuracy"] == pytest.approx(accuracy, abs=1e-15)
+
+
+def test_all_ranks_return_the_outcome_that_is_written_and_it_says_two_workers(group: Group) -> None:
+    for name in ORDER:
+        stored = group.trial(name).outcome()
+        assert stored["workers"] == RANKS
+        for said in group.said:
+            assert {"schema": 1, **said[name]} == stored
+
+
+def test_rank_0_writes_and_rank_1_writes_nothing(group: Group) -> None:
+    first, second = (said["written"] for said in group.said)
+    assert any("outcome.json" in path for path in first)
+    assert second == []
+
+
+def test_a_loss_that_is_no_number_fails_on_all_ranks_alike(group: Group) -> None:
+    first, second = (said["failing"] for said in group.said)
+    assert first == second
+    assert first["state"] == "failed"
+    assert first["reason"].startswith("epoch 1 ")
+
+
+def test_interrupted_and_continued_on_two_ranks_equals_uninterrupted_bit_for_bit(group: Group) -> None:
+    straight = group.trial("adamw")
+    continued = Store(group.folder / "cut").trial(straight.trial_id)
+    assert equal_weights(weights(continued), weights(straight))
+    assert [timeless(row) for row in continued.epochs()] == [timeless(row) for row in straight.epochs()]
+    assert group.said[0]["continued"] == group.said[1]["continued"]
+
+
+def test_rows_of_uneven_shards_are_put_back_in_order(group: Group) -> None:
+    assert [said["gathered"] for said in group.said] == [[0, 1, 2, 3, 4]] * 2

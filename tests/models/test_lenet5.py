@@ -1,0 +1,58 @@
+"""LeNet5 as setup 3 counts it."""
+
+import pytest
+import torch
+
+from kdtrain.errors import UserError
+from kdtrain.models import MODELS, build, forward_flops, parameter_count
+
+MNIST = (1, 32, 32)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("lenet5_teacher", 81_194), ("lenet5_student", 46_164)])
+def test_the_parameters_are_those_of_the_document(name: str, parameters: int) -> None:
+    assert parameter_count(build(name, MNIST, 10, seed=0)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "maps", "hidden"), [("lenet5_teacher", (6, 16), (120, 84)), ("lenet5_student", (6, 12), (90, 64))]
+)
+def test_the_flops_are_two_per_multiply_add_counted_by_hand(
+    name: str, maps: tuple[int, int], hidden: tuple[int, int]
+) -> None:
+    convolutions = 30 * 30 * maps[0] * 9 + 13 * 13 * maps[1] * maps[0] * 9  # 32 -> 30 -> 15 -> 13 -> 6
+    linear = maps[1] * 6 * 6 * hidden[0] + hidden[0] * hidden[1] + hidden[1] * 10
+    assert forward_flops(build(name, MNIST, 10, seed=0), MNIST) == 2 * (convolutions + linear)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equal_seeds_give_equal_weights_and_other_seeds_others(name: str) -> None:
+    one, same, other = (build(name, MNIST, 10, seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not any(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_building_neither_reads_nor_moves_the_callers_random_numbers(name: str) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    one = build(name, MNIST, 10, seed=3).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(17)
+    other = build(name, MNIST, 10, seed=3).state_dict()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("shape", "classes"), [((1, 10, 10), 2), ((3, 17, 23), 7), (MNIST, 10)])
+def test_images_of_any_size_from_10_pixels_give_a_logit_for_each_class(
+    name: str, shape: tuple[int, int, int], classes: int
+) -> None:
+    assert build(name, shape, classes, seed=0)(torch.zeros(4, *shape)).shape == (4, classes)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [(1, 9, 9), (3, 32, 8)])
+def test_too_small_images_are_refused_with_the_size(name: str, shape: tuple[int, int, int]) -> None:
+    with pytest.raises(UserError, match=f"recipe.data.resolution: LeNet5 needs at least 10 px, got {min(shape[1:])}"):
+        build(name, shape, 10, seed=0)

@@ -20,6 +20,7 @@ from kdtrain.run import train
 from kdtrain.store import Row, Store
 
 EPOCHS = 4
+EPOCHS_TO_KILL = 25
 RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": {"name": "sgd", "lr": 0.05}},
     "momentum": {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.001}},
@@ -137,22 +138,24 @@ def command(config: Recipe, folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_a_process_killed_at_a_random_moment_and_started_again_equals_one_left_alone(tmp_path: Path) -> None:
-    config = recipe(data={"name": "digits", "resolution": 32}, epochs=25, **KD)
+    config = recipe(data={"name": "digits", "resolution": 32}, epochs=EPOCHS_TO_KILL, **KD)
     run_again = command(config, tmp_path)
     rows = Store(tmp_path / "results").trial(trial_id(config, NO_DATA)).path / "epochs.jsonl"
     process = subprocess.Popen(run_again, stdout=subprocess.DEVNULL)
+    epoch, moment_s = random.randint(1, EPOCHS_TO_KILL - 5), random.uniform(0, 0.2)
     deadline = time.monotonic() + 240
-    while not (rows.exists() and rows.stat().st_size) and time.monotonic() < deadline:
+    while not rows.exists() or rows.read_bytes().count(b"\n") < epoch:
         assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    wait_s = random.uniform(0, 2)
-    time.sleep(wait_s)
+    time.sleep(moment_s)
     os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, f"ended by itself within {wait_s} s"
+    killed = f"killed {moment_s} s after epoch {epoch}"
+    assert process.wait() == -signal.SIGKILL, killed
     subprocess.run(run_again, stdout=subprocess.DEVNULL, check=True, timeout=240)
     left_alone = trained(config, tmp_path / "left alone")
     continued = Store(tmp_path / "results").trial(left_alone.folder.trial_id)
-    assert [timeless(row) for row in continued.epochs()] == left_alone.rows, f"killed after {wait_s} s"
+    assert [timeless(row) for row in continued.epochs()] == left_alone.rows, killed
     assert continued.weights.read_bytes() == left_alone.folder.weights.read_bytes()
     assert continued.predictions.read_bytes() == left_alone.folder.predictions.read_bytes()
     assert without_versions(continued.outcome()) == without_versions(left_alone.outcome)

@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from kdtrain.config.sweep import Resources
+from kdtrain.config.settings import Resources
 from kdtrain.errors import UserError
 from kdtrain.launch import run_job
 from kdtrain.resources import concurrent_trials, machine_resources, per_worker

@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from kdtrain.config.recipe import Recipe
-from kdtrain.config.sweep import Resources
+from kdtrain.config.settings import Resources
 from kdtrain.environment import prepare_process
 from kdtrain.loop import Metrics
 from kdtrain.pictures import draw_arrays

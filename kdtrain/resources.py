@@ -2,7 +2,7 @@
 
 import os
 
-from kdtrain.config.sweep import Resources
+from kdtrain.config.settings import Resources
 from kdtrain.errors import UserError
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.config import Sweep, space
-from kdtrain.config.located import dump_yaml
+from kdtrain.config.reading import dump_yaml
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import load
 from kdtrain.errors import NoResult, UserError

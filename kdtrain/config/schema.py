@@ -3,11 +3,10 @@
 import json
 from typing import Any
 
+from kdtrain.config.parameter import RANGES, WHOLE
 from kdtrain.config.recipe import Recipe
-from kdtrain.config.space import RANGES
-from kdtrain.config.sweep import SweepFile
+from kdtrain.config.settings import SweepFile
 
-WHOLE = ("int", "logint")
 MEANINGS = {
     "uniform": "any number from low to high",
     "loguniform": "any number from low to high, evenly by its logarithm",

@@ -4,140 +4,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from kdtrain.config.located import (
-    Keys,
-    Located,
-    Problem,
-    dotted,
-    load_located,
-    parse_value,
-    shown_value,
-    validate,
-)
-from kdtrain.config.recipe import INHERITED, Objective, Recipe, teacher_recipe
-from kdtrain.config.space import (
-    Label,
-    Parameter,
-    Resolved,
-    Values,
-    checked,
-    grid_size,
-    match,
-    parameters,
-    probe_points,
-    resolve,
-    space_word,
-)
+from kdtrain.config.checking import checked
+from kdtrain.config.inheriting import with_inherited
+from kdtrain.config.located import Located, load_located
+from kdtrain.config.overrides import overridden
+from kdtrain.config.parameter import Label, Parameter, Values, space_word
+from kdtrain.config.probing import problems_at_probes, teacher_problems
+from kdtrain.config.problems import Keys, Problem
+from kdtrain.config.published import match_all
+from kdtrain.config.recipe import Recipe
+from kdtrain.config.sentences import validate
+from kdtrain.config.settings import GridSampler, NoPruner, Report, Resources, Study, SweepFile
+from kdtrain.config.space import grid_size, parameters, probe_points, resolve
 from kdtrain.errors import UserError
-from kdtrain.fields import Config, Count, NonNegative
-
-Natural = Annotated[int, Field(ge=0)]
-
-
-class Tpe(Config):
-    """Tree-structured Parzen estimator; the first `startup_trials` are drawn at random."""
-
-    name: Literal["tpe"]
-    startup_trials: Natural = 10
-
-
-class RandomSampler(Config):
-    """Every trial drawn on its own."""
-
-    name: Literal["random"]
-
-
-class GridSampler(Config):
-    """Every combination, in the order of the file; each range gives `points` values from end to end."""
-
-    name: Literal["grid"]
-    points: Annotated[int, Field(ge=2)] | None = None
-
-
-class Asha(Config):
-    """Successive halving: at min_epochs, and each `reduction` times later, the best 1/reduction go on."""
-
-    name: Literal["asha"]
-    min_epochs: Count
-    reduction: Annotated[int, Field(ge=2)] = 3
-
-
-class Median(Config):
-    """A trial whose best so far is below the median of earlier trials at that epoch ends."""
-
-    name: Literal["median"]
-    startup_trials: Natural = 5
-    min_epochs: Count = 1
-
-
-class NoPruner(Config):
-    """Every trial trains all its epochs."""
-
-    name: Literal["none"]
-
-
-class Confirm(Config):
-    """How many of the best recipes are trained again, and with how many seeds each."""
-
-    best: Count = 2
-    seeds: Count = 5
-    published: Annotated[bool, Field(description="whether the published points are trained again too")] = True
-
-
-class Study(Config):
-    """What is asked of the recipe's space."""
-
-    objective: Objective = "val/accuracy"
-    trials: Count
-    sampler: Annotated[Tpe | RandomSampler | GridSampler, Field(discriminator="name")] = Tpe(name="tpe")
-    pruner: Annotated[Asha | Median | NoPruner, Field(discriminator="name")] = NoPruner(name="none")
-    published: tuple[dict[str, Any], ...] = Field(
-        (), description="values of the recipe; first in the search, never pruned"
-    )
-    confirm: Confirm = Confirm()
-    seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0
-    order: Literal["batches", "free"] = Field("batches", description="free: faster on a cluster, not repeatable")
-    batch: Count = Field(4, description="how many suggestions are drawn at once")
-
-    @model_validator(mode="after")
-    def _batch_in_batches(self) -> Self:
-        if self.order == "free" and "batch" in self.model_fields_set:
-            raise ValueError("batch does nothing with order free; remove it")
-        return self
-
-
-class Resources(Config):
-    """How fast, never what."""
-
-    workers: Annotated[Count, Field(description="processes that train one trial together")] = 1
-    cpus_per_worker: Count = 1
-    gpus_per_worker: NonNegative = 0.0
-    concurrent_trials: Literal["auto"] | Count = "auto"
-
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> Self:
-        if self.gpus_per_worker > 1 and not float(self.gpus_per_worker).is_integer():
-            raise ValueError(f"gpus_per_worker must be whole above 1, got {self.gpus_per_worker}")
-        return self
-
-
-class Report(Config):
-    """What stands on top of the report."""
-
-    title: str | None = None
-
-
-class SweepFile(Config):
-    """The four parts of the file; the recipe is checked for itself, since it has spaces in it."""
-
-    recipe: dict[str, Any]
-    study: Study
-    resources: Resources = Resources()
-    report: Report = Report()
 
 
 @dataclass(frozen=True)
@@ -160,11 +41,11 @@ class Sweep:
     def recipe_for(self, values: Mapping[str, Label], seed: int) -> Recipe:
         """The recipe at one point of the space. UserError where just these values do not go together."""
         resolved = resolve(self.tree, values)
-        concrete = _with_teacher(resolved.tree, _first_published(self.tree, self.published))
-        concrete |= {"objective": self.study.objective, "seed": seed}
+        concrete = with_inherited(resolved.tree, self.tree, self.published)
+        concrete = {**concrete, "objective": self.study.objective, "seed": seed}
         recipe, problems = validate(Recipe, concrete, "recipe")
         if recipe is None:
-            raise self.located.error(_at_source(problem, resolved).below(("recipe",)) for problem in problems)
+            raise self.located.error(resolved.at_source(problem).below(("recipe",)) for problem in problems)
         return recipe
 
     def baseline(self) -> "Sweep":
@@ -178,7 +59,7 @@ class Sweep:
 
     def error(self, values: Mapping[str, Label], path: Keys, text: str) -> UserError:
         """A sentence about one value of the recipe at a point: `error(values, ("method",), ...)`."""
-        problem = _at_source(Problem(path, text), resolve(self.tree, values))
+        problem = resolve(self.tree, values).at_source(Problem(path, text))
         return self.located.error([problem.below(("recipe",))])
 
     def line_of(self, keys: Keys) -> int:
@@ -193,7 +74,7 @@ def load_sweep(
     located = load_located(file)
     if "recipe" not in located.data and {"method", "student"} & set(located.data):
         raise UserError(f"{file}: is a plain recipe, not a sweep; train it with: python -m kdtrain {file}")
-    located, problems = _overridden(located, overrides)
+    located, problems = overridden(located, overrides)
     for name, value in (("trials", trials), ("seed", seed)):
         if value is not None and isinstance(located.data.get("study", {}), dict):
             located = located.with_value(("study", name), value, f"--{name}")
@@ -202,10 +83,10 @@ def load_sweep(
     tree, broken = _checked_recipe(located.data.get("recipe"))
     published: tuple[Values, ...] = ()
     if tree is not None:
-        points = parts.study.published if parts else _raw_published(located.data)
-        published, unmatched = _matched(tree, points)
-        problems += unmatched
-        wrong = _at_probes(tree, published, inheriting=not points)
+        points = _published_points(located.data)
+        published, wrong = match_all(tree, points)
+        problems += [problem.below(("study", "published")) for problem in wrong]
+        wrong = problems_at_probes(tree, published, inheriting=not points)
         problems += [problem.below(("recipe",)) for problem in wrong]
     broken = [*located.problems, *(problem.below(("recipe",)) for problem in broken)]
     if parts and tree is not None and not problems and not broken:
@@ -214,16 +95,8 @@ def load_sweep(
         problems.append(Problem((), "a sweep cannot be called trials: that folder of the results holds every trial"))
     if parts is None or tree is None or problems or broken:
         raise located.error([*broken, *_not_echoing(problems, broken)])
-    return Sweep(
-        Path(file).stem,
-        located,
-        tree,
-        parts.study,
-        parts.resources,
-        parts.report,
-        published,
-        tuple(overrides),
-    )
+    settings = (parts.study, parts.resources, parts.report)
+    return Sweep(Path(file).stem, located, tree, *settings, published, tuple(overrides))
 
 
 def load_recipe(file: str | Path) -> Recipe:
@@ -236,46 +109,10 @@ def load_recipe(file: str | Path) -> Recipe:
     broken = [*located.problems, *wrong, *spaces]
     resolved = resolve(tree, probe_points(tree)[0])
     recipe, wrong = validate(Recipe, resolved.tree, "a recipe")
-    problems = [_at_source(problem, resolved) for problem in [*wrong, *_teacher_problems(recipe)]]
+    problems = [resolved.at_source(problem) for problem in [*wrong, *teacher_problems(recipe)]]
     if recipe is None or problems or broken:
         raise located.error([*broken, *_not_echoing(problems, broken)])
     return recipe
-
-
-def _overridden(located: Located, overrides: Sequence[str]) -> tuple[Located, list[Problem]]:
-    problems = []
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        place = f"--set {path}"
-        try:
-            keys = _override_keys(located.data, path, equals)
-            located = located.with_value(keys, parse_value(text, place), place)
-        except ValueError as error:
-            located = replace(located, places={**located.places, (place,): place})
-            problems.append(Problem((place,), str(error), ()))
-    return located, problems
-
-
-def _override_keys(data: dict[str, Any], path: str, equals: str) -> Keys:
-    if not equals or not all(path.split(".")):
-        raise ValueError("must be written as recipe.epochs=3")
-    keys = tuple(int(key) if key.isdecimal() else key for key in path.split("."))
-    if keys[0] not in SweepFile.model_fields:
-        inside = [part for part, value in data.items() if isinstance(value, dict) and keys[0] in value]
-        hint = f"; did you mean {inside[0]}.{path}?" if inside else ""
-        raise ValueError(f"must begin with {', '.join(f'{part}.' for part in SweepFile.model_fields)}{hint}")
-    node: Any = data
-    for i, key in enumerate(keys):
-        word = space_word(node) if i > 1 else None
-        if word and key != word:
-            here = dotted(keys[:i])
-            inside_it = f"; for one option write {here}.choice.0.{dotted(keys[i:])}" if word == "choice" else ""
-            raise ValueError(f"{here} is a search space, {shown_value(node)}: set it whole{inside_it}")
-        if isinstance(node, dict):
-            node = node.get(str(key))
-        else:
-            node = node[key] if isinstance(node, list) and isinstance(key, int) and key < len(node) else None
-    return keys
 
 
 def _checked_recipe(written: Any) -> tuple[dict[str, Any] | None, list[Problem]]:
@@ -297,140 +134,11 @@ def _checked_recipe(written: Any) -> tuple[dict[str, Any] | None, list[Problem]]
     return tree, problems
 
 
-def _raw_published(data: dict[str, Any]) -> Sequence[Any]:
-    """The published points of a file with other mistakes; [None] if it cannot be told what they are."""
+def _published_points(data: dict[str, Any]) -> Sequence[Any]:
+    """The published points as written; [None] where something else stands in their place."""
     study = data.get("study")
     points = study.get("published", []) if isinstance(study, dict) else None
     return points if isinstance(points, list) else [None]
-
-
-def _matched(tree: dict[str, Any], points: Sequence[Any]) -> tuple[tuple[Values, ...], list[Problem]]:
-    found, problems = [], []
-    for i, point in enumerate(points):
-        if not isinstance(point, dict):
-            continue  # said elsewhere
-        values, wrong = match(tree, point)
-        problems += [problem.below(("study", "published", i)) for problem in wrong]
-        if not wrong and values in found:
-            problems.append(Problem(("study", "published", i), "repeats an earlier published point"))
-        elif not wrong:
-            found.append(values)
-    return tuple(found), problems
-
-
-def _at_probes(tree: dict[str, Any], published: Sequence[Values], inheriting: bool) -> list[Problem]:
-    """What is wrong with the recipes that the space can reach, tried where they touch all that is written."""
-    filled = _first_published(tree, published)
-    ranges = {parameter.source: parameter for parameter in parameters(tree) if parameter.kind != "choice"}
-    found: dict[tuple[Keys, str], Problem] = {}
-    names = set()
-    for values in [*probe_points(tree), *published]:
-        resolved = resolve(tree, values)
-        concrete, problems = _comparable(resolved.tree)
-        if inheriting:
-            problems += _inherited_search(tree, concrete)
-        whole = _with_teacher(concrete, filled)
-        recipe, wrong = validate(Recipe, whole, "recipe")
-        wrong = [problem for problem in wrong if not _copied(problem.keys, whole, resolved.tree)]
-        for problem in [*problems, *wrong, *_teacher_problems(recipe)]:
-            problem = _at_source(problem, resolved)
-            text = problem.text + _of_range(ranges.get(problem.keys), problem.text)
-            found.setdefault((problem.keys, text.partition(", got ")[0]), replace(problem, text=text))
-        names.add(shown_value(_data_name(concrete)))
-    if len(names) > 1:
-        text = f"trials on different data cannot be compared: {', '.join(sorted(names))}; write a sweep for each"
-        found[("data",), text] = Problem(("data",), text)
-    return list(found.values())
-
-
-def _copied(keys: Keys, whole: dict[str, Any], written: dict[str, Any]) -> bool:
-    """Whether a problem lies in what the teacher took from elsewhere, where it is reported already."""
-    own = written.get("teacher")
-    if keys[:1] != ("teacher",) or whole.get("teacher") is own:
-        return False
-    return not isinstance(own, dict) or (
-        len(keys) > 1 and own.get(str(keys[1])) is None and keys[1] in whole["teacher"]
-    )
-
-
-def _of_range(parameter: Parameter | None, text: str) -> str:
-    if parameter is None or ", got " not in text:
-        return ""
-    hint = "; for whole numbers write int or logint" if "whole number" in text else ""
-    return f" in {parameter.kind} [{parameter.low!r}, {parameter.high!r}]{hint}"
-
-
-def _data_name(concrete: dict[str, Any]) -> object:
-    data = concrete.get("data")
-    return data.get("name") if isinstance(data, dict) else data
-
-
-def _comparable(concrete: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """A recipe of a sweep distils: made fit for the other checks, and what is wrong if it does not."""
-    method, teacher = concrete.get("method"), concrete.get("teacher")
-    if isinstance(method, dict) and method.get("name") == "none":
-        text = "none is the student alone, which every sweep trains as its baseline"
-        text += "; to train only that: python -m kdtrain"
-        return {key: value for key, value in concrete.items() if key != "teacher"}, [Problem(("method", "name"), text)]
-    if teacher is None:
-        text = "is missing: a sweep compares a student that has a teacher with the same student alone"
-        return {**concrete, "teacher": concrete.get("student")}, [Problem(("teacher",), text)]
-    return concrete, []
-
-
-def _with_teacher(concrete: dict[str, Any], searched: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with a teacher that inherits searched fields from the first published point."""
-    teacher = concrete.get("teacher")
-    inherited = {name: searched[name] for name in _inherited(teacher) if name in searched}
-    return {**concrete, "teacher": {**teacher, **inherited}} if isinstance(teacher, dict) and inherited else concrete
-
-
-def _inherited(teacher: Any) -> list[str]:
-    if not isinstance(teacher, dict) or teacher.get("file") is not None:
-        return []
-    return [name for name in INHERITED if teacher.get(name) is None]
-
-
-def _first_published(tree: dict[str, Any], published: Sequence[Values]) -> dict[str, Any]:
-    """The inheritable fields that are searched, as the first published point has them."""
-    if not published:
-        return {}
-    searched = {parameter.path[0] for parameter in parameters(tree)}
-    concrete = resolve(tree, published[0]).tree
-    return {name: concrete[name] for name in INHERITED if name in searched}
-
-
-def _inherited_search(tree: dict[str, Any], concrete: dict[str, Any]) -> list[Problem]:
-    inherited = _inherited(concrete.get("teacher"))
-    return [
-        Problem(
-            ("teacher", *parameter.path),
-            f"is inherited from recipe.{dotted(parameter.path)}, which is searched;"
-            f" write teacher.{parameter.path[0]} (or a study.published point, whose value it takes)",
-        )
-        for parameter in parameters(tree)
-        if parameter.path[0] in inherited
-    ]
-
-
-def _teacher_problems(recipe: Recipe | None) -> list[Problem]:
-    """The teacher's own recipe is a recipe too: what it inherits must suit what it does not."""
-    if recipe is None:
-        return []
-    try:
-        teacher_recipe(recipe)
-    except ValueError as error:
-        texts = [str(details["ctx"]["error"]) for details in getattr(error, "errors", list)() if "ctx" in details]
-        return [Problem(("teacher",), f"trained by its own recipe: {text}") for text in texts or [str(error)]]
-    return []
-
-
-def _at_source(problem: Problem, resolved: Resolved) -> Problem:
-    """A problem of a concrete recipe, at the place in the file that the value came from."""
-    keys = problem.keys
-    while keys not in resolved.sources:
-        keys = keys[:-1]
-    return Problem((*resolved.sources[keys], *problem.keys[len(keys) :]), problem.text, problem.keys)
 
 
 def _not_echoing(problems: Sequence[Problem], broken: Sequence[Problem]) -> list[Problem]:

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from kdtrain.config.located import Problem, dump_yaml, load_located, parse_value
+from kdtrain.config.located import load_located, parse_value
+from kdtrain.config.problems import Problem
+from kdtrain.config.reading import dump_yaml
 from kdtrain.errors import UserError
 
 

@@ -5,14 +5,14 @@ from typing import Any
 import optuna
 import pytest
 
+from kdtrain.config.checking import checked
+from kdtrain.config.parameter import Values
+from kdtrain.config.published import match
 from kdtrain.config.space import (
-    Values,
-    checked,
     combinations,
     distributions,
     grid,
     grid_size,
-    match,
     parameters,
     probe_points,
     resolve,

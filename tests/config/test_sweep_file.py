@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kdtrain.config import load_recipe, load_sweep
-from kdtrain.config.located import dump_yaml
+from kdtrain.config.reading import dump_yaml
 from kdtrain.config.recipe import teacher_recipe
 from kdtrain.config.space import grid, suggest
 from kdtrain.config.sweep import Sweep

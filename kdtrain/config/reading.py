@@ -1,0 +1,161 @@
+"""YAML text <-> plain data: the scalars of YAML 1.2, the line of every value, and what cannot be read."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from kdtrain.config.problems import Keys, Problem, dotted
+from kdtrain.errors import UserError
+
+MAX_VALUES = 100_000  # aliases of aliases would fill the memory
+CORE = "tag:yaml.org,2002:"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Plain data, the line of each of its values, and what its YAML did wrong."""
+
+    data: Any
+    lines: dict[Keys, int]
+    problems: tuple[Problem, ...]
+
+
+def read_yaml(text: str, place: str) -> Reading:
+    """One document. Raises UserError where it is not YAML at all; `place` names the text in its sentences."""
+    node = _compose(text, place)
+    reader = _Reader(place)
+    data = None if node is None else reader.read(node, (), frozenset())
+    return Reading(data, reader.lines, tuple(reader.problems))
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML that read_yaml reads back as the same data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2's core schema: 1e-4 is a number; on, no and 12:30 are text."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+):
+    _Loader.add_implicit_resolver(f"{CORE}{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what _Loader would read as something else than text."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def _compose(text: str, place: str) -> yaml.Node | None:
+    try:
+        node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+        return node
+    except yaml.reader.ReaderError as error:
+        raise UserError(f"{place}: is not text: {error.reason}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise UserError(f"{place}:{line}: is not YAML: {_yaml_sentence(error)}") from None
+    except RecursionError:
+        raise UserError(f"{place}: is nested too deeply to be read") from None
+
+
+def _yaml_sentence(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or "cannot be parsed"
+    if "'\\t'" in problem:
+        return "a tab cannot indent; use spaces"
+    if isinstance(error, yaml.composer.ComposerError) and "another document" in problem:
+        return "a file holds one document; remove the '---' in the middle"
+    return f"{problem} ({error.context})" if error.context else problem
+
+
+class _Reader:
+    """Turns nodes into dicts, lists and scalars, noting the line of each and collecting what is wrong."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.lines: dict[Keys, int] = {}
+        self.problems: list[Problem] = []
+        self.values = 0
+
+    def read(self, node: yaml.Node, keys: Keys, enclosing: frozenset[int]) -> Any:
+        self.lines.setdefault(keys, _line(node))
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise UserError(
+                f"{self.place}: holds more than {MAX_VALUES:,} values (aliases counted where they are used)"
+            )
+        if id(node) in enclosing:
+            raise UserError(f"{self.place}:{_line(node)}: {dotted(keys)}: an alias cannot stand inside its own anchor")
+        enclosing |= {id(node)}
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{CORE}map":
+            return self._mapping(node, keys, enclosing)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{CORE}seq":
+            return [self.read(item, (*keys, i), enclosing) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, keys)
+        return self._wrong_tag(node, keys)
+
+    def _mapping(self, node: yaml.MappingNode, keys: Keys, enclosing: frozenset[int]) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = _line(key_node)
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != f"{CORE}str":
+                key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+                self._wrong((*keys, str(key)), f"a key must be text, got {key or 'nothing'}", line)
+                continue
+            key = key_node.value
+            path = (*keys, key)
+            if key == "<<":
+                self._wrong(path, "merge keys are not read; write the keys out, or alias a whole value", line)
+            elif key in mapping:
+                self._wrong(path, f"is written twice; first in line {self.lines[path]}", line)
+            else:
+                self.lines[path] = line
+                mapping[key] = self.read(value_node, path, enclosing)
+        return mapping
+
+    def _scalar(self, node: yaml.ScalarNode, keys: Keys) -> Any:
+        text, tag = node.value, node.tag.removeprefix(CORE)
+        if tag == "str":
+            return text
+        if tag == "null":
+            return None
+        try:
+            if tag == "bool":
+                return {"true": True, "false": False}[text.lower()]
+            if tag == "int":
+                return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+            if tag == "float":
+                number = float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
+                if math.isfinite(number):
+                    return number
+                return self._wrong(keys, f"must be a finite number, got {text}")
+        except (ValueError, KeyError):
+            return self._wrong(keys, f"is no {tag}: '{text}'")
+        return self._wrong_tag(node, keys)
+
+    def _wrong_tag(self, node: yaml.Node, keys: Keys) -> None:
+        self._wrong(keys, f"tag {node.tag.replace(CORE, '!!')} is not read; write plain YAML")
+
+    def _wrong(self, keys: Keys, text: str, line: int | None = None) -> None:
+        own: Keys = keys if line is None else (*keys, len(self.problems))  # a key's second line needs a path of its own
+        if line is not None:
+            self.lines[own] = line
+        self.problems.append(Problem(own, text, keys))
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1

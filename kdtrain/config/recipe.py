@@ -1,12 +1,12 @@
 """The Recipe: everything that may change one bit of what is learned in one training. It knows nothing of spaces."""
 
-import difflib
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from kdtrain.config.problems import choices
 from kdtrain.data import Data
-from kdtrain.fields import Config, Count, Fraction, NonNegative, Positive, Seed
+from kdtrain.fields import Config, Count, NonNegative, Positive, Seed
 from kdtrain.methods import Method
 from kdtrain.methods.none import NoDistillation
 from kdtrain.models import MODELS
@@ -14,9 +14,7 @@ from kdtrain.models import MODELS
 
 def _known_model(name: str) -> str:
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; nearest: {near[0]}" if near else ""
-        raise ValueError(f"unknown model '{name}'; choices: {', '.join(MODELS)}{hint}")
+        raise ValueError(f"unknown model '{name}'; {choices(MODELS, name)}")
     return name
 
 
@@ -65,6 +63,7 @@ class Cosine(Config):
 
 
 LrSchedule = Annotated[Constant | Cosine, Field(discriminator="name")]
+Smoothing = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "bf16"]
 Objective = Literal["val/accuracy", "val/nll"]
 
@@ -78,7 +77,7 @@ class Student(Config):
 class Teacher(Config):
     """The network that is read. Trained first by a recipe of its own, or taken from a file.
 
-    A training field left out is the recipe's own: `trained_by` gives the teacher's whole recipe.
+    A training field left out is the recipe's own.
     """
 
     model: ModelName
@@ -88,7 +87,7 @@ class Teacher(Config):
     batch_size: Count | None = None
     optimizer: Optimizer | None = None
     lr_schedule: LrSchedule | None = None
-    label_smoothing: Fraction | None = None
+    label_smoothing: Smoothing | None = None
     precision: Precision | None = None
 
     @model_validator(mode="after")
@@ -111,7 +110,7 @@ class Recipe(Config):
     method: Method
     optimizer: Optimizer
     lr_schedule: LrSchedule
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Smoothing = 0.0
     batch_size: Count = Field(description="global: over all workers")
     epochs: Count
     precision: Precision = "fp32"

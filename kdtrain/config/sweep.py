@@ -121,15 +121,16 @@ def _checked_recipe(written: Any) -> tuple[dict[str, Any] | None, list[Problem]]
         return None, []  # said elsewhere
     if space_word(written):
         return None, [Problem((), "cannot itself be a search space; choose inside it")]
-    problems = [
-        Problem((key,), f"stands in the study; write study.{key}") for key in ("objective", "seed") if key in written
-    ]
-    tree, wrong = checked({key: value for key, value in written.items() if key not in ("objective", "seed")})
+    elsewhere = [key for key in ("objective", "seed") if key in written]
+    problems = [Problem((key,), f"stands in the study; write study.{key}") for key in elsewhere]
+    tree, wrong = checked({key: value for key, value in written.items() if key not in elsewhere})
     problems += wrong
+    if not isinstance(tree, dict):
+        return None, problems
     for parameter in parameters(tree):
-        if parameter.path[0] in ("teacher", "data") and parameter.kind != "choice":
-            where = parameter.path[0]
-            text = f"only choices can stand in {where}: a range would train a teacher for every trial"
+        part = parameter.path[0]
+        if part in ("teacher", "data") and parameter.kind != "choice":
+            text = f"only choices can stand in {part}: a range would train a teacher for every trial"
             problems.append(Problem(parameter.source, text, parameter.path))
     return tree, problems
 
@@ -154,8 +155,7 @@ def _study_problems(study: Study, tree: dict[str, Any]) -> Iterator[Problem]:
     longest = max(resolve(tree, values).tree["epochs"] for values in probe_points(tree))
     trials: Keys = ("study", "trials")
     if not isinstance(study.pruner, NoPruner) and study.pruner.min_epochs >= longest:
-        text = f"must be below recipe.epochs {longest}, else nothing is ever pruned"
-        text += f", got {study.pruner.min_epochs}"
+        text = f"must be below recipe.epochs {longest}, else nothing is ever pruned, got {study.pruner.min_epochs}"
         yield Problem(("study", "pruner", "min_epochs"), text)
     if len(study.published) > study.trials:
         yield Problem(trials, f"must be >= {len(study.published)}, the published points, got {study.trials}")

@@ -183,6 +183,7 @@ UNKNOWN = "unknown {} '{}'; choices: {}"
         ("{model: lenet5_student}", "{}", "x.yaml:4: recipe.student.model: is missing"),
         ("warmup_epochs: 1", "warmup_epochs: 8", "x.yaml:10: recipe.lr_schedule.warmup_epochs: must be below epochs 8, got 8"),
         ("model: lenet5_teacher, epochs: 20", "model: lenet5_teacher, epochs: 1", "x.yaml:3: recipe.teacher: trained by its own recipe: lr_schedule.warmup_epochs must be below epochs 1, got 1"),
+        ("model: lenet5_teacher, epochs: 20", "model: lenet5_teacher, label_smoothing: 1.0", "x.yaml:3: recipe.teacher.label_smoothing: must be < 1, got 1.0"),
         ("model: lenet5_teacher, epochs: 20", "model: lenet5_teacher, epochs: {int: [5, 20]}", "x.yaml:3: recipe.teacher.epochs: only choices can stand in teacher: a range would train a teacher for every trial"),
         ("{name: digits}", "{name: digits, limit_per_class: {int: [5, 20]}}", "x.yaml:2: recipe.data.limit_per_class: only choices can stand in data: a range would train a teacher for every trial"),
         ("{name: digits}", "{choice: [{name: digits}, {name: mnist}]}", "x.yaml:2: recipe.data: trials on different data cannot be compared: 'digits', 'mnist'; write a sweep for each"),
@@ -440,6 +441,6 @@ def test_a_plain_recipe_takes_no_spaces_and_says_all_that_is_wrong(tmp_path: Pat
                                   "recipe: {teacher: 3, student: [], data: {choice: [1, {name: [1]}]}}\nstudy: {published: 3}\n",
                                   "recipe: {method: {name: {choice: [kd, none]}}}\nstudy: {published: [{method: 3}]}\n",
                                   "recipe: {optimizer: {uniform: [1, 2]}, epochs: {choice: [{a: 1}]}}\nstudy: {trials: x}\n",
-                                  "recipe: {}\nstudy: {trials: 1}\n", "recipe: []\nstudy: {trials: 1}\n", changed("balance: {weight:", "balance: {wieght:")])  # fmt: skip
+                                  "recipe: {}\nstudy: {trials: 1}\n", "recipe: {uniform: [0, 1], epochs: 3}\nstudy: {trials: 1}\n", "!x {a: 1}\n", "recipe: []\nstudy: {trials: 1}\n", changed("balance: {weight:", "balance: {wieght:")])  # fmt: skip
 def test_any_wrong_shape_is_a_user_error(tmp_path: Path, text: str) -> None:
     assert problems_of(tmp_path, text)

@@ -21,6 +21,9 @@ def main() -> int:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{error.filename or arguments.sweep_folder}: {error.strerror or error}", file=sys.stderr)
+        return 2
     print(report)
     return 0
 

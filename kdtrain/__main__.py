@@ -36,8 +36,8 @@ def _train(chosen: argparse.Namespace) -> int:
     from kdtrain.data import data_folder
     from kdtrain.environment import prepare_process
     from kdtrain.loop import Metrics
-    from kdtrain.run import train
-    from kdtrain.store import Store
+    from kdtrain.run import read_test, train
+    from kdtrain.store import Store, results_folder
 
     recipe = load_recipe(Path(chosen.recipe))
     prepare_process(chosen.threads)
@@ -46,7 +46,7 @@ def _train(chosen: argparse.Namespace) -> int:
         torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device: {chosen.device} cannot be used ({str(error).splitlines()[0]})") from None
-    store, data_root = Store(Path(chosen.results)), data_folder(chosen.data)
+    store, data_root = Store(results_folder(chosen.results)), data_folder(chosen.data)
 
     def show(metrics: Metrics) -> None:
         numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/accuracy", "val/nll"))
@@ -59,6 +59,8 @@ def _train(chosen: argparse.Namespace) -> int:
         print(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}", flush=True)
         try:
             outcome = train(part, store, data_root, device, final=True, on_epoch=show)
+            if outcome["state"] == "complete":
+                outcome = read_test(part, store, data_root, device)
         except OSError as error:
             if error.filename is None:
                 raise

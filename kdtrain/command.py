@@ -5,7 +5,8 @@ import shlex
 import shutil
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from kdtrain.errors import NoResult, UserError
 
 if TYPE_CHECKING:
     from kdtrain.config import Sweep
+    from kdtrain.study import Study
 
 DESCRIPTION = "Searches, confirms and reports: one sweep file in, results/<sweep>/report.md out."
 
@@ -25,6 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print("\n".join(error.problems), file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a lost cluster: nothing that was finished is lost
+        print(
+            f"{error.filename or chosen.results}: {error.strerror or error}; mend it and continue with:",
+            file=sys.stderr,
+        )
+        print(_again(chosen), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"stopped; everything finished is kept. Continue: {_again(chosen)}", file=sys.stderr)
         return 130
@@ -56,62 +65,71 @@ def _dispatch(chosen: argparse.Namespace) -> int:
     if chosen.plan:
         from kdtrain.plan import plan
 
-        print(plan(sweep, chosen.data))
+        print(plan(sweep, chosen.data, chosen.address))
         return 0
     return _run(chosen, sweep)
 
 
 def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
     from kdtrain.data import data_folder
+    from kdtrain.record import Record
     from kdtrain.resources import concurrent_trials, machine_resources
-    from kdtrain.store import locked
-    from kdtrain.study import describe
+    from kdtrain.store import Store, results_folder
+    from kdtrain.study import Study, describe
 
+    results, data_root = results_folder(chosen.results), data_folder(chosen.data)
     if chosen.address is None:
-        concurrent_trials(sweep.resources, machine_resources())
-    about = describe(sweep, data_folder(chosen.data))
-    folder = Path(chosen.results) / sweep.name
+        concurrent_trials(sweep.resources, [machine_resources()])
+    about = describe(sweep, data_root)
+    folder = results / sweep.name
     new = not folder.exists()
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with locked(folder, wait=False):
-            return _carry_out(chosen, sweep, about)
-    except BlockingIOError:
-        raise UserError(f"{folder}: another run_sweep.py is at work there; wait for it or stop it") from None
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder with --results") from None
-    except UserError as error:
-        if new and not isinstance(error, NoResult):
-            _leave_nothing(folder)
-        raise
+    with _claimed(folder):
+        record = Record(folder)
+        try:
+            record.open(about, sweep.located.text)
+            record.append("opened", command=_again(chosen))
+            return _carry_out(Study(sweep, Store(results), record, data_root), chosen.address)
+        except UserError:
+            if new and record.is_idle():
+                _leave_nothing(folder)
+            raise
 
 
-def _carry_out(chosen: argparse.Namespace, sweep: "Sweep", about: dict[str, Any]) -> int:
-    from kdtrain.data import data_folder
-    from kdtrain.record import Record
-    from kdtrain.store import Store
-    from kdtrain.study import Study
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """The sweep's folder for this process alone; UserError where another is at work there, or it cannot be written."""
+    from kdtrain.store import locked
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, wait=False))
+        except BlockingIOError:
+            raise UserError(f"{folder}: another run_sweep.py is at work there; wait for it or stop it") from None
+        except OSError as error:
+            text = f"cannot be written ({error.strerror}); name another folder with --results"
+            raise UserError(f"{folder}: {text}") from None
+        yield
+
+
+def _carry_out(study: "Study", address: str | None) -> int:
     from kdtrain.terminal import Display, quiet
 
-    results = Path(chosen.results)
-    record = Record(results / sweep.name)
-    record.open(about, sweep.located.text)
-    record.append("opened", command=_again(chosen))
-    study = Study(sweep, Store(results), record, data_folder(chosen.data))
-    log = record.folder / "ray.log"
-    print(f"{sweep.name}: results in {record.folder}, Ray's own messages in {log}", flush=True)
+    name, folder = study.sweep.name, study.record.folder
+    log = folder / "ray.log"
+    print(f"{name}: results in {folder}, Ray's own messages in {log}", flush=True)
     no_result: NoResult | None = None
     with quiet(log) as terminal:
         from kdtrain.execute import execute
 
         try:
             with Display(study, terminal).shown():
-                execute(study, chosen.address)
+                execute(study, address)
         except NoResult as error:
             no_result = error
     from analysis import build_report
 
-    print(f"{sweep.name}: {build_report(record.folder)}")
+    print(f"{name}: {build_report(folder)}")
     if no_result is not None:
         print("\n".join(no_result.problems), file=sys.stderr)
         return 1

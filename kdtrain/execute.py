@@ -3,11 +3,14 @@
 Tune's own snapshots are not used: the study and the store are the truth, and every start makes a fresh Tuner.
 """
 
+import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,13 +19,14 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from kdtrain.config.settings import Resources
-from kdtrain.errors import UserError
+from kdtrain.errors import NoResult, UserError
 from kdtrain.launch import run_job
 from kdtrain.resources import concurrent_trials, machine_resources, per_worker
 from kdtrain.study import Job, Study
 
 PROCESS_RESTARTS = 2
 OBJECT_STORE_BYTES = 200 << 20
+CONNECT_S = 10.0
 DRIVER_SLOTS = 64
 """Drivers of trials with several workers take a slot, not a CPU: the CPUs are their workers'."""
 
@@ -31,7 +35,13 @@ def execute(study: Study, address: str | None) -> None:
     """Runs every job of the study; raises UserError for what the user can mend, KeyboardInterrupt when interrupted."""
     resources = study.sweep.resources
     with _connected(resources, address):
-        limit = concurrent_trials(resources, ray.cluster_resources())
+        limit = concurrent_trials(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        slots = int(ray.cluster_resources().get("slot", 0))
+        if resources.workers > 1 and slots < limit:
+            raise UserError(
+                f"--address: {limit} trials of several workers need as many of the cluster's resource 'slot', "
+                f"but it has {slots}; start its head with: ray start --head --resources '{{\"slot\": {DRIVER_SLOTS}}}'"
+            )
         reuse = resources.workers == 1
         searcher = StudySearcher(study, keep_warm=limit if reuse and address is None else 0)
         driver = {"slot": 1.0} if resources.workers > 1 else per_worker(resources)
@@ -56,7 +66,7 @@ def execute(study: Study, address: str | None) -> None:
     if searcher.error is not None:
         raise searcher.error
     if not searcher.finished:
-        raise KeyboardInterrupt
+        raise NoResult("Ray Tune ended before the study did; ray.log may say why. The same command continues")
 
 
 class StudySearcher(Searcher):
@@ -101,6 +111,7 @@ class StudySearcher(Searcher):
             "recipe": job.recipe.model_dump(mode="json", exclude_none=True),
             "trial_id": job.trial_id,
             "final": job.final,
+            "also": [recipe.model_dump(mode="json", exclude_none=True) for recipe in job.also],
         }
 
     def _idle(self) -> dict[str, Any]:
@@ -147,7 +158,7 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         job = self.searcher.by_tune_id.get(trial.trial_id)
-        if job is not None and self.searcher.study.should_prune(job):
+        if job is not None and "broken" not in result and self.searcher.study.should_prune(job, result["epoch"]):
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
 
@@ -156,6 +167,7 @@ class StudyScheduler(FIFOScheduler):
 def _connected(resources: Resources, address: str | None) -> Iterator[None]:
     """A Ray of our own on this machine for as long as this lasts, or the one at `address`."""
     if address is not None:
+        _refuse_silence(address)
         try:
             ray.init(address=address, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -166,7 +178,9 @@ def _connected(resources: Resources, address: str | None) -> Iterator[None]:
             ray.shutdown()
         return
     there = machine_resources()
-    temporary = tempfile.mkdtemp(prefix="kd-", dir="/tmp")  # Ray's sockets need a short path
+    _sweep_up()
+    temporary = tempfile.mkdtemp(prefix=f"kd-{os.getpid()}-", dir="/tmp")  # Ray's sockets need a short path
+    os.environ["RAY_TMPDIR"] = temporary  # where all processes of this Ray look for its address, see below
     try:
         ray.init(
             address="local", num_cpus=int(there["CPU"]), num_gpus=int(there["GPU"]), resources={"slot": DRIVER_SLOTS},
@@ -174,7 +188,32 @@ def _connected(resources: Resources, address: str | None) -> Iterator[None]:
             include_dashboard=resources.workers > 1, dashboard_host="127.0.0.1",
             object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, _temp_dir=temporary,
         )  # fmt: skip
+        # without it the cleaner of Ray Train gives up where another Ray runs on this machine, and the workers of a
+        # pruned trial keep their CPUs for ever
+        address_file = Path(temporary) / "ray" / "ray_current_cluster"
+        address_file.parent.mkdir(exist_ok=True)
+        address_file.write_text(ray.get_runtime_context().gcs_address)
         yield
     finally:
         ray.shutdown()
+        os.environ.pop("RAY_TMPDIR", None)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep_up() -> None:
+    """Removes the temporary folders of drivers that were killed."""
+    for folder in Path("/tmp").glob("kd-*-*"):
+        pid = folder.name.split("-")[1]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_silence(address: str) -> None:
+    """UserError where nothing listens at HOST:PORT: Ray itself would wait for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto", or a name that Ray looks up
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise UserError(f"--address: no Ray cluster answers at {address} ({error.strerror or error})") from None

@@ -23,7 +23,7 @@ BACKWARD_OVER_FORWARD = 2
 """A backward pass computes two products for each one of the forward pass: by the inputs and by the weights."""
 
 
-def plan(sweep: Sweep, data: str | None) -> str:
+def plan(sweep: Sweep, data: str | None, address: str | None) -> str:
     """The plan as text: stages, search space, networks and an upper bound of the cost."""
     first = sweep.recipe_for(space.probe_points(sweep.tree)[0], sweep.study.seed)
     images, classes = _sizes(first.data, data)
@@ -32,7 +32,7 @@ def plan(sweep: Sweep, data: str | None) -> str:
         _table(["stage", "trainings", "what"], _stages(sweep)),
         _table(["parameter", "space", "only where"], _space(sweep)),
         _table(["network", "parameters", "MFLOP/image (forward)"], _networks(sweep, first, classes)),
-        _cost(sweep, first, images, classes),
+        _cost(sweep, first, images, classes, address),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -96,7 +96,7 @@ def _networks(sweep: Sweep, first: Recipe, classes: int) -> list[list[str]]:
     ]
 
 
-def _cost(sweep: Sweep, first: Recipe, images: int | None, classes: int) -> str:
+def _cost(sweep: Sweep, first: Recipe, images: int | None, classes: int, address: str | None) -> str:
     """An upper bound: nothing pruned, every batch computed; evaluation and start-up left out and said to be."""
     counts, longest = trainings(sweep), _longest(sweep)
     alone = sweep.baseline().recipe_for({p.name: p.ends[0] for p in sweep.baseline().parameters}, 0)
@@ -109,7 +109,7 @@ def _cost(sweep: Sweep, first: Recipe, images: int | None, classes: int) -> str:
     if images is None:
         return "cost: unknown until the images are there (--data DIR): their number is the user's own"
     environment.prepare_process(sweep.resources.cpus_per_worker)
-    at_once = max(1, concurrent_trials(sweep.resources, machine_resources()))
+    at_once = None if address else concurrent_trials(sweep.resources, [machine_resources()])
     rows, total_s, total_flops = [], 0.0, 0.0
     for name, recipe, count, epochs in work:
         if recipe is None or count == 0:
@@ -119,9 +119,9 @@ def _cost(sweep: Sweep, first: Recipe, images: int | None, classes: int) -> str:
         rows.append([name, f"{seen:,}", f"{seen * flops / 1e12:,.2f}", f"{seen * seconds / 60:,.1f}"])
         total_s, total_flops = total_s + seen * seconds, total_flops + seen * flops
     table = _table(["stage", "images", "TFLOP", "minutes of one trial slot"], rows)
+    together = f", {total_s / 60 / at_once:,.1f} min with {at_once} trials at once on this machine" if at_once else ""
     text = (
-        f"cost at most: {total_flops / 1e12:,.2f} TFLOP, {total_s / 60:,.1f} min of one slot, "
-        f"{total_s / 60 / at_once:,.1f} min with {at_once} trials at once on this machine\n"
+        f"cost at most: {total_flops / 1e12:,.2f} TFLOP, {total_s / 60:,.1f} min of one slot{together}\n"
         f"(training steps timed here just now on made-up images, {TIMED_STEPS} each; nothing pruned; "
         "reading images, validation and start-up come on top)"
     )

@@ -2,13 +2,10 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdtrain.errors import UserError
 from kdtrain.store import SCHEMA, Row, append_row, read_json, read_rows, write_bytes, write_json
-
-if TYPE_CHECKING:
-    from kdtrain.study import Job
 
 
 class Record:
@@ -52,25 +49,20 @@ class Record:
         append_row(self.path, row)
         self._keep(row)
 
+    def is_idle(self) -> bool:
+        """Whether nothing was ever tried but, perhaps, the first batches of the smoke stage."""
+        return all(stage == "smoke" for stage, _ in self._plans)
+
     def append_once(self, event: str, **fields: Any) -> None:
         """Appends unless the newest event of this kind says the same and no job was planned or ended since."""
         if self._newest.get(event) != fields or self._newest_job > self._newest_at[event]:
             self.append(event, **fields)
 
-    def plan_once(self, job: "Job") -> None:
-        about = {"stage": job.stage, "number": job.number, "trial_id": job.trial_id, **job.details}
-        known = self._plans.get((job.stage, job.number))
+    def note(self, event: str, **about: Any) -> None:
+        """Appends what was planned or how it ended, unless that is what the record says already."""
+        known = self._kept(event).get((about["stage"], about["number"]))
         if known is None or any(known.get(key) != value for key, value in about.items()):
-            self.append("planned", **about)
-
-    def end_once(self, job: "Job", outcome: Row) -> None:
-        about = {"stage": job.stage, "number": job.number, "trial_id": job.trial_id, **outcome}
-        known = self._ends.get((job.stage, job.number))
-        if known is None or any(known.get(key) != value for key, value in about.items()):
-            self.append("ended", **about)
-
-    def plan(self, stage: str, number: int) -> Row:
-        return self._plans[stage, number]
+            self.append(event, **about)
 
     def planned_values(self, stage: str, number: int) -> dict[str, Any] | None:
         """The values that were drawn for this trial at an earlier start, if any were."""
@@ -87,9 +79,11 @@ class Record:
         if row["event"] in ("planned", "ended") and row["stage"] != "pictures":
             self._newest_job = self._rows
         self._newest[row["event"]] = {key: value for key, value in row.items() if key not in ("event", "time")}
-        kept = {"planned": self._plans, "ended": self._ends}.get(row["event"])
-        if kept is not None:
-            kept[row["stage"], row["number"]] = row
+        if row["event"] in ("planned", "ended"):
+            self._kept(row["event"])[row["stage"], row["number"]] = row
+
+    def _kept(self, event: str) -> dict[tuple[str, int], Row]:
+        return self._plans if event == "planned" else self._ends
 
 
 def _owned(about: Row) -> Row:

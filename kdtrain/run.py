@@ -85,7 +85,7 @@ def train(
 ) -> Row:
     """Trains a recipe to its outcome, which is returned; continues what was cut off, returns what has ended.
 
-    final: also read the test split (once, with the best epoch's weights) and keep weights and predictions.
+    final: keep the best epoch's weights, from which `read_test` reads the test split; a training never reads it.
     on_epoch is called on every rank after the row and checkpoint of an epoch are written.
     A training that breaks ends as `failed` with its reason; what a user can mend (UserError, OSError) is raised.
     """
@@ -95,7 +95,7 @@ def train(
     with locked(folder.path, wait=True) if ranks.rank() == 0 else nullcontext():
         ranks.barrier()
         ended = folder.outcome()
-        if ended is not None and _serves(ended, final):
+        if ended is not None and _serves(ended, final, folder):
             return ended
         run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device)
         _open(run, folder, data_root)
@@ -125,30 +125,34 @@ def _train(run: Run, folder: TrialFolder, final: bool, on_epoch: Callable[[Metri
         ranks.barrier()  # all ranks sum up the rows in the end
         on_epoch(metrics)
 
-    state, reason, measured = "complete", None, None
+    state, reason = "complete", None
     try:
         fit(run, run.recipe.epochs, report)
-        measured = test_metrics(run, folder) if final else None
     except (UserError, OSError):  # a full disk or a closed pipe is no outcome of the recipe: it can be continued
         raise
     except Exception as error:
+        if ranks.size() > 1 and not isinstance(error, NonFiniteLoss):
+            raise  # of this rank alone: the others wait for it, so the group must end
         if leads:
             write_bytes(folder.path / "error.txt", traceback.format_exc().encode())
         state = "failed"
         reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
     outcome = outcome_row(state, reason, folder)
-    outcome["test"] = measured
     if leads:
-        folder.write_outcome(outcome)
+        if final and state == "complete":
+            weights = {name: value.cpu().contiguous() for name, value in run.best_weights.items()}
+            write_bytes(folder.weights, safetensors.torch.save(weights))
+        if folder.outcome() is None:  # else the study has pruned it meanwhile
+            folder.write_outcome(outcome)
         folder.remove_checkpoints()
     ranks.barrier()
     return outcome
 
 
-def _serves(outcome: Row, final: bool) -> bool:
+def _serves(outcome: Row, final: bool, folder: TrialFolder) -> bool:
     """Whether an outcome is what a training would end with. A pruned one is some study's choice, no end."""
     if outcome["state"] == "complete":
-        return not final or outcome["test"] is not None
+        return not final or folder.weights.exists()
     return bool(outcome["state"] == "failed")
 
 
@@ -194,25 +198,33 @@ def smoke(recipe: Recipe, data_root: Path, device: torch.device) -> None:
         raise NonFiniteLoss(f"not finite on the first batch: {', '.join(broken)}")
 
 
-def test_metrics(run: Run, folder: TrialFolder) -> Row:
-    """Reads the test split, once, with the best epoch's weights; keeps these and the logits of val and test."""
-    student = run.distiller.student
-    student.load_state_dict(run.best_weights)
-    val, test = run.data.val, run.data.test
-    val_logits, test_logits = (logits_of(student, split, run.device) for split in (val, test))
-    if ranks.rank() == 0:
-        arrays = {
-            "val_logits": val_logits, "val_labels": val.labels, "test_logits": test_logits, "test_labels": test.labels
-        }  # fmt: skip
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_arrays(folder.predictions, {name: value.numpy() for name, value in arrays.items()})
-        weights = {name: value.cpu().contiguous() for name, value in run.best_weights.items()}
-        write_bytes(folder.weights, safetensors.torch.save(weights))
-    return {
-        "test/accuracy": accuracy(test_logits, test.labels),
-        "test/nll": nll(test_logits, test.labels),
-        "images": len(test),
-    }
+def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.device) -> Row:
+    """Reads the test split of a training that kept its weights, once: its logits and those of validation are written,
+    its metrics join the outcome, which is returned."""
+    data = load(recipe.data, data_root)
+    folder = store.trial(trial_id(recipe, data_root))
+    with locked(folder.path, wait=True) if ranks.rank() == 0 else nullcontext():
+        ranks.barrier()
+        outcome = folder.outcome()
+        assert outcome is not None
+        assert outcome["state"] == "complete"
+        if outcome["test"] is not None:
+            return outcome
+        network = build(recipe.student.model, data.image_shape, len(data.classes), 0).to(device)
+        load_weights(network, folder.weights)
+        val_logits, test_logits = (logits_of(network, split, device) for split in (data.val, data.test))
+        outcome["test"] = {
+            "test/accuracy": accuracy(test_logits, data.test.labels),
+            "test/nll": nll(test_logits, data.test.labels),
+            "images": len(data.test),
+        }
+        ranks.barrier()  # all have read the outcome that rank 0 now writes
+        if ranks.rank() == 0:
+            arrays = {"val_logits": val_logits, "val_labels": data.val.labels}
+            arrays |= {"test_logits": test_logits, "test_labels": data.test.labels}
+            write_arrays(folder.predictions, {name: value.numpy() for name, value in arrays.items()})
+            folder.write_outcome(outcome)
+        return outcome
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -238,7 +250,7 @@ def best_epoch(rows: list[Row], objective: str) -> Row | None:
 
 
 def outcome_row(state: str, reason: str | None, folder: TrialFolder) -> Row:
-    """The outcome as the rows of the epochs tell it; a final trial adds its test metrics."""
+    """The outcome as the rows of the epochs tell it; `read_test` adds the test metrics of a final one."""
     rows = folder.epochs()
     about = folder.recipe() or {}  # none: its process died before it began
     objective = about["recipe"]["objective"] if about else "val/accuracy"

@@ -27,6 +27,15 @@ STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed"
 
 
 @dataclass
+class Judged:
+    """A running trial among those it is compared with: its rows so far, and the epoch at which it was to stop."""
+
+    trial: optuna.Trial
+    epoch: int = 0
+    stop: int | None = None
+
+
+@dataclass
 class Search:
     """`ended` holds, by number, every trial that has ended; `planned` the values of every trial that was planned."""
 
@@ -35,7 +44,7 @@ class Search:
     planned: dict[int, Values] = field(default_factory=dict)
     ended: dict[int, FrozenTrial] = field(default_factory=dict)
     order_ended: list[int] = field(default_factory=list)
-    running: dict[int, optuna.Trial] = field(default_factory=dict)
+    judged: dict[int, "Judged"] = field(default_factory=dict)
 
     @property
     def trials(self) -> int:
@@ -71,22 +80,19 @@ class Search:
                 study.add_trial(self._frozen(values, TrialState.RUNNING, None, {}, {}))
         return space.suggest(study.ask(), self.sweep.tree)
 
-    def should_prune(self, number: int, rows: Sequence[Row]) -> bool:
-        """Whether trial `number` should stop after the last of its epochs' rows."""
-        if number not in self.running:
-            trial = self.running[number] = self._comparison(number)
-            for row in rows[:-1]:
-                self._report(trial, row)
-        return self._report(self.running[number], rows[-1])
-
-    def would_end_at(self, number: int, rows: Sequence[Row]) -> int | None:
-        """The epoch after which trial `number` is pruned, or None: decided again from its rows."""
-        trial = self._comparison(number)
-        return next((int(row["epoch"]) for row in rows if self._report(trial, row)), None)
+    def pruned_after(self, number: int, rows: Sequence[Row]) -> int | None:
+        """The epoch after which trial `number` is to stop, or None. Every row is judged once, in the order of epochs,
+        so it does not matter how many rows there are when the question is asked."""
+        judged = self.judged.setdefault(number, Judged(self._comparison(number)))
+        for row in rows:
+            if judged.stop is None and row["epoch"] > judged.epoch:
+                judged.epoch = row["epoch"]
+                judged.stop = judged.epoch if self._report(judged.trial, row) else None
+        return judged.stop
 
     def tell(self, number: int, state: str, value: float | None, rows: Sequence[Row]) -> None:
         """Trial `number` has ended."""
-        self.running.pop(number, None)
+        self.judged.pop(number, None)
         comparison = self._comparison(number)
         for row in rows:
             self._report(comparison, row)

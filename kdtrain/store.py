@@ -23,13 +23,19 @@ SCHEMA = 1
 Row = dict[str, Any]
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Atomic: a reader sees the old file or the whole new one, and so does whoever comes after a kill."""
+def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Atomic: a reader sees the old file or the whole new one, and so does whoever comes after a kill.
+
+    durable: after a power cut too, which costs some milliseconds; a checkpoint does without, its digest tells.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would lock colleagues out of a shared results folder
         os.replace(temporary, path)
     except BaseException:
@@ -38,7 +44,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode(), durable=True)
 
 
 def read_json(path: Path) -> Row:
@@ -91,6 +97,13 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     with open(folder / ".lock", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+
+
+def results_folder(written: str) -> Path:
+    """The folder that --results names; UserError for a URL, which would silently become a folder of that name."""
+    if "://" in written:
+        raise UserError(f"--results: must be a folder, got {written}; URLs are not supported yet")
+    return Path(written)
 
 
 class Store:

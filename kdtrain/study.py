@@ -19,7 +19,7 @@ from kdtrain.errors import NoResult, UserError
 from kdtrain.identity import trial_id
 from kdtrain.models import build, forward_flops, parameter_count
 from kdtrain.record import Record
-from kdtrain.run import merit, outcome_row
+from kdtrain.run import best_epoch, merit, outcome_row
 from kdtrain.search import Search, Values
 from kdtrain.store import Row, Store, TrialFolder, write_bytes
 
@@ -32,7 +32,8 @@ PARTS = ("data", "method", "teacher", "student")
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to run: a training, a smoke test or the pictures."""
+    """One thing to run: a training (final: its weights are kept), a smoke test, the test split of the recipes in
+    `also`, or the pictures."""
 
     stage: str
     number: int
@@ -41,11 +42,16 @@ class Job:
     kind: str = "train"
     final: bool = False
     prunable: bool = False
+    also: tuple[Recipe, ...] = ()
     details: Row = field(default_factory=dict, compare=False)
 
     @property
     def key(self) -> str:
         return f"{self.stage}-{self.number}"
+
+    @property
+    def about(self) -> Row:
+        return {"stage": self.stage, "number": self.number, "trial_id": self.trial_id}
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Study:
         self.running: dict[str, Job] = {}
         self.waiting: dict[str, list[Job]] = {}
         self.states: dict[str, Row] = {}
+        self.confirming: dict[str, list[Job]] = {}  # by candidate
+        self.kept: dict[str, Recipe] = {}  # teachers and confirmed recipes, whose weights are kept
         self.stage, self.stage_size = "starting", 0
 
     def jobs(self) -> Iterator[Job | None]:
@@ -86,30 +94,33 @@ class Study:
         winner = self._winner(candidates)
         if winner is None:
             raise NoResult("confirm: none of the best recipes completed all its seeds; trials.csv has the reasons")
+        yield from self._tested(winner)
         yield from self._all([self._job("pictures", 0, winner, kind="pictures")])
         self.record.append_once("finished")
 
-    def should_prune(self, job: Job) -> bool:
-        """Told after each epoch of a training; if True the job has ended as pruned and is to be stopped."""
-        if not job.prunable:
-            return False
+    def should_prune(self, job: Job, epoch: int) -> bool:
+        """Told after each epoch of a training; if True the job has ended as pruned and is to be stopped.
+
+        Workers may have run ahead, and a continued training may have skipped a decision: what counts is the first
+        epoch that was to be the last, and the rows after it are dropped.
+        """
         folder = self.store.trial(job.trial_id)
-        rows = folder.epochs()
-        if not rows or rows[-1]["epoch"] >= job.recipe.epochs:
+        stop = self._pruned_after(job, [row for row in folder.epochs() if row["epoch"] <= epoch])
+        if stop is None:
             return False
-        if not self._search(job).should_prune(job.number, rows):
-            return False
-        reason = f"stopped by {self.sweep.study.pruner.name} after epoch {rows[-1]['epoch']}"
-        folder.write_outcome(outcome_row("pruned", reason, folder))
+        folder.keep_epochs(stop)
+        folder.write_outcome(outcome_row("pruned", self._pruning(stop), folder))
         folder.remove_checkpoints()
         return True
 
     def ended(self, job: Job, broken: str | None = None) -> None:
-        """A job has ended: with an outcome in the store, or `broken` with a reason."""
-        folder = self.store.trial(job.trial_id)
-        if job.kind == "train" and (broken or folder.outcome() is None):
-            reason = broken or "its process ended without an outcome"
-            folder.write_outcome(outcome_row("failed", reason, folder))
+        """A job has ended: with an outcome in the store, or `broken` with a reason.
+
+        What breaks outside the training (a full disk, a killed process) is no outcome of the recipe: it counts as
+        failed here, and is tried again when the study is opened again.
+        """
+        if job.kind == "train":
+            broken = None if self._has_ended(job) else broken or "its process ended without an outcome"
         self.running.pop(job.key, None)
         self._note_end(job, broken)
         for follower in self.waiting.pop(job.trial_id, []):
@@ -117,10 +128,10 @@ class Study:
 
     def progress(self) -> Row:
         """For a display: the stage, how its jobs stand, and the best objective of the search so far."""
-        ends = [row["state"] for key, row in self.states.items() if key.rpartition("-")[0] == self.stage]
+        ends = [row["state"] for key, row in list(self.states.items()) if key.rpartition("-")[0] == self.stage]
         counts = {state: ends.count(state) for state in ("complete", "pruned", "failed")}
-        running = sum(job.stage == self.stage for job in self.running.values())
-        values = [trial.value for trial in self.search.ended.values() if trial.value is not None]
+        running = sum(job.stage == self.stage for job in list(self.running.values()))
+        values = [trial.value for trial in list(self.search.ended.values()) if trial.value is not None]
         best = (max if self.sweep.study.objective == "val/accuracy" else min)(values, default=None)
         return {"stage": self.stage, "of": self.stage_size, "running": running, "best": best, **counts}
 
@@ -173,11 +184,13 @@ class Study:
             jobs = []
             for number in batch:
                 search.planned[number] = self.record.planned_values(search.stage, number) or search.suggest(number)
-                jobs.append(self._search_job(search, number))
+                job = self._search_job(search, number)
+                if job is not None:
+                    jobs.append(job)
             if self.sweep.study.order == "batches":
                 yield from self._all(jobs)
-            elif self._begin(jobs[0]):
-                yield jobs[0]
+            else:
+                yield from (job for job in jobs if self._begin(job))
             number = batch.stop
         while any(job.stage == search.stage for job in self.running.values()):
             yield None
@@ -186,12 +199,29 @@ class Study:
             raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {'; '.join(reasons)}")
 
     def _confirmed(self, candidates: list[Candidate]) -> Iterator[Job | None]:
-        """Every candidate with every confirming seed: here, and only here, the test split is read."""
+        """Every candidate with every confirming seed; their weights are kept for the test split."""
         jobs: list[Job] = []
         for candidate in candidates:
+            own = self.confirming.setdefault(candidate.key, [])
             for index in range(self.sweep.study.confirm.seeds):
                 jobs.append(self._confirm_job(candidate, len(jobs), self._confirming_seed(index)))
+                own.append(jobs[-1])
         yield from self._all(jobs)
+
+    def _tested(self, winner: Recipe) -> Iterator[Job | None]:
+        """The test split is read: once for each confirmed training and teacher, after the winner has been fixed."""
+        untested = [recipe for recipe in self.kept.values() if self._untested(recipe)]
+        if not untested:
+            return
+        job = self._job("test", 0, winner, kind="test", also=tuple(untested))
+        yield from self._all([job])
+        broken = self.states[job.key]["reason"]
+        if broken:
+            raise NoResult(f"confirm: reading the test split failed: {broken}")
+
+    def _untested(self, recipe: Recipe) -> bool:
+        outcome = self.store.trial(trial_id(recipe, self.data_root)).outcome()
+        return outcome is not None and outcome["state"] == "complete" and outcome["test"] is None
 
     def _candidates(self) -> list[Candidate]:
         """The k best, the published points, and the baselines that they are compared with."""
@@ -222,6 +252,10 @@ class Study:
         for i in published:
             baseline_of(i, True)  # its own student/freeze pair is confirmed as well
             chosen.append(candidate(f"published {i + 1}", "published", self.search, i, baseline_of(i, False)))
+        for number in self._ranked(self.baselines):  # the best of every student model, whoever needs it
+            model = self.baselines.recipe(number).student.model
+            if model not in {self.baselines.recipe(other).student.model for other in baselines}:
+                baselines.append(number)
         for i, number in enumerate(baselines):
             chosen.append(candidate(f"baseline {i + 1}", "baseline", self.baselines, number, None))
         return chosen
@@ -232,13 +266,9 @@ class Study:
         sign = 1 if objective == "val/accuracy" else -1
         means: dict[str, float] = {}
         for candidate in candidates:
-            values = [
-                row["value"]
-                for number, row in self.record.ends("confirm").items()
-                if self.record.plan("confirm", number)["candidate"] == candidate.key
-            ]
-            if candidate.role == "best" and None not in values:
-                means[candidate.key] = sign * statistics.fmean(values)
+            runs = [self.states[job.key] for job in self.confirming[candidate.key]]
+            if candidate.role == "best" and all(run["state"] == "complete" for run in runs):
+                means[candidate.key] = sign * statistics.fmean(run["value"] for run in runs)
         if not means:
             return None
         key = max(means, key=lambda name: means[name])
@@ -259,12 +289,25 @@ class Study:
         details |= options.pop("details", {})
         return Job(stage, number, recipe, trial_id(recipe, self.data_root), details=details, **options)
 
-    def _search_job(self, search: Search, number: int) -> Job:
+    def _search_job(self, search: Search, number: int) -> Job | None:
+        """The job of a planned trial; None where its values do not go together: then it has failed with that reason."""
         published = number < len(search.sweep.published)
-        recipe = search.recipe(number)
+        try:
+            recipe = search.recipe(number)
+        except UserError as error:
+            self._note_impossible(search, number, str(error))
+            return None
         values = search.planned[number]
         prunable = not published and self.sweep.study.pruner.name != "none"
         return self._job(search.stage, number, recipe, values=values, published=published, prunable=prunable)
+
+    def _note_impossible(self, search: Search, number: int, reason: str) -> None:
+        about = {"stage": search.stage, "number": number, "trial_id": None}
+        outcome = {"state": "failed", "value": None, "reason": reason, "epochs": 0}
+        self.record.note("planned", **about, values=search.planned[number], published=False)
+        self.record.note("ended", **about, **outcome)
+        self.states[f"{search.stage}-{number}"] = outcome
+        search.tell(number, "failed", None, [])
 
     def _confirm_job(self, candidate: Candidate, number: int, seed: int) -> Job:
         recipe = self._candidate_recipe(candidate, seed)
@@ -291,7 +334,10 @@ class Study:
 
     def _begin(self, job: Job) -> bool:
         """Notes a job as planned; True if it is to be run now, False if its outcome is there or on its way."""
-        self.record.plan_once(job)
+        if job.kind != "test":  # the second half of confirm, not a stage of its own
+            self.record.note("planned", **job.about, **job.details)
+        if job.final:
+            self.kept[job.trial_id] = job.recipe
         if job.kind == "train":
             if self._has_ended(job):
                 self._note_end(job)
@@ -303,33 +349,52 @@ class Study:
         return True
 
     def _has_ended(self, job: Job) -> bool:
-        """Whether the store's outcome serves this job. One that another study pruned, or that this one would not
-        have pruned there, is trained on; one without test metrics does not serve a final job."""
+        """Whether the store's outcome serves this job. One that was pruned serves only where this study would have
+        pruned it as well; a final one must have kept its weights."""
         folder = self.store.trial(job.trial_id)
         outcome = folder.outcome()
         if outcome is None or outcome["state"] == "failed":
             return outcome is not None
         if outcome["state"] == "complete":
-            return not job.final or outcome["test"] is not None
-        rows = folder.epochs()
-        return job.prunable and self._search(job).would_end_at(job.number, rows) == len(rows)
+            return not job.final or folder.weights.exists()
+        return self._pruned_after(job, folder.epochs()) is not None
+
+    def _pruned_after(self, job: Job, rows: list[Row]) -> int | None:
+        """The epoch after which this study stops the job, or None: as it once decided, else decided from the rows."""
+        if not job.prunable:
+            return None
+        known = self.record.ends(job.stage).get(job.number)
+        if known is not None and known["trial_id"] == job.trial_id and known["state"] == "pruned":
+            return int(known["epochs"])
+        return self._search(job).pruned_after(job.number, [row for row in rows if row["epoch"] < job.recipe.epochs])
+
+    def _pruning(self, epoch: int) -> str:
+        return f"stopped by {self.sweep.study.pruner.name} after epoch {epoch}"
 
     def _note_end(self, job: Job, broken: str | None = None) -> None:
         outcome = self._outcome(job, broken)
         self.states[job.key] = outcome
         if job.stage in ("baselines", "search"):
-            rows = self.store.trial(job.trial_id).epochs()
+            rows = self.store.trial(job.trial_id).epochs()[: outcome["epochs"]]
             self._search(job).tell(job.number, outcome["state"], outcome["value"], rows)
-        self.record.end_once(job, outcome)
+        if job.kind != "test":
+            self.record.note("ended", **job.about, **outcome)
 
     def _outcome(self, job: Job, broken: str | None) -> Row:
-        """State, objective at the best epoch, epochs and reason of an ended job."""
-        if job.kind != "train":
+        """State, objective at the best epoch, epochs and reason of an ended job, as this study sees it: a trial that
+        it would have pruned is pruned, even if another sweep has trained it to its end."""
+        if broken or job.kind != "train":
             return {"state": "failed" if broken else "complete", "value": None, "reason": broken, "epochs": 0}
-        outcome = self.store.trial(job.trial_id).outcome()
+        folder = self.store.trial(job.trial_id)
+        outcome, rows = folder.outcome(), folder.epochs()
         assert outcome is not None
-        value = outcome["best"][self.sweep.study.objective] if outcome["best"] else None
-        return {"state": outcome["state"], "value": value, "reason": outcome["reason"], "epochs": outcome["epochs"]}
+        state, reason, epochs, best = outcome["state"], outcome["reason"], outcome["epochs"], outcome["best"]
+        stop = self._pruned_after(job, rows) if state != "failed" else None
+        if stop is not None:
+            state, reason, epochs = "pruned", self._pruning(stop), stop
+            best = best_epoch(rows[:stop], self.sweep.study.objective)
+        value = best[self.sweep.study.objective] if best and state != "failed" else None
+        return {"state": state, "value": value, "reason": reason, "epochs": epochs}
 
     def _ranked(self, search: Search) -> list[int]:
         """Numbers of the complete trials of distinct recipes, best first: objective, then NLL, then number."""

@@ -10,7 +10,7 @@ from kdtrain.config import load_sweep
 from kdtrain.environment import prepare_process
 from kdtrain.loop import Metrics
 from kdtrain.record import Record
-from kdtrain.run import smoke, train
+from kdtrain.run import read_test, smoke, train
 from kdtrain.store import Store
 from kdtrain.study import Job, Study, describe
 
@@ -78,16 +78,19 @@ def run(study: Study, job: Job, cut: int | None = None) -> bool:
     """One job; False if it was cut off after epoch `cut`."""
 
     def on_epoch(metrics: Metrics) -> None:
-        if study.should_prune(job):
-            raise Stopped("pruned")
         if cut is not None and metrics["epoch"] >= cut:
-            raise Stopped("cut")
+            raise Stopped("cut")  # before the study is asked, as a kill may come
+        if study.should_prune(job, int(metrics["epoch"])):
+            raise Stopped("pruned")
 
     try:
         if job.kind == "train":
             train(job.recipe, study.store, study.data_root, CPU, final=job.final, on_epoch=on_epoch)
         elif job.kind == "smoke":
             smoke(job.recipe, study.data_root, CPU)
+        elif job.kind == "test":
+            for recipe in job.also:
+                read_test(recipe, study.store, study.data_root, CPU)
     except Stopped as stopped:
         return str(stopped) == "pruned"
     return True

@@ -289,7 +289,7 @@ def test_nothing_but_the_test_split_weights_and_predictions_is_added_by_final(tm
     assert more == files | {"weights.safetensors", "predictions.npz"}
 
 
-def test_the_test_split_is_not_read_unless_final_and_then_once(tmp_path: Path, monkeypatch) -> None:
+def test_no_training_reads_the_test_split_and_read_test_reads_it_once(tmp_path: Path, monkeypatch) -> None:
     data = load(recipe().data, NO_DATA)
     reads: list[int] = []
 
@@ -300,8 +300,9 @@ def test_the_test_split_is_not_read_unless_final_and_then_once(tmp_path: Path, m
 
     watched = replace(data, test=replace(data.test, images=Watched()))
     monkeypatch.setattr("kdtrain.run.load", lambda config, root: watched)
-    trained(recipe(), tmp_path, final=False)
+    train(recipe(), Store(tmp_path), NO_DATA, CPU, final=True)
     assert reads == []
+    trained(recipe(), tmp_path, final=True)
     trained(recipe(), tmp_path, final=True)
     assert reads == list(range(60))
 

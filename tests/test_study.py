@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from studies import carry_out, decisions, events, open_study, plans, sweep_file
+from studies import CPU, TREE, carry_out, decisions, events, open_study, plans, run, sweep_file
 
 from kdtrain.config import load_recipe
 from kdtrain.errors import UserError
-from kdtrain.study import FIRST_CONFIRMING_SEED, Study
+from kdtrain.run import train
+from kdtrain.study import FIRST_CONFIRMING_SEED, Job, Study
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_opening_a_finished_study_runs_nothing_and_records_nothing_new(finished:
     assert again.record.path.read_bytes() == before
 
 
-@pytest.mark.parametrize("jobs", [1, 2, 4, 9, 13, 17])
+@pytest.mark.parametrize("jobs", [1, 2, 4, 5, 6, 8, 9, 11, 12, 13, 14, 17])
 def test_a_study_cut_off_anywhere_ends_as_the_undisturbed_one(finished: Study, tmp_path: Path, jobs: int) -> None:
     file = sweep_file(tmp_path)
     ran = carry_out(open_study(file, tmp_path / "results"), jobs=jobs, cut_at_epoch=2)
@@ -299,3 +300,115 @@ def test_a_store_of_a_newer_schema_is_refused(finished: Study, tmp_path: Path) -
 
 def test_the_sweep_file_as_run_is_kept(finished: Study) -> None:
     assert yaml.safe_load((finished.record.folder / "sweep.yaml").read_text())["study"]["trials"] == 6
+
+
+def test_a_trial_that_another_sweep_completed_is_pruned_here_as_in_an_empty_folder(
+    finished: Study, tmp_path: Path
+) -> None:
+    first = open_study(sweep_file(tmp_path, name="unpruned", study={"pruner": None}), tmp_path / "results")
+    carry_out(first)
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+    carry_out(study)
+    assert decisions(study) == decisions(finished)
+
+
+def test_workers_that_run_ahead_do_not_change_where_a_trial_is_pruned(finished: Study, tmp_path: Path) -> None:
+    """All epochs are on disk before the study is asked for the first: it still stops where it would have."""
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+    for job in study.jobs():
+        assert job is not None
+        if job.kind == "train":
+            train(job.recipe, study.store, study.data_root, CPU, final=job.final)
+            for epoch in range(1, job.recipe.epochs + 1):
+                if study.should_prune(job, epoch):
+                    break
+        else:
+            run(study, job)
+        study.ended(job)
+    assert decisions(study) == decisions(finished)
+    assert all(len(study.store.trial(p["trial_id"]).epochs()) == o["epochs"] for p, o in pruned(study))
+    assert [job.kind for job in carry_out(open_study(sweep_file(tmp_path), tmp_path / "results"))] == ["pictures"]
+
+
+def pruned(study: Study) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    pairs = zip(plans(study, "search"), outcomes(study, "search"), strict=True)
+    return [(plan, outcome) for plan, outcome in pairs if outcome["state"] == "pruned"]
+
+
+def test_a_free_order_opened_again_trains_nothing(tmp_path: Path) -> None:
+    """Its prunings depended on who ended first: they are taken from the record, not decided again."""
+    file = sweep_file(tmp_path, study={"order": "free", "batch": None, "trials": 8})
+    study = open_study(file, tmp_path / "results")
+    held: list[Job] = []
+    for job in study.jobs():  # two at once: the later one ends first
+        if job is not None:
+            held.append(job)
+        if job is None or len(held) == 2:
+            latest = held.pop()
+            run(study, latest)
+            study.ended(latest)
+    again = open_study(file, tmp_path / "results")
+    assert [job.kind for job in carry_out(again)] == ["pictures"]
+    assert decisions(again) == decisions(study)
+
+
+def test_what_breaks_outside_a_training_is_tried_again(finished: Study, tmp_path: Path) -> None:
+    file = sweep_file(tmp_path)
+    study = open_study(file, tmp_path / "results")
+    for job in study.jobs():
+        assert job is not None
+        if job.key == "search-1":
+            study.ended(job, "[Errno 28] No space left on device")
+            break
+        run(study, job)
+        study.ended(job)
+    broken = [row for row in events(study) if row["event"] == "ended"][-1]
+    assert (broken["state"], broken["reason"]) == ("failed", "[Errno 28] No space left on device")
+    again = open_study(file, tmp_path / "results")
+    assert "search-1" in {job.key for job in carry_out(again)}
+    assert decisions(again) == decisions(finished)
+
+
+def test_a_candidate_with_a_failed_seed_cannot_win(tmp_path: Path) -> None:
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+    for job in study.jobs():
+        assert job is not None
+        if job.stage == "confirm" and job.details["candidate"] == "best 1" and job.details["seed"] % 2:
+            study.ended(job, "its process died")
+            continue
+        run(study, job)
+        study.ended(job)
+    assert next(row for row in events(study) if row["event"] == "winner")["candidate"] == "best 2"
+
+
+def test_values_that_do_not_go_together_are_a_failed_trial_with_the_reason(tmp_path: Path) -> None:
+    """Each value is valid at some point of the space, so the file is; not every point is."""
+    recipe = {
+        "epochs": {"choice": [4, 3]},
+        "lr_schedule": {"name": "cosine", "warmup_epochs": {"choice": [0, 3]}},
+        "optimizer": {"name": "adam", "lr": 0.01},
+        "method": {"name": "kd", "balance": {"alpha_ce": 0.5}, "temperature": 4.0},
+        "teacher": {**TREE["recipe"]["teacher"], "lr_schedule": {"name": "constant"}, "epochs": 2},
+    }
+    settings = {"published": None, "sampler": {"name": "grid"}, "pruner": None, "trials": 4}
+    study = open_study(sweep_file(tmp_path, recipe=recipe, study=settings), tmp_path / "results")
+    carry_out(study)
+    ends = {row["number"]: row for row in events(study) if row["event"] == "ended" and row["stage"] == "search"}
+    assert sorted(row["state"] for row in ends.values()) == ["complete", "complete", "complete", "failed"]
+    (failed,) = [row for row in ends.values() if row["state"] == "failed"]
+    assert "must be below epochs 3, got 3" in failed["reason"]
+    assert events(study)[-1]["event"] == "finished"
+
+
+def test_the_winner_is_fixed_before_the_test_split_is_read(tmp_path: Path) -> None:
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+    for job in study.jobs():
+        assert job is not None
+        if job.kind == "test":
+            assert [row["event"] for row in events(study)][-1] == "winner"
+            assert all(folder.outcome()["test"] is None for folder in study.store.trials())  # type: ignore[index]
+        run(study, job)
+        study.ended(job)
+    kept = {row["trial_id"] for stage in ("teacher", "confirm") for row in plans(study, stage)}
+    tested = {folder.trial_id for folder in study.store.trials() if folder.outcome()["test"]}  # type: ignore[index]
+    assert tested == kept

@@ -13,7 +13,7 @@ from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.environment import prepare_process
 from kdtrain.identity import trial_id
 from kdtrain.loop import Metrics
-from kdtrain.run import train
+from kdtrain.run import read_test, train
 from kdtrain.store import Row, Store, TrialFolder
 
 CPU = torch.device("cpu")
@@ -83,6 +83,8 @@ def trained(
         on_epoch(metrics)
 
     outcome = train(recipe, store, data_root, CPU, final=final, on_epoch=keep)
+    if final and outcome["state"] == "complete":
+        outcome = read_test(recipe, store, data_root, CPU)
     return Trained(folder, outcome, checkpoints)
 
 

@@ -18,7 +18,7 @@ from kdtrain import ranks
 from kdtrain.environment import prepare_process
 from kdtrain.identity import trial_id
 from kdtrain.loop import Metrics
-from kdtrain.run import train
+from kdtrain.run import read_test, train
 from kdtrain.store import Row, Store, TrialFolder
 
 pytestmark = pytest.mark.ddp
@@ -68,7 +68,8 @@ def work(rank: int, folder: str) -> None:
 
 
 def answer(config, store: Store, on_epoch=lambda metrics: None) -> Row:
-    return train(config, store, NO_DATA, CPU, final=True, on_epoch=on_epoch)
+    train(config, store, NO_DATA, CPU, final=True, on_epoch=on_epoch)
+    return read_test(config, store, NO_DATA, CPU)
 
 
 def watch_writes(results: Path) -> list[str]:

@@ -48,7 +48,7 @@ def command(file: Path, results: Path, *options: str) -> list[str]:
 
 
 def run(file: Path, results: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(file, results, *options), capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = subprocess.run(command(file, results, *options), capture_output=True, text=True, cwd=ROOT, timeout=500)
     assert "Traceback" not in done.stdout + done.stderr
     return done
 
@@ -72,9 +72,14 @@ def events(results: Path) -> list[dict[str, Any]]:
     return read_rows(results / "small" / "record.jsonl")
 
 
+def states(results: Path) -> list[tuple[Any, ...]]:
+    """(stage, number, state, epochs) of every training that has ended."""
+    ends = {(row["stage"], row["number"]): row for row in events(results) if row["event"] == "ended"}
+    return [(*key, row["state"], row["epochs"]) for key, row in sorted(ends.items())]
+
+
 def epochs_by_trial(results: Path) -> dict[str, list[dict[str, Any]]]:
-    # what an epoch cost, not what it learned: a continued training asks its teacher for validation again
-    timed = ("seconds", "peak_memory_bytes", "teacher_images")
+    timed = ("seconds", "peak_memory_bytes")
     return {
         folder.trial_id: [{k: v for k, v in row.items() if k not in timed} for row in folder.epochs()]
         for folder in Store(results).trials()
@@ -174,12 +179,17 @@ def test_ctrl_c_ends_within_ten_seconds_and_says_how_to_continue(
     sweep: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     driver = subprocess.Popen(
-        command(sweep, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        command(sweep, tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
     )
     wait_for(lambda: running_trial(tmp_path, 2), "a training")
     below = children(driver.pid)
     started = time.monotonic()
-    driver.send_signal(signal.SIGINT)
+    os.killpg(driver.pid, signal.SIGINT)  # a terminal sends it to every process of the group
     out, err = driver.communicate(timeout=30)
     assert time.monotonic() - started < 10
     assert driver.returncode == 130
@@ -198,39 +208,29 @@ def test_another_study_of_the_same_name_is_refused(sweep: Path, undisturbed: Pat
 
 @pytest.mark.ddp
 def test_two_workers_of_ray_train_agree_with_one(sweep: Path, tmp_path: Path) -> None:
-    """Three trials through TorchTrainer (gloo): the same images and updates, float32 sums in another order."""
-    options = ["--trials", "3", "--set", "recipe.epochs=3", "--set", "study.pruner={name: none}"]
-    options += ["--set", "study.confirm.seeds=1", "--set", "recipe.teacher.epochs=2"]
+    """Three trials through TorchTrainer (gloo): the same images, updates and prunings, float32 sums in another order.
+
+    A pruned trial also shows that its workers make room: the next ones could not start otherwise.
+    """
+    options = ["--trials", "3", "--set", "study.batch=1", "--set", "study.confirm.seeds=1"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert run(sweep, one, *options).returncode == 0
     done = run(sweep, two, *options, "--set", "resources.workers=2")
     assert done.returncode == 0, done.stderr
+    assert states(one) == states(two)
+    assert "pruned" in {state for _, _, state, _ in states(two)}
     alone, together = epochs_by_trial(one), epochs_by_trial(two)
-    searched = [row for row in events(two) if row["event"] == "ended" and row["stage"] == "search"]
-    assert [row["state"] for row in searched] == ["complete"] * 3
     same = alone.keys() & together.keys()
-    assert len(same) >= 6, "the searches' first suggestions do not depend on workers"
+    assert len(same) >= 5, "the searches' first suggestions do not depend on workers"
     for trial_id in same:
         outcome = Store(two).trial(trial_id).outcome()
         assert outcome is not None
         assert outcome["workers"] == 2
         for row, other in zip(alone[trial_id], together[trial_id], strict=True):
             # Adam turns rounding of near-zero gradients into whole steps: exact at first, then slowly apart
-            tolerance = 1e-6 if row["epoch"] == 1 else 1e-2
+            tolerance = 1e-6 if row["epoch"] == 1 else 2e-2
             assert row["train/loss"] == pytest.approx(other["train/loss"], rel=tolerance)
             assert row["val/nll"] == pytest.approx(other["val/nll"], rel=tolerance)
-
-
-@pytest.mark.ddp
-def test_pruned_trials_of_two_workers_make_room_for_the_next(sweep: Path, tmp_path: Path) -> None:
-    options = ["--trials", "4", "--set", "study.batch=1", "--set", "study.confirm.seeds=1"]
-    done = run(sweep, tmp_path, *options, "--set", "resources.workers=2")
-    assert done.returncode == 0, done.stderr
-    states = [
-        row["state"] for row in events(tmp_path) if row["event"] == "ended" and row["stage"] in ("search", "baselines")
-    ]
-    assert len(states) == 8
-    assert "pruned" in states
 
 
 def test_more_workers_than_the_machine_has_is_refused_before_anything(sweep: Path, tmp_path: Path) -> None:

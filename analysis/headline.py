@@ -175,8 +175,14 @@ def _unfinished(study: Study) -> str:
             ended.append(f"{stage} {(trials['state'] != NOT_ENDED).sum()} of {planned}")
     return (
         f"> This study is unfinished: {', '.join(ended)} ended. What is shown may still change. It "
-        f"continues with `{continue_command(study)}`."
+        f"continues with `{_last_command(study)}`."
     )
+
+
+def _last_command(study: Study) -> str:
+    """As it was given last, with its folders: an unfinished report is no table that must repeat."""
+    given = [event["command"] for event in study.record if event["event"] == "opened" and event.get("command")]
+    return str(given[-1]) if given else continue_command(study)
 
 
 def _row(network: str, **cells: Any) -> dict[str, Any]:

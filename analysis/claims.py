@@ -111,28 +111,10 @@ def bootstrap(study: Study, winner: Candidate, baseline: Candidate) -> tuple[Int
     return None if interval is None else (interval, known[0].size, len(seeds))
 
 
-def balance_weights(recipe: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    """(cross-entropy, distillation) of a recipe whose method has a balance; a test holds it to kdtrain's.
-
-    Written again here because kdtrain.methods imports torch, which a report must not need.
-    """
-    balance = ((recipe or {}).get("method") or {}).get("balance") or {}
-    written = {key: value for key, value in balance.items() if value is not None}
-    match written:
-        case {"weight": weight}:
-            return 1.0, weight
-        case {"kd_ratio": ratio}:
-            return 1.0, ratio / (1 - ratio) if ratio < 1 else ratio
-        case {"alpha": alpha}:
-            return 1 - alpha, alpha
-        case {"alpha_ce": alpha_ce}:
-            return alpha_ce, 1 - alpha_ce
-    return None
-
-
 def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
     first = group.iloc[0]
-    recipe = study.recipes.get(first["trial_id"], {}).get("recipe")
+    about = study.recipes.get(first["trial_id"], {})
+    recipe = about.get("recipe")
     complete = group[(group["state"] == "complete") & group["test/accuracy"].notna()]
     return Candidate(
         key=key,
@@ -140,7 +122,7 @@ def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
         baseline=None if pd.isna(first["baseline"]) else str(first["baseline"]),
         source=f"{first['source_stage']} {first['source_number']:.0f}" if not pd.isna(first["source_number"]) else "",
         values=study.values.loc[first.name].dropna().to_dict(),  # type: ignore[call-overload]
-        weights=balance_weights(recipe),
+        weights=about.get("weights"),
         trial_ids={int(row["seed"]): row["trial_id"] for row in complete.to_dict("records")},
         planned=len(group),
         model=_student(recipe),

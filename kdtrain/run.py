@@ -284,6 +284,7 @@ def _recipe_row(run: Run, folder: TrialFolder, data_root: Path) -> Row:
         "trial_id": folder.trial_id,
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
         "teacher": teacher,
+        "weights": list(recipe.method.balance.weights) if hasattr(recipe.method, "balance") else None,
         "data": run.data.summary(),
         "parameters": parameter_count(run.distiller.student),
         "environment": environment.describe(run.device, ranks.size()),

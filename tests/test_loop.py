@@ -272,6 +272,7 @@ def test_the_recipe_file_says_what_is_trained_on_which_data(tmp_path: Path) -> N
     left = trained(recipe(**KD), tmp_path)
     row = strict_json(left.folder.path / "recipe.json")
     assert row["trial_id"] == left.folder.trial_id
+    assert row["weights"] == [0.5, 0.5]
     assert type(recipe()).model_validate(row["recipe"]) == recipe(**KD)
     assert (tmp_path / "trials" / row["teacher"]["trial_id"] / "weights.safetensors").exists()
     assert {key: row["data"][key] for key in ("classes", "train", "val", "test")} == {

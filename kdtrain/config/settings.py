@@ -83,7 +83,7 @@ class Study(Config):
 
 
 class Resources(Config):
-    """How fast, never what."""
+    """How fast, never what: workers and CPUs change the rounding of floats, nothing else."""
 
     workers: Annotated[Count, Field(description="processes that train one trial together")] = 1
     cpus_per_worker: Count = 1

@@ -118,9 +118,11 @@ class MadeUpStudy:
         trial_id = self.plan(stage, number, values=values, **fields)
         folder = self.store.trial(trial_id)
         tree = {"student": {"model": model}, "method": {"name": "none"}, "seed": seed} | (recipe or {"note": trial_id})
+        alpha_ce = tree["method"].get("balance", {}).get("alpha_ce")
         folder.write_recipe(
             {
                 "numerics": 1,
+                "weights": None if alpha_ce is None else [alpha_ce, 1 - alpha_ce],
                 "trial_id": trial_id,
                 "recipe": tree,
                 "teacher": {"trial_id": teacher} if teacher else None,

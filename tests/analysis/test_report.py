@@ -13,7 +13,7 @@ from scipy import stats
 
 from analysis import build_report
 from analysis.accounts import idle_knobs
-from analysis.claims import balance_weights, candidates
+from analysis.claims import candidates
 from analysis.frame import read_study
 from analysis.report import Findings, compose
 
@@ -144,20 +144,6 @@ def test_confirmed_recipes_show_the_setups_own_knob_and_both_weights(whole: Make
     shown = dict(zip(head, row, strict=True))
     assert float(shown["CE weight"]) == float(shown["alpha_ce"])
     assert float(shown["distillation weight"]) == pytest.approx(1 - float(shown["alpha_ce"]), abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    "spelled", [{"weight": 3.0}, {"kd_ratio": 0.7}, {"kd_ratio": 5.0}, {"alpha": 0.3}, {"alpha_ce": 0.1}]
-)
-def test_weights_are_those_that_kdtrain_trains_with(spelled: dict[str, float]) -> None:
-    balance = pytest.importorskip("kdtrain.methods.balance")
-    expected = balance.Balance(**spelled).weights
-    assert balance_weights({"method": {"balance": spelled}}) == pytest.approx(expected, rel=1e-11)
-
-
-def test_a_recipe_without_balance_has_no_weights() -> None:
-    assert balance_weights({"method": {"name": "none"}}) is None
-    assert balance_weights(None) is None
 
 
 def test_best_trials_complete_first_by_objective_then_nll_then_number(made_up: Maker) -> None:

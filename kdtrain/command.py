@@ -72,10 +72,11 @@ def _dispatch(chosen: argparse.Namespace) -> int:
 
 def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
     from kdtrain.data import data_folder
+    from kdtrain.describe import describe
     from kdtrain.record import Record
     from kdtrain.resources import concurrent_trials, machine_resources
     from kdtrain.store import Store, results_folder
-    from kdtrain.study import Study, describe
+    from kdtrain.study import Study
 
     results, data_root = results_folder(chosen.results), data_folder(chosen.data)
     if chosen.address is None:

@@ -9,13 +9,14 @@ from kdtrain import environment
 from kdtrain.config import Sweep, space
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import AnyData, data_folder, load
+from kdtrain.describe import networks
 from kdtrain.distiller import Distiller
 from kdtrain.learner import Learner
 from kdtrain.methods import weighted_sum
 from kdtrain.models import ImageShape, build
 from kdtrain.resources import concurrent_trials, machine_resources
 from kdtrain.search import Search
-from kdtrain.study import PARTS, networks
+from kdtrain.study import PARTS
 from kdtrain.teacher import Teacher
 
 TIMED_STEPS = 5

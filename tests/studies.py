@@ -7,12 +7,13 @@ import torch
 import yaml
 
 from kdtrain.config import load_sweep
+from kdtrain.describe import describe
 from kdtrain.environment import prepare_process
 from kdtrain.loop import Metrics
 from kdtrain.record import Record
 from kdtrain.run import read_test, smoke, train
 from kdtrain.store import Store
-from kdtrain.study import Job, Study, describe
+from kdtrain.study import Job, Study
 
 CPU = torch.device("cpu")
 prepare_process(1)

@@ -11,7 +11,7 @@ FLOORS = [
     {"methods", "models", "distiller", "streams", "fields", "errors"},
     {"config", "data", "teacher", "store", "identity"},
     {"run", "loop", "optim", "learner", "evaluate", "pictures", "environment", "ranks", "__main__"},
-    {"study", "search", "record", "launch", "execute", "resources", "terminal", "command", "plan"},
+    {"describe", "study", "search", "record", "launch", "execute", "resources", "terminal", "command", "plan"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 SOURCES = sorted([*(ROOT / "kdtrain").rglob("*.py"), *(ROOT / "analysis").rglob("*.py"), ROOT / "run_sweep.py"])

@@ -1,0 +1,45 @@
+"""What a study is, in files: study.json for the report and for whoever opens the folder again, best.yaml to repeat."""
+
+from pathlib import Path
+
+from kdtrain.config import Sweep, space
+from kdtrain.config.reading import dump_yaml
+from kdtrain.config.recipe import Recipe
+from kdtrain.data import load
+from kdtrain.models import build, forward_flops, parameter_count
+from kdtrain.store import Row
+
+
+def plain_yaml(recipe: Recipe, name: str) -> str:
+    """A recipe as a file for `python -m kdtrain`."""
+    head = f"# The winner of the sweep {name}, with the first of its confirming seeds.\n"
+    head += f"# Repeat: python -m kdtrain results/{name}/best.yaml --results repeat\n"
+    return head + dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
+
+
+def describe(sweep: Sweep, data_root: Path) -> Row:
+    """study.json: what the study is, for the report and for whoever opens the folder again."""
+    data = load(sweep.recipe_for(space.probe_points(sweep.tree)[0], 0).data, data_root)
+    return {
+        "name": sweep.name,
+        "file": sweep.located.file,
+        "overrides": list(sweep.overrides),
+        "recipe": sweep.tree,
+        "study": sweep.study.model_dump(mode="json"),
+        "resources": sweep.resources.model_dump(mode="json"),
+        "report": sweep.report.model_dump(mode="json"),
+        "parameters": [parameter.as_json() for parameter in sweep.parameters],
+        "models": networks(sweep, data.image_shape, len(data.classes)),
+    }
+
+
+def networks(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, Row]:
+    """Parameters and FLOPs of one image's forward pass, of every network that the space can reach."""
+    recipes = [sweep.recipe_for(v, 0) for v in space.combinations(sweep.tree, ("teacher", "student"))]
+    names = [recipe.teacher.model for recipe in recipes if recipe.teacher] + [r.student.model for r in recipes]
+    found = {}
+    for name in dict.fromkeys(names):
+        network = build(name, image_shape, classes, 0)
+        flops = forward_flops(network, image_shape)
+        found[name] = {"parameters": parameter_count(network), "flops_per_image": flops}
+    return found

@@ -36,12 +36,11 @@ def execute(study: Study, address: str | None) -> None:
     resources = study.sweep.resources
     with _connected(resources, address):
         limit = concurrent_trials(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        slots = int(ray.cluster_resources().get("slot", 0))
-        if resources.workers > 1 and slots < limit:
-            raise UserError(
-                f"--address: {limit} trials of several workers need as many of the cluster's resource 'slot', "
-                f"but it has {slots}; start its head with: ray start --head --resources '{{\"slot\": {DRIVER_SLOTS}}}'"
-            )
+        if resources.workers > 1:
+            limit = min(limit, int(ray.cluster_resources().get("slot", 0)))
+            if limit == 0:
+                start = f"ray start --head --resources '{{\"slot\": {DRIVER_SLOTS}}}'"
+                raise UserError(f"--address: the drivers of several workers need a slot; start the head with: {start}")
         reuse = resources.workers == 1
         searcher = StudySearcher(study, keep_warm=limit if reuse and address is None else 0)
         driver = {"slot": 1.0} if resources.workers > 1 else per_worker(resources)

@@ -75,8 +75,9 @@ class Search:
         if isinstance(self.sweep.study.sampler, GridSampler):
             return space.grid(self.sweep.tree, self.sweep.study.sampler.points)[number - len(first)]
         study = self._study(self._seen_by(number), self._sampler(number))
+        start = self.batch_of(number).start
         for other, values in sorted(self.planned.items()):
-            if other not in self.ended and other < number:
+            if other < number and (other >= start or other not in self.ended):
                 study.add_trial(self._frozen(values, TrialState.RUNNING, None, {}, {}))
         return space.suggest(study.ask(), self.sweep.tree)
 

@@ -168,7 +168,8 @@ class Study:
         problems: list[str] = []
         for job, values in zip(jobs, recipes.values(), strict=True):
             if self.states[job.key]["state"] != "complete":
-                again = f"remove {self.store.trial(job.trial_id).path} to try again"
+                folder = self.store.trial(job.trial_id)
+                again = f"remove {folder.path} to try again" if folder.outcome() else "the same command tries again"
                 text = f"training {job.recipe.student.model} failed: {self.states[job.key]['reason']} ({again})"
                 problems += self.sweep.error(values, ("teacher",), text).problems
         if problems:

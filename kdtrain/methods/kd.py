@@ -55,9 +55,7 @@ class KdCriterion(Criterion):
     def __init__(self, config: Kd, label_smoothing: float) -> None:
         super().__init__()
         self.temperature = config.temperature
-        corrected = config.convention == "corrected"
-        self.loss = kd_loss if corrected else kd_loss_published
-        self.squared_temperature = config.temperature**2 if corrected else 1.0
+        self.loss = kd_loss if config.convention == "corrected" else kd_loss_published
         self.cross_entropy_weight, self.kd_weight = config.balance.weights
         self.label_smoothing = label_smoothing
 
@@ -65,8 +63,11 @@ class KdCriterion(Criterion):
         assert teacher is not None
         hard = cross_entropy(student.logits, target, self.label_smoothing)
         soft = self.loss(student.logits, teacher.logits, temperature=self.temperature)
+        corrected = (
+            soft if self.loss is kd_loss else kd_loss(student.logits, teacher.logits, temperature=self.temperature)
+        )
         return {
             "cross_entropy": Term(hard, self.cross_entropy_weight),
             "kd": Term(soft, self.kd_weight),
-            "kd_without_t2": Term(soft.detach() / self.squared_temperature, 0.0),
+            "kd_without_t2": Term(corrected.detach() / self.temperature**2, 0.0),
         }

@@ -68,8 +68,8 @@ def work(rank: int, folder: str) -> None:
 
 
 def answer(config, store: Store, on_epoch=lambda metrics: None) -> Row:
-    train(config, store, NO_DATA, CPU, final=True, on_epoch=on_epoch)
-    return read_test(config, store, NO_DATA, CPU)
+    outcome = train(config, store, NO_DATA, CPU, final=True, on_epoch=on_epoch)
+    return read_test(config, store, NO_DATA, CPU) if outcome["state"] == "complete" else outcome
 
 
 def watch_writes(results: Path) -> list[str]:

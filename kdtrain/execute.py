@@ -170,7 +170,8 @@ def _connected(resources: Resources, address: str | None) -> Iterator[None]:
         try:
             ray.init(address=address, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"--address: no Ray cluster answers at {address} ({error})") from None
+            token = "; if it asks for a token, set RAY_AUTH_MODE=token"
+            raise UserError(f"--address: no Ray cluster answers at {address} ({error}){token}") from None
         try:
             yield
         finally:

@@ -16,10 +16,7 @@ class Record:
         self.path = folder / "record.jsonl"
         self._plans: dict[tuple[str, int], Row] = {}
         self._ends: dict[tuple[str, int], Row] = {}
-        self._newest: dict[str, Row] = {}
-        self._newest_at: dict[str, int] = {}
-        self._newest_job = 0
-        self._rows = 0
+        self._said: dict[str, Row] = {}  # by event, since a job was last planned or ended
         for row in read_rows(self.path):
             self._keep(row)
 
@@ -55,7 +52,7 @@ class Record:
 
     def append_once(self, event: str, **fields: Any) -> None:
         """Appends unless the newest event of this kind says the same and no job was planned or ended since."""
-        if self._newest.get(event) != fields or self._newest_job > self._newest_at[event]:
+        if self._said.get(event) != fields:
             self.append(event, **fields)
 
     def note(self, event: str, **about: Any) -> None:
@@ -74,13 +71,12 @@ class Record:
         return {number: row for (own, number), row in self._ends.items() if own == stage}
 
     def _keep(self, row: Row) -> None:
-        self._rows += 1
-        self._newest_at[row["event"]] = self._rows
-        if row["event"] in ("planned", "ended") and row["stage"] != "pictures":
-            self._newest_job = self._rows
-        self._newest[row["event"]] = {key: value for key, value in row.items() if key not in ("event", "time")}
-        if row["event"] in ("planned", "ended"):
-            self._kept(row["event"])[row["stage"], row["number"]] = row
+        if row["event"] not in ("planned", "ended"):
+            self._said[row["event"]] = {key: value for key, value in row.items() if key not in ("event", "time")}
+            return
+        self._kept(row["event"])[row["stage"], row["number"]] = row
+        if row["stage"] != "pictures":  # they follow the winner
+            self._said.clear()
 
     def _kept(self, event: str) -> dict[tuple[str, int], Row]:
         return self._plans if event == "planned" else self._ends

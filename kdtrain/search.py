@@ -84,7 +84,9 @@ class Search:
     def pruned_after(self, number: int, rows: Sequence[Row]) -> int | None:
         """The epoch after which trial `number` is to stop, or None. Every row is judged once, in the order of epochs,
         so it does not matter how many rows there are when the question is asked."""
-        judged = self.judged.setdefault(number, Judged(self._comparison(number)))
+        if number not in self.judged:
+            self.judged[number] = Judged(self._comparison(number))
+        judged = self.judged[number]
         for row in rows:
             if judged.stop is None and row["epoch"] > judged.epoch:
                 judged.epoch = row["epoch"]

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from kdtrain.config.recipe import Adam, AdamW, Constant, Cosine, Sgd
+from kdtrain.config.training import Adam, AdamW, Constant, Cosine, Sgd
 
 
 def build_optimizer(config: Sgd | Adam | AdamW, module: nn.Module) -> torch.optim.Optimizer:

@@ -1,5 +1,7 @@
 """The workers of one training: this process's rank, and sums over all of them. One process is rank 0 of 1."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -32,6 +34,33 @@ def gather_rows(local_nK: Tensor, total: int) -> Tensor:
     rows = torch.zeros(total, *local_nK.shape[1:], dtype=local_nK.dtype, device=local_nK.device)
     rows[rank() :: size()] = local_nK
     return sum_over_ranks(rows)
+
+
+def gather_batch(local: Tensor, total: int) -> Tensor:
+    """The global batch [total, ...] from each rank's `share` of it, in order, with gradient.
+
+    Backward sums the gradients of all ranks: where every rank adds the same global loss, weighted by its share of the
+    batch, and DDP averages, parameters get the gradient that one process would compute. A rank without a share
+    (fewer images than ranks) gives whatever rows it has; they are left out.
+    """
+    if not dist.is_initialized():
+        return local
+    gathered: Tensor = _Gather.apply(local, total)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, local: Tensor, total: int) -> Tensor:
+        context.local_rows = len(local)
+        own = len(range(total)[rank() :: size()])
+        return gather_rows(local[:own], total)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        own = sum_over_ranks(gradient.contiguous().clone())[rank() :: size()]
+        padding = context.local_rows - len(own)
+        return torch.cat([own, own.new_zeros(padding, *own.shape[1:])]) if padding else own, None
 
 
 def barrier() -> None:

@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from kdtrain.config.problems import choices
+from kdtrain.config.training import Cosine, LrSchedule, Optimizer
 from kdtrain.data import Data
-from kdtrain.fields import Config, Count, NonNegative, Positive, Seed
+from kdtrain.fields import Config, Count, Seed
 from kdtrain.methods import Method
 from kdtrain.methods.none import NoDistillation
 from kdtrain.models import MODELS
@@ -21,48 +22,6 @@ def _known_model(name: str) -> str:
 ModelName = Annotated[str, AfterValidator(_known_model), Field(json_schema_extra={"enum": list(MODELS)})]
 
 
-class Sgd(Config):
-    """torch.optim.SGD, decay added to the gradient."""
-
-    name: Literal["sgd"]
-    lr: Positive
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: NonNegative = 0.0
-
-
-class Adam(Config):
-    """torch.optim.Adam, decay added to the gradient."""
-
-    name: Literal["adam"]
-    lr: Positive
-    weight_decay: NonNegative = 0.0
-
-
-class AdamW(Config):
-    """torch.optim.AdamW, decay decoupled; biases and one-dimensional parameters do not decay."""
-
-    name: Literal["adamw"]
-    lr: Positive
-    weight_decay: NonNegative = 0.0
-
-
-Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="name")]
-
-
-class Constant(Config):
-    """The learning rate as written, throughout."""
-
-    name: Literal["constant"]
-
-
-class Cosine(Config):
-    """Linear warm-up, then half a cosine from lr to 0, reached after the last step; set once per step."""
-
-    name: Literal["cosine"]
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
-
-
-LrSchedule = Annotated[Constant | Cosine, Field(discriminator="name")]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "bf16"]
 Objective = Literal["val/accuracy", "val/nll"]

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdtrain.methods.base import Criterion, Outputs, Term, weighted_sum
+from kdtrain.methods.base import Batch, Criterion, Outputs, Setting, Term, weighted_sum
 from kdtrain.methods.kd import Kd
 from kdtrain.methods.none import NoDistillation
 
 Method = Annotated[NoDistillation | Kd, Field(discriminator="name")]
 
-__all__ = ["Criterion", "Method", "Outputs", "Term", "weighted_sum"]
+__all__ = ["Batch", "Criterion", "Method", "Outputs", "Setting", "Term", "weighted_sum"]

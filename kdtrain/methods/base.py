@@ -1,38 +1,98 @@
-"""What every method is: from the outputs of two networks and a target to named, weighted loss terms."""
+"""What every method is: from the outputs of two networks and a batch to named, weighted loss terms."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdtrain.fields import Config
+
+Shape = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of one network for one batch: logits [N, K] and features {stage: [N, C, H, W]}."""
+    """Of one network for one batch: logits [N, K] and features {stage: [N, C, H, W]}, "pool": [N, C]."""
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What a criterion knows of a batch beside two networks' outputs. N images are this rank's, `size` are all ranks'.
+
+    Random draws of a method are keyed by (seed, purpose, step, image index): no number of workers changes them.
+    """
+
+    target: Tensor  # classes [N], or probabilities [N, K] where images are mixed
+    indices: Tensor  # [N] on the CPU: which images of the training split
+    seed: int = 0
+    epoch: int = 0
+    step: int = 0  # updates since the training began
+    epoch_step: int = 0  # updates since the epoch began
+    size: int = 0  # images of the global batch
+    count: int = 0  # of the N images those that count: N, or 0 on a rank that only joins the reduction
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a criterion is built for. Shapes are one image's, measured by a dry forward of both networks."""
+
+    classes: int
+    batch_size: int
+    label_smoothing: float = 0.0
+    seed: int = 0
+    student_shapes: dict[str, Shape] = field(default_factory=dict)
+    teacher_shapes: dict[str, Shape] = field(default_factory=dict)
+
+
 class Term(NamedTuple):
-    """One part of the loss: its mean over the N images in nats, and what it counts. Weight 0: only shown."""
+    """One part of the loss: its mean over the N images in nats, and what it counts. Weight 0: only shown.
+
+    A term of this rank's own images is their mean. A relational term gathers (ranks.gather_batch) and is the global
+    batch's, the same on all ranks.
+    """
 
     value: Tensor
     weight: float
 
 
 class Criterion(nn.Module):
-    """(student Outputs, teacher Outputs or None, target [N]) -> {name: Term}; the loss is the weighted sum."""
+    """(student Outputs, teacher Outputs or None, Batch, critic) -> {name: Term}; the loss is the weighted sum.
 
-    def forward(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Term]:
+    `critic` is the second player of an adversarial method, frozen; None for every other method.
+    """
+
+    def forward(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
+    ) -> dict[str, Term]:
         raise NotImplementedError
 
 
-def cross_entropy(logits_NK: Tensor, target_N: Tensor, label_smoothing: float) -> Tensor:
-    """Hard-label cross-entropy, mean over N, in nats and float32; smoothing as Szegedy et al. 2016, sec. 7."""
-    return functional.cross_entropy(at_least_float32(logits_NK), target_N, label_smoothing=label_smoothing)
+class MethodConfig(Config):
+    """The base of every method's config: what the method needs, and the criterion that it makes."""
+
+    @property
+    def needed_stages(self) -> tuple[str, ...]:
+        """Stages of both networks that the criterion reads."""
+        return ()
+
+    def criterion(self, setting: Setting) -> Criterion:
+        """Raises UserError where the method cannot do what the setting asks."""
+        raise NotImplementedError
+
+    def critic(self, setting: Setting) -> Any:
+        """The second player, an `adversary.Adversary`, or None."""
+        return None
+
+
+def cross_entropy(logits_NK: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy with classes [N] or probabilities [N, K], mean over N, in nats and float32; smoothing as
+    Szegedy et al. 2016, sec. 7."""
+    return functional.cross_entropy(at_least_float32(logits_NK), target, label_smoothing=label_smoothing)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -3,12 +3,21 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from kdtrain.fields import Config, Positive
+from kdtrain.fields import Positive
 from kdtrain.methods.balance import Balance
-from kdtrain.methods.base import Criterion, Outputs, Term, at_least_float32, cross_entropy
+from kdtrain.methods.base import (
+    Batch,
+    Criterion,
+    MethodConfig,
+    Outputs,
+    Setting,
+    Term,
+    at_least_float32,
+    cross_entropy,
+)
 
 
 def kd_loss(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
@@ -34,7 +43,7 @@ def _kl(p_NK: Tensor, q_NK: Tensor, temperature: float) -> Tensor:
     return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
-class Kd(Config):
+class Kd(MethodConfig):
     """Softened teacher outputs beside the labels."""
 
     name: Literal["kd"]
@@ -45,8 +54,8 @@ class Kd(Config):
         description="published: KL(student || teacher) without T^2, as the MNIST document computes it",
     )
 
-    def criterion(self, label_smoothing: float) -> Criterion:
-        return KdCriterion(self, label_smoothing)
+    def criterion(self, setting: Setting) -> Criterion:
+        return KdCriterion(self, setting.label_smoothing)
 
 
 class KdCriterion(Criterion):
@@ -59,9 +68,11 @@ class KdCriterion(Criterion):
         self.cross_entropy_weight, self.kd_weight = config.balance.weights
         self.label_smoothing = label_smoothing
 
-    def forward(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Term]:
+    def forward(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
+    ) -> dict[str, Term]:
         assert teacher is not None
-        hard = cross_entropy(student.logits, target, self.label_smoothing)
+        hard = cross_entropy(student.logits, batch.target, self.label_smoothing)
         soft = self.loss(student.logits, teacher.logits, temperature=self.temperature)
         corrected = (
             soft if self.loss is kd_loss else kd_loss(student.logits, teacher.logits, temperature=self.temperature)

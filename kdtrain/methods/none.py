@@ -2,19 +2,18 @@
 
 from typing import Literal
 
-from torch import Tensor
+from torch import nn
 
-from kdtrain.fields import Config
-from kdtrain.methods.base import Criterion, Outputs, Term, cross_entropy
+from kdtrain.methods.base import Batch, Criterion, MethodConfig, Outputs, Setting, Term, cross_entropy
 
 
-class NoDistillation(Config):
+class NoDistillation(MethodConfig):
     """Cross-entropy with the labels; no teacher."""
 
     name: Literal["none"]
 
-    def criterion(self, label_smoothing: float) -> Criterion:
-        return CrossEntropy(label_smoothing)
+    def criterion(self, setting: Setting) -> Criterion:
+        return CrossEntropy(setting.label_smoothing)
 
 
 class CrossEntropy(Criterion):
@@ -22,5 +21,7 @@ class CrossEntropy(Criterion):
         super().__init__()
         self.label_smoothing = label_smoothing
 
-    def forward(self, student: Outputs, teacher: Outputs | None, target: Tensor) -> dict[str, Term]:
-        return {"cross_entropy": Term(cross_entropy(student.logits, target, self.label_smoothing), 1.0)}
+    def forward(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
+    ) -> dict[str, Term]:
+        return {"cross_entropy": Term(cross_entropy(student.logits, batch.target, self.label_smoothing), 1.0)}

@@ -29,6 +29,20 @@ class Images(Protocol):
         """What evaluation sees: float32 [n, C, H, W] in [0, 1]."""
         ...
 
+    def tta_view(self, indices: Tensor) -> Tensor | None:
+        """The V views of each image that test-time augmentation averages over, float32 [n, V, C, H, W] in [0, 1].
+
+        None where the data set has no test-time augmentation, whatever the indices.
+        """
+        ...
+
+    def check(self) -> None:
+        """At the start of a training: reads ahead what fits into memory; UserError with the first corrupt file.
+
+        Costs nothing when called again.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Split:
@@ -71,6 +85,12 @@ class TensorImages:
 
     def eval_view(self, indices: Tensor) -> Tensor:
         return self.pixels[indices].float().div_(255)
+
+    def tta_view(self, indices: Tensor) -> Tensor | None:
+        return None
+
+    def check(self) -> None:
+        """Nothing to do: the pixels were read when the set was loaded."""
 
 
 def resize_grey(images_NHW: np.ndarray, resolution: int) -> Tensor:

@@ -120,6 +120,13 @@ class FileImages:
         views = [_pixels(self.crop(self._image(i))) for i in indices.tolist()]
         return torch.stack(views).float().div_(255)
 
+    def tta_view(self, indices: Tensor) -> Tensor | None:
+        return None
+
+    def check(self) -> None:
+        for index in range(len(self.files)):
+            self._image(index)
+
     def _image(self, index: int) -> Image.Image:
         if index in self.decoded:
             return self.decoded[index]

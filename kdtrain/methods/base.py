@@ -1,7 +1,7 @@
 """What every method is: from the outputs of two networks and a batch to named, weighted loss terms."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,9 @@ class Criterion(nn.Module):
 
 class MethodConfig(Config):
     """The base of every method's config: what the method needs, and the criterion that it makes."""
+
+    hard_labels: ClassVar[bool] = False
+    """Whether the criterion needs one class per image: it cannot read mixed targets [N, K]."""
 
     @property
     def needed_stages(self) -> tuple[str, ...]:

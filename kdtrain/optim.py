@@ -1,35 +1,129 @@
 """Optimizers and learning-rate schedules from their configs. A schedule is a function of the step, never resumed."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kdtrain.config.training import Adam, AdamW, Constant, Cosine, Sgd
+from kdtrain.config.training import (
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    CosineInSteps,
+    EarlyStopping,
+    Exponential,
+    LrSchedule,
+    Optimizer,
+    Sgd,
+    Step,
+)
+from kdtrain.errors import UserError
+
+PUBLISHED_HALF_PERIOD_EPOCHS = 10
+"""T_max of the CosineAnnealingLR in the document of setup 4, whatever the epochs."""
+
+CORRECTED_WARMUP_SHARE = 0.1
+"""Of all steps: the most that a warm-up counted in steps may take."""
 
 
-def build_optimizer(config: Sgd | Adam | AdamW, module: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a module's parameters that are not frozen."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UserError("recipe: every parameter is frozen, so there is nothing to train")
     if isinstance(config, Sgd):
         return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
     if isinstance(config, Adam):
         return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay)
-    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-    spared = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, config.lr)
+    return _adamw(config, parameters)
 
 
-def lr_at(schedule: Constant | Cosine, lr: float, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The learning rate of update `step` (from 0).
-
-    cosine: lr * (step + 1) / warm-up steps, then lr * (1 + cos(pi * t)) / 2 with t from 0 to 1 over the rest
-    (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts).
-    """
+def lr_at(schedule: LrSchedule, lr: float, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The learning rate of update `step` (from 0) in a training of so many epochs."""
+    epoch = step // steps_per_epoch
     if isinstance(schedule, Constant):
         return lr
+    if isinstance(schedule, Step):
+        return lr * schedule.factor ** (epoch // schedule.every_epochs)
+    if isinstance(schedule, Exponential):
+        return lr * schedule.factor**epoch
+    if isinstance(schedule, CosineInSteps):
+        return _cosine_in_steps(schedule, lr, step, epochs * steps_per_epoch)
+    if schedule.convention == "published":
+        return _swinging_cosine(schedule, lr, epoch)
+    return _cosine(schedule, lr, step, steps_per_epoch, epochs)
+
+
+def early_stop(best_epoch: int, epoch: int, stopping: EarlyStopping | None) -> bool:
+    """Whether a training ends after `epoch`, when the objective was never better than after `best_epoch`."""
+    return stopping is not None and epoch - best_epoch >= stopping.patience_epochs
+
+
+def _adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+    """Decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101): what it is multiplied with is said."""
+    decayed = [parameter for parameter in parameters if parameter.ndim > 1 or config.decay_on == "all"]
+    spared = [parameter for parameter in parameters if parameter.ndim <= 1 and config.decay_on == "weights"]
+    optimizer = AdamWithDecayPerStep if config.decay_times == "nothing" else torch.optim.AdamW
+    # torch multiplies the decay with lr_t: divided by the peak first, it is weight_decay * lr_t / lr
+    decay = config.weight_decay / config.lr if config.decay_times == "relative_lr" else config.weight_decay
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
+    return optimizer([group for group in groups if group["params"]], config.lr)
+
+
+class AdamWithDecayPerStep(torch.optim.AdamW):
+    """w -= weight_decay * w at every step whatever the learning rate, 0 included; then Adam's step.
+
+    As the Flowers document's AdamW does it. Parameters without a gradient rest.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        assert closure is None
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            moving: list[Tensor] = [each for each in group["params"] if each.grad is not None]
+            if moving and group["weight_decay"]:
+                torch._foreach_mul_(moving, 1 - group["weight_decay"])
+            group["weight_decay"] = 0.0
+        try:
+            return super().step()
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
+
+
+def _cosine(schedule: Cosine, lr: float, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """(step + 1) / warm-up steps of the way from lowest_lr to lr, then back by (1 + cos(pi * t)) / 2 with t from 0 to 1
+    over the rest (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts)."""
+    lowest, height = schedule.lowest_lr, lr - schedule.lowest_lr
     warmup = schedule.warmup_epochs * steps_per_epoch
     if step < warmup:
-        return lr * (step + 1) / warmup
+        return lowest + height * (step + 1) / warmup
     progress = (step - warmup) / (epochs * steps_per_epoch - warmup)
-    return lr * (1 + math.cos(math.pi * progress)) / 2
+    return lowest + height * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _swinging_cosine(schedule: Cosine, lr: float, epoch: int) -> float:
+    """Setup 4 as published, set per epoch: epoch 0 at lowest_lr, epoch `warmup_epochs` at lr; then a cosine of period
+    20 epochs, which CosineAnnealingLR(T_max=10) becomes when it is stepped beyond T_max."""
+    lowest, height = schedule.lowest_lr, lr - schedule.lowest_lr
+    if epoch < schedule.warmup_epochs:
+        return lowest + height * epoch / schedule.warmup_epochs
+    swing = (epoch - schedule.warmup_epochs) / PUBLISHED_HALF_PERIOD_EPOCHS
+    return lowest + height * (1 + math.cos(math.pi * swing)) / 2
+
+
+def _cosine_in_steps(schedule: CosineInSteps, lr: float, step: int, run_steps: int) -> float:
+    """lr * step / warm-up steps, then lr * (1 + cos(pi * t)) / 2 with t from 0 to 1 at the last step; 0 after it."""
+    if schedule.total_steps is None:
+        total, warmup = run_steps, min(schedule.warmup_steps, int(CORRECTED_WARMUP_SHARE * run_steps))
+    else:
+        total, warmup = schedule.total_steps, schedule.warmup_steps
+    if step < warmup:
+        return lr * step / warmup
+    if step >= total:
+        return 0.0
+    return lr * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2

@@ -8,12 +8,16 @@ from typing import Annotated
 from pydantic import Field
 
 from kdtrain.data.base import Dataset, Split
+from kdtrain.data.cifar10 import Cifar10
+from kdtrain.data.cub200 import Cub200
 from kdtrain.data.digits import Digits
+from kdtrain.data.flowers102 import Flowers102
+from kdtrain.data.hymenoptera import Hymenoptera
 from kdtrain.data.image_folder import ImageFolder
 from kdtrain.data.mnist import Mnist
 
-Data = Annotated[Digits | Mnist | ImageFolder, Field(discriminator="name")]
-AnyData = Digits | Mnist | ImageFolder
+AnyData = Digits | Mnist | Cifar10 | Hymenoptera | Cub200 | Flowers102 | ImageFolder
+Data = Annotated[AnyData, Field(discriminator="name")]
 
 
 def data_folder(chosen: str | Path | None) -> Path:

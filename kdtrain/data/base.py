@@ -11,9 +11,18 @@ from typing import Protocol
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
+from kdtrain.fields import Config, Count, Seed
 from kdtrain.streams import generator
+
+
+class DataConfig(Config):
+    """What every data set's config has: the seed draws its splits and what a limit keeps of them."""
+
+    limit_per_class: Count | None = Field(None, description="at most so many of each class in each split")
+    split_seed: Seed = 0
 
 
 class Images(Protocol):

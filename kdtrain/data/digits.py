@@ -5,17 +5,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from kdtrain.data.base import Dataset, limited, remaining, resize_grey, stratified, tensor_dataset
-from kdtrain.fields import Config, Count, Seed
+from kdtrain.data.base import DataConfig, Dataset, limited, remaining, resize_grey, stratified, tensor_dataset
 
 
-class Digits(Config):
+class Digits(DataConfig):
     """8x8 grey images of ten digits, resized. Stratified: 599 test, 300 validation, 898 train."""
 
     name: Literal["digits"]
     resolution: Annotated[int, Field(ge=8, le=256)] = 32
-    limit_per_class: Count | None = Field(None, description="at most so many of each class in each split")
-    split_seed: Seed = 0
 
     test_images: ClassVar[int] = 599
     val_images: ClassVar[int] = 300

@@ -5,20 +5,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from kdtrain.data.base import Dataset, limited, missing, remaining, resize_grey, stratified, tensor_dataset
+from kdtrain.data.base import DataConfig, Dataset, limited, missing, remaining, resize_grey, stratified, tensor_dataset
 from kdtrain.errors import UserError
-from kdtrain.fields import Config, Count, Seed
 
 HOW = "fetch it with: python -c \"import torchvision; torchvision.datasets.MNIST('{root}', download=True)\""
 
 
-class Mnist(Config):
+class Mnist(DataConfig):
     """28x28 grey images of ten digits, resized. Validation: 5,000 of the 60,000 train images, stratified."""
 
     name: Literal["mnist"]
     resolution: Annotated[int, Field(ge=8, le=256)] = 32
-    limit_per_class: Count | None = Field(None, description="at most so many of each class in each split")
-    split_seed: Seed = 0
 
     val_images: ClassVar[int] = 5000
     train_images: ClassVar[int | None] = 55000

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from kdtrain.data import load
-from kdtrain.data.image_folder import FileImages, ImageFolder
+from kdtrain.data.image_folder import ImageFolder
+from kdtrain.data.views import ViewedImages
 from kdtrain.errors import UserError
 
 
@@ -47,8 +48,8 @@ def parts(tmp_path: Path) -> Callable[[str], Path]:
     return made
 
 
-def all_files(*splits: FileImages) -> list[Path]:
-    return sorted(file for split in splits for file in split.files)
+def all_files(*splits: ViewedImages) -> list[Path]:
+    return sorted(file for split in splits for file in split.source.files)
 
 
 def test_a_folder_of_classes_is_split_by_fractions_and_nothing_is_lost(flat: Path) -> None:
@@ -58,7 +59,7 @@ def test_a_folder_of_classes_is_split_by_fractions_and_nothing_is_lost(flat: Pat
     assert torch.bincount(data.test.labels).tolist() == [6, 3]
     assert all_files(data.train.images, data.val.images, data.test.images) == sorted(flat.rglob("*.png"))
     for split in (data.train, data.val, data.test):
-        assert [data.classes[label] for label in split.labels] == [f.parent.name for f in split.images.files]
+        assert [data.classes[label] for label in split.labels] == [f.parent.name for f in split.images.source.files]
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
@@ -66,14 +67,14 @@ def test_a_test_or_else_a_val_part_is_the_test_split_and_validation_comes_from_t
     folder = parts(held_out)
     data = config(folder).load(Path("unused"))
     assert (len(data.train), len(data.val), len(data.test)) == (16, 4, 8)
-    assert {file.parts[-3] for file in data.test.images.files} == {held_out}
-    assert {file.parts[-3] for file in data.train.images.files + data.val.images.files} == {"train"}
+    assert {file.parts[-3] for file in data.test.images.source.files} == {held_out}
+    assert {file.parts[-3] for file in data.train.images.source.files + data.val.images.source.files} == {"train"}
 
 
 def test_where_test_and_val_stand_side_by_side_test_is_tested(parts) -> None:
     parts("val")
     data = config(parts("test")).load(Path("unused"))
-    assert {file.parts[-3] for file in data.test.images.files} == {"test"}
+    assert {file.parts[-3] for file in data.test.images.source.files} == {"test"}
 
 
 def test_files_that_are_no_images_and_hidden_folders_are_left_alone(flat: Path) -> None:
@@ -86,7 +87,7 @@ def test_files_that_are_no_images_and_hidden_folders_are_left_alone(flat: Path) 
 
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
 def test_a_view_is_a_pure_function_of_seed_epoch_and_index(flat: Path, augment: str) -> None:
-    def fresh() -> FileImages:
+    def fresh() -> ViewedImages:
         return config(flat, test_fraction=0.3, augment=augment).load(Path("unused")).train.images
 
     images = fresh()
@@ -122,7 +123,7 @@ def test_the_view_of_evaluation_is_torchvisions_resize_and_centre_crop(flat: Pat
     as_torchvision = transforms.Compose(
         [transforms.Resize(18), transforms.CenterCrop(16), transforms.ToTensor()]  # 18 = round(16 * 8 / 7)
     )
-    expected = torch.stack([as_torchvision(Image.open(file).convert("RGB")) for file in images.files])
+    expected = torch.stack([as_torchvision(Image.open(file).convert("RGB")) for file in images.source.files])
     view = images.eval_view(torch.arange(len(images)))
     assert torch.equal(view, expected)
     assert torch.equal(view, images.eval_view(torch.arange(len(images))))
@@ -140,10 +141,10 @@ def test_grey_transparent_and_palette_images_have_three_channels(tmp_path: Path)
 def test_an_image_decoded_again_is_the_same_image(flat: Path, monkeypatch) -> None:
     kept, never_kept = (config(flat, test_fraction=0.3).load(Path("unused")).train.images for _ in range(2))
     first = kept.eval_view(torch.arange(5))
-    monkeypatch.setattr("kdtrain.data.image_folder.MEMORY_BYTES", 0)
+    monkeypatch.setattr("kdtrain.data.files.MEMORY_BYTES", 0)
     for images in (kept, never_kept, never_kept):
         assert torch.equal(images.eval_view(torch.arange(5)), first)
-    assert (len(kept.decoded), len(never_kept.decoded)) == (5, 0)
+    assert (len(kept.source.images), len(never_kept.source.images)) == (5, 0)
 
 
 def test_the_fingerprint_changes_with_a_file_its_size_or_the_split(flat: Path) -> None:
@@ -206,7 +207,7 @@ def test_a_split_without_images_is_refused_by_name(flat: Path, fractions: dict[s
 @pytest.mark.parametrize("damage", ["cut", "text", "empty"])
 def test_a_damaged_image_is_a_sentence_with_its_file(flat: Path, damage: str) -> None:
     images = config(flat, test_fraction=0.3).load(Path("unused")).train.images
-    file = images.files[0]
+    file = images.source.files[0]
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[: len(whole) // 2], "text": b"no image", "empty": b""}[damage])
     with pytest.raises(UserError) as caught:
@@ -222,5 +223,5 @@ def test_hymenoptera_is_read_as_it_is_distributed(real_data: Path) -> None:
     assert data.classes == ("ants", "bees")
     assert len(data.train) + len(data.val) == on_disk["train"] > 200
     assert len(data.test) == on_disk["val"] > 100
-    assert {file.parts[-3] for file in data.test.images.files} == {"val"}
+    assert {file.parts[-3] for file in data.test.images.source.files} == {"val"}
     assert data.test.images.eval_view(torch.arange(8)).shape == (8, 3, 32, 32)

@@ -1,0 +1,71 @@
+"""CIFAR-10 (Krizhevsky 2009) through torchvision's class, as setup 1 reads it: enlarged to 128 pixels."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from kdtrain.data.base import DataConfig, Dataset, Split, fingerprint, limited, missing, remaining, stratified
+from kdtrain.data.views import ArraySource, View, ViewedImages, Views, unchanged
+from kdtrain.errors import UserError
+
+HOW = "fetch it with: python -c \"import torchvision; torchvision.datasets.CIFAR10('{root}', download=True)\""
+
+
+class Cifar10(DataConfig):
+    """32x32 colour images of ten classes. Training: RandomCrop(32, padding 4), resized, flip; evaluation: resized.
+
+    corrected: 5,000 of the 50,000 train images, stratified, are the validation split. published: all 50,000 train,
+    and the validation split is the test split, so the epoch is chosen on what is reported.
+    """
+
+    name: Literal["cifar10"]
+    resolution: Annotated[int, Field(ge=8, le=256)] = 128
+    augment: Literal["standard", "none"] = "standard"
+    convention: Literal["corrected", "published"] = "corrected"
+
+    val_images: ClassVar[int] = 5000
+    class_count: ClassVar[int | None] = 10
+
+    @property
+    def train_images(self) -> int | None:
+        return 50000 if self.convention == "published" else 50000 - self.val_images
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return 3, self.resolution, self.resolution
+
+    def load(self, root: Path) -> Dataset:
+        """Raises UserError where the files are absent or damaged."""
+        from torchvision.datasets import CIFAR10
+
+        try:
+            train_set, test_set = CIFAR10(str(root), train=True), CIFAR10(str(root), train=False)
+        except (RuntimeError, OSError) as error:
+            folder = root / CIFAR10.base_folder
+            raise UserError(missing("cifar10", folder, HOW.format(root=root)) + f" ({error})") from None
+        labels = torch.tensor(train_set.targets + test_set.targets)
+        pixels = np.concatenate([train_set.data, test_set.data])
+        count = len(train_set.targets)
+        train, test = torch.arange(count), torch.arange(count, len(labels))
+        val = test
+        if self.convention == "corrected":
+            val = stratified(labels[train], self.val_images, self.split_seed, "val split")
+            train = remaining(count, val)
+        parts = [limited(labels, part, self.limit_per_class, self.split_seed) for part in (train, val, test)]
+        views = self._views()
+        splits = [Split(ViewedImages(ArraySource(pixels[part.numpy()]), views), labels[part]) for part in parts]
+        mark = fingerprint("cifar10", pixels, labels, *parts)
+        return Dataset("cifar10", tuple(train_set.classes), self.image_shape, splits[0], splits[1], splits[2], mark)
+
+    def _views(self) -> Views:
+        from torchvision.transforms import v2
+
+        resize = v2.Resize(self.resolution)
+        evaluation = View(unchanged, resize)
+        if self.augment == "none":
+            return Views(evaluation, evaluation)
+        random = v2.Compose([v2.RandomCrop(32, padding=4), resize, v2.RandomHorizontalFlip()])
+        return Views(View(unchanged, random), evaluation)

@@ -1,0 +1,59 @@
+"""Data sets of noise in the official layouts, for tests without the real files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def paint(file: Path, size: tuple[int, int] = (30, 24)) -> Path:
+    """An image of noise, [H, W] = size, its own for every file name in every folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    entropy = list(f"{file.parent.name}/{file.name}".encode())
+    noise = np.random.default_rng(entropy).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file)
+    return file
+
+
+def hymenoptera(root: Path, train: int = 10, val: int = 5) -> Path:
+    """hymenoptera_data below `root` with so many ants and bees in each part, the bees one more; returns its folder."""
+    folder = root / "hymenoptera_data"
+    for part, count in (("train", train), ("val", val)):
+        for more, name in enumerate(("ants", "bees")):
+            for number in range(count + more):
+                paint(folder / part / name / f"{part}_{number:03d}.png")
+    return folder
+
+
+def cub200(root: Path, counts: Sequence[int] = (10, 12, 7)) -> Path:
+    """CUB_200_2011 below `root`, a class for each of `counts` with so many images; returns its folder."""
+    folder = root / "CUB_200_2011"
+    images, labels, classes = [], [], []
+    for label, count in enumerate(counts, 1):
+        name = f"{label:03d}.Bird_{label}"
+        classes.append(f"{label} {name}\n")
+        for number in range(count):
+            file = paint(folder / "images" / name / f"bird_{number:04d}.png")
+            images.append(f"{len(images) + 1} {name}/{file.name}\n")
+            labels.append(f"{len(labels) + 1} {label}\n")
+    for list_name, lines in (("images", images), ("image_class_labels", labels), ("classes", classes)):
+        (folder / f"{list_name}.txt").write_text("".join(lines))
+    return folder
+
+
+def flowers102(root: Path, classes: int = 3, train: int = 4, val: int = 4, test: int = 6) -> Path:
+    """flowers-102 below `root` with so many images of each class in the official splits; returns its folder."""
+    from scipy.io import savemat
+
+    folder = root / "flowers-102"
+    per_class = train + val + test
+    total = classes * per_class
+    for number in range(1, total + 1):
+        noise_file = paint(folder / "jpg" / f"image_{number:05d}.png")
+        noise_file.rename(noise_file.with_suffix(".jpg"))  # PIL goes by the content
+    numbers = np.arange(total).reshape(classes, per_class) + 1
+    savemat(folder / "imagelabels.mat", {"labels": np.arange(total) // per_class + 1})
+    parts = np.split(numbers, [train, train + val], axis=1)
+    savemat(folder / "setid.mat", dict(zip(("trnid", "valid", "tstid"), (part.ravel() for part in parts), strict=True)))
+    return folder

@@ -1,25 +1,73 @@
-"""Networks by name. A new one is a file here, a line in MODELS and a test."""
-
-from collections.abc import Callable
+"""Networks by name: a Classifier from what a recipe says. The table of models is in `table`."""
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdtrain.models.lenet5 import lenet5_student, lenet5_teacher
+from kdtrain.errors import UserError
+from kdtrain.models.classifier import Classifier
+from kdtrain.models.config import Freeze, Network, WeightsFile, default_dropout
+from kdtrain.models.freezing import has_randomness
+from kdtrain.models.heads import make_head
+from kdtrain.models.parts import ImageShape
+from kdtrain.models.stages import dry_forward, evaluating
+from kdtrain.models.table import MODELS, known_model, model
+from kdtrain.models.weights import load_network_weights, read_state, weights_source
 
-ImageShape = tuple[int, int, int]
-MODELS: dict[str, Callable[[ImageShape, int], nn.Module]] = {
-    "lenet5_teacher": lenet5_teacher,
-    "lenet5_student": lenet5_student,
-}
+__all__ = [
+    "MODELS", "Classifier", "Freeze", "ImageShape", "Network", "WeightsFile", "build", "default_dropout",
+    "forward_flops", "has_randomness", "known_model", "parameter_count", "read_state", "weights_source",
+]  # fmt: skip
 
 
-def build(name: str, image_shape: ImageShape, classes: int, seed: int) -> nn.Module:
-    """A network with fresh weights drawn from `seed`; the caller's random numbers are left as they were."""
+def build(
+    network: Network,
+    image_shape: ImageShape,
+    classes: int,
+    seed: int,
+    *,
+    pretrained: bool = True,
+    place: str = "recipe.student",
+) -> Classifier:
+    """A network with fresh weights drawn from `seed`, and over them those that the config names.
+
+    pretrained=False leaves these out: for a plan, or where a checkpoint follows. The caller's random numbers are left
+    as they were. Raises UserError, beginning with `place` where the recipe is to be changed.
+    """
+    entry = model(network.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[name](image_shape, classes)
+        parts = entry.source.parts(image_shape)
+        if parts.head is not None:
+            head = parts.head(parts.features, classes)
+        else:
+            head = make_head(network.head, parts.features, classes, network.dropout)
+    classifier = Classifier(
+        network.model,
+        parts.encoder,
+        head,
+        image_shape,
+        channels=parts.channels,
+        normalization=network.normalization,
+        taps=entry.taps or None,
+        freezing=network.freeze,
+        keep_statistics=network.batch_norm_statistics == "keep",
+    )
+    if network.model not in MODELS:
+        _try(classifier, place)
+    if pretrained:
+        load_network_weights(classifier, network, parts, f"{place}.weights")
+    return classifier
+
+
+def _try(classifier: Classifier, place: str) -> None:
+    """A network of which nothing is known may take one image size only, or give no pooled features."""
+    try:
+        dry_forward(classifier, classifier.image_shape)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        shape = "x".join(map(str, classifier.image_shape))
+        cause = " ".join(str(error).split())[:160]
+        raise UserError(f"{place}.model: {classifier.name} cannot take images of {shape} ({cause})") from None
 
 
 def parameter_count(network: nn.Module) -> int:
@@ -27,7 +75,8 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def forward_flops(network: nn.Module, image_shape: ImageShape) -> int:
-    """FLOPs (2 per multiply-add) of one image's forward pass, counted by running it."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(torch.zeros(1, *image_shape))
+    """FLOPs (2 per multiply-add) of one image's forward pass in evaluation mode, counted by running it."""
+    device = next(network.parameters()).device
+    with torch.no_grad(), evaluating(network), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *image_shape, device=device))
     return int(counter.get_total_flops())

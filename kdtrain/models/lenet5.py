@@ -1,41 +1,47 @@
 """LeNet5 as setup 3 writes it (after LeCun et al. 1998): two 3x3 convolutions, three linear layers, ReLU, max-pool."""
 
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor, nn
 
 from kdtrain.errors import UserError
+from kdtrain.models.parts import ImageShape, Parts
 
 
-class LeNet5(nn.Module):
-    """Images [N, C, H, W] -> logits [N, K]. The flattened size is measured, so any H, W >= 10 will do."""
+@dataclass(frozen=True)
+class LeNet5:
+    """Encoder: images [N, C, H, W] -> flat maps [N, 36 * maps[1]] at 32 px; head: three linear layers -> logits [N, K].
 
-    def __init__(
-        self, image_shape: tuple[int, int, int], classes: int, maps: tuple[int, int], hidden: tuple[int, int]
-    ) -> None:
-        super().__init__()
+    The flattened size is measured, so any H, W >= 10 will do, and any number of channels.
+    """
+
+    maps: tuple[int, int]
+    hidden: tuple[int, int]
+    own_head: ClassVar[bool] = True
+    normalization: ClassVar[Literal["none"]] = "none"
+
+    def parts(self, image_shape: ImageShape) -> Parts:
         if min(image_shape[1:]) < 10:
             raise UserError(f"recipe.data.resolution: LeNet5 needs at least 10 px, got {min(image_shape[1:])}")
-        self.encoder = nn.Sequential(
-            nn.Conv2d(image_shape[0], maps[0], 3), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(maps[0], maps[1], 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        encoder = nn.Sequential(
+            nn.Conv2d(image_shape[0], self.maps[0], 3), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(self.maps[0], self.maps[1], 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
         )  # fmt: skip
         with torch.no_grad():
-            flat = self.encoder(torch.zeros(1, *image_shape)).shape[1]
-        self.head = nn.Sequential(
-            nn.Linear(flat, hidden[0]), nn.ReLU(), nn.Linear(hidden[0], hidden[1]), nn.ReLU(),
-            nn.Linear(hidden[1], classes),
+            flat = encoder(torch.zeros(1, *image_shape)).shape[1]
+        return Parts(encoder, flat, channels=image_shape[0], head=self.head)
+
+    def head(self, features: int, classes: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Linear(features, self.hidden[0]), nn.ReLU(), nn.Linear(self.hidden[0], self.hidden[1]), nn.ReLU(),
+            nn.Linear(self.hidden[1], classes),
         )  # fmt: skip
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(images))
-        return logits
+    def imagenet_name(self) -> str:
+        raise UserError("lenet5 has no ImageNet weights; write weights: null")
 
-
-def lenet5_teacher(image_shape: tuple[int, int, int], classes: int) -> LeNet5:
-    """81,194 parameters at 1x32x32 and 10 classes."""
-    return LeNet5(image_shape, classes, (6, 16), (120, 84))
-
-
-def lenet5_student(image_shape: tuple[int, int, int], classes: int) -> LeNet5:
-    """46,164 parameters at 1x32x32 and 10 classes."""
-    return LeNet5(image_shape, classes, (6, 12), (90, 64))
+    def imagenet(self) -> "OrderedDict[str, Tensor]":
+        raise UserError("lenet5 has no ImageNet weights; write weights: null")

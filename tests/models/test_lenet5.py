@@ -4,9 +4,15 @@ import pytest
 import torch
 
 from kdtrain.errors import UserError
-from kdtrain.models import MODELS, build, forward_flops, parameter_count
+from kdtrain.models import Classifier, Network, forward_flops, parameter_count
+from kdtrain.models import build as build_network
 
 MNIST = (1, 32, 32)
+MODELS = ["lenet5_teacher", "lenet5_student"]
+
+
+def build(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> Classifier:
+    return build_network(Network(model=name), shape, classes, seed)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("lenet5_teacher", 81_194), ("lenet5_student", 46_164)])

@@ -1,0 +1,112 @@
+"""Classifiers of torchvision (https://docs.pytorch.org/vision/stable/models.html) without their final layer."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from kdtrain.errors import UserError
+from kdtrain.models.parts import ImageShape, Parts
+
+PATIENCE_S = 20.0
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+# The two that torchvision builds with auxiliary classifiers, which only their authors' training reads.
+# transform_input: as with ImageNet weights, so that fresh and loaded weights see the same pixels.
+INCEPTIONS = ("googlenet", "inception_v3")
+
+
+@cache
+def names() -> frozenset[str]:
+    from torchvision import models
+
+    return frozenset(models.list_models(module=models))
+
+
+@dataclass(frozen=True)
+class Torchvision:
+    """A network by torchvision's name; weights is the tag of its ImageNet weights, DEFAULT is the library's choice."""
+
+    name: str
+    weights: str = "DEFAULT"
+    own_head: ClassVar[bool] = False
+    normalization: ClassVar[Literal["imagenet"]] = "imagenet"
+
+    def parts(self, image_shape: ImageShape) -> Parts:
+        from torchvision import models
+
+        options: dict[str, Any] = {}
+        if self.name in INCEPTIONS:
+            options = {"aux_logits": False, "init_weights": True, "transform_input": True}
+        network = models.get_model(self.name, weights=None, **options)
+        if self.name.startswith("squeezenet"):
+            # its classifier is Conv2d, ReLU, average: only the average is kept
+            network.classifier = nn.AdaptiveAvgPool2d(1)
+            return Parts(network, 512, classifier="classifier.1")
+        classifier, features = without_classifier(network)
+        return Parts(network, features, classifier=classifier, ignored=AUXILIARY if options else ())
+
+    def imagenet_name(self) -> str:
+        return Path(self._tagged().url).name
+
+    def imagenet(self) -> dict[str, Tensor]:
+        from torchvision import models
+
+        weights = self._tagged()
+        placed = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        try:
+            with patience(PATIENCE_S), torch.random.fork_rng(devices=[]):
+                state: dict[str, Tensor] = models.get_model(self.name, weights=weights, progress=False).state_dict()
+        except (URLError, OSError, RuntimeError) as error:  # RuntimeError: a file with another hash
+            raise UserError(
+                f"weights: imagenet of {self.name} cannot be loaded ({reason(error)}); place {placed.name} at {placed}"
+                " (TORCH_HOME moves the folder), or write weights: null for random ones"
+            ) from None
+        return state
+
+    def _tagged(self) -> Any:
+        from torchvision import models
+
+        known = models.get_model_weights(self.name)
+        if self.weights not in known.__members__:
+            raise UserError(f"weights: torchvision has no ImageNet weights for {self.name}; write weights: null")
+        return known[self.weights]
+
+
+def without_classifier(network: nn.Module) -> tuple[str, int]:
+    """Replaces the last linear layer, and the dropout before it, by nothing; gives its name and its input features."""
+    name, linear = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
+    parent_name, _, own_name = name.rpartition(".")
+    parent = network.get_submodule(parent_name)
+    setattr(parent, own_name, nn.Identity())
+    if isinstance(parent, nn.Sequential):
+        before = int(own_name) - 1 if own_name.isdigit() else -1
+        while before >= 0 and isinstance(parent[before], nn.Dropout):
+            parent[before] = nn.Identity()
+            before -= 1
+    return name, linear.in_features
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """urllib waits for ever where nothing answers: within this, `seconds`."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def reason(error: BaseException) -> str:
+    """The last cause of an error, in one short line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+    return text[:160]

@@ -1,8 +1,8 @@
 """How much the hard labels and how much the teacher count: four spellings, translated here and nowhere else."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from kdtrain.fields import Config, Fraction, NonNegative
 
@@ -43,7 +43,7 @@ class Balance(Config):
         if self.weight is not None:
             return 1.0, _twelve_digits(self.weight)
         if self.kd_ratio is not None:
-            return 1.0, _twelve_digits(self.kd_ratio / (1 - self.kd_ratio) if self.kd_ratio < 1 else self.kd_ratio)
+            return 1.0, _twelve_digits(self._of_ratio(self.kd_ratio))
         if self.alpha is not None:
             return _twelve_digits(1 - self.alpha), _twelve_digits(self.alpha)
         assert self.alpha_ce is not None
@@ -57,13 +57,50 @@ class Balance(Config):
             return float(value)
         cross_entropy, distillation = self.weights
         if spelling in ("weight", "kd_ratio") and cross_entropy == 1.0:
-            return distillation if spelling == "weight" else distillation / (1 + distillation)
+            return distillation if spelling == "weight" else self._as_ratio(distillation)
         if spelling in ("alpha", "alpha_ce") and abs(cross_entropy + distillation - 1) < 1e-12:
             return distillation if spelling == "alpha" else cross_entropy
         raise ValueError(
             f"{self.spelling} {getattr(self, self.spelling):g} (cross-entropy {cross_entropy:g}, "
             f"distillation {distillation:g}) cannot be said as {spelling}"
         )
+
+    @staticmethod
+    def _of_ratio(ratio: float) -> float:
+        return ratio / (1 - ratio) if ratio < 1 else ratio
+
+    @staticmethod
+    def _as_ratio(weight: float) -> float:
+        return weight / (1 + weight)
+
+
+class RatioIsWeight(Balance):
+    """The same four spellings, but kd_ratio r is the weight r below 1 too, as setup 4 has it for attention transfer."""
+
+    kd_ratio: NonNegative | None = Field(None, description="the distillation weight itself, below 1 too")
+
+    @staticmethod
+    def _of_ratio(ratio: float) -> float:
+        return ratio
+
+    @staticmethod
+    def _as_ratio(weight: float) -> float:
+        return weight
+
+
+def _labels_count(balance: Balance) -> Balance:
+    if balance.weights[0] == 0:
+        raise ValueError(
+            "must leave cross-entropy a weight above 0: features and relations name no class to the classifier,"
+            f" got {balance.spelling} {getattr(balance, balance.spelling):g}"
+        )
+    return balance
+
+
+Labelled = Annotated[Balance, AfterValidator(_labels_count)]
+"""For methods whose own term gives the classifier no class: without cross-entropy it would stay as it was drawn."""
+
+LabelledRatioIsWeight = Annotated[RatioIsWeight, AfterValidator(_labels_count)]
 
 
 def _twelve_digits(weight: float) -> float:

@@ -1,23 +1,19 @@
-"""Distilling the Knowledge in a Neural Network (Hinton, Vinyals, Dean 2015, arXiv:1503.02531), section 2."""
+"""Distilling the Knowledge in a Neural Network (Hinton, Vinyals, Dean 2015, arXiv:1503.02531), section 2.
 
-from typing import Literal
+Function matching (Beyer et al. 2021, arXiv:2106.05237) is this with `balance: {alpha: 1}` and mixed images.
+"""
 
-from pydantic import Field
-from torch import Tensor, nn
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
 from torch.nn import functional
 
 from kdtrain.fields import Positive
 from kdtrain.methods.balance import Balance
-from kdtrain.methods.base import (
-    Batch,
-    Criterion,
-    MethodConfig,
-    Outputs,
-    Setting,
-    Term,
-    at_least_float32,
-    cross_entropy,
-)
+from kdtrain.methods.balanced import BalancedCriterion, refuse_two_classes
+from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+from kdtrain.methods.standardisation import standardised
 
 
 def kd_loss(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
@@ -25,16 +21,32 @@ def kd_loss(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Te
 
     With T^2 the gradient keeps its scale when T is searched (section 2 of the paper).
     """
-    return temperature**2 * _kl(teacher_NK, student_NK, temperature)
+    return temperature**2 * _kl(teacher_NK.detach(), student_NK, temperature)
 
 
-def kd_loss_published(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
+def kd_loss_published_mnist(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
     """KL(softmax(s/T) || softmax(t/T)), mean over N: the arguments swapped and no T^2.
 
-    The published MNIST setup computes F.kl_div(log_softmax(t/T), softmax(s/T), 'batchmean'); kept so that
-    its numbers can be repeated, not because it is right.
+    The MNIST document computes F.kl_div(log_softmax(t/T), softmax(s/T), 'batchmean'); kept so that its numbers can
+    be repeated, not because it is right.
     """
-    return _kl(student_NK, teacher_NK, temperature)
+    return _kl(student_NK, teacher_NK.detach(), temperature)
+
+
+def kd_loss_published_cifar10(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
+    """T^2 KL(softmax(t/T) || softmax(s/T)), mean over N and K: K times smaller than the paper's.
+
+    The CIFAR-10 document computes nn.KLDivLoss()(log_softmax(s/T), softmax(t/T)), whose default divides by N K.
+    """
+    return kd_loss(student_NK, teacher_NK, temperature=temperature) / student_NK.shape[1]
+
+
+def kd_loss_published_flowers(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
+    """KL(softmax(t/T) || softmax(s/T)), mean over N, without T^2: T^2 times smaller than the paper's.
+
+    The Flowers document computes keras.losses.KLDivergence()(softmax(t/T), softmax(s/T)).
+    """
+    return _kl(teacher_NK.detach(), student_NK, temperature)
 
 
 def _kl(p_NK: Tensor, q_NK: Tensor, temperature: float) -> Tensor:
@@ -43,42 +55,54 @@ def _kl(p_NK: Tensor, q_NK: Tensor, temperature: float) -> Tensor:
     return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
+CONVENTIONS = {
+    "corrected": kd_loss,
+    "published_mnist": kd_loss_published_mnist,
+    "published_cifar10": kd_loss_published_cifar10,
+    "published_flowers": kd_loss_published_flowers,
+}
+
+
 class Kd(MethodConfig):
     """Softened teacher outputs beside the labels."""
 
     name: Literal["kd"]
     temperature: Positive = Field(description="T, divides the logits of both networks")
     balance: Balance
-    convention: Literal["corrected", "published"] = Field(
+    standardise: bool = Field(
+        False, description="each image's logits to mean 0 and deviation 1 before T divides them (Sun et al. 2024)"
+    )
+    convention: Literal["corrected", "published_mnist", "published_cifar10", "published_flowers"] = Field(
         "corrected",
-        description="published: KL(student || teacher) without T^2, as the MNIST document computes it",
+        description="as a document computes it: mnist KL(student || teacher) without T^2; cifar10 divided by the number"
+        " of classes; flowers without T^2",
     )
 
-    def criterion(self, setting: Setting) -> Criterion:
-        return KdCriterion(self, setting.label_smoothing)
+    @model_validator(mode="after")
+    def _standardise_what_is_corrected(self) -> Self:
+        if self.standardise and self.convention != "corrected":
+            raise ValueError(f"standardise goes with convention corrected only, got {self.convention}")
+        return self
+
+    def criterion(self, setting: Setting) -> "KdCriterion":
+        if self.standardise:
+            refuse_two_classes("kd with standardise", setting)
+        return KdCriterion(self, setting)
 
 
-class KdCriterion(Criterion):
+class KdCriterion(BalancedCriterion):
     """Terms: cross_entropy, kd, and kd_without_t2 (shown only: comparable between temperatures)."""
 
-    def __init__(self, config: Kd, label_smoothing: float) -> None:
-        super().__init__()
+    def __init__(self, config: Kd, setting: Setting) -> None:
+        super().__init__(config.balance, setting)
         self.temperature = config.temperature
-        self.loss = kd_loss if config.convention == "corrected" else kd_loss_published
-        self.cross_entropy_weight, self.kd_weight = config.balance.weights
-        self.label_smoothing = label_smoothing
+        self.standardise = config.standardise
+        self.loss = CONVENTIONS[config.convention]
 
-    def forward(
-        self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
-    ) -> dict[str, Term]:
-        assert teacher is not None
-        hard = cross_entropy(student.logits, batch.target, self.label_smoothing)
-        soft = self.loss(student.logits, teacher.logits, temperature=self.temperature)
-        corrected = (
-            soft if self.loss is kd_loss else kd_loss(student.logits, teacher.logits, temperature=self.temperature)
-        )
-        return {
-            "cross_entropy": Term(hard, self.cross_entropy_weight),
-            "kd": Term(soft, self.kd_weight),
-            "kd_without_t2": Term(corrected.detach() / self.temperature**2, 0.0),
-        }
+    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+        student_NK, teacher_NK = student.logits, teacher.logits
+        if self.standardise:
+            student_NK, teacher_NK = standardised(student_NK), standardised(teacher_NK)
+        value = self.loss(student_NK, teacher_NK, temperature=self.temperature)
+        without_t2 = kd_loss_published_flowers(student_NK.detach(), teacher_NK, temperature=self.temperature)
+        return {"kd": Term(value, self.weight), "kd_without_t2": Term(without_t2, 0.0)}

@@ -1,0 +1,53 @@
+"""Paying More Attention to Attention (Zagoruyko & Komodakis 2017, arXiv:1612.03928), equation 2, activation-based."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from kdtrain.methods.balance import LabelledRatioIsWeight
+from kdtrain.methods.balanced import BalancedCriterion
+from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+from kdtrain.methods.stages import Stages, maps_of_one_size
+
+
+def at_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
+    """(q(F_s) - q(F_t))^2, q(F) = vec(mean_C F^2) / ||.||_2, mean over N and the HW positions, in float32.
+
+    The mean over positions is the authors' code; the norm of equation 2 would be some HW times larger. C may differ.
+    """
+    return functional.mse_loss(_attention(student_NCHW), _attention(teacher_NCHW.detach()))
+
+
+def _attention(features_NCHW: Tensor) -> Tensor:
+    return functional.normalize(at_least_float32(features_NCHW).square().mean(dim=1).flatten(1), dim=1)
+
+
+class At(MethodConfig):
+    """Where the networks look: the energy of their feature maps over the image."""
+
+    name: Literal["at"]
+    balance: LabelledRatioIsWeight
+    stages: Stages = Field(("16", "32"), description="whose maps are compared; their losses are summed")
+
+    @property
+    def needed_stages(self) -> tuple[str, ...]:
+        return self.stages
+
+    def criterion(self, setting: Setting) -> "AtCriterion":
+        maps_of_one_size("at", "stages", self.stages, setting)
+        return AtCriterion(self, setting)
+
+
+class AtCriterion(BalancedCriterion):
+    """Terms: cross_entropy, at."""
+
+    def __init__(self, config: At, setting: Setting) -> None:
+        super().__init__(config.balance, setting)
+        self.stages = config.stages
+
+    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+        values = [at_loss(student.features[stage], teacher.features[stage]) for stage in self.stages]
+        return {"at": Term(torch.stack(values).sum(), self.weight)}

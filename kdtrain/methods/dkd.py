@@ -1,0 +1,93 @@
+"""Decoupled Knowledge Distillation (Zhao et al. 2022, arXiv:2203.08679), equation 7."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from kdtrain.errors import UserError
+from kdtrain.fields import NonNegative, Positive
+from kdtrain.methods.balance import Balance
+from kdtrain.methods.balanced import BalancedCriterion, refuse_two_classes
+from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+from kdtrain.methods.standardisation import standardised
+
+
+def dkd_loss(
+    student_NK: Tensor, teacher_NK: Tensor, target_N: Tensor, *, alpha: float, beta: float, temperature: float
+) -> Tensor:
+    """T^2 (alpha TCKD + beta NCKD), mean over N, in nats and float32; alpha = 1, beta = 1 - p_t(target) would be kd.
+
+    TCKD: KL of the teacher's (target, all others) from the student's. NCKD: KL of the teacher's distribution over the
+    other classes from the student's. Others are left out by index, where the authors' code subtracts 1000.
+    """
+    student = _parts(student_NK, target_N, temperature)
+    teacher = _parts(teacher_NK.detach(), target_N, temperature)
+    tckd, nckd = (
+        functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        for ours, theirs in zip(student, teacher, strict=True)
+    )
+    return temperature**2 * (alpha * tckd + beta * nckd)
+
+
+def _parts(logits_NK: Tensor, target_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of (target, all others) [N, 2], and of each other class among the others [N, K-1]."""
+    log_p = functional.log_softmax(at_least_float32(logits_NK) / temperature, dim=1)
+    others = torch.arange(log_p.shape[1] - 1, device=log_p.device).expand(len(log_p), -1)
+    others = others + (others >= target_N[:, None])  # all classes but the target
+    log_others = log_p.gather(1, others)
+    binary = torch.cat([log_p.gather(1, target_N[:, None]), log_others.logsumexp(dim=1, keepdim=True)], dim=1)
+    return binary, functional.log_softmax(log_others, dim=1)
+
+
+class Dkd(MethodConfig):
+    """kd in two parts with weights of their own: how sure the teacher is of the label, and what else it sees."""
+
+    hard_labels: ClassVar[bool] = True
+
+    name: Literal["dkd"]
+    balance: Balance
+    alpha: NonNegative = Field(1.0, description="weight of TCKD, the target class against all others")
+    beta: NonNegative = Field(8.0, description="weight of NCKD, the other classes among themselves")
+    temperature: Positive = Field(4.0, description="T, divides the logits of both networks")
+    warmup_epochs: Annotated[int, Field(ge=0)] = Field(
+        20, description="the weight grows linearly to its full size in this epoch; 0: full from the start"
+    )
+    standardise: bool = Field(
+        False, description="each image's logits to mean 0 and deviation 1 before T divides them (Sun et al. 2024)"
+    )
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError("alpha and beta are both 0: nothing would be distilled")
+        return self
+
+    def criterion(self, setting: Setting) -> "DkdCriterion":
+        refuse_two_classes("the non-target term of dkd", setting)
+        return DkdCriterion(self, setting)
+
+
+class DkdCriterion(BalancedCriterion):
+    """Terms: cross_entropy, dkd, whose weight is the balance's times min((epoch + 1) / warmup_epochs, 1)."""
+
+    def __init__(self, config: Dkd, setting: Setting) -> None:
+        super().__init__(config.balance, setting)
+        self.alpha, self.beta, self.temperature = config.alpha, config.beta, config.temperature
+        self.warmup_epochs, self.standardise = config.warmup_epochs, config.standardise
+
+    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+        if batch.target.ndim != 1:
+            shape = " x ".join(map(str, batch.target.shape))
+            raise UserError(
+                f"recipe.method: dkd needs one class per image, got mixed targets {shape}; remove the mixup"
+            )
+        student_NK, teacher_NK = student.logits, teacher.logits
+        if self.standardise:
+            student_NK, teacher_NK = standardised(student_NK), standardised(teacher_NK)
+        scales = {"alpha": self.alpha, "beta": self.beta, "temperature": self.temperature}
+        value = dkd_loss(student_NK, teacher_NK, batch.target, **scales)
+        reached = min((batch.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        return {"dkd": Term(value, self.weight * reached)}

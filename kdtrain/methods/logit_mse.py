@@ -1,0 +1,32 @@
+"""Matching logits: Ba & Caruana 2014 (arXiv:1312.6184), equation 1; the loss of setup 2."""
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional
+
+from kdtrain.methods.balance import Balance
+from kdtrain.methods.balanced import BalancedCriterion
+from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+
+
+def logit_mse_loss(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+    """(s - t)^2 of raw logits, mean over N and K, in float32. Ba & Caruana sum over K and halve: K/2 times larger."""
+    return functional.mse_loss(at_least_float32(student_NK), at_least_float32(teacher_NK).detach())
+
+
+class LogitMse(MethodConfig):
+    """The student's logits are drawn to the teacher's, their scale and offset included."""
+
+    name: Literal["logit_mse"]
+    balance: Balance
+
+    def criterion(self, setting: Setting) -> "LogitMseCriterion":
+        return LogitMseCriterion(self.balance, setting)
+
+
+class LogitMseCriterion(BalancedCriterion):
+    """Terms: cross_entropy, logit_mse."""
+
+    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+        return {"logit_mse": Term(logit_mse_loss(student.logits, teacher.logits), self.weight)}

@@ -1,0 +1,65 @@
+"""Similarity-Preserving Knowledge Distillation (Tung & Mori 2019, arXiv:1907.09682), equations 1-4."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from kdtrain.methods.balance import Labelled
+from kdtrain.methods.balanced import BalancedCriterion
+from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+from kdtrain.methods.relations import full_precision, gathered, refuse_single_image
+from kdtrain.methods.stages import Stages
+
+
+def sp_loss(student_NCHW: Tensor, teacher_NCHW: Tensor, *, row_norm: int = 2) -> Tensor:
+    """||G_s - G_t||_F^2 / N^2, G = F F^T of the flattened maps [N, CHW], each row divided by its L2 norm.
+
+    In float32 inside autocast too: G overflows float16. C, H and W may differ between the networks.
+    row_norm 1 is the published setup's F.normalize(G, 1), in which 1 is p and not the dimension: 58 times smaller
+    at N = 64.
+    """
+    with full_precision(student_NCHW):
+        return functional.mse_loss(_similarity(student_NCHW, row_norm), _similarity(teacher_NCHW.detach(), row_norm))
+
+
+def _similarity(features_NCHW: Tensor, row_norm: int) -> Tensor:
+    flat = at_least_float32(features_NCHW).flatten(1)
+    return functional.normalize(flat @ flat.T, p=row_norm, dim=1)
+
+
+class Sp(MethodConfig):
+    """Images that excite the teacher alike shall excite the student alike."""
+
+    name: Literal["sp"]
+    balance: Labelled
+    stages: Stages = Field(("16", "32"), description="whose maps are compared; their losses are summed")
+    convention: Literal["corrected", "published"] = Field(
+        "corrected", description="published: rows divided by their L1 norm, as the CUB document's code does"
+    )
+
+    @property
+    def needed_stages(self) -> tuple[str, ...]:
+        return self.stages
+
+    def criterion(self, setting: Setting) -> "SpCriterion":
+        refuse_single_image(self.name, setting)
+        return SpCriterion(self, setting)
+
+
+class SpCriterion(BalancedCriterion):
+    """Terms: cross_entropy, sp (of the global batch)."""
+
+    def __init__(self, config: Sp, setting: Setting) -> None:
+        super().__init__(config.balance, setting)
+        self.stages = config.stages
+        self.row_norm = 1 if config.convention == "published" else 2
+
+    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+        values = []
+        for stage in self.stages:
+            both = gathered(student.features[stage].flatten(1), teacher.features[stage].flatten(1), batch)
+            values.append(sp_loss(*both, row_norm=self.row_norm))
+        return {"sp": Term(torch.stack(values).sum(), self.weight)}

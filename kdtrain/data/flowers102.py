@@ -89,7 +89,8 @@ def _numbers(path: Path, name: str, root: Path) -> Tensor:
     from scipy.io.matlab import MatReadError
 
     try:
-        return torch.tensor(loadmat(path)[name].ravel().tolist(), dtype=torch.int64)
+        with path.open("rb") as file:
+            return torch.tensor(loadmat(file)[name].ravel().tolist(), dtype=torch.int64)
     except FileNotFoundError:
         raise UserError(missing("flowers102", path, HOW.format(root=root))) from None
     except (OSError, ValueError, TypeError, KeyError, NotImplementedError, MatReadError, zlib.error) as error:

@@ -38,7 +38,8 @@ def tta_logits(network: nn.Module, split: Split, device: torch.device) -> Tensor
         views = split.images.tta_view(indices)  # [n, V, C, H, W]
         assert views is not None
         logits: Tensor = network(views.flatten(0, 1).to(device))
-        return logits.float().unflatten(0, views.shape[:2]).mean(1)
+        means: Tensor = logits.float().unflatten(0, views.shape[:2]).mean(1)
+        return means
 
     return _rows_of_split(network, rows, len(split), max(1, CHUNK_IMAGES // first.shape[1]))
 

@@ -25,8 +25,8 @@ from kdtrain.errors import UserError
 PUBLISHED_HALF_PERIOD_EPOCHS = 10
 """T_max of the CosineAnnealingLR in the document of setup 4, whatever the epochs."""
 
-CORRECTED_WARMUP_SHARE = 0.1
-"""Of all steps: the most that a warm-up counted in steps may take."""
+CORRECTED_STEPS_PER_WARMUP_STEP = 10
+"""A warm-up counted in steps takes at most one of so many steps."""
 
 
 def build_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimizer:
@@ -66,15 +66,20 @@ def _adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
     """Decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101): what it is multiplied with is said."""
     decayed = [parameter for parameter in parameters if parameter.ndim > 1 or config.decay_on == "all"]
     spared = [parameter for parameter in parameters if parameter.ndim <= 1 and config.decay_on == "weights"]
-    optimizer = AdamWithDecayPerStep if config.decay_times == "nothing" else torch.optim.AdamW
+    if config.decay_times == "nothing":
+        groups = [{"params": decayed, DECAY: config.weight_decay}, {"params": spared, DECAY: 0.0}]
+        return AdamWithDecayPerStep([group for group in groups if group["params"]], config.lr, weight_decay=0.0)
     # torch multiplies the decay with lr_t: divided by the peak first, it is weight_decay * lr_t / lr
     decay = config.weight_decay / config.lr if config.decay_times == "relative_lr" else config.weight_decay
     groups = [{"params": decayed, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
-    return optimizer([group for group in groups if group["params"]], config.lr)
+    return torch.optim.AdamW([group for group in groups if group["params"]], config.lr)
+
+
+DECAY = "decay_per_step"
 
 
 class AdamWithDecayPerStep(torch.optim.AdamW):
-    """w -= weight_decay * w at every step whatever the learning rate, 0 included; then Adam's step.
+    """w -= decay_per_step * w at every step whatever the learning rate, 0 included; then Adam's step.
 
     As the Flowers document's AdamW does it. Parameters without a gradient rest.
     """
@@ -82,17 +87,11 @@ class AdamWithDecayPerStep(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         assert closure is None
-        decays = [group["weight_decay"] for group in self.param_groups]
         for group in self.param_groups:
             moving: list[Tensor] = [each for each in group["params"] if each.grad is not None]
-            if moving and group["weight_decay"]:
-                torch._foreach_mul_(moving, 1 - group["weight_decay"])
-            group["weight_decay"] = 0.0
-        try:
-            return super().step()
-        finally:
-            for group, decay in zip(self.param_groups, decays, strict=True):
-                group["weight_decay"] = decay
+            if moving and group[DECAY]:
+                torch._foreach_mul_(moving, 1 - group[DECAY])
+        return super().step()
 
 
 def _cosine(schedule: Cosine, lr: float, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -119,7 +118,7 @@ def _swinging_cosine(schedule: Cosine, lr: float, epoch: int) -> float:
 def _cosine_in_steps(schedule: CosineInSteps, lr: float, step: int, run_steps: int) -> float:
     """lr * step / warm-up steps, then lr * (1 + cos(pi * t)) / 2 with t from 0 to 1 at the last step; 0 after it."""
     if schedule.total_steps is None:
-        total, warmup = run_steps, min(schedule.warmup_steps, int(CORRECTED_WARMUP_SHARE * run_steps))
+        total, warmup = run_steps, min(schedule.warmup_steps, run_steps // CORRECTED_STEPS_PER_WARMUP_STEP)
     else:
         total, warmup = schedule.total_steps, schedule.warmup_steps
     if step < warmup:

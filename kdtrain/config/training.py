@@ -41,6 +41,15 @@ class AdamW(Config):
         " nothing: weight_decay per step whatever the schedule (as the Flowers document has it)",
     )
 
+    @model_validator(mode="after")
+    def _a_step_leaves_some_weight(self) -> Self:
+        if self.decay_times != "lr" and self.weight_decay >= 1:
+            raise ValueError(
+                f"weight_decay must be below 1 with decay_times {self.decay_times}, got {self.weight_decay}:"
+                " one step would take the whole weight"
+            )
+        return self
+
 
 Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="name")]
 
@@ -69,8 +78,8 @@ class Exponential(Config):
 class Cosine(Config):
     """Linear warm-up over epochs, then half a cosine from lr to lowest_lr, reached after the last step; set per step.
 
-    published (setup 4): set once per epoch, warm-up from lowest_lr, and after it the cosine swings: it falls for
-    10 epochs and rises for 10, as CosineAnnealingLR(T_max=10) does when it is stepped on.
+    published (setup 4): set once per epoch, the first one at lowest_lr, and after the warm-up the cosine swings: it
+    falls for 10 epochs and rises for 10, as CosineAnnealingLR(T_max=10) does when it is stepped on.
     """
 
     name: Literal["cosine"]
@@ -80,7 +89,7 @@ class Cosine(Config):
 
 
 class CosineInSteps(Config):
-    """Linear warm-up from 0 counted in steps, then half a cosine to 0.
+    """Linear warm-up from 0 (the first step's rate) counted in steps, then half a cosine to 0.
 
     corrected: the cosine ends with the training, and the warm-up takes at most a tenth of it.
     published (setup 5): both are fixed whatever the epochs: warm-up to warmup_steps, cosine to 0 at total_steps.

@@ -27,9 +27,10 @@ def dist_loss(student_NK: Tensor, teacher_NK: Tensor, *, beta: float, gamma: flo
 
 
 def _one_less_pearson(a_RL: Tensor, b_RL: Tensor) -> Tensor:
-    """1 - correlation of rows, mean over R rows. A constant row has correlation 0.
+    """1 - correlation of rows [R, L], mean over R. A constant row has correlation 0.
 
-    The denominator is at least 1e-8; the authors add 1e-8, with which equal rows would not give 0.
+    The denominator is at least 1e-8; the authors add 1e-8, with which equal rows would not give 0. Near a constant
+    row the gradient is large with either: a head that starts at zero wants an optimizer that is not moved by scale.
     """
     a, b = a_RL - a_RL.mean(dim=1, keepdim=True), b_RL - b_RL.mean(dim=1, keepdim=True)
     norms_R = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)

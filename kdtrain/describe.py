@@ -6,7 +6,7 @@ from kdtrain.config import Sweep, space
 from kdtrain.config.reading import dump_yaml
 from kdtrain.config.recipe import Recipe
 from kdtrain.data import load
-from kdtrain.models import build, forward_flops, parameter_count
+from kdtrain.models import Network, build, forward_flops, parameter_count
 from kdtrain.store import Row
 
 
@@ -36,10 +36,11 @@ def describe(sweep: Sweep, data_root: Path) -> Row:
 def networks(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, Row]:
     """Parameters and FLOPs of one image's forward pass, of every network that the space can reach."""
     recipes = [sweep.recipe_for(v, 0) for v in space.combinations(sweep.tree, ("teacher", "student"))]
-    names = [recipe.teacher.model for recipe in recipes if recipe.teacher] + [r.student.model for r in recipes]
+    students: list[Network] = [recipe.student for recipe in recipes]
+    teachers: list[Network] = [recipe.teacher for recipe in recipes if recipe.teacher]
     found = {}
-    for name in dict.fromkeys(names):
-        network = build(name, image_shape, classes, 0)
-        flops = forward_flops(network, image_shape)
-        found[name] = {"parameters": parameter_count(network), "flops_per_image": flops}
+    for network in {network.model: network for network in [*teachers, *students]}.values():
+        built = build(network, image_shape, classes, 0, pretrained=False)
+        flops = forward_flops(built, image_shape)
+        found[network.model] = {"parameters": parameter_count(built), "flops_per_image": flops}
     return found

@@ -107,10 +107,10 @@ class StudySearcher(Searcher):
             **self._common(),
             "kind": job.kind,
             "key": job.key,
-            "recipe": job.recipe.model_dump(mode="json", exclude_none=True),
+            "recipe": job.recipe.model_dump(mode="json"),
             "trial_id": job.trial_id,
             "final": job.final,
-            "also": [recipe.model_dump(mode="json", exclude_none=True) for recipe in job.also],
+            "also": [recipe.model_dump(mode="json") for recipe in job.also],
         }
 
     def _idle(self) -> dict[str, Any]:

@@ -5,25 +5,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.recipe import Recipe, Teacher, teacher_recipe
+from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import load
 from kdtrain.errors import UserError
+from kdtrain.models import weights_source
 
-NUMERICS = 1
+NUMERICS = 2
 """Raised when a change of the code alters results, so that old trials are not taken for new ones."""
 
 
 def identity(recipe: Recipe, data_root: Path) -> dict[str, Any]:
-    """What is hashed: the resolved recipe with its balance as two weights, its teacher's whole recipe (or the
-    content of its file) and the data's fingerprint. Raises UserError where data or file are absent."""
-    resolved = recipe.model_dump(mode="json", exclude={"teacher"})
+    """What is hashed: the resolved recipe with its balance as two weights, the content or name of the weights that its
+    networks begin with, its teacher's whole recipe (or the content of its file) and the data's fingerprint.
+
+    Raises UserError where data or a file are absent.
+    """
+    resolved = recipe.model_dump(mode="json", exclude={"teacher": True, "student": {"allow_random_frozen"}})
+    resolved["student"]["weights"] = _starting_weights(recipe)
     if "balance" in resolved["method"]:
         resolved["method"]["balance"] = list(recipe.method.balance.weights)  # type: ignore[union-attr]
     taught_by = teacher_recipe(recipe)
     if taught_by is not None:
         resolved["teacher"] = identity(taught_by, data_root)
     elif recipe.teacher is not None:
-        resolved["teacher"] = {"model": recipe.teacher.model, "sha256": file_digest(recipe.teacher)}
+        assert recipe.teacher.file is not None
+        network = recipe.teacher.model_dump(mode="json", include={"model", "head", "normalization"})
+        resolved["teacher"] = {**network, "sha256": file_digest(recipe.teacher.file)}
     data = load(recipe.data, data_root)
     return {"recipe": resolved, "data": data.fingerprint, "numerics": NUMERICS}
 
@@ -34,10 +41,18 @@ def trial_id(recipe: Recipe, data_root: Path) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def file_digest(teacher: Teacher) -> str:
+def file_digest(file: str) -> str:
     """SHA-256 of a teacher's weights file; UserError where it cannot be read."""
-    assert teacher.file is not None
     try:
-        return hashlib.sha256(Path(teacher.file).read_bytes()).hexdigest()
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(f"recipe.teacher.file: {teacher.file} cannot be read ({error.strerror})") from None
+        raise UserError(f"recipe.teacher.file: {file} cannot be read ({error.strerror})") from None
+
+
+def _starting_weights(recipe: Recipe) -> list[str] | None:
+    """What names the weights that the student begins with: their release, or their file's content and part."""
+    weights = recipe.student.weights
+    if weights is None:
+        return None
+    part = "network" if weights == "imagenet" else weights.part
+    return [part, str(weights_source(recipe.student))]

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from kdtrain import ranks
-from kdtrain.evaluate import accuracy, agreement, logits_of, nll
-from kdtrain.methods import weighted_sum
+from kdtrain.data.mixup import mixed, mixed_target, pairing
+from kdtrain.evaluate import logits_of, pair_metrics, student_metrics
+from kdtrain.learner import Learner
+from kdtrain.methods import Batch, Term, weighted_sum
+from kdtrain.optim import early_stop
 from kdtrain.streams import generator, stream
 
 if TYPE_CHECKING:
@@ -25,11 +28,12 @@ class NonFiniteLoss(Exception):
 
 
 def fit(run: "Run", total_epochs: int, report: Report) -> None:
-    """Trains `run` on to `total_epochs`; report(metrics, run) is called once after every epoch, on every rank.
+    """Trains `run` on to `total_epochs`, or until its patience ends; report(metrics, run) is called once after every
+    epoch, on every rank.
 
     Raises NonFiniteLoss, on all ranks alike, at the end of the epoch in which a metric became NaN or infinite.
     """
-    while run.epoch < total_epochs:
+    while run.epoch < total_epochs and not _out_of_patience(run):
         started = time.perf_counter()
         asked_before = run.teacher.images if run.teacher else 0
         metrics = train_epoch(run)
@@ -45,56 +49,113 @@ def fit(run: "Run", total_epochs: int, report: Report) -> None:
 
 
 def train_epoch(run: "Run") -> Metrics:
-    """One pass over the training images in this epoch's order; the terms' means over all images and ranks."""
+    """One pass over the training images in this epoch's order; each term's mean over the images it was computed for,
+    on all ranks."""
     run.distiller.train()
-    batch_size, seed = run.recipe.batch_size, run.recipe.seed
-    order = torch.randperm(len(run.data.train), generator=generator(seed, "order", run.epoch))
+    order = torch.randperm(len(run.data.train), generator=generator(run.recipe.seed, "order", run.epoch))
     lr = run.learner.lr(run.step)
     sums: dict[str, Tensor] = {}
-    for batch in order.split(batch_size):
-        for name, value in train_step(run, batch).items():
+    images: dict[str, int] = {}
+    for epoch_step, indices in enumerate(order.split(run.recipe.batch_size)):
+        for name, value in train_step(run, indices, epoch_step).items():
             sums[name] = sums[name] + value if name in sums else value
+            images[name] = images.get(name, 0) + len(indices)
         run.step += 1
     # one transfer at the end of the epoch: the step never waits for the device
     totals = ranks.sum_over_ranks(torch.stack(list(sums.values()))).tolist()
-    means = {f"train/{name}": total / len(order) for name, total in zip(sums, totals, strict=True)}
+    means = {f"train/{name}": total / images[name] for name, total in zip(sums, totals, strict=True)}
     _require_finite(means, run)
     return {"lr": lr, **means}
 
 
-def train_step(run: "Run", batch: Tensor) -> dict[str, Tensor]:
+def train_step(run: "Run", indices: Tensor, epoch_step: int = 0) -> dict[str, Tensor]:
     """One update from one global batch of image indices; each term summed over this rank's images."""
-    own = ranks.share(batch)
-    idle = len(own) == 0
-    if idle:  # a short last batch: this rank joins the reduction with weight 0
-        own = batch[:1]
-    images = run.data.train.images.train_view(own, run.recipe.seed, run.epoch).to(run.device, non_blocking=True)
-    target = run.data.train.labels[own].to(run.device, non_blocking=True)
+    images, batch = load_batch(run, indices, epoch_step)
     teacher = run.teacher(images) if run.teacher else None
     torch.manual_seed(stream(run.recipe.seed, "dropout", run.step, ranks.rank()))
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.recipe.precision == "bf16"):
-        terms = run.wrapped(images, teacher, target)
-    loss = weighted_sum(terms)
-    count = 0 if idle else len(own)
-    # DDP averages over ranks: with this factor the average is the mean over the global batch
-    run.learner.update(loss * (count * ranks.size() / len(batch)), run.step)
-    values = {"loss": loss, **{name: term.value for name, term in terms.items()}}
-    return {name: value.detach().double() * count for name, value in values.items()}
+    player = run.adversary
+    if player is not None and player.turns.is_critics(batch.step, batch.epoch_step):
+        assert run.critic_learner is not None
+        assert teacher is not None
+        with _autocast(run):
+            student = _untouched_logits(run, images)
+        terms = run.wrapped_critic(student, teacher.logits, batch)
+        values = _update(run.critic_learner, terms, batch, "critic_loss", run.step)
+        player.loss.constrain()
+        return values
+    critic = player.loss.critic.requires_grad_(False) if player is not None else None
+    with _autocast(run):
+        terms = run.wrapped(images, teacher, batch, critic)
+    if critic is not None:
+        critic.requires_grad_(True)
+    values = _update(run.learner, terms, batch, "loss", run.step)
+    if run.average is not None:
+        run.average.update(run.distiller.student)
+    return values
+
+
+def load_batch(run: "Run", indices: Tensor, epoch_step: int) -> tuple[Tensor, Batch]:
+    """This rank's views [N, C, H, W] of a global batch on the device, mixed where the recipe says so, and its Batch."""
+    recipe, split = run.recipe, run.data.train
+    own = ranks.share(torch.arange(len(indices)))
+    count = len(own)
+    if count == 0:  # a short last batch: this rank joins the reduction with weight 0
+        own = torch.tensor([0])
+    mine = indices[own]
+    images = split.images.train_view(mine, recipe.seed, run.epoch)
+    target = split.labels[mine]
+    if recipe.mixup is not None:
+        pairs = pairing(recipe.mixup, indices, len(split), recipe.seed, run.epoch, run.step)
+        partners, shares = pairs.partners[own], pairs.shares[own]
+        images = mixed(images, split.images.train_view(partners, recipe.seed, run.epoch), shares)
+        target = mixed_target(target, split.labels[partners], shares, len(run.data.classes))
+    batch = Batch(
+        target.to(run.device, non_blocking=True), mine, recipe.seed, run.epoch, run.step, epoch_step,
+        size=len(indices), count=count,
+    )  # fmt: skip
+    return images.to(run.device, non_blocking=True), batch
 
 
 def evaluate(run: "Run") -> Metrics:
-    """Validation metrics; with a teacher also its accuracy and how often the two agree."""
-    split = run.data.val
-    logits = logits_of(run.distiller.student, split, run.device)
-    metrics = {"val/accuracy": accuracy(logits, split.labels), "val/nll": nll(logits, split.labels)}
+    """Validation metrics of the student (of its average where it has one); with a teacher also how the two compare."""
+    split, recipe = run.data.val, run.recipe
+    logits = logits_of(run.evaluated, split, run.device)
+    metrics = {f"val/{name}": value for name, value in student_metrics(logits, split.labels).items()}
     if run.teacher:
         if run.teacher_val_logits is None:
             run.teacher_val_logits = logits_of(run.teacher.network, split, run.device)
             if run.epoch == 0:  # a training that continues asks again; its rows must not tell where it was cut
                 run.teacher.images += len(ranks.share(torch.arange(len(split))))
-        metrics["val/teacher_accuracy"] = accuracy(run.teacher_val_logits, split.labels)
-        metrics["val/agreement"] = agreement(logits, run.teacher_val_logits)
+        teacher = run.teacher_val_logits
+        metrics["val/teacher_accuracy"] = student_metrics(teacher, split.labels)["accuracy"]
+        pair = pair_metrics(logits, teacher, recipe.seed, run.epoch, recipe.batch_size)
+        metrics |= {f"val/{name}": value for name, value in pair.items()}
     return metrics
+
+
+def _update(learner: Learner, terms: dict[str, Term], batch: Batch, name: str, step: int) -> dict[str, Tensor]:
+    loss = weighted_sum(terms)
+    # DDP averages over ranks: with this factor the average is the mean over the global batch
+    learner.update(loss * (batch.count * ranks.size() / batch.size), step)
+    values = {name: loss, **{key: term.value for key, term in terms.items()}}
+    return {key: value.detach().double() * batch.count for key, value in values.items()}
+
+
+@torch.no_grad()
+def _untouched_logits(run: "Run", images: Tensor) -> Tensor:
+    """The student's logits as in training, its BatchNorm buffers left as they are: it is the critic's turn."""
+    student = run.distiller.student
+    buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    logits: Tensor = torch.func.functional_call(student, buffers, (images,))
+    return logits
+
+
+def _autocast(run: "Run") -> torch.autocast:
+    return torch.autocast(run.device.type, torch.bfloat16, enabled=run.recipe.precision == "bf16")
+
+
+def _out_of_patience(run: "Run") -> bool:
+    return run.best is not None and early_stop(int(run.best["epoch"]), run.epoch, run.recipe.early_stopping)
 
 
 def _require_finite(metrics: Metrics, run: "Run") -> None:

@@ -23,8 +23,8 @@ def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Path) -> 
     teacher = trained_teacher(recipe, data, store, data_root, torch.device("cpu"))
     if teacher is None or temperature is None:
         return
-    student = build(recipe.student.model, data.image_shape, len(data.classes), 0).eval()
-    load_weights(student, store.trial(trial_id(recipe, data_root)).weights)
+    student = build(recipe.student, data.image_shape, len(data.classes), 0, pretrained=False).eval()
+    load_weights(student, store.trial(trial_id(recipe, data_root)).weights, "recipe.student")
     index = _least_sure(logits_of(teacher.network, data.val, torch.device("cpu")), data.val.labels)
     image = data.val.images.eval_view(index)
     temperatures = (1.0, temperature)

@@ -8,18 +8,19 @@ import torch
 from kdtrain import environment
 from kdtrain.config import Sweep, space
 from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.data import AnyData, data_folder, load
+from kdtrain.data import AnyData, Dataset, Split, data_folder, load
+from kdtrain.data.base import TensorImages
 from kdtrain.describe import networks
-from kdtrain.distiller import Distiller
-from kdtrain.learner import Learner
-from kdtrain.methods import weighted_sum
-from kdtrain.models import ImageShape, build
+from kdtrain.loop import train_step
+from kdtrain.models import ImageShape, build, forward_flops
 from kdtrain.resources import concurrent_trials, machine_resources
+from kdtrain.run import Run
 from kdtrain.search import Search
 from kdtrain.study import PARTS
 from kdtrain.teacher import Teacher
 
 TIMED_STEPS = 5
+TIMED_FLOPS = 1e11  # at most so many in a timed step: a large network is timed on fewer images than a batch
 BACKWARD_OVER_FORWARD = 2
 """A backward pass computes two products for each one of the forward pass: by the inputs and by the weights."""
 
@@ -135,27 +136,29 @@ def _longest(sweep: Sweep) -> int:
 
 def _step_cost(recipe: Recipe, image_shape: ImageShape, classes: int) -> tuple[float, float]:
     """(seconds, FLOPs) of one image in training: student forward and backward, teacher forward."""
-    from kdtrain.models import forward_flops
-
     device = torch.device("cpu")
-    student = build(recipe.student.model, image_shape, classes, 0)
+    student = build(recipe.student, image_shape, classes, 0, pretrained=False)
     flops = (1 + BACKWARD_OVER_FORWARD) * forward_flops(student, image_shape)
     teacher = None
     if recipe.teacher is not None:
-        network = build(recipe.teacher.model, image_shape, classes, 0)
+        network = build(recipe.teacher, image_shape, classes, 0, pretrained=False)
         flops += forward_flops(network, image_shape)
-        teacher = Teacher(network, device)
-    distiller = Distiller(student.train(), recipe.method.criterion(recipe.label_smoothing))
-    learner = Learner(distiller, recipe, 1)
-    images = torch.rand(recipe.batch_size, *image_shape)
-    target = torch.arange(recipe.batch_size) % classes
+        teacher = Teacher(network, device, recipe.method.needed_stages)
+    images = max(2, min(recipe.batch_size, int(TIMED_FLOPS / flops)))
+    run = Run(recipe, _made_up(images, image_shape, classes), teacher, device, pretrained=False)
+    run.distiller.train()
     started = 0.0
     for step in range(TIMED_STEPS + 1):
         if step == 1:  # the first step allocates
             started = time.perf_counter()
-        outputs = teacher(images) if teacher else None
-        learner.update(weighted_sum(distiller(images, outputs, target)), 0)
-    return (time.perf_counter() - started) / TIMED_STEPS / recipe.batch_size, flops
+        train_step(run, torch.arange(images), step)
+    return (time.perf_counter() - started) / TIMED_STEPS / images, flops
+
+
+def _made_up(images: int, image_shape: ImageShape, classes: int) -> Dataset:
+    pixels = torch.randint(0, 256, (images, *image_shape), dtype=torch.uint8)
+    split = Split(TensorImages(pixels), torch.arange(images) % classes)
+    return Dataset("made up", tuple(str(k) for k in range(classes)), image_shape, split, split, split, "")
 
 
 def _sizes(config: AnyData, data: str | None) -> tuple[int | None, int]:

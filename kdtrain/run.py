@@ -13,15 +13,19 @@ import torch
 from torch import Tensor
 
 from kdtrain import environment, ranks
+from kdtrain.averaging import Average
 from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.training import Adam, Constant
 from kdtrain.data import Dataset, load
 from kdtrain.distiller import Distiller
 from kdtrain.errors import UserError
-from kdtrain.evaluate import accuracy, logits_of, nll
+from kdtrain.evaluate import logits_of, student_metrics, tta_logits
 from kdtrain.identity import NUMERICS, file_digest, trial_id
 from kdtrain.learner import Learner
 from kdtrain.loop import Metrics, NonFiniteLoss, fit, train_step
-from kdtrain.models import build, parameter_count
+from kdtrain.methods import Setting
+from kdtrain.methods.adversary import Adversary
+from kdtrain.models import Classifier, build, has_randomness, parameter_count
 from kdtrain.store import Row, Store, TrialFolder, locked, write_bytes
 from kdtrain.streams import stream
 from kdtrain.teacher import Teacher, load_weights
@@ -30,20 +34,44 @@ from kdtrain.teacher import Teacher, load_weights
 class Run:
     """The one object that changes. `checkpoint` is all of it that is not derived from the recipe."""
 
-    def __init__(self, recipe: Recipe, data: Dataset, teacher: Teacher | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Dataset,
+        teacher: Teacher | None,
+        device: torch.device,
+        *,
+        pretrained: bool = True,
+    ) -> None:
+        """pretrained=False: fresh weights whatever the recipe says, where only time or memory is asked for."""
         self.recipe, self.data, self.teacher, self.device = recipe, data, teacher, device
-        student = build(recipe.student.model, data.image_shape, len(data.classes), stream(recipe.seed, "init"))
-        self.distiller = Distiller(student, recipe.method.criterion(recipe.label_smoothing)).to(device)
-        self.wrapped: torch.nn.Module = self.distiller
-        if ranks.size() > 1:
-            self.wrapped = torch.nn.parallel.DistributedDataParallel(self.distiller)
+        seed = stream(recipe.seed, "init")
+        student = build(recipe.student, data.image_shape, len(data.classes), seed, pretrained=pretrained)
+        setting = setting_for(recipe, data, student, teacher)
+        self.distiller = _distiller(recipe, student, setting).to(device)
+        self.wrapped = _in_group(self.distiller)
         steps_per_epoch = -(-len(data.train) // recipe.batch_size)
-        self.learner = Learner(self.distiller, recipe, steps_per_epoch)
+        self.learner = Learner(
+            self.distiller, recipe.optimizer, recipe.lr_schedule, recipe.clipping, recipe.epochs, steps_per_epoch
+        )
+        self.average = Average(student, recipe.ema) if recipe.ema else None
+        self.adversary: Adversary | None = recipe.method.critic(setting)
+        self.critic_learner: Learner | None = None
+        if self.adversary is not None:
+            critic_loss = self.adversary.loss.to(device)
+            self.wrapped_critic = _in_group(critic_loss)
+            adam, constant = Adam(name="adam", lr=self.adversary.lr), Constant(name="constant")
+            self.critic_learner = Learner(critic_loss, adam, constant, None, recipe.epochs, steps_per_epoch)
         self.epoch = 0
         self.step = 0
         self.best: Metrics | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.teacher_val_logits: Tensor | None = None
+
+    @property
+    def evaluated(self) -> torch.nn.Module:
+        """The network that is judged and kept: the student, or its moving average."""
+        return self.average.module if self.average is not None else self.distiller.student
 
     def remember_best(self, metrics: Metrics) -> None:
         """Keeps epoch and weights if the objective is better than ever; ties by the other metric, then the earlier."""
@@ -51,13 +79,14 @@ class Run:
         objective = self.recipe.objective
         if self.best is None or merit(own, objective) > merit(self.best, objective):
             self.best = own
-            self.best_weights = {
-                name: value.detach().clone() for name, value in self.distiller.student.state_dict().items()
-            }
+            self.best_weights = {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}
 
     def checkpoint(self) -> bytes:
         """Everything that resuming needs, as one safetensors file."""
-        tensors = self.learner.state_tensors() | {f"best.{name}": value for name, value in self.best_weights.items()}
+        tensors = {
+            f"{part}.{name}": value for part, owner in self._parts() for name, value in owner.state_tensors().items()
+        }
+        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
         progress = {"epoch": self.epoch, "step": self.step, "best": self.best}
         contiguous = {name: value.contiguous() for name, value in tensors.items()}
         return safetensors.torch.save(contiguous, {"progress": json.dumps(progress)})
@@ -68,10 +97,52 @@ class Run:
         header_bytes = int.from_bytes(checkpoint[:8], "little")
         progress = json.loads(json.loads(checkpoint[8 : 8 + header_bytes])["__metadata__"]["progress"])
         self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
-        prefix = "best."
-        best = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        self.best_weights = {name: value.to(self.device) for name, value in best.items()}
-        self.learner.load_state_tensors({name: t for name, t in tensors.items() if not name.startswith(prefix)})
+        self.best_weights = {name: value.to(self.device) for name, value in _below("best.", tensors).items()}
+        for part, owner in self._parts():
+            owner.load_state_tensors(_below(f"{part}.", tensors))
+
+    def _parts(self) -> list[tuple[str, Learner | Average]]:
+        """What holds state, by the name under which a checkpoint has it."""
+        parts: dict[str, Learner | Average | None] = {
+            "learner": self.learner, "critic": self.critic_learner, "average": self.average
+        }  # fmt: skip
+        return [(name, part) for name, part in parts.items() if part is not None]
+
+
+def setting_for(recipe: Recipe, data: Dataset, student: Classifier, teacher: Teacher | None) -> Setting:
+    """What the recipe's method is built for: the shapes of its stages are measured in both networks."""
+    stages = recipe.method.needed_stages
+    return Setting(
+        classes=len(data.classes),
+        batch_size=recipe.batch_size,
+        label_smoothing=recipe.label_smoothing,
+        seed=recipe.seed,
+        student_shapes=student.stage_shapes(stages),
+        teacher_shapes=teacher.network.stage_shapes(stages) if teacher else {},
+    )
+
+
+def _distiller(recipe: Recipe, student: Classifier, setting: Setting) -> Distiller:
+    with torch.random.fork_rng(devices=[]):  # a projector's or generator's first weights
+        torch.manual_seed(stream(recipe.seed, "criterion"))
+        criterion = recipe.method.criterion(setting)
+    r_drop = recipe.r_drop
+    if r_drop is None:
+        return Distiller(student, criterion, recipe.method.needed_stages)
+    if not has_randomness(student):
+        model = recipe.student.model
+        raise UserError(f"recipe.r_drop: compares two passes with dropout, and {model} has none; write student.dropout")
+    published = r_drop.convention == "published"
+    return Distiller(student, criterion, recipe.method.needed_stages, r_drop.weight, summed=published)
+
+
+def _in_group(module: torch.nn.Module) -> torch.nn.Module:
+    """The module itself, or with several workers the one whose gradients are averaged over them."""
+    return torch.nn.parallel.DistributedDataParallel(module) if ranks.size() > 1 else module
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def train(
@@ -97,6 +168,7 @@ def train(
         ended = folder.outcome()
         if ended is not None and _serves(ended, final, folder):
             return ended
+        check_images(data)
         run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device)
         _open(run, folder, data_root)
         return _train(run, folder, final, on_epoch)
@@ -166,16 +238,23 @@ def trained_teacher(
     taught_by = teacher_recipe(recipe)
     if taught_by is None:
         assert recipe.teacher.file is not None
-        load_weights(network, Path(recipe.teacher.file))
+        load_weights(network, Path(recipe.teacher.file), "recipe.teacher.file")
     else:
         load_weights(network, store.trial(trial_id(taught_by, data_root)).weights)
-    return Teacher(network, device)
+    return Teacher(network, device, recipe.method.needed_stages)
 
 
-def fresh_teacher(recipe: Recipe, data: Dataset) -> torch.nn.Module:
-    """The recipe's teacher network before its weights are read."""
+def fresh_teacher(recipe: Recipe, data: Dataset) -> Classifier:
+    """The recipe's teacher network before its trained weights are read."""
     assert recipe.teacher is not None
-    return build(recipe.teacher.model, data.image_shape, len(data.classes), stream(recipe.teacher.seed, "init"))
+    seed = stream(recipe.teacher.seed, "init")
+    return build(recipe.teacher, data.image_shape, len(data.classes), seed, pretrained=False)
+
+
+def check_images(data: Dataset) -> None:
+    """Every image file of all three splits can be read; raises UserError naming the first that cannot."""
+    for split in (data.train, data.val, data.test):
+        split.images.check()
 
 
 def smoke(recipe: Recipe, data_root: Path, device: torch.device) -> None:
@@ -184,12 +263,13 @@ def smoke(recipe: Recipe, data_root: Path, device: torch.device) -> None:
     The teacher's weights are read where they come from a file and fresh where it is yet to be trained.
     """
     data = load(recipe.data, data_root)
+    check_images(data)
     teacher = None
     if recipe.teacher is not None:
         network = fresh_teacher(recipe, data)
         if recipe.teacher.file is not None:
-            load_weights(network, Path(recipe.teacher.file))
-        teacher = Teacher(network, device)
+            load_weights(network, Path(recipe.teacher.file), "recipe.teacher.file")
+        teacher = Teacher(network, device, recipe.method.needed_stages)
     run = Run(recipe, data, teacher, device)
     run.distiller.train()
     terms = train_step(run, torch.arange(min(recipe.batch_size, len(data.train))))
@@ -210,18 +290,19 @@ def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.devic
         assert outcome["state"] == "complete"
         if outcome["test"] is not None:
             return outcome
-        network = build(recipe.student.model, data.image_shape, len(data.classes), 0).to(device)
-        load_weights(network, folder.weights)
-        val_logits, test_logits = (logits_of(network, split, device) for split in (data.val, data.test))
-        outcome["test"] = {
-            "test/accuracy": accuracy(test_logits, data.test.labels),
-            "test/nll": nll(test_logits, data.test.labels),
-            "images": len(data.test),
-        }
+        network = build(recipe.student, data.image_shape, len(data.classes), 0, pretrained=False).to(device)
+        load_weights(network, folder.weights, "recipe.student")
+        logits = {"val_logits": logits_of(network, data.val, device), "test_logits": logits_of(network, data.test, device)}
+        augmented = tta_logits(network, data.test, device)
+        metrics = student_metrics(logits["test_logits"], data.test.labels)
+        outcome["test"] = {f"test/{name}": value for name, value in metrics.items()} | {"images": len(data.test)}
+        if augmented is not None:
+            logits["test_tta_logits"] = augmented
+            metrics = student_metrics(augmented, data.test.labels)
+            outcome["test"] |= {f"test_tta/{name}": value for name, value in metrics.items()}
         ranks.barrier()  # all have read the outcome that rank 0 now writes
         if ranks.rank() == 0:
-            arrays = {"val_logits": val_logits, "val_labels": data.val.labels}
-            arrays |= {"test_logits": test_logits, "test_labels": data.test.labels}
+            arrays = logits | {"val_labels": data.val.labels, "test_labels": data.test.labels}
             write_arrays(folder.predictions, {name: value.numpy() for name, value in arrays.items()})
             folder.write_outcome(outcome)
         return outcome
@@ -278,11 +359,11 @@ def _recipe_row(run: Run, folder: TrialFolder, data_root: Path) -> Row:
     if taught_by is not None:
         teacher = {"trial_id": trial_id(taught_by, data_root)}
     elif recipe.teacher is not None:
-        teacher = {"file": recipe.teacher.file, "sha256": file_digest(recipe.teacher)}
+        teacher = {"file": recipe.teacher.file, "sha256": file_digest(recipe.teacher.file)}
     return {
         "numerics": NUMERICS,
         "trial_id": folder.trial_id,
-        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "recipe": recipe.model_dump(mode="json"),
         "teacher": teacher,
         "weights": list(recipe.method.balance.weights) if hasattr(recipe.method, "balance") else None,
         "data": run.data.summary(),

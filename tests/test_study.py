@@ -103,7 +103,7 @@ def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
     winner = next(row for row in events(finished) if row["event"] == "winner")
     stored = finished.store.trial(winner["trial_id"]).recipe()
     assert stored is not None
-    assert stored["recipe"] == recipe.model_dump(mode="json", exclude_none=True)
+    assert stored["recipe"] == recipe.model_dump(mode="json")
     assert recipe.seed == FIRST_CONFIRMING_SEED
 
 
@@ -234,7 +234,7 @@ def test_objective_nll_is_minimised(tmp_path: Path) -> None:
 
 def test_conditional_parameters_are_drawn_only_where_they_exist(tmp_path: Path) -> None:
     kd = {"name": "kd", "balance": {"alpha_ce": 0.5}}
-    options = [{**kd, "temperature": {"loguniform": [1, 20]}}, {**kd, "temperature": 1.0, "convention": "published"}]
+    options = [{**kd, "temperature": {"loguniform": [1, 20]}}, {**kd, "temperature": 1.0, "convention": "published_mnist"}]
     settings = {"published": None, "trials": 8}
     recipe = {"method": {"choice": options}, "epochs": 3}
     study = open_study(sweep_file(tmp_path, recipe=recipe, study=settings), tmp_path / "results")

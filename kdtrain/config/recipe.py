@@ -2,73 +2,85 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from kdtrain.config.problems import choices
-from kdtrain.config.training import Cosine, LrSchedule, Optimizer
+from kdtrain.config.training import Clipping, Cosine, EarlyStopping, Ema, LrSchedule, Optimizer, RDrop
 from kdtrain.data import Data
+from kdtrain.data.mixup import Mixup
 from kdtrain.fields import Config, Count, Seed
 from kdtrain.methods import Method
 from kdtrain.methods.none import NoDistillation
-from kdtrain.models import MODELS
-
-
-def _known_model(name: str) -> str:
-    if name not in MODELS:
-        raise ValueError(f"unknown model '{name}'; {choices(MODELS, name)}")
-    return name
-
-
-ModelName = Annotated[str, AfterValidator(_known_model), Field(json_schema_extra={"enum": list(MODELS)})]
-
+from kdtrain.models import Network
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "bf16"]
 Objective = Literal["val/accuracy", "val/nll"]
 
 
-class Student(Config):
+class Student(Network):
     """The network being trained."""
 
-    model: ModelName
 
-
-class Teacher(Config):
+class Teacher(Network):
     """The network that is read. Trained first by a recipe of its own, or taken from a file.
 
     A training field left out is the recipe's own.
     """
 
-    model: ModelName
-    file: str | None = Field(None, description="weights of this model (.safetensors); nothing is trained")
+    file: str | None = Field(None, description="trained weights of this network (.safetensors or .pth)")
     seed: Seed = 0
     epochs: Count | None = None
     batch_size: Count | None = None
     optimizer: Optimizer | None = None
     lr_schedule: LrSchedule | None = None
+    clipping: Clipping | None = None
+    early_stopping: EarlyStopping | None = None
     label_smoothing: Smoothing | None = None
     precision: Precision | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file_is_all_weights(cls, written: Any) -> Any:
+        if isinstance(written, dict) and written.get("file") is not None and "weights" not in written:
+            return {**written, "weights": None}
+        return written
 
     @model_validator(mode="after")
     def _file_or_training(self) -> Self:
         # by value: a dumped recipe, as a worker or best.yaml reads it back, has every default written out
         fields = Teacher.model_fields
-        written = [name for name in (*INHERITED, "seed") if getattr(self, name) != fields[name].default]
+        untrained = (*INHERITED, "seed", "freeze", "dropout", "allow_random_frozen")
+        written = [name for name in untrained if getattr(self, name) not in (fields[name].default, None)]
+        written += ["weights"] if self.weights is not None else []
         if self.file is not None and written:
             raise ValueError(f"a teacher from a file is not trained, so it takes no {', '.join(written)}")
         return self
 
 
-INHERITED = ("epochs", "batch_size", "optimizer", "lr_schedule", "label_smoothing", "precision")
+INHERITED = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "lr_schedule",
+    "clipping",
+    "early_stopping",
+    "label_smoothing",
+    "precision",
+)
 
 
 class Recipe(Config):
     data: Data
+    mixup: Mixup | None = Field(None, description="teacher and student see the same mixed images")
     teacher: Teacher | None = None
     student: Student
     method: Method
+    r_drop: RDrop | None = None
     optimizer: Optimizer
     lr_schedule: LrSchedule
+    clipping: Clipping | None = None
+    ema: Ema | None = None
+    early_stopping: EarlyStopping | None = None
     label_smoothing: Smoothing = 0.0
     batch_size: Count = Field(description="global: over all workers")
     epochs: Count
@@ -86,6 +98,14 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _parts_go_together(self) -> Self:
+        if self.mixup is not None and self.method.hard_labels:
+            raise ValueError(f"method {self.method.name} needs one class per image; remove recipe.mixup")
+        if self.r_drop is not None and self.r_drop.convention == "published" and self.method.name != "none":
+            raise ValueError("r_drop.convention published never reached distillation: with a teacher leave r_drop out")
+        return self
+
+    @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         if isinstance(self.lr_schedule, Cosine) and self.lr_schedule.warmup_epochs >= self.epochs:
             raise ValueError(
@@ -100,9 +120,10 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
     if teacher is None or teacher.file is not None:
         return None
     fields: dict[str, Any] = {name: getattr(teacher, name) for name in INHERITED}
+    network = {name: getattr(teacher, name) for name in Network.model_fields}
     return Recipe(
         data=recipe.data,
-        student=Student(model=teacher.model),
+        student=Student(**network),
         method=NoDistillation(name="none"),
         objective=recipe.objective,
         seed=teacher.seed,

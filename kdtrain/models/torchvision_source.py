@@ -65,7 +65,7 @@ class Torchvision:
                 state: dict[str, Tensor] = models.get_model(self.name, weights=weights, progress=False).state_dict()
         except (URLError, OSError, RuntimeError) as error:  # RuntimeError: a file with another hash
             raise UserError(
-                f"weights: imagenet of {self.name} cannot be loaded ({reason(error)}); place {placed.name} at {placed}"
+                f"imagenet of {self.name} cannot be loaded ({reason(error)}); place {placed.name} at {placed}"
                 " (TORCH_HOME moves the folder), or write weights: null for random ones"
             ) from None
         return state
@@ -75,7 +75,7 @@ class Torchvision:
 
         known = models.get_model_weights(self.name)
         if self.weights not in known.__members__:
-            raise UserError(f"weights: torchvision has no ImageNet weights for {self.name}; write weights: null")
+            raise UserError(f"torchvision has no ImageNet weights for {self.name}; write weights: null")
         return known[self.weights]
 
 

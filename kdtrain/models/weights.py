@@ -2,7 +2,10 @@
 
 import hashlib
 import pickle
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,13 @@ def read_state(path: str | Path, place: str) -> dict[str, Tensor]:
     """
     path = Path(path).expanduser()
     try:
+        path.open("rb").close()  # for both readers, the system's own words where it cannot be opened
         content: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
     except OSError as error:
-        raise UserError(f"{place}: {path} cannot be read ({error.strerror or error})") from None
-    except pickle.UnpicklingError:
+        raise UserError(f"{place}: {path} cannot be read ({error.strerror})") from None
+    except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):
+            raise UserError(f"{place}: {path} is no whole weights file (torch.save did not write it)") from None
         raise UserError(
             f"{place}: {path} holds more than tensors (pickled code is never run); save the network's state_dict()"
         ) from None
@@ -47,7 +53,8 @@ def read_state(path: str | Path, place: str) -> dict[str, Tensor]:
 def load_network_weights(network: Classifier, config: Network, parts: Parts, place: str) -> None:
     """The weights that the config names, into the network. Raises UserError."""
     if config.weights == "imagenet":
-        state = with_own_names(model(config.model).source.imagenet(), parts)
+        with at(place):
+            state = with_own_names(model(config.model).source.imagenet(), parts)
         load_state(network, _encoder_only(state), f"{place}: imagenet", "encoder")
     elif isinstance(config.weights, WeightsFile):
         place = f"{place}.file"
@@ -83,7 +90,7 @@ def load_state(network: Classifier, state: dict[str, Tensor], what: str, part: s
     network.load_state_dict(state, strict=False)
 
 
-def weights_source(network: Network) -> str | None:
+def weights_source(network: Network, place: str = "recipe.student") -> str | None:
     """What the network starts from, for a trial's identity: the library's name of the weights, a file's SHA-256, or
     None for random ones. Raises UserError where there are none or the file cannot be read."""
     if network.weights is None:
@@ -94,8 +101,18 @@ def weights_source(network: Network) -> str | None:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise UserError(f"weights.file: {path} cannot be read ({error.strerror})") from None
-    return model(network.model).source.imagenet_name()
+            raise UserError(f"{place}.weights.file: {path} cannot be read ({error.strerror})") from None
+    with at(f"{place}.weights"):
+        return model(network.model).source.imagenet_name()
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Puts the place before what a library's weights lack."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def with_own_names(state: dict[str, Tensor], parts: Parts) -> dict[str, Tensor]:
@@ -117,7 +134,9 @@ def with_own_names(state: dict[str, Tensor], parts: Parts) -> dict[str, Tensor]:
 
 
 def _torch_load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():  # of old pickles, on the way to refusing them
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _of_encoder(name: str) -> bool:

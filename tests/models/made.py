@@ -1,0 +1,30 @@
+"""Networks for these tests: by a config's fields, with random weights unless they are asked for."""
+
+from typing import Any
+
+import torch
+
+from kdtrain.models import Classifier, ImageShape, Network, build
+
+RGB = (3, 64, 64)
+
+
+def config(model: str, **fields: Any) -> Network:
+    return Network.model_validate({"model": model, "weights": None, **fields})
+
+
+def made(model: str, shape: ImageShape = RGB, classes: int = 5, seed: int = 0, **fields: Any) -> Classifier:
+    """allow_random_frozen where something is frozen."""
+    if fields.get("freeze", "none") != "none" and fields.get("weights") is None:
+        fields["allow_random_frozen"] = True
+    return build(config(model, **fields), shape, classes, seed)
+
+
+def shapes_only(model: str, shape: ImageShape = (3, 224, 224), classes: int = 5, **fields: Any) -> Classifier:
+    """On the meta device: no memory, no time."""
+    with torch.device("meta"):
+        return build(config(model, **fields), shape, classes, 0, pretrained=False)
+
+
+def images(shape: ImageShape = RGB, count: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed))

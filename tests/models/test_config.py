@@ -1,0 +1,104 @@
+"""The recipe's Network: what is left out, what goes together, what is refused."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from kdtrain.models import MODELS, Network
+
+
+def network(**fields: Any) -> Network:
+    return Network.model_validate(fields)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"weights": None},
+        {"weights": {"file": "a.pth"}, "freeze": "encoder"},
+        {"weights": None, "freeze": "encoder", "allow_random_frozen": True},
+    ],
+)
+def test_a_dump_has_every_value_and_reads_back_as_the_same_config(model: str, fields: dict[str, Any]) -> None:
+    config = network(model=model, **fields)
+    dumped = config.model_dump(mode="json")
+    assert dumped.keys() == Network.model_fields.keys()
+    assert Network.model_validate(dumped) == config
+    assert Network.model_validate_json(config.model_dump_json()) == config
+
+
+def test_what_is_left_out_is_the_models_own() -> None:
+    resnet = network(model="resnet18")
+    assert (resnet.weights, resnet.normalization, resnet.dropout) == ("imagenet", "imagenet", 0.0)
+    bit = network(model="bit_resnet101x3")
+    assert (bit.weights, bit.normalization) == ("imagenet", "half")
+    assert network(model="resnet50v2").weights is None
+    assert network(model="lenet5_student").weights is None
+    assert network(model="lenet5_student").normalization == "none"
+    assert network(model="tf_efficientnet_lite0", weights="imagenet").normalization == "half"
+
+
+def test_null_weights_are_not_left_out_weights() -> None:
+    assert network(model="resnet18", weights=None).weights is None
+
+
+def test_a_frozen_encoder_keeps_its_statistics_unless_written() -> None:
+    def statistics(**fields: Any) -> str:
+        return network(model="resnet18", **fields).batch_norm_statistics
+
+    assert statistics(freeze="encoder") == "keep"
+    assert statistics(freeze="encoder", batch_norm_statistics="update") == "update"
+    assert statistics(freeze="encoder_but_norm") == "update"
+    assert statistics() == "update"
+    assert statistics(batch_norm_statistics="keep") == "keep"
+
+
+def test_a_hidden_heads_dropout_is_half() -> None:
+    assert network(model="resnet18", head="hidden").dropout == 0.5
+    assert network(model="resnet18", head="hidden", dropout=0.1).dropout == 0.1
+
+
+RANDOM = "would freeze random weights; give weights, or write allow_random_frozen: true"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"model": "resnet81"}, "unknown model 'resnet81'; choices: lenet5_teacher, .*; nearest: resnet18"),
+        ({"model": "resnet34"}, "weights must be written for resnet34: imagenet, {file: PATH} or null"),
+        ({"model": "resnet50v2", "freeze": "encoder"}, f"freeze encoder with weights null {RANDOM}"),
+        ({"model": "resnet50v2", "freeze": "encoder_but_norm"}, f"freeze encoder_but_norm with weights null {RANDOM}"),
+        ({"model": "resnet18", "allow_random_frozen": True}, "does nothing: no random weights are frozen"),
+        ({"model": "resnet50v2", "allow_random_frozen": True}, "does nothing: no random weights are frozen"),
+        (
+            {"model": "resnet18", "freeze": "encoder", "allow_random_frozen": True},
+            "does nothing: no random weights are frozen",
+        ),
+        ({"model": "lenet5_student", "head": "hidden"}, "own head and pixels: it takes no head, dropout"),
+        ({"model": "lenet5_student", "dropout": 0.1}, "own head and pixels: it takes no dropout"),
+        ({"model": "lenet5_student", "weights": "imagenet"}, "it takes no weights imagenet"),
+        ({"model": "lenet5_student", "normalization": "half"}, "it takes no normalization"),
+        ({"model": "lenet5_student", "batch_norm_statistics": "keep"}, "has no batch normalisation"),
+        ({"model": "bit_resnet50x1", "batch_norm_statistics": "keep"}, "has no batch normalisation"),
+        (
+            {"model": "lenet5_student", "freeze": "encoder_but_norm", "weights": {"file": "a.pth"}},
+            "has no normalisation layers: freeze must be none or encoder",
+        ),
+        ({"model": "vit_base_patch16_clip_224", "weights": None}, "normalization must be written for vit_base_patch16"),
+        ({"model": "resnet18", "batch_norm_statistics": None}, "Input should be 'update' or 'keep'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence) as caught:
+        network(**fields)
+    assert caught.value.error_count() == 1
+
+
+def test_the_schema_offers_the_tables_names_and_promises_no_value_that_is_the_models_own() -> None:
+    properties = Network.model_json_schema()["properties"]
+    assert properties["model"] == {"examples": list(MODELS), "title": "Model", "type": "string"}
+    own = ("weights", "batch_norm_statistics", "dropout", "normalization")
+    assert not any("default" in properties[name] for name in own)

@@ -15,7 +15,7 @@ from kdtrain.methods.balance import Labelled
 from kdtrain.methods.balanced import BalancedCriterion
 from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
 from kdtrain.methods.stages import Stage, maps_of_one_size
-from kdtrain.streams import generator, stream
+from kdtrain.streams import generator
 
 
 def mgd_loss(generated_NCHW: Tensor, teacher_NCHW: Tensor, *, alpha: float) -> Tensor:
@@ -70,12 +70,10 @@ class MgdCriterion(BalancedCriterion):
         super().__init__(config.balance, setting)
         self.stage, self.mask_ratio, self.alpha = config.stage, config.mask_ratio, config.alpha
         own, wanted = setting.student_shapes[self.stage][0], setting.teacher_shapes[self.stage][0]
-        with torch.random.fork_rng(devices=[]):  # by name, so that the student's own draws stay as they are
-            torch.manual_seed(stream(setting.seed, "mgd"))
-            self.align = nn.Conv2d(own, wanted, 1) if own != wanted else nn.Identity()
-            self.generation = nn.Sequential(
-                nn.Conv2d(wanted, wanted, 3, padding=1), nn.ReLU(), nn.Conv2d(wanted, wanted, 3, padding=1)
-            )
+        self.align = nn.Conv2d(own, wanted, 1) if own != wanted else nn.Identity()
+        self.generation = nn.Sequential(
+            nn.Conv2d(wanted, wanted, 3, padding=1), nn.ReLU(), nn.Conv2d(wanted, wanted, 3, padding=1)
+        )
         if self.weight == 0:  # nothing would reach these parameters, which DDP does not forgive
             self.requires_grad_(False)
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from kdtrain.methods.balance import SPELLINGS, Balance
+from kdtrain.methods.balance import SPELLINGS, Balance, RatioIsWeight
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,19 @@ def test_a_balance_can_be_said_in_another_spelling(written: dict[str, float], sp
 def test_what_a_spelling_cannot_say_is_refused_with_the_two_weights(written: dict[str, float], spelling: str) -> None:
     with pytest.raises(ValueError, match=rf"cross-entropy .*, distillation .* cannot be said as {spelling}"):
         Balance.model_validate(written).respell(spelling)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0, 100.0])
+def test_where_the_ratio_is_the_weight_it_is_so_below_one_too_and_in_both_directions(ratio: float) -> None:
+    balance = RatioIsWeight(kd_ratio=ratio)
+    assert balance.weights == (1, ratio)
+    assert balance.respell("weight") == ratio
+    assert RatioIsWeight(weight=ratio).respell("kd_ratio") == ratio
+
+
+def test_the_other_spellings_mean_the_same_in_both_kinds_of_balance() -> None:
+    for spelling in ("weight", "alpha", "alpha_ce"):
+        written = {spelling: 0.3}
+        assert RatioIsWeight.model_validate(written).weights == Balance.model_validate(written).weights
+    with pytest.raises(ValidationError, match="takes exactly one of weight, kd_ratio, alpha, alpha_ce"):
+        RatioIsWeight.model_validate({"weight": 1.0, "alpha": 0.5})

@@ -17,12 +17,19 @@ from losses import (
     setting,
 )
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
+from trainings import CPU, KD, NO_DATA, recipe
 
+from kdtrain.data import load
 from kdtrain.errors import UserError
+from kdtrain.loop import fit
 from kdtrain.methods import Method, Outputs, balance_of, weighted_sum
 from kdtrain.methods.balance import SPELLINGS, Balance, RatioIsWeight
 from kdtrain.methods.base import cross_entropy
 from kdtrain.methods.none import CrossEntropy
+from kdtrain.models import Classifier
+from kdtrain.run import Run
+from kdtrain.teacher import Teacher
 
 every = pytest.mark.parametrize("label", CONFIGS)
 FROM_FEATURES = ("at", "sp", "mgd", "rkd_distance", "rkd_angle")
@@ -159,6 +166,49 @@ def test_a_method_is_zero_with_zero_gradient_when_student_equals_teacher(label: 
     assert abs(term.item()) < 1e-12
     gradients = torch.autograd.grad(term, list(leaves(student).values()), allow_unused=True)
     assert all(gradient is None or gradient.abs().max() < 1e-10 for gradient in gradients)
+
+
+def taught_by_batch_norm(label: str) -> Run:
+    """A training on digits; the answers of its teacher depend on the mode that it is in, BatchNorm and dropout."""
+    at_four = {"stages": ["4"]} if "stages" in method(CONFIGS[label]).model_dump() else {}
+    at_four |= {"stage": "4"} if CONFIGS[label]["name"] == "mgd" else {}
+    config = recipe(**KD | {"method": CONFIGS[label] | at_four}, epochs=1)
+    encoder = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 3),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+    )
+    network = Classifier(
+        "normalised", encoder, nn.Sequential(nn.Dropout(), nn.Linear(20, 10)), (1, 16, 16), channels=1
+    )  # fmt: skip
+    return Run(config, load(config.data, NO_DATA), Teacher(network, CPU, config.method.needed_stages), CPU)
+
+
+@every
+def test_a_training_epoch_leaves_the_teacher_as_it_was(label: str) -> None:
+    run = taught_by_batch_norm(label)
+    network = run.teacher.network
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    rows = []
+    fit(run, 1, lambda metrics, run: rows.append(metrics))
+    assert rows[0][f"train/{CONFIGS[label]['name']}"] > 0
+    assert {"encoder.1.running_mean", "encoder.1.num_batches_tracked"} < before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not network.training
+
+
+@every
+def test_the_optimizer_owns_the_parameters_of_student_and_criterion_and_no_other(label: str) -> None:
+    run = taught_by_batch_norm(label)
+    own = [id(p) for group in run.learner.optimizer.param_groups for p in group["params"]]
+    parts = (run.distiller.student, run.distiller.criterion)
+    assert sorted(own) == sorted(id(p) for part in parts for p in part.parameters())
+    assert not any(name.startswith("teacher") for name in run.distiller.state_dict())
 
 
 KNOBS: list[tuple[str, str, Any]] = [  # (config, field, another value)

@@ -1,0 +1,133 @@
+"""dkd against loops: equations 3-7 of Zhao et al. 2022; logit standardisation against Sun et al. 2024."""
+
+import math
+import statistics
+
+import pytest
+import torch
+from losses import CONFIGS, batch, criterion, kl_of_rows, normal, outputs, softened
+from torch.nn import functional
+
+from kdtrain.methods.dkd import dkd_loss
+from kdtrain.methods.kd import kd_loss
+from kdtrain.methods.standardisation import standardised
+
+SHAPES = [(1, 3), (7, 3), (5, 10), (3, 200)]
+TEMPERATURES = [1.0, 4.0]
+
+
+def inputs(shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    student, teacher = 3 * normal(*shape, purpose="s"), 3 * normal(*shape, purpose="t")
+    return student, teacher, (5 * torch.arange(shape[0])) % shape[1]
+
+
+def without(row: list[float], k: int) -> list[float]:
+    return row[:k] + row[k + 1 :]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 8.0), (0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dkd_is_the_weighted_sum_of_target_and_non_target_parts(
+    shape: tuple[int, int], temperature: float, weights: tuple[float, float]
+) -> None:
+    student, teacher, target = inputs(shape)
+    alpha, beta = weights
+    total = 0.0
+    for s_row, t_row, label in zip(student.tolist(), teacher.tolist(), target.tolist(), strict=True):
+        s, t = softened(s_row, temperature)[label], softened(t_row, temperature)[label]
+        s_others, t_others = softened(without(s_row, label), temperature), softened(without(t_row, label), temperature)
+        total += alpha * kl_of_rows([t, 1 - t], [s, 1 - s]) + beta * kl_of_rows(t_others, s_others)
+    ours = dkd_loss(student, teacher, target, alpha=alpha, beta=beta, temperature=temperature)
+    assert ours.item() == pytest.approx(temperature**2 * total / shape[0], rel=1e-9, abs=1e-14)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dkd_is_what_the_authors_code_computes(shape: tuple[int, int]) -> None:
+    student, teacher, target = inputs(shape)
+    mask = functional.one_hot(target, shape[1]).bool()
+    p_s, p_t = functional.softmax(student / 4, dim=1), functional.softmax(teacher / 4, dim=1)
+    s2, t2 = (torch.stack([p[mask], (p * ~mask).sum(1)], dim=1) for p in (p_s, p_t))
+    tckd = functional.kl_div(s2.log(), t2, reduction="sum") * 16 / shape[0]
+    log_s, t = (
+        functional.log_softmax(student / 4 - 1000.0 * mask, dim=1),
+        functional.softmax(teacher / 4 - 1000.0 * mask, dim=1),
+    )
+    nckd = functional.kl_div(log_s, t, reduction="sum") * 16 / shape[0]
+    ours = dkd_loss(student, teacher, target, alpha=1.0, beta=8.0, temperature=4.0)
+    torch.testing.assert_close(ours, tckd + 8 * nckd, rtol=1e-9, atol=0)
+
+
+def test_with_the_teachers_own_weight_of_the_other_classes_dkd_is_kd() -> None:
+    student, teacher, target = inputs((1, 10))
+    others = 1 - functional.softmax(teacher / 4, dim=1)[0, target[0]].item()
+    ours = dkd_loss(student, teacher, target, alpha=1.0, beta=others, temperature=4.0)
+    torch.testing.assert_close(ours, kd_loss(student, teacher, temperature=4.0), rtol=1e-9, atol=0)
+
+
+def test_between_two_classes_the_non_target_part_is_nothing() -> None:
+    student, teacher, target = (
+        3 * normal(5, 2, purpose="s"),
+        3 * normal(5, 2, purpose="t"),
+        torch.tensor([0, 1, 1, 0, 1]),
+    )
+    leaf = student.requires_grad_()
+    value = dkd_loss(leaf, teacher, target, alpha=0.0, beta=1.0, temperature=2.0)
+    assert value.item() == 0
+    assert torch.autograd.grad(value, leaf)[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dkd_is_finite_under_autocast_where_probabilities_vanish(dtype: torch.dtype) -> None:
+    student = torch.tensor([[300.0, -300.0, 0.0], [0.0, 0.0, 200.0]], dtype=dtype, requires_grad=True)
+    teacher = torch.tensor([[-250.0, 250.0, 0.0], [150.0, 0.0, -150.0]], dtype=dtype)
+    with torch.autocast("cpu", dtype):
+        value = dkd_loss(student, teacher, torch.tensor([0, 2]), alpha=1.0, beta=8.0, temperature=1.0)
+    assert value.dtype == torch.float32
+    assert value.isfinite()
+    assert torch.autograd.grad(value, student)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(("epoch", "share"), [(0, 0.05), (9, 0.5), (19, 1.0), (20, 1.0), (100, 1.0)])
+def test_the_weight_grows_over_twenty_epochs_and_the_shown_value_does_not(epoch: int, share: float) -> None:
+    made, first = criterion(CONFIGS["dkd"]), batch()
+    arguments = outputs("student"), outputs("teacher")
+    term = made(*arguments, batch(epoch=epoch))["dkd"]
+    assert term.weight == pytest.approx(3 * share)
+    assert torch.equal(term.value, made(*arguments, first)["dkd"].value)
+
+
+def test_without_warm_up_the_weight_is_whole_from_the_start() -> None:
+    terms = criterion(CONFIGS["dkd"] | {"warmup_epochs": 0})(outputs("student"), outputs("teacher"), batch())
+    assert terms["dkd"].weight == 3
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (5, 10), (3, 200)])
+def test_standardised_logits_have_mean_zero_and_unbiased_deviation_one(shape: tuple[int, int]) -> None:
+    logits = 3 * normal(*shape, purpose="s") + 5
+    for row, ours in zip(logits.tolist(), standardised(logits).tolist(), strict=True):
+        mean, deviation = statistics.fmean(row), statistics.stdev(row)
+        assert ours == pytest.approx([(value - mean) / deviation for value in row], rel=1e-6)
+
+
+def test_standardisation_is_the_authors_normalize() -> None:
+    logits = 3 * normal(5, 10, purpose="s")
+    authors = (logits - logits.mean(dim=-1, keepdims=True)) / (1e-7 + logits.std(dim=-1, keepdims=True))
+    torch.testing.assert_close(standardised(logits), authors, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("label", ["kd standardised", "dkd standardised"])
+def test_with_standardised_logits_only_their_pattern_counts(label: str) -> None:
+    made, student, teacher = criterion(CONFIGS[label]), outputs("student"), outputs("teacher")
+    name = CONFIGS[label]["name"]
+    value = made(student, teacher, batch())[name].value
+    scales = torch.tensor([0.5, 3.0, 1.0, 20.0, 7.0], dtype=torch.float64)[:, None]
+    moved = [type(of)(scales * of.logits + shift, of.features) for of, shift in ((student, -4), (teacher, 9))]
+    torch.testing.assert_close(made(*moved, batch())[name].value, value, rtol=1e-5, atol=0)
+
+
+def test_two_standardised_logits_are_the_same_whatever_they_were() -> None:
+    leaf = torch.tensor([[0.3, 4.0], [2.0, -9.0]], dtype=torch.float64, requires_grad=True)
+    ours = standardised(leaf)
+    assert ours.abs().flatten().tolist() == pytest.approx([math.sqrt(0.5)] * 4, rel=1e-6)
+    assert torch.autograd.grad(ours[:, 0].sum(), leaf)[0].abs().max() < 1e-6

@@ -73,6 +73,11 @@ def outputs(
     return leaf
 
 
+def order(of: Outputs, by: Tensor) -> Outputs:
+    """The images `by` of a batch's outputs, in that order."""
+    return Outputs(of.logits[by], {stage: each[by] for stage, each in of.features.items()})
+
+
 def leaves(of: Outputs) -> dict[str, Tensor]:
     return {"logits": of.logits, **of.features}
 

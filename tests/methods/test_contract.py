@@ -13,6 +13,7 @@ from losses import (
     leaves,
     loss_and_gradients,
     method,
+    order,
     outputs,
     setting,
 )
@@ -137,10 +138,6 @@ def test_images_that_the_student_cannot_tell_apart_have_a_finite_gradient(label:
         # a standard deviation of 0 counts as 1e-7 and a product of two norms as 1e-8, as in the authors' codes
         limit = 1e9 if "standardised" in label or label == "dist" else 1e3
         assert max(gradient.abs().max().item() for gradient in gradients) < limit
-
-
-def order(of: Outputs, by: torch.Tensor) -> Outputs:
-    return Outputs(of.logits[by], {stage: each[by] for stage, each in of.features.items()})
 
 
 @every

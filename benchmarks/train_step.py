@@ -18,7 +18,7 @@ from kdtrain.config import Recipe
 from kdtrain.data.base import tensor_dataset
 from kdtrain.environment import prepare_process
 from kdtrain.loop import train_epoch
-from kdtrain.models import build
+from kdtrain.models import Network, build
 from kdtrain.run import Run
 from kdtrain.teacher import Teacher
 
@@ -74,9 +74,9 @@ def main() -> None:
             "epochs": 1,
         }
     )
-    network = build("lenet5_teacher", data.image_shape, 10, 0)
+    network = build(Network(model="lenet5_teacher"), data.image_shape, 10, 0)
     run = Run(recipe, data, Teacher(network, CPU), CPU)
-    student = build("lenet5_student", data.image_shape, 10, 0)
+    student = build(Network(model="lenet5_student"), data.image_shape, 10, 0)
     optimizer = torch.optim.SGD(student.parameters(), LR, MOMENTUM)
     own, plain = [], []
     for number in range(chosen.rounds + 1):

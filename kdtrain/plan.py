@@ -141,7 +141,7 @@ def _step_cost(recipe: Recipe, image_shape: ImageShape, classes: int) -> tuple[f
     flops = (1 + BACKWARD_OVER_FORWARD) * forward_flops(student, image_shape)
     teacher = None
     if recipe.teacher is not None:
-        network = build(recipe.teacher, image_shape, classes, 0, pretrained=False)
+        network = build(recipe.teacher, image_shape, classes, 0, pretrained=False, place="recipe.teacher")
         flops += forward_flops(network, image_shape)
         teacher = Teacher(network, device, recipe.method.needed_stages)
     images = max(2, min(recipe.batch_size, int(TIMED_FLOPS / flops)))

@@ -45,7 +45,7 @@ def gather_batch(local: Tensor, total: int) -> Tensor:
     """
     if not dist.is_initialized():
         return local
-    gathered: Tensor = _Gather.apply(local, total)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(local, total)
     return gathered
 
 
@@ -57,7 +57,7 @@ class _Gather(torch.autograd.Function):
         return gather_rows(local[:own], total)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         own = sum_over_ranks(gradient.contiguous().clone())[rank() :: size()]
         padding = context.local_rows - len(own)
         return torch.cat([own, own.new_zeros(padding, *own.shape[1:])]) if padding else own, None

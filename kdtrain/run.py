@@ -48,6 +48,7 @@ class Run:
         seed = stream(recipe.seed, "init")
         student = build(recipe.student, data.image_shape, len(data.classes), seed, pretrained=pretrained)
         setting = setting_for(recipe, data, student, teacher)
+        _require_no_single_image(recipe, data, student)
         self.distiller = _distiller(recipe, student, setting).to(device)
         self.wrapped = _in_group(self.distiller)
         steps_per_epoch = -(-len(data.train) // recipe.batch_size)
@@ -134,6 +135,16 @@ def _distiller(recipe: Recipe, student: Classifier, setting: Setting) -> Distill
         raise UserError(f"recipe.r_drop: compares two passes with dropout, and {model} has none; write student.dropout")
     published = r_drop.convention == "published"
     return Distiller(student, criterion, recipe.method.needed_stages, r_drop.weight, summed=published)
+
+
+def _require_no_single_image(recipe: Recipe, data: Dataset, student: Classifier) -> None:
+    """A head with batch normalisation has no statistics of one image."""
+    normalised = any(isinstance(module, torch.nn.BatchNorm1d) for module in student.head.modules())
+    if normalised and (len(data.train) - 1) % recipe.batch_size == 0:
+        raise UserError(
+            f"recipe.batch_size: {recipe.batch_size} leaves one image of {len(data.train)} for the last batch, and "
+            f"the batch normalisation of student.head {recipe.student.head} has no statistics of one; choose another"
+        )
 
 
 def _in_group(module: torch.nn.Module) -> torch.nn.Module:
@@ -248,7 +259,7 @@ def fresh_teacher(recipe: Recipe, data: Dataset) -> Classifier:
     """The recipe's teacher network before its trained weights are read."""
     assert recipe.teacher is not None
     seed = stream(recipe.teacher.seed, "init")
-    return build(recipe.teacher, data.image_shape, len(data.classes), seed, pretrained=False)
+    return build(recipe.teacher, data.image_shape, len(data.classes), seed, pretrained=False, place="recipe.teacher")
 
 
 def check_images(data: Dataset) -> None:
@@ -292,14 +303,18 @@ def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.devic
             return outcome
         network = build(recipe.student, data.image_shape, len(data.classes), 0, pretrained=False).to(device)
         load_weights(network, folder.weights, "recipe.student")
-        logits = {"val_logits": logits_of(network, data.val, device), "test_logits": logits_of(network, data.test, device)}
+        logits = {
+            "val_logits": logits_of(network, data.val, device),
+            "test_logits": logits_of(network, data.test, device),
+        }
         augmented = tta_logits(network, data.test, device)
         metrics = student_metrics(logits["test_logits"], data.test.labels)
-        outcome["test"] = {f"test/{name}": value for name, value in metrics.items()} | {"images": len(data.test)}
+        test: Row = {f"test/{name}": value for name, value in metrics.items()} | {"images": len(data.test)}
         if augmented is not None:
             logits["test_tta_logits"] = augmented
             metrics = student_metrics(augmented, data.test.labels)
-            outcome["test"] |= {f"test_tta/{name}": value for name, value in metrics.items()}
+            test |= {f"test_tta/{name}": value for name, value in metrics.items()}
+        outcome["test"] = test
         ranks.barrier()  # all have read the outcome that rank 0 now writes
         if ranks.rank() == 0:
             arrays = logits | {"val_labels": data.val.labels, "test_labels": data.test.labels}
@@ -358,7 +373,7 @@ def _recipe_row(run: Run, folder: TrialFolder, data_root: Path) -> Row:
     teacher: Row | None = None
     if taught_by is not None:
         teacher = {"trial_id": trial_id(taught_by, data_root)}
-    elif recipe.teacher is not None:
+    elif recipe.teacher is not None and recipe.teacher.file is not None:
         teacher = {"file": recipe.teacher.file, "sha256": file_digest(recipe.teacher.file)}
     return {
         "numerics": NUMERICS,

@@ -234,7 +234,8 @@ def test_objective_nll_is_minimised(tmp_path: Path) -> None:
 
 def test_conditional_parameters_are_drawn_only_where_they_exist(tmp_path: Path) -> None:
     kd = {"name": "kd", "balance": {"alpha_ce": 0.5}}
-    options = [{**kd, "temperature": {"loguniform": [1, 20]}}, {**kd, "temperature": 1.0, "convention": "published_mnist"}]
+    fixed = {**kd, "temperature": 1.0, "convention": "published_mnist"}
+    options = [{**kd, "temperature": {"loguniform": [1, 20]}}, fixed]
     settings = {"published": None, "trials": 8}
     recipe = {"method": {"choice": options}, "epochs": 3}
     study = open_study(sweep_file(tmp_path, recipe=recipe, study=settings), tmp_path / "results")

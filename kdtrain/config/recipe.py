@@ -10,7 +10,7 @@ from kdtrain.data.mixup import Mixup
 from kdtrain.fields import Config, Count, Seed
 from kdtrain.methods import Method
 from kdtrain.methods.none import NoDistillation
-from kdtrain.models import Network
+from kdtrain.models import Network, default_dropout
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "bf16"]
@@ -49,9 +49,9 @@ class Teacher(Network):
     def _file_or_training(self) -> Self:
         # by value: a dumped recipe, as a worker or best.yaml reads it back, has every default written out
         fields = Teacher.model_fields
-        untrained = (*INHERITED, "seed", "freeze", "dropout", "allow_random_frozen")
-        written = [name for name in untrained if getattr(self, name) not in (fields[name].default, None)]
-        written += ["weights"] if self.weights is not None else []
+        untrained = (*INHERITED, "seed", "weights", "freeze", "batch_norm_statistics", "allow_random_frozen")
+        written = [name for name in untrained if getattr(self, name) != fields[name].default]
+        written += ["dropout"] if self.dropout != default_dropout(self.head) else []
         if self.file is not None and written:
             raise ValueError(f"a teacher from a file is not trained, so it takes no {', '.join(written)}")
         return self
@@ -106,10 +106,15 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> Self:
-        if isinstance(self.lr_schedule, Cosine) and self.lr_schedule.warmup_epochs >= self.epochs:
+    def _cosine_fits(self) -> Self:
+        schedule = self.lr_schedule
+        if isinstance(schedule, Cosine) and schedule.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"lr_schedule.warmup_epochs must be below epochs {self.epochs}, got {self.lr_schedule.warmup_epochs}"
+                f"lr_schedule.warmup_epochs must be below epochs {self.epochs}, got {schedule.warmup_epochs}"
+            )
+        if isinstance(schedule, Cosine) and schedule.lowest_lr >= self.optimizer.lr:
+            raise ValueError(
+                f"lr_schedule.lowest_lr must be below optimizer.lr {self.optimizer.lr}, got {schedule.lowest_lr}"
             )
         return self
 

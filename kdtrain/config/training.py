@@ -120,7 +120,7 @@ class Clipping(Config):
 
 
 class EarlyStopping(Config):
-    """The training ends when the objective has not improved for so many epochs."""
+    """The training ends when the best epoch (by the objective, ties by the other metric) lies so many epochs back."""
 
     patience_epochs: Count
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from kdtrain.errors import UserError
 from kdtrain.methods.balance import LabelledRatioIsWeight
 from kdtrain.methods.balanced import BalancedCriterion
 from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
@@ -38,6 +39,12 @@ class At(MethodConfig):
 
     def criterion(self, setting: Setting) -> "AtCriterion":
         maps_of_one_size("at", "stages", self.stages, setting)
+        points = [stage for stage in self.stages if setting.student_shapes[stage][1:] == (1, 1)]
+        if points:
+            raise UserError(
+                f"recipe.method.stages: at has nothing to compare at stage '{points[0]}', whose map is 1 x 1 here: its "
+                "normalised attention is always 1; write earlier stages or a higher data.resolution"
+            )
         return AtCriterion(self, setting)
 
 

@@ -114,7 +114,8 @@ class Critic(nn.Module):
 
     published: BatchNorm and a sigmoid. Else neither: BatchNorm ties the images of a batch together, so that each
     image's gradient penalty would be another's too, and it hides the difference of means that the critic looks for.
-    GroupNorm with one group takes its place, as Gulrajani et al. (section 4) advise; a sigmoid is no Wasserstein critic.
+    GroupNorm with one group takes its place, as Gulrajani et al. (section 4) advise. A sigmoid bounds the scores, and
+    a Wasserstein critic has none.
     """
 
     def __init__(self, classes: int, published: bool) -> None:

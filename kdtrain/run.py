@@ -181,6 +181,7 @@ def train(
             return ended
         check_images(data)
         run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device)
+        _require_students_turn(run)
         _open(run, folder, data_root)
         return _train(run, folder, final, on_epoch)
 
@@ -268,8 +269,23 @@ def check_images(data: Dataset) -> None:
         split.images.check()
 
 
+def _require_students_turn(run: Run) -> None:
+    """The critic begins: a student that never had its turn would be judged as it was drawn."""
+    if run.adversary is None:
+        return
+    turns, steps = run.adversary.turns, -(-len(run.data.train) // run.recipe.batch_size)
+    span = "epoch" if turns.restart_each_epoch else "training"
+    steps *= 1 if turns.restart_each_epoch else run.recipe.epochs
+    if steps <= turns.critic_steps:
+        raise UserError(
+            f"recipe.method.critic_steps: must be below the {steps} steps of the {span}, or the student never has its"
+            f" turn; got {turns.critic_steps}"
+        )
+
+
 def smoke(recipe: Recipe, data_root: Path, device: torch.device) -> None:
-    """One real batch through student, teacher and method, nothing written; raises what a training would raise.
+    """One real batch through student, teacher and method, in each player's turn, nothing written; raises what a
+    training would raise.
 
     The teacher's weights are read where they come from a file and fresh where it is yet to be trained.
     """
@@ -282,8 +298,12 @@ def smoke(recipe: Recipe, data_root: Path, device: torch.device) -> None:
             load_weights(network, Path(recipe.teacher.file), "recipe.teacher.file")
         teacher = Teacher(network, device, recipe.method.needed_stages)
     run = Run(recipe, data, teacher, device)
+    _require_students_turn(run)
     run.distiller.train()
-    terms = train_step(run, torch.arange(min(recipe.batch_size, len(data.train))))
+    terms: dict[str, Tensor] = {}
+    for step in (0,) if run.adversary is None else (0, run.adversary.turns.critic_steps):  # each player's first turn
+        run.step = step
+        terms |= train_step(run, torch.arange(min(recipe.batch_size, len(data.train))), step)
     broken = [name for name, value in terms.items() if not torch.isfinite(value)]
     if broken:
         raise NonFiniteLoss(f"not finite on the first batch: {', '.join(broken)}")

@@ -1,0 +1,79 @@
+"""A Run in the middle of a training, to be looked at; and the proof that a training can be cut off anywhere."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from trainings import CPU, NO_DATA, equal_weights, timeless, trained
+
+from kdtrain.config.recipe import Recipe
+from kdtrain.data import load
+from kdtrain.environment import prepare_process
+from kdtrain.learner import Learner
+from kdtrain.loop import Metrics, fit
+from kdtrain.run import Run, fresh_teacher
+from kdtrain.store import Store
+from kdtrain.teacher import Teacher
+
+BATCH_NORM_STUDENT = {"model": "test_resnet", "weights": None}
+"""timm's own for tests: 374 thousand parameters, BatchNorm throughout."""
+
+
+def fresh_run(config: Recipe) -> Run:
+    """Before its first epoch. The teacher has random weights: it has not been trained."""
+    prepare_process(1)
+    data = load(config.data, NO_DATA)
+    teacher = None
+    if config.teacher is not None:
+        teacher = Teacher(fresh_teacher(config, data), CPU, config.method.needed_stages)
+    return Run(config, data, teacher, CPU)
+
+
+def fitted(run: Run) -> list[Metrics]:
+    """The rows of the whole training."""
+    rows: list[Metrics] = []
+    fit(run, run.recipe.epochs, lambda metrics, run: rows.append(metrics))
+    return rows
+
+
+def state_of(owner: nn.Module | Learner) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers, of a learner's optimizer too."""
+    tensors = owner.state_tensors() if isinstance(owner, Learner) else dict(owner.state_dict())
+    return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """The names of what is not equal bit for bit."""
+    return {name for name in before.keys() | after.keys() if name not in before or name not in after
+            or not torch.equal(before[name], after[name])}  # fmt: skip
+
+
+def require_resumable(config: Recipe, folder: Path) -> None:
+    """Killed after any epoch and continued equals uninterrupted, bit for bit."""
+    straight = trained(config, folder / "straight")
+    ran = len(straight.checkpoints)
+    assert straight.outcome["state"] == "complete"
+    for epoch in range(1, ran + 1):
+
+        def kill(metrics: Metrics, last: int = epoch) -> None:
+            if metrics["epoch"] == last:
+                raise KeyboardInterrupt
+
+        results = folder / f"cut {epoch}"
+        with pytest.raises(KeyboardInterrupt):
+            trained(config, results, on_epoch=kill)
+        assert Store(results).trial(straight.folder.trial_id).outcome() is None
+        continued = trained(config, results)
+        assert continued.checkpoints == straight.checkpoints[epoch:]
+        assert continued.rows == straight.rows
+        assert equal_weights(continued.weights, straight.weights)
+        ours, theirs = timeless(continued.outcome), timeless(straight.outcome)
+        assert ours == theirs
+
+
+def encoder_weights(config: Recipe, file: Path) -> dict[str, Any]:
+    """Writes an encoder's weights, and says how a recipe names them."""
+    torch.save({n: v for n, v in fresh_run(config).distiller.student.state_dict().items() if "encoder." in n}, file)
+    return {"file": str(file), "part": "encoder"}

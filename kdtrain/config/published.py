@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from kdtrain.config.parameter import TOP, At, Parameter, Values, is_number, same, space_word
 from kdtrain.config.problems import Problem, dotted, nearest, shown_value
 from kdtrain.config.space import parameters
-from kdtrain.methods.balance import SPELLINGS, Balance
+from kdtrain.methods import balance_of
+from kdtrain.methods.balance import SPELLINGS
 
 Matched = tuple[Values, list[Problem]]
 
@@ -39,12 +40,15 @@ def match(tree: Any, point: Any) -> Matched:
     return _match(tree, TOP, point)
 
 
-def _match(node: Any, at: At, given: Any) -> Matched:
+def _match(node: Any, at: At, given: Any, owner: object = None) -> Matched:
+    """`owner`: the name of the mapping around it; a balance means what its method says."""
     word = space_word(node)
+    if word == "choice":
+        return _match_choice(node, at, given, owner)
     if word is not None:
-        return (_match_choice if word == "choice" else _match_range)(node, at, given)
+        return _match_range(node, at, given)
     if isinstance(node, dict) and isinstance(given, dict):
-        return _match_mapping(node, at, given)
+        return _match_mapping(node, at, given, owner)
     if isinstance(node, list) and isinstance(given, list) and len(given) == len(node):
         return _gather(_match(node[i], at.below(i), given[i]) for i in range(len(node)))
     if same(node, given) or (is_number(node) and is_number(given) and math.isclose(node, given)):
@@ -65,12 +69,12 @@ def _match_range(node: Any, at: At, given: Any) -> Matched:
     return {parameter.name: given if parameter.is_int else float(given)}, []
 
 
-def _match_choice(node: Any, at: At, given: Any) -> Matched:
+def _match_choice(node: Any, at: At, given: Any, owner: object) -> Matched:
     parameter = at.parameter(node)
     meant = [i for i, option in enumerate(node["choice"]) if _meant(option, given)]
     refused: list[list[Problem]] = []
     for i in sorted(meant, key=lambda i: _keys(node["choice"][i]) != _keys(given)):
-        values, problems = _match(*at.chosen(node, parameter, i), given)
+        values, problems = _match(*at.chosen(node, parameter, i), given, owner)
         if not problems:
             return {parameter.name: parameter.labels[i], **values}, []
         refused.append(problems)
@@ -91,12 +95,13 @@ def _keys(value: Any) -> object:
     return set(value) if isinstance(value, dict) else None
 
 
-def _match_mapping(node: dict[str, Any], at: At, given: dict[str, Any]) -> Matched:
+def _match_mapping(node: dict[str, Any], at: At, given: dict[str, Any], owner: object) -> Matched:
     spelling = next(iter(node)) if at.path[-1:] == ("balance",) and len(node) == 1 else ""
     if spelling in SPELLINGS and given and set(given) != {spelling}:
-        return _match_balance(node, at, given)
+        return _match_balance(node, at, given, owner)
+    name = node.get("name")
     parts = [
-        _match(child, at.below(key), given[key]) if key in given else ({}, _left_out(child, at.below(key)))
+        _match(child, at.below(key), given[key], name) if key in given else ({}, _left_out(child, at.below(key)))
         for key, child in node.items()
     ]
     for key in (key for key in given if key not in node):
@@ -115,10 +120,10 @@ def _left_out(node: Any, at: At) -> list[Problem]:
     return [problem(parameter) for parameter in parameters(node, at) if parameter.conditions == at.conditions]
 
 
-def _match_balance(node: dict[str, Any], at: At, given: dict[str, Any]) -> Matched:
+def _match_balance(node: dict[str, Any], at: At, given: dict[str, Any], method: object) -> Matched:
     wanted = next(iter(node))
     try:
-        respelt = Balance.model_validate(given).respell(wanted)
+        respelt = balance_of(method).model_validate(given).respell(wanted)
     except ValidationError:
         text = f"must be one of {', '.join(SPELLINGS)} with a number, got {shown_value(given)}"
         return {}, [Problem(at.path, text)]

@@ -101,6 +101,11 @@ class Recipe(Config):
     def _parts_go_together(self) -> Self:
         if self.mixup is not None and self.method.hard_labels:
             raise ValueError(f"method {self.method.name} needs one class per image; remove recipe.mixup")
+        if self.student.freeze == "encoder" and self.method.needed_stages:
+            raise ValueError(
+                f"student.freeze encoder leaves {self.method.name} nothing to teach: the features that it reads are "
+                "frozen; write none or encoder_but_norm"
+            )
         if self.r_drop is not None and self.r_drop.convention == "published" and self.method.name != "none":
             raise ValueError("r_drop.convention published never reached distillation: with a teacher leave r_drop out")
         return self

@@ -449,3 +449,19 @@ def test_a_plain_recipe_takes_no_spaces_and_says_all_that_is_wrong(tmp_path: Pat
                                   "recipe: {}\nstudy: {trials: 1}\n", "recipe: {uniform: [0, 1], epochs: 3}\nstudy: {trials: 1}\n", "!x {a: 1}\n", "recipe: []\nstudy: {trials: 1}\n", changed("balance: {weight:", "balance: {wieght:")])  # fmt: skip
 def test_any_wrong_shape_is_a_user_error(tmp_path: Path, text: str) -> None:
     assert problems_of(tmp_path, text)
+
+
+def test_a_published_ratio_of_attention_is_its_weight_below_one_too(tmp_path: Path) -> None:
+    for method, weight in (("at", 0.5), ("sp", 1.0)):
+        text = with_method(f"{{name: {method}, balance: {{weight: {{loguniform: [0.05, 20]}}}}}}")
+        point = f"{{method: {{name: {method}, balance: {{kd_ratio: 0.5}}}}, optimizer: {{lr: 1e-3}}}}"
+        sweep = load(tmp_path, text, f"study.published=[{point}]")
+        assert sweep.published[0]["method.balance.weight"] == pytest.approx(weight)
+
+
+def test_a_frozen_encoder_has_no_features_to_teach(tmp_path: Path) -> None:
+    text = with_method("{name: sp, balance: {weight: 1}}").replace(
+        "{model: lenet5_student}", "{model: resnet18, weights: imagenet, freeze: encoder}"
+    )
+    (sentence,) = [text for text in problems_of(tmp_path, text) if "frozen" in text]
+    assert sentence.startswith("x.yaml:4: recipe.student.freeze: encoder leaves sp nothing to teach")

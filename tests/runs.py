@@ -1,7 +1,6 @@
 """A Run in the middle of a training, to be looked at; and the proof that a training can be cut off anywhere."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from kdtrain.data import load
 from kdtrain.environment import prepare_process
 from kdtrain.learner import Learner
 from kdtrain.loop import Metrics, fit
+from kdtrain.models import Classifier
 from kdtrain.run import Run, fresh_teacher
 from kdtrain.store import Store
 from kdtrain.teacher import Teacher
@@ -73,7 +73,16 @@ def require_resumable(config: Recipe, folder: Path) -> None:
         assert ours == theirs
 
 
-def encoder_weights(config: Recipe, file: Path) -> dict[str, Any]:
-    """Writes an encoder's weights, and says how a recipe names them."""
-    torch.save({n: v for n, v in fresh_run(config).distiller.student.state_dict().items() if "encoder." in n}, file)
-    return {"file": str(file), "part": "encoder"}
+def watched_inputs(network: Classifier) -> tuple[list[Tensor], list[Tensor]]:
+    """Fill as the network is used: the images that it is given, and what its encoder gets of them."""
+    given: list[Tensor] = []
+    encoded: list[Tensor] = []
+    normalised = network.normalised
+
+    def watch(images: Tensor) -> Tensor:
+        given.append(images.detach().clone())
+        return normalised(images)
+
+    network.normalised = watch  # type: ignore[method-assign]
+    network.encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(inputs[0].detach().clone()))
+    return given, encoded

@@ -153,7 +153,10 @@ def _single(study: Study, row: pd.Series) -> Single:
 
 
 def _student(recipe: Mapping[str, Any] | None) -> str:
-    return str(((recipe or {}).get("student") or {}).get("model", "unknown"))
+    """The model's name, with a mark on what was allowed though it teaches little."""
+    student = (recipe or {}).get("student") or {}
+    mark = " (random weights, frozen)" if student.get("allow_random_frozen") else ""
+    return str(student.get("model", "unknown")) + mark
 
 
 def _teacher_of(study: Study, trial_id: str | None) -> str | None:

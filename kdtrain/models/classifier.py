@@ -83,6 +83,8 @@ class Classifier(nn.Module):
 
     def stage_shapes(self, stages: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
         """One image's shape at every stage, (C, H, W) or (C,), from a dry forward that computes and moves nothing."""
+        if not stages:
+            return {}
         modules = self._modules_at(stages)
         shapes: dict[str, tuple[int, ...]] = {}
         with ExitHooks() as hooks:

@@ -1,5 +1,6 @@
 import pandas as pd
 
+from analysis.claims import _student
 from analysis.statistics import Estimate, Interval
 from analysis.tables import (
     described,
@@ -57,3 +58,10 @@ def test_long_reasons_and_lists_are_cut() -> None:
     assert len(one_line("x" * 500)) == 160
     assert one_line(None) == "no reason recorded"
     assert listed(range(14)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 2 more"
+
+
+def test_a_student_whose_random_encoder_was_frozen_is_marked() -> None:
+    recipe = {"student": {"model": "resnet18", "allow_random_frozen": True}}
+    assert _student(recipe) == "resnet18 (random weights, frozen)"
+    assert _student({"student": {"model": "resnet18", "allow_random_frozen": False}}) == "resnet18"
+    assert _student(None) == "unknown"

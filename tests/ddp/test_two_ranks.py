@@ -15,6 +15,7 @@ import torch.distributed as dist
 from trainings import CPU, KD, NO_DATA, equal_weights, recipe, timeless, trained
 
 from kdtrain import ranks
+from kdtrain.config.recipe import teacher_recipe
 from kdtrain.environment import prepare_process
 from kdtrain.identity import trial_id
 from kdtrain.loop import Metrics
@@ -27,6 +28,7 @@ RANKS = 2
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
 """Of weights and losses in float32 after a dozen steps: the ranks' gradients are averaged in another order."""
 
+TEACHER = {"model": "lenet5_teacher", "epochs": 2, "batch_size": 16}
 WHOLE_DIGITS = {"name": "digits", "resolution": 16}
 RECIPES: dict[str, dict[str, Any]] = {
     # 898 images: shards of 150 and 149, a last batch of one image for two ranks; 599 test images
@@ -37,13 +39,34 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr_schedule": {"name": "cosine", "warmup_epochs": 1}, "epochs": 3,
     },
     "bf16": {"precision": "bf16", "batch_size": 15},
+    # 60 images: shards of 10 and 9, then of 2 and 1; the turns change in the middle of an epoch
+    "critic": {
+        "teacher": TEACHER, "batch_size": 19, "epochs": 3,
+        "method": {
+            "name": "logits_discriminator", "temperature": 1.5, "balance": {"alpha": 0.5},
+            "critic_steps": 3, "student_steps": 2,
+        },
+    },
+    # 59 images and one: the second rank has none of the last batch
+    "sp": {
+        "teacher": TEACHER, "batch_size": 59,
+        "method": {"name": "sp", "balance": {"weight": 100.0}, "stages": ["4"]},
+    },
+    "mgd": {
+        "teacher": TEACHER, "batch_size": 15,
+        "method": {"name": "mgd", "balance": {"weight": 3.0}, "stage": "4", "mask_ratio": 0.4, "alpha": 0.01},
+    },
+    "mixup": KD | {"teacher": TEACHER, "mixup": {}, "batch_size": 59},
+    "mixup published": KD | {"teacher": TEACHER, "mixup": {"convention": "published"}, "batch_size": 15},
+    "ema": {"ema": {"decay": 0.9, "ramp_updates": 3.0}, "batch_size": 15, "epochs": 3},
 }  # fmt: skip
 FAILING = {"optimizer": {"name": "sgd", "lr": 1e30}}
-ORDER = ("teacher", "kd", "adamw", "bf16")
+ORDER = ("teacher", "kd", "adamw", "bf16", "critic", "sp", "mgd", "mixup", "mixup published", "ema")
+CUT = ("adamw", "critic")
 
 
 def work(rank: int, folder: str) -> None:
-    """What each rank does: every recipe, then one that fails, then one cut off after an epoch and continued."""
+    """What each rank does: every recipe, then one that fails, then some cut off after an epoch and continued."""
     prepare_process(1)
     store = Store(Path(folder) / "results")
     written = watch_writes(store.results)
@@ -57,10 +80,11 @@ def work(rank: int, folder: str) -> None:
     def stop(metrics: Metrics) -> None:
         raise KeyboardInterrupt
 
-    try:
-        answer(recipe(**RECIPES["adamw"]), cut, stop)
-    except KeyboardInterrupt:
-        said["continued"] = answer(recipe(**RECIPES["adamw"]), cut)
+    for name in CUT:
+        try:
+            answer(recipe(**RECIPES[name]), cut, stop)
+        except KeyboardInterrupt:
+            said[f"{name} continued"] = answer(recipe(**RECIPES[name]), cut)
     said["gathered"] = ranks.gather_rows(ranks.share(torch.arange(5))[:, None] * 1.0, 5)[:, 0].tolist()
     said["written"] = written
     (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(said))
@@ -68,6 +92,9 @@ def work(rank: int, folder: str) -> None:
 
 
 def answer(config, store: Store, on_epoch=lambda metrics: None) -> Row:
+    taught_by = teacher_recipe(config)
+    if taught_by is not None:
+        train(taught_by, store, NO_DATA, CPU, final=True)
     outcome = train(config, store, NO_DATA, CPU, final=True, on_epoch=on_epoch)
     return read_test(config, store, NO_DATA, CPU) if outcome["state"] == "complete" else outcome
 
@@ -129,6 +156,16 @@ def test_two_ranks_distil_what_one_distils(group: Group, alone) -> None:
             assert ours[key] == pytest.approx(single[key], rel=1e-3), key
 
 
+@pytest.mark.parametrize("name", ["critic", "sp", "mgd", "mixup", "mixup published", "ema"])
+def test_two_ranks_learn_with_each_method_and_trick_what_one_learns(name: str, group: Group, alone) -> None:
+    torch.testing.assert_close(weights(group.trial(name)), alone[name].weights, rtol=1e-3, atol=1e-5)
+    for ours, single in zip(group.trial(name).epochs(), alone[name].rows, strict=True):
+        assert ours.keys() == single.keys() | {"seconds", "peak_memory_bytes"}
+        for key in single:
+            if key.startswith("train/") or key == "val/nll":
+                assert ours[key] == pytest.approx(single[key], rel=1e-3, abs=1e-6), key
+
+
 def test_bf16_on_two_ranks_is_close_to_one(group: Group, alone) -> None:
     ours, single = group.trial("bf16").epochs()[-1], alone["bf16"].rows[-1]
     assert ours["train/loss"] == pytest.approx(single["train/loss"], rel=2e-2)
@@ -183,12 +220,14 @@ def test_a_loss_that_is_no_number_fails_on_all_ranks_alike(group: Group) -> None
     assert first["reason"].startswith("epoch 1 ")
 
 
-def test_interrupted_and_continued_on_two_ranks_equals_uninterrupted_bit_for_bit(group: Group) -> None:
-    straight = group.trial("adamw")
+@pytest.mark.parametrize("name", CUT)
+def test_interrupted_and_continued_on_two_ranks_equals_uninterrupted_bit_for_bit(name: str, group: Group) -> None:
+    straight = group.trial(name)
     continued = Store(group.folder / "cut").trial(straight.trial_id)
     assert equal_weights(weights(continued), weights(straight))
     assert [timeless(row) for row in continued.epochs()] == [timeless(row) for row in straight.epochs()]
-    assert group.said[0]["continued"] == group.said[1]["continued"]
+    first, second = (said[f"{name} continued"] for said in group.said)
+    assert first == second
 
 
 def test_rows_of_uneven_shards_are_put_back_in_order(group: Group) -> None:

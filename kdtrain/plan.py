@@ -147,11 +147,13 @@ def _step_cost(recipe: Recipe, image_shape: ImageShape, classes: int) -> tuple[f
     images = max(2, min(recipe.batch_size, int(TIMED_FLOPS / flops)))
     run = Run(recipe, _made_up(images, image_shape, classes), teacher, device, pretrained=False)
     run.distiller.train()
+    # the student's turn, which costs more than a critic's
+    run.step = run.adversary.turns.critic_steps if run.adversary else 0
     started = 0.0
     for step in range(TIMED_STEPS + 1):
         if step == 1:  # the first step allocates
             started = time.perf_counter()
-        train_step(run, torch.arange(images), step)
+        train_step(run, torch.arange(images), run.step)
     return (time.perf_counter() - started) / TIMED_STEPS / images, flops
 
 

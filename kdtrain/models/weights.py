@@ -31,16 +31,17 @@ def read_state(path: str | Path, place: str) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     try:
         path.open("rb").close()  # for both readers, the system's own words where it cannot be opened
-        content: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
     except OSError as error:
         raise UserError(f"{place}: {path} cannot be read ({error.strerror})") from None
+    try:
+        content: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):
             raise UserError(f"{place}: {path} is no whole weights file (torch.save did not write it)") from None
         raise UserError(
             f"{place}: {path} holds more than tensors (pickled code is never run); save the network's state_dict()"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{place}: {path} is no whole weights file ({' '.join(str(error).split())[:120]})") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

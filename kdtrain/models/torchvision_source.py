@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdtrain.errors import UserError
 from kdtrain.models.parts import ImageShape, Parts
 
-PATIENCE_S = 20.0
+PATIENCE_S = 10.0
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # The two that torchvision builds with auxiliary classifiers, which only their authors' training reads.
 # transform_input: as with ImageNet weights, so that fresh and loaded weights see the same pixels.

@@ -137,7 +137,8 @@ def listed_parts(trained: Path, held_out: Path) -> tuple[tuple[str, ...], list[P
     """(classes, files, labels, indices of the held-out part) of two folders with the same class folders."""
     classes = class_folders(trained)
     if class_folders(held_out) != classes:
-        raise UserError(f"recipe.data: {held_out} and {trained} hold different classes")
+        lone = sorted({*classes} ^ {*class_folders(held_out)})[0]
+        raise UserError(f"recipe.data: {held_out} and {trained} hold different classes: only one of them has {lone}")
     files, labels = listed(trained, classes)
     more_files, more_labels = listed(held_out, classes)
     return classes, files + more_files, torch.cat([labels, more_labels]), torch.arange(len(more_files)) + len(files)

@@ -39,7 +39,7 @@ def _train(chosen: argparse.Namespace) -> int:
     from kdtrain.data import data_folder
     from kdtrain.environment import prepare_process
     from kdtrain.loop import Metrics
-    from kdtrain.run import read_test, train
+    from kdtrain.run import check_before_teacher, read_test, train
     from kdtrain.store import Store, results_folder
 
     recipe = load_recipe(Path(chosen.recipe), chosen.set)
@@ -56,6 +56,7 @@ def _train(chosen: argparse.Namespace) -> int:
         numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
         print(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s", flush=True)
 
+    check_before_teacher(recipe, store, data_root, device)
     stages = [("teacher", teacher_recipe(recipe)), (recipe.method.name, recipe)]
     for title, part in stages:
         if part is None:

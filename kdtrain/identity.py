@@ -14,19 +14,19 @@ NUMERICS = 2
 """Raised when a change of the code alters results, so that old trials are not taken for new ones."""
 
 
-def identity(recipe: Recipe, data_root: Path) -> dict[str, Any]:
+def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> dict[str, Any]:
     """What is hashed: the resolved recipe with its balance as two weights, the content or name of the weights that its
     networks begin with, its teacher's whole recipe (or the content of its file) and the data's fingerprint.
 
-    Raises UserError where data or a file are absent.
+    `place` is where the user wrote the student. Raises UserError where data or a file are absent.
     """
     resolved = recipe.model_dump(mode="json", exclude={"teacher": True, "student": {"allow_random_frozen"}})
-    resolved["student"]["weights"] = _starting_weights(recipe)
+    resolved["student"]["weights"] = _starting_weights(recipe, place)
     if "balance" in resolved["method"]:
         resolved["method"]["balance"] = list(recipe.method.balance.weights)  # type: ignore[union-attr]
     taught_by = teacher_recipe(recipe)
     if taught_by is not None:
-        resolved["teacher"] = identity(taught_by, data_root)
+        resolved["teacher"] = identity(taught_by, data_root, "recipe.teacher")
     elif recipe.teacher is not None:
         assert recipe.teacher.file is not None
         network = recipe.teacher.model_dump(mode="json", include={"model", "head", "normalization"})
@@ -35,9 +35,9 @@ def identity(recipe: Recipe, data_root: Path) -> dict[str, Any]:
     return {"recipe": resolved, "data": data.fingerprint, "numerics": NUMERICS}
 
 
-def trial_id(recipe: Recipe, data_root: Path) -> str:
+def trial_id(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> str:
     """16 hexadecimal digits."""
-    text = json.dumps(identity(recipe, data_root), sort_keys=True)
+    text = json.dumps(identity(recipe, data_root, place), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -49,10 +49,10 @@ def file_digest(file: str) -> str:
         raise UserError(f"recipe.teacher.file: {file} cannot be read ({error.strerror})") from None
 
 
-def _starting_weights(recipe: Recipe) -> list[str] | None:
+def _starting_weights(recipe: Recipe, place: str) -> list[str] | None:
     """What names the weights that the student begins with: their release, or their file's content and part."""
     weights = recipe.student.weights
     if weights is None:
         return None
     part = "network" if weights == "imagenet" else weights.part
-    return [part, str(weights_source(recipe.student))]
+    return [part, str(weights_source(recipe.student, place))]

@@ -26,6 +26,7 @@ from kdtrain.loop import Metrics, NonFiniteLoss, fit, train_step
 from kdtrain.methods import Setting
 from kdtrain.methods.adversary import Adversary
 from kdtrain.models import Classifier, build, has_randomness, parameter_count
+from kdtrain.models.weights import at
 from kdtrain.store import Row, Store, TrialFolder, locked, write_bytes
 from kdtrain.streams import stream
 from kdtrain.teacher import Teacher, load_weights
@@ -48,7 +49,7 @@ class Run:
         seed = stream(recipe.seed, "init")
         student = build(recipe.student, data.image_shape, len(data.classes), seed, pretrained=pretrained)
         setting = setting_for(recipe, data, student, teacher)
-        _require_no_single_image(recipe, data, student)
+        _require_statistics(recipe, data, student, "recipe.batch_size")
         self.distiller = _distiller(recipe, student, setting).to(device)
         self.wrapped = _in_group(self.distiller)
         steps_per_epoch = -(-len(data.train) // recipe.batch_size)
@@ -113,13 +114,16 @@ class Run:
 def setting_for(recipe: Recipe, data: Dataset, student: Classifier, teacher: Teacher | None) -> Setting:
     """What the recipe's method is built for: the shapes of its stages are measured in both networks."""
     stages = recipe.method.needed_stages
+    with at("recipe.method"):
+        student_shapes = student.stage_shapes(stages)
+        teacher_shapes = teacher.network.stage_shapes(stages) if teacher else {}
     return Setting(
         classes=len(data.classes),
         batch_size=recipe.batch_size,
         label_smoothing=recipe.label_smoothing,
         seed=recipe.seed,
-        student_shapes=student.stage_shapes(stages),
-        teacher_shapes=teacher.network.stage_shapes(stages) if teacher else {},
+        student_shapes=student_shapes,
+        teacher_shapes=teacher_shapes,
     )
 
 
@@ -137,13 +141,16 @@ def _distiller(recipe: Recipe, student: Classifier, setting: Setting) -> Distill
     return Distiller(student, criterion, recipe.method.needed_stages, r_drop.weight, summed=published)
 
 
-def _require_no_single_image(recipe: Recipe, data: Dataset, student: Classifier) -> None:
-    """A head with batch normalisation has no statistics of one image."""
-    normalised = any(isinstance(module, torch.nn.BatchNorm1d) for module in student.head.modules())
-    if normalised and (len(data.train) - 1) % recipe.batch_size == 0:
+def _require_statistics(recipe: Recipe, data: Dataset, student: Classifier, place: str) -> None:
+    """No worker may be left with one image where that has no statistics. `place` is where the batch size is written."""
+    total, workers = len(data.train), ranks.size()
+    last = (total - 1) % recipe.batch_size + 1
+    norm = student.norm_over_images() if last < 2 * workers else None
+    if norm is not None:
+        shared = f", shared by {workers} workers" if workers > 1 else ""
         raise UserError(
-            f"recipe.batch_size: {recipe.batch_size} leaves one image of {len(data.train)} for the last batch, and "
-            f"the batch normalisation of student.head {recipe.student.head} has no statistics of one; choose another"
+            f"{place}: {recipe.batch_size} leaves {last} of {total} images for the last batch{shared}, and of one "
+            f"image the batch normalisation {norm} of {student.name} has no statistics; choose another"
         )
 
 
@@ -256,11 +263,11 @@ def trained_teacher(
     return Teacher(network, device, recipe.method.needed_stages)
 
 
-def fresh_teacher(recipe: Recipe, data: Dataset) -> Classifier:
-    """The recipe's teacher network before its trained weights are read."""
+def fresh_teacher(recipe: Recipe, data: Dataset, *, pretrained: bool = False) -> Classifier:
+    """The recipe's teacher network before its trained weights are read; pretrained: as its training begins."""
     assert recipe.teacher is not None
-    seed = stream(recipe.teacher.seed, "init")
-    return build(recipe.teacher, data.image_shape, len(data.classes), seed, pretrained=False, place="recipe.teacher")
+    seed, shape, classes = stream(recipe.teacher.seed, "init"), data.image_shape, len(data.classes)
+    return build(recipe.teacher, shape, classes, seed, pretrained=pretrained, place="recipe.teacher")
 
 
 def check_images(data: Dataset) -> None:
@@ -281,6 +288,19 @@ def _require_students_turn(run: Run) -> None:
             f"recipe.method.critic_steps: must be below the {steps} steps of the {span}, or the student never has its"
             f" turn; got {turns.critic_steps}"
         )
+
+
+def check_before_teacher(recipe: Recipe, store: Store, data_root: Path, device: torch.device) -> None:
+    """Where a teacher is yet to be trained, which may take days: raises now what the student's training would raise
+    afterwards, and what the teacher's own would, in the words of this recipe. Nothing is written."""
+    taught_by = teacher_recipe(recipe)
+    if taught_by is None or store.trial(trial_id(taught_by, data_root, "recipe.teacher")).weights.exists():
+        return
+    data = load(recipe.data, data_root)
+    check_images(data)
+    network = fresh_teacher(recipe, data, pretrained=True)
+    _require_statistics(taught_by, data, network, "recipe.teacher.batch_size")
+    _require_students_turn(Run(recipe, data, Teacher(network, device, recipe.method.needed_stages), device))
 
 
 def smoke(recipe: Recipe, data_root: Path, device: torch.device) -> None:

@@ -7,7 +7,7 @@ from kdtrain.errors import UserError
 from kdtrain.models.config import Freeze
 from kdtrain.models.freezing import BATCH_NORMS, freeze
 from kdtrain.models.parts import ImageShape, Normalization
-from kdtrain.models.stages import ExitHooks, dry_forward, measured_taps
+from kdtrain.models.stages import ExitHooks, dry_forward, evaluating, measured_taps
 
 MEAN_AND_STD: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -94,6 +94,24 @@ class Classifier(nn.Module):
                 )
             shapes["pool"] = tuple(dry_forward(self.encoder, (self.channels, *self.image_shape[1:])).shape[1:])
         return {stage: shapes[stage] for stage in stages}
+
+    def norm_over_images(self) -> str | None:
+        """The first batch normalisation that, in training, has one value per channel of an image (a head's, or one of
+        1 x 1 maps): of one image it has no statistics. By a dry forward."""
+        found: list[str] = []
+
+        def note(name: str, images: Tensor) -> None:
+            if images.shape[2:].numel() == 1:
+                found.append(name)
+
+        with evaluating(self):  # it restores every module's own mode
+            self.train()
+            norms = [(name, m) for name, m in self.named_modules() if isinstance(m, BATCH_NORMS) and m.training]
+        with ExitHooks() as hooks:
+            for name, module in norms:
+                hooks.add(module, lambda _, inputs, output, name=name: note(name, inputs[0]))
+            dry_forward(self, (self.channels, *self.image_shape[1:]))
+        return found[0] if found else None
 
     @property
     def frozen(self) -> frozenset[str]:

@@ -15,11 +15,13 @@ import yaml
 from safetensors.torch import save_file
 from studies import sweep_file
 
-from kdtrain import command
+from kdtrain import command, ranks
 from kdtrain.__main__ import main
 from kdtrain.config.recipe import Recipe
 from kdtrain.data import load
+from kdtrain.errors import UserError
 from kdtrain.models import Network, build, timm_source, torchvision_source
+from kdtrain.run import Run
 
 HYMENOPTERA = {"name": "hymenoptera", "resolution": 16}
 IMAGE_FOLDER = {"name": "image_folder", "folder": "hymenoptera_data", "resolution": 16}
@@ -416,6 +418,15 @@ def test_what_the_data_or_the_networks_rule_out_is_said_before_the_teacher_is_tr
 def test_a_last_batch_of_one_image_trains_where_its_own_maps_or_kept_statistics_suffice(kdtrain: Command) -> None:
     kdtrain.trains(data=LARGER, student=RESNET, batch_size=16)
     kdtrain.trains(student=RESNET | {"batch_norm_statistics": "keep"}, batch_size=16)
+
+
+def test_every_worker_needs_two_images_of_the_last_batch(kdtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checked before a worker waits for another: so one process that takes itself for one of three shows it."""
+    recipe = Recipe.model_validate(PLAIN | {"student": RESNET})  # 17 = 6 + 6 + 5 images, and 5 = 2 + 2 + 1
+    data = load(recipe.data, Path("data").absolute())
+    monkeypatch.setattr(ranks, "size", lambda: 3)
+    with pytest.raises(UserError, match=r"batch_size: 6 leaves 5 of 17 images for the last batch, shared by 3 workers"):
+        Run(recipe, data, None, torch.device("cpu"))
 
 
 FILE_ALONE: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {

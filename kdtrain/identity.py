@@ -7,8 +7,8 @@ from typing import Any
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import load
-from kdtrain.errors import UserError
 from kdtrain.models import weights_source
+from kdtrain.models.weights import content_digest
 
 NUMERICS = 2
 """Raised when a change of the code alters results, so that old trials are not taken for new ones."""
@@ -43,10 +43,7 @@ def trial_id(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
 
 def file_digest(file: str) -> str:
     """SHA-256 of a teacher's weights file; UserError where it cannot be read."""
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"recipe.teacher.file: {file} cannot be read ({error.strerror})") from None
+    return content_digest(file, "recipe.teacher.file")
 
 
 def _starting_weights(recipe: Recipe, place: str) -> list[str] | None:

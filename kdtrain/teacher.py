@@ -5,20 +5,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdtrain.errors import UserError
 from kdtrain.methods import Outputs
 from kdtrain.models import Classifier
-from kdtrain.models.weights import read_state
+from kdtrain.models.weights import load_whole_network
 
 
 def load_weights(network: Classifier, weights: Path, place: str = "recipe.teacher") -> None:
-    """Weights that a training has kept. Raises UserError where the file cannot be read or is another network's."""
-    state = read_state(weights, place)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:300]
-        raise UserError(f"{place}: {weights} does not fit the model ({detail})") from None
+    """Weights that a training has kept, ours or one with the library's names.
+
+    Raises UserError, beginning with `place`, where the file cannot be read or is another network's.
+    """
+    load_whole_network(network, weights, place)
 
 
 class Teacher:

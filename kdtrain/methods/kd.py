@@ -3,7 +3,7 @@
 Function matching (Beyer et al. 2021, arXiv:2106.05237) is this with `balance: {alpha: 1}` and mixed images.
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -65,6 +65,8 @@ CONVENTIONS = {
 
 class Kd(MethodConfig):
     """Softened teacher outputs beside the labels."""
+
+    of_each_image: ClassVar[bool] = True
 
     name: Literal["kd"]
     temperature: Positive = Field(description="T, divides the logits of both networks")

@@ -1,6 +1,6 @@
 """Matching logits: Ba & Caruana 2014 (arXiv:1312.6184), equation 1; the loss of setup 2."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional
@@ -17,6 +17,8 @@ def logit_mse_loss(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
 
 class LogitMse(MethodConfig):
     """The student's logits are drawn to the teacher's, their scale and offset included."""
+
+    of_each_image: ClassVar[bool] = True
 
     name: Literal["logit_mse"]
     balance: Balance

@@ -65,7 +65,8 @@ class LogitsDiscriminator(MethodConfig):
     """A critic of softened logits as a second player.
 
     published (setup 1): the critic ends in a sigmoid and sees log_softmax(s/T) against softmax(t/T), cross-entropy is
-    taken of log_softmax(s/T), and one optimizer updates student and critic together in both turns.
+    taken of log_softmax(s/T), and one optimizer updates student and critic together in both turns. What is left out of
+    its turns is then 21 steps and 179, begun again in every epoch.
     """
 
     name: Literal["logits_discriminator"]
@@ -79,11 +80,12 @@ class LogitsDiscriminator(MethodConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _own_optimizer(cls, written: Any) -> Any:
-        corrected = isinstance(written, dict) and written.get("convention", "corrected") == "corrected"
-        if corrected and written.get("critic_training") is None:
-            return {**written, "critic_training": {}}
-        return written
+    def _left_out(cls, written: Any) -> Any:
+        if not isinstance(written, dict):
+            return written
+        if written.get("convention", "corrected") == "published":
+            return {"critic_steps": 21, "student_steps": 179, "restart": "epoch", **written}
+        return {**written, "critic_training": {}} if written.get("critic_training") is None else written
 
     @model_validator(mode="after")
     def _one_optimizer_when_published(self) -> Self:
@@ -110,7 +112,8 @@ class LogitsDiscriminator(MethodConfig):
 
 
 class Critic(nn.Module):
-    """Probabilities [N, K] -> scores [N]: the setup's two convolutions; the last layer's size is measured.
+    """Probabilities [N, K] -> scores [N]: the setup's two convolutions; what is left of K after them, K - 9, sizes the
+    last layer.
 
     published: BatchNorm and a sigmoid. Else neither: BatchNorm ties the images of a batch together, so that each
     image's gradient penalty would be another's too, and it hides the difference of means that the critic looks for.
@@ -210,6 +213,8 @@ class PublishedCriterion(Criterion):
         self.cross_entropy_weight, self.adversarial_weight = config.balance.weights
         self.label_smoothing = setting.label_smoothing
         self.critic = fresh_critic(setting, published=True)
+        if self.adversarial_weight == 0:  # nothing would reach these parameters, which DDP does not forgive
+            self.critic.requires_grad_(False)
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None

@@ -1,6 +1,6 @@
 """The student alone: cross-entropy and nothing else. Every sweep trains it as the baseline."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -9,6 +9,8 @@ from kdtrain.methods.base import Batch, Criterion, MethodConfig, Outputs, Settin
 
 class NoDistillation(MethodConfig):
     """Cross-entropy with the labels; no teacher."""
+
+    of_each_image: ClassVar[bool] = True
 
     name: Literal["none"]
 

@@ -389,7 +389,7 @@ KNOBS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
     ("critic_training.lipschitz", lipschitz("clipping"), lipschitz("none"), ("critic",)),
     ("lipschitz.weight", {}, lipschitz("gradient_penalty", weight=1.0), ("critic loss", "critic")),
     ("lipschitz.bound", lipschitz("clipping"), lipschitz("clipping", bound=0.02), ("critic",)),
-    ("critic_steps", {"convention": "published"}, {"critic_steps": 27}, ("loss 28", "turns")),
+    ("critic_steps", {"convention": "published", "critic_steps": 30}, {"critic_steps": 27}, ("loss 28", "turns")),
     ("student_steps", {"convention": "published"}, {"student_steps": 1}, ("loss 31", "turns")),
     ("temperature", {"convention": "published"}, {"temperature": 3.0}, ("loss 0", "loss 31")),
     ("balance", {"convention": "published"}, {"balance": {"weight": 3.0}}, ("loss 0", "loss 31")),
@@ -445,3 +445,19 @@ def test_what_is_dumped_reads_back_as_the_same(written: dict[str, Any]) -> None:
 def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         config(CORRECTED | wrong)
+
+
+def test_published_alone_has_the_published_turns() -> None:
+    published = LogitsDiscriminator.model_validate(
+        {"name": "logits_discriminator", "temperature": 1.5, "balance": {"alpha": 0.5}, "convention": "published"}
+    )
+    assert published.turns == Turns(21, 179, restart_each_epoch=True)
+    assert [published.turns.is_critics(step, step) for step in range(400)] == [step % 200 <= 20 for step in range(400)]
+
+
+def test_a_published_critic_that_counts_nothing_trains_nothing() -> None:
+    config = LogitsDiscriminator.model_validate(
+        {"name": "logits_discriminator", "temperature": 1.5, "balance": {"alpha": 0}, "convention": "published"}
+    )
+    criterion = config.criterion(Setting(classes=10, batch_size=4))
+    assert not any(parameter.requires_grad for parameter in criterion.parameters())

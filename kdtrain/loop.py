@@ -77,14 +77,14 @@ def train_step(run: "Run", indices: Tensor, epoch_step: int = 0) -> dict[str, Te
     if player is not None and player.turns.is_critics(batch.step, batch.epoch_step):
         assert run.critic_learner is not None
         assert teacher is not None
-        with _autocast(run):
+        with _autocast(run), ranks.idle(batch.count == 0):
             student = _untouched_logits(run, images)
         terms = run.wrapped_critic(student, teacher.logits, batch)
         values = _update(run.critic_learner, terms, batch, "critic_loss", run.step)
         player.loss.constrain()
         return values
     critic = player.loss.critic.requires_grad_(False) if player is not None else None
-    with _autocast(run):
+    with _autocast(run), ranks.idle(batch.count == 0):
         terms = run.wrapped(images, teacher, batch, critic)
     if critic is not None:
         critic.requires_grad_(True)

@@ -1,5 +1,8 @@
 """The workers of one training: this process's rank, and sums over all of them. One process is rank 0 of 1."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,6 +21,24 @@ def size() -> int:
 def share(indices: Tensor) -> Tensor:
     """This rank's part of the indices [n]: every size()-th, so that shards differ by one image at most."""
     return indices[rank() :: size()]
+
+
+_IDLE: ContextVar[bool] = ContextVar("idle", default=False)
+
+
+@contextmanager
+def idle(when: bool) -> Iterator[None]:
+    """Within it, if so, this rank has no share of the batch: the image that it runs, to join the reductions of the
+    others, is no part of the global batch and of its statistics."""
+    before = _IDLE.set(when)
+    try:
+        yield
+    finally:
+        _IDLE.reset(before)
+
+
+def is_idle() -> bool:
+    return _IDLE.get()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdtrain import environment, ranks
 from kdtrain.averaging import Average
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import BatchNorm, Recipe, teacher_recipe
 from kdtrain.config.training import Adam, Constant
 from kdtrain.data import Dataset, load
 from kdtrain.distiller import Distiller
@@ -26,6 +26,7 @@ from kdtrain.loop import Metrics, NonFiniteLoss, fit, train_step
 from kdtrain.methods import Setting
 from kdtrain.methods.adversary import Adversary
 from kdtrain.models import Classifier, build, has_randomness, parameter_count
+from kdtrain.models.batch_norm import over_global_batch, trains_batch_norm
 from kdtrain.models.weights import at
 from kdtrain.store import Row, Store, TrialFolder, locked, write_bytes
 from kdtrain.streams import stream
@@ -49,9 +50,9 @@ class Run:
         seed = stream(recipe.seed, "init")
         student = build(recipe.student, data.image_shape, len(data.classes), seed, pretrained=pretrained)
         setting = setting_for(recipe, data, student, teacher)
-        _require_statistics(recipe, data, student, "recipe.batch_size")
+        _require_statistics(recipe, data, student, device, "recipe.batch_size")
         self.distiller = _distiller(recipe, student, setting).to(device)
-        self.wrapped = _in_group(self.distiller)
+        self.wrapped = _in_group(self.distiller, device, recipe.batch_norm)
         steps_per_epoch = -(-len(data.train) // recipe.batch_size)
         self.learner = Learner(
             self.distiller, recipe.optimizer, recipe.lr_schedule, recipe.clipping, recipe.epochs, steps_per_epoch
@@ -61,7 +62,7 @@ class Run:
         self.critic_learner: Learner | None = None
         if self.adversary is not None:
             critic_loss = self.adversary.loss.to(device)
-            self.wrapped_critic = _in_group(critic_loss)
+            self.wrapped_critic = _in_group(critic_loss, device, recipe.batch_norm)
             adam, constant = Adam(name="adam", lr=self.adversary.lr), Constant(name="constant")
             self.critic_learner = Learner(critic_loss, adam, constant, None, recipe.epochs, steps_per_epoch)
         self.epoch = 0
@@ -141,22 +142,44 @@ def _distiller(recipe: Recipe, student: Classifier, setting: Setting) -> Distill
     return Distiller(student, criterion, recipe.method.needed_stages, r_drop.weight, summed=published)
 
 
-def _require_statistics(recipe: Recipe, data: Dataset, student: Classifier, place: str) -> None:
-    """No worker may be left with one image where that has no statistics. `place` is where the batch size is written."""
+def _require_statistics(recipe: Recipe, data: Dataset, student: Classifier, device: torch.device, place: str) -> None:
+    """No batch, and no worker's share where it has statistics of its own, may be one image where that has none.
+    `place` is where the batch size is written."""
     total, workers = len(data.train), ranks.size()
     last = (total - 1) % recipe.batch_size + 1
-    norm = student.norm_over_images() if last < 2 * workers else None
+    alone = recipe.batch_norm == "per_worker"
+    shared = f", shared by {workers} workers" if workers > 1 else ""
+    left = f"{place}: {recipe.batch_size} leaves {last} of {total} images for the last batch{shared}"
+    norm = student.norm_over_images() if last < (2 * workers if alone else 2) else None
     if norm is not None:
-        shared = f", shared by {workers} workers" if workers > 1 else ""
         raise UserError(
-            f"{place}: {recipe.batch_size} leaves {last} of {total} images for the last batch{shared}, and of one "
-            f"image the batch normalisation {norm} of {student.name} has no statistics; choose another"
+            f"{left}, and of one image the batch normalisation {norm} of {student.name} has no statistics; choose "
+            "another"
+        )
+    if not alone and last < workers and device.type != "cpu" and trains_batch_norm(student.train()):
+        raise UserError(f"{left}, and on a GPU batch normalisation needs an image on each; choose another")
+
+
+def require_own_workers(recipe: Recipe, folder: TrialFolder, workers: int) -> None:
+    """Where each worker has statistics of its own, another number of workers is another training: what it left in the
+    folder is not taken for this one's."""
+    about = folder.recipe() if recipe.batch_norm == "per_worker" else None
+    if about is not None and about["environment"]["workers"] != workers:
+        before = about["environment"]["workers"]
+        raise UserError(
+            f"recipe.batch_norm: per_worker makes another training of {workers} workers than of {before}, which"
+            f" {folder.path} was begun with; set resources.workers to {before}, write global, or name other --results"
         )
 
 
-def _in_group(module: torch.nn.Module) -> torch.nn.Module:
+def _in_group(module: torch.nn.Module, device: torch.device, batch_norm: BatchNorm) -> torch.nn.Module:
     """The module itself, or with several workers the one whose gradients are averaged over them."""
-    return torch.nn.parallel.DistributedDataParallel(module) if ranks.size() > 1 else module
+    if ranks.size() == 1:
+        return module
+    if batch_norm == "global":
+        over_global_batch(module, device)
+    # before every forward all take the buffers of rank 0: statistics per worker differ, global ones are equal anyway
+    return torch.nn.parallel.DistributedDataParallel(module)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -183,6 +206,7 @@ def train(
     # a process that outlived its killed driver, or another sweep with the same teacher, may be at work here
     with locked(folder.path, wait=True) if ranks.rank() == 0 else nullcontext():
         ranks.barrier()
+        require_own_workers(recipe, folder, ranks.size())
         ended = folder.outcome()
         if ended is not None and _serves(ended, final, folder):
             return ended
@@ -300,7 +324,7 @@ def check_before_teacher(recipe: Recipe, store: Store, data_root: Path, device: 
     data = load(recipe.data, data_root)
     check_images(data)
     network = fresh_teacher(recipe, data, pretrained=True)
-    _require_statistics(taught_by, data, network, "recipe.teacher.batch_size")
+    _require_statistics(taught_by, data, network, device, "recipe.teacher.batch_size")
     _require_students_turn(Run(recipe, data, Teacher(network, device, recipe.method.needed_stages), device))
 
 

@@ -475,9 +475,12 @@ def test_a_last_batch_of_one_image_trains_where_its_own_maps_or_kept_statistics_
     kdtrain.trains(student=RESNET | {"batch_norm_statistics": "keep"}, batch_size=16)
 
 
-def test_every_worker_needs_two_images_of_the_last_batch(kdtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_statistics_per_worker_each_needs_two_images_of_the_last_batch(
+    kdtrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Checked before a worker waits for another: so one process that takes itself for one of three shows it."""
-    recipe = Recipe.model_validate(PLAIN | {"student": RESNET})  # 17 = 6 + 6 + 5 images, and 5 = 2 + 2 + 1
+    of_each = {"student": RESNET, "batch_norm": "per_worker"}
+    recipe = Recipe.model_validate(PLAIN | of_each)  # 17 = 6 + 6 + 5 images, and 5 = 2 + 2 + 1
     data = load(recipe.data, Path("data").absolute())
     monkeypatch.setattr(ranks, "size", lambda: 3)
     with pytest.raises(UserError, match=r"batch_size: 6 leaves 5 of 17 images for the last batch, shared by 3 workers"):

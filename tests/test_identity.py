@@ -160,6 +160,9 @@ ALSO: dict[str, dict[str, Any]] = {
 PERMISSIONS = {"student.allow_random_frozen", "teacher.allow_random_frozen"}
 """Fields that let a recipe pass, and change nothing in it; a test of their own shows it."""
 
+OF_WORKERS = {"batch_norm", "teacher.batch_norm"}
+"""Fields that do nothing with one worker; tests/ddp/test_batch_norm.py shows what they do with two."""
+
 OVERFITTING = {
     "data": DIGITS | {"limit_per_class": 3}, "optimizer": {"name": "adam", "lr": 0.01}, "epochs": 25
 }  # fmt: skip
@@ -261,7 +264,7 @@ def members(annotation: Any) -> Iterator[Any]:
 def test_every_field_of_the_recipe_has_a_case_here_and_every_case_a_field() -> None:
     fields = set(leaves(Recipe))
     assert {"data[digits].resolution", "method[kd].balance.alpha", "teacher.optimizer[sgd].lr"} <= fields
-    without_case = sorted(fields - CASES.keys() - PERMISSIONS)
+    without_case = sorted(fields - CASES.keys() - PERMISSIONS - OF_WORKERS)
     assert not without_case, f"fields of the recipe that no case here changes: {', '.join(without_case)}"
     assert sorted(CASES.keys() - fields) == []
 
@@ -412,6 +415,14 @@ def test_a_teachers_file_counts_by_its_content_not_by_its_name(tmp_path: Path) -
     teacher = {"model": "lenet5_teacher", "file": str(tmp_path / "a")}
     with pytest.raises(UserError, match=r"recipe.teacher.file: .* cannot be read \(No such file"):
         trial_id(recipe(**KD | {"teacher": teacher}), NO_DATA)
+
+
+def test_statistics_per_worker_are_another_recipe_than_global_ones_of_student_and_teacher() -> None:
+    own = {"batch_norm": "per_worker"}
+    taught = KD | {"teacher": KD["teacher"] | own}
+    ids = {trial_id(recipe(**written), NO_DATA) for written in (KD, KD | own, taught)}
+    assert len(ids) == 3
+    assert trial_id(recipe(**KD | own), NO_DATA) == trial_id(recipe(**taught | own), NO_DATA)
 
 
 def test_a_change_of_numerics_gives_every_recipe_another_id(monkeypatch) -> None:

@@ -14,6 +14,7 @@ from kdtrain.models import Network, default_dropout
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "bf16"]
+BatchNorm = Literal["global", "per_worker"]
 Objective = Literal["val/accuracy", "val/nll"]
 
 
@@ -37,6 +38,7 @@ class Teacher(Network):
     early_stopping: EarlyStopping | None = None
     label_smoothing: Smoothing | None = None
     precision: Precision | None = None
+    batch_norm: BatchNorm | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +68,7 @@ INHERITED = (
     "early_stopping",
     "label_smoothing",
     "precision",
+    "batch_norm",
 )
 
 
@@ -85,6 +88,11 @@ class Recipe(Config):
     batch_size: Count = Field(description="global: over all workers")
     epochs: Count
     precision: Precision = "fp32"
+    batch_norm: BatchNorm = Field(
+        "global",
+        description="global: in training, batch normalisation takes its statistics over all workers' images, so that"
+        " workers do not change the result; per_worker: over each worker's share",
+    )
     objective: Objective = Field("val/accuracy", description="chooses the epoch whose weights are kept")
     seed: Seed = 0
 

@@ -1,0 +1,120 @@
+"""What an epoch has given so far: each loss term of each step, over all ranks. It outlives a cut in mid-epoch."""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kdtrain import ranks
+
+SKIPPED = "skipped_steps"
+"""Among the terms of a step: 1 where the gradient scaler found an overflow and left the weights alone, else 0."""
+
+READ_EVERY_STEPS = 256
+"""So many steps wait on the device before they are read: a number that is none ends a long epoch early."""
+
+
+class NonFiniteLoss(Exception):
+    """The loss stopped being a number: the trial has failed, and says where and which term."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Of one step, not yet read: this rank's sums over its images, on the device, and the global batch's images."""
+
+    step: int
+    names: tuple[str, ...]
+    sums: Tensor
+    images: int
+
+
+@dataclass
+class EpochProgress:
+    """One epoch's steps done, teacher images and seconds, and the terms of its steps.
+
+    A step only leaves a small tensor on the device: nothing waits for it until `read`.
+    """
+
+    epoch: int
+    steps: int = 0
+    seconds: float = 0.0
+    teacher_images: int = 0  # of all ranks
+    terms: dict[str, list[float]] = field(default_factory=dict)  # each step's sum over the images of the global batch
+    images: dict[str, int] = field(default_factory=dict)  # how many images these sums are over
+    waiting: list[_Waiting] = field(default_factory=list)
+
+    def add(self, step: int, terms: dict[str, Tensor], images: int) -> None:
+        """After an update: its terms, means over this rank's share of the global batch's images."""
+        own = len(range(images)[ranks.rank() :: ranks.size()])
+        sums = torch.stack(list(terms.values())).detach().double() * own
+        self.waiting.append(_Waiting(step, tuple(terms), sums, images))
+        self.steps += 1
+        if len(self.waiting) == READ_EVERY_STEPS:
+            self.read()
+
+    def read(self) -> None:
+        """Adds up the waiting steps over all ranks, the same way whenever it is called.
+
+        Raises NonFiniteLoss, on all ranks alike, naming the first step in which a term was NaN or infinite.
+        """
+        waiting, self.waiting = self.waiting, []
+        if not waiting:
+            return
+        sums = iter(_over_ranks(torch.cat([each.sums for each in waiting])))
+        for each in waiting:
+            found = {name: next(sums) for name in each.names}
+            _require_finite(found, each, self.epoch)
+            for name, value in found.items():
+                self.terms.setdefault(name, []).append(value)
+                self.images[name] = self.images.get(name, 0) + each.images
+
+    def mark(self, asked: Tensor) -> None:
+        """From here seconds and teacher images are counted; `asked` is what this rank's teacher has answered so far."""
+        self._mark = time.perf_counter(), asked
+
+    def advance(self, asked: Tensor) -> None:
+        """Counts both up to here and reads the waiting steps."""
+        started, asked_before = self._mark
+        self.teacher_images += int(ranks.sum_over_ranks(asked - asked_before))
+        self.seconds += time.perf_counter() - started
+        self.mark(asked)
+        self.read()
+
+    def means(self) -> dict[str, float]:
+        """Each term's mean over the images that it was computed for, and how many steps were skipped.
+
+        Raises NonFiniteLoss where the scaler skipped every step: then nothing was learned.
+        """
+        self.read()
+        means = {f"train/{name}": math.fsum(values) / self.images[name] for name, values in self.terms.items()}
+        skipped = means.pop(f"train/{SKIPPED}", None)
+        if skipped is None:
+            return means
+        count = math.fsum(value > 0 for value in self.terms[SKIPPED])
+        if count == len(self.terms[SKIPPED]):
+            raise NonFiniteLoss(
+                f"epoch {self.epoch + 1}: every one of its {count:.0f} steps overflowed in float16 and was skipped"
+            )
+        return {**means, SKIPPED: count}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The terms read so far; nothing may wait."""
+        assert not self.waiting
+        return {name: torch.tensor(values, dtype=torch.float64) for name, values in self.terms.items()}
+
+
+def _over_ranks(sums: Tensor) -> list[float]:
+    """The sums of all ranks, added in the order of ranks: how many are read at once changes no bit."""
+    rows = torch.zeros(ranks.size(), len(sums), dtype=sums.dtype, device=sums.device)
+    rows[ranks.rank()] = sums
+    values: list[float] = ranks.sum_over_ranks(rows).sum(0).tolist()
+    return values
+
+
+def _require_finite(found: dict[str, float], of: _Waiting, epoch: int) -> None:
+    if all(map(math.isfinite, found.values())):
+        return
+    shown = ", ".join(f"train/{name} is {value / of.images:.4g}" for name, value in found.items() if name != SKIPPED)
+    raise NonFiniteLoss(f"epoch {epoch + 1}, step {of.step}: {shown}")

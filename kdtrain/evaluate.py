@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from kdtrain import ranks
 from kdtrain.data import Split
+from kdtrain.data.base import as_floats
 from kdtrain.streams import generator
 
 CHUNK_IMAGES = 256
@@ -21,7 +22,7 @@ def logits_of(network: nn.Module, split: Split, device: torch.device) -> Tensor:
     """Logits [N, K] of a whole split in its own order, float32, on the CPU of every rank."""
 
     def rows(indices: Tensor) -> Tensor:
-        logits: Tensor = network(split.images.eval_view(indices).to(device))
+        logits: Tensor = network(as_floats(split.images.eval_view(indices).to(device)))
         return logits.float()
 
     return _rows_of_split(network, rows, len(split), CHUNK_IMAGES)
@@ -37,7 +38,7 @@ def tta_logits(network: nn.Module, split: Split, device: torch.device) -> Tensor
     def rows(indices: Tensor) -> Tensor:
         views = split.images.tta_view(indices)  # [n, V, C, H, W]
         assert views is not None
-        logits: Tensor = network(views.flatten(0, 1).to(device))
+        logits: Tensor = network(as_floats(views.flatten(0, 1).to(device)))
         means: Tensor = logits.float().unflatten(0, views.shape[:2]).mean(1)
         return means
 

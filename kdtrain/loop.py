@@ -1,7 +1,6 @@
 """The loop, read top to bottom: fit -> epoch -> train_step, then evaluate and report."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -9,11 +8,13 @@ import torch
 from torch import Tensor
 
 from kdtrain import ranks
+from kdtrain.data.base import as_floats
 from kdtrain.data.mixup import mixed, mixed_target, pairing
 from kdtrain.evaluate import logits_of, pair_metrics, student_metrics
 from kdtrain.learner import Learner
 from kdtrain.methods import Batch, Outputs, Term, weighted_sum
 from kdtrain.optim import early_stop
+from kdtrain.progress import SKIPPED, EpochProgress, NonFiniteLoss
 from kdtrain.streams import generator, stream
 
 if TYPE_CHECKING:
@@ -21,57 +22,61 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 Report = Callable[[Metrics, "Run"], None]
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class NonFiniteLoss(Exception):
-    """The loss stopped being a number: the trial has failed, and says where and which term."""
-
-
-def fit(run: "Run", total_epochs: int, report: Report) -> None:
+def fit(
+    run: "Run",
+    total_epochs: int,
+    report: Report,
+    *,
+    checkpoint: Callable[["Run"], None] = lambda run: None,
+    every_steps: int | None = None,
+) -> None:
     """Trains `run` on to `total_epochs`, or until its patience ends; report(metrics, run) is called once after every
-    epoch, on every rank.
+    epoch, on every rank. checkpoint(run) is called on every rank after each `every_steps` steps within an epoch.
 
-    Raises NonFiniteLoss, on all ranks alike, at the end of the epoch in which a metric became NaN or infinite.
+    Raises NonFiniteLoss, on all ranks alike, naming the step in which a term became NaN or infinite; at the latest
+    when the epoch ends.
     """
     while run.epoch < total_epochs and not _out_of_patience(run):
-        started = time.perf_counter()
-        asked_before = run.teacher.images if run.teacher else 0
-        metrics = train_epoch(run)
+        run.progress.mark(_asked(run))
+        metrics = train_epoch(run, checkpoint, every_steps)
         metrics |= evaluate(run)
         _require_finite(metrics, run)
         run.epoch += 1
         run.remember_best(metrics)
+        run.progress.advance(_asked(run))
         metrics["images"] = len(run.data.train)
-        asked = (run.teacher.images if run.teacher else 0) - asked_before
-        metrics["teacher_images"] = int(ranks.sum_over_ranks(torch.tensor(asked, device=run.device)))
-        metrics["seconds"] = time.perf_counter() - started
+        metrics["teacher_images"] = run.progress.teacher_images
+        metrics["seconds"] = run.progress.seconds
+        run.progress = EpochProgress(run.epoch)
         report({"epoch": run.epoch, "step": run.step, **metrics}, run)
 
 
-def train_epoch(run: "Run") -> Metrics:
-    """One pass over the training images in this epoch's order; each term's mean over the images it was computed for,
-    on all ranks."""
+def train_epoch(
+    run: "Run", checkpoint: Callable[["Run"], None] = lambda run: None, every_steps: int | None = None
+) -> Metrics:
+    """The steps of this epoch that are not yet done, in its order; each term's mean over the images it was computed
+    for, on all ranks. The step never waits for the device."""
     run.distiller.train()
     order = torch.randperm(len(run.data.train), generator=generator(run.recipe.seed, "order", run.epoch))
-    lr = run.learner.lr(run.step)
-    sums: dict[str, Tensor] = {}
-    images: dict[str, int] = {}
-    for epoch_step, indices in enumerate(order.split(run.recipe.batch_size)):
-        for name, value in train_step(run, indices, epoch_step).items():
-            sums[name] = sums[name] + value if name in sums else value
-            images[name] = images.get(name, 0) + len(indices)
+    batches = order.split(run.recipe.batch_size)
+    lr = run.learner.lr(run.step - run.progress.steps)
+    for epoch_step in range(run.progress.steps, len(batches)):
+        run.progress.add(run.step, train_step(run, batches[epoch_step], epoch_step), len(batches[epoch_step]))
         run.step += 1
-    # one transfer at the end of the epoch: the step never waits for the device
-    totals = ranks.sum_over_ranks(torch.stack(list(sums.values()))).tolist()
-    means = {f"train/{name}": total / images[name] for name, total in zip(sums, totals, strict=True)}
-    _require_finite(means, run)
-    return {"lr": lr, **means}
+        if every_steps and run.progress.steps % every_steps == 0 and run.progress.steps < len(batches):
+            run.progress.advance(_asked(run))
+            checkpoint(run)
+    return {"lr": lr, **run.progress.means()}
 
 
 def train_step(run: "Run", indices: Tensor, epoch_step: int = 0) -> dict[str, Tensor]:
-    """One update from one global batch of image indices; each term summed over this rank's images."""
+    """One update from one global batch of image indices; each term, a mean over this rank's images."""
     images, batch = load_batch(run, indices, epoch_step)
-    teacher = run.teacher(images) if run.teacher else None
+    with _autocast(run):
+        teacher = run.teacher(images) if run.teacher else None
     torch.manual_seed(stream(run.recipe.seed, "dropout", run.step, ranks.rank()))
     player = run.adversary
     if player is not None and player.turns.is_critics(batch.step, batch.epoch_step):
@@ -102,18 +107,19 @@ def load_batch(run: "Run", indices: Tensor, epoch_step: int) -> tuple[Tensor, Ba
     if count == 0:  # a short last batch: this rank joins the reduction with weight 0
         own = torch.tensor([0])
     mine = indices[own]
-    images = split.images.train_view(mine, recipe.seed, run.epoch)
+    images = as_floats(split.images.train_view(mine, recipe.seed, run.epoch).to(run.device))
     target = split.labels[mine]
     if recipe.mixup is not None:
         pairs = pairing(recipe.mixup, indices, len(split), recipe.seed, run.epoch, run.step)
         partners, shares = pairs.partners[own], pairs.shares[own]
-        images = mixed(images, split.images.train_view(partners, recipe.seed, run.epoch), shares)
+        partner_images = as_floats(split.images.train_view(partners, recipe.seed, run.epoch).to(run.device))
+        images = mixed(images, partner_images, shares)
         target = mixed_target(target, split.labels[partners], shares, len(run.data.classes))
     batch = Batch(
         target.to(run.device, non_blocking=True), mine, recipe.seed, run.epoch, run.step, epoch_step,
         size=len(indices), count=count,
     )  # fmt: skip
-    return images.to(run.device, non_blocking=True), batch
+    return images, batch
 
 
 def evaluate(run: "Run") -> Metrics:
@@ -151,9 +157,9 @@ def _validation_loss(run: "Run", logits: Tensor, teacher: Tensor | None) -> Metr
 def _update(learner: Learner, terms: dict[str, Term], batch: Batch, name: str, step: int) -> dict[str, Tensor]:
     loss = weighted_sum(terms)
     # DDP averages over ranks: with this factor the average is the mean over the global batch
-    learner.update(loss * (batch.count * ranks.size() / batch.size), step)
+    skipped = learner.update(loss * (batch.count * ranks.size() / batch.size), step)
     values = {name: loss, **{key: term.value for key, term in terms.items()}}
-    return {key: value.detach().double() * batch.count for key, value in values.items()}
+    return values if skipped is None else {**values, SKIPPED: skipped}
 
 
 @torch.no_grad()
@@ -166,7 +172,14 @@ def _untouched_logits(run: "Run", images: Tensor) -> Tensor:
 
 
 def _autocast(run: "Run") -> torch.autocast:
-    return torch.autocast(run.device.type, torch.bfloat16, enabled=run.recipe.precision == "bf16")
+    """Both networks' forward passes in training; what is evaluated is computed in float32."""
+    dtype = HALF.get(run.recipe.precision)
+    return torch.autocast(run.device.type, dtype, enabled=dtype is not None)
+
+
+def _asked(run: "Run") -> Tensor:
+    """How many images this rank's teacher has answered for."""
+    return torch.tensor(run.teacher.images if run.teacher else 0, device=run.device)
 
 
 def _out_of_patience(run: "Run") -> bool:
@@ -176,4 +189,4 @@ def _out_of_patience(run: "Run") -> bool:
 def _require_finite(metrics: Metrics, run: "Run") -> None:
     broken = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
-        raise NonFiniteLoss(f"epoch {run.epoch + 1} (ending at step {run.step}): {', '.join(broken)}")
+        raise NonFiniteLoss(f"epoch {run.epoch + 1}, after step {run.step - 1}: {', '.join(broken)}")

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.data import load
+from kdtrain.data.base import as_floats
 from kdtrain.evaluate import logits_of
 from kdtrain.identity import trial_id
 from kdtrain.models import build
@@ -26,7 +27,7 @@ def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Path) -> 
     student = build(recipe.student, data.image_shape, len(data.classes), 0, pretrained=False).eval()
     load_weights(student, store.trial(trial_id(recipe, data_root)).weights, "recipe.student")
     index = _least_sure(logits_of(teacher.network, data.val, torch.device("cpu")), data.val.labels)
-    image = data.val.images.eval_view(index)
+    image = as_floats(data.val.images.eval_view(index))
     temperatures = (1.0, temperature)
     with torch.inference_mode():
         arrays = {

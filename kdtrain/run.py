@@ -22,12 +22,13 @@ from kdtrain.errors import UserError
 from kdtrain.evaluate import logits_of, pair_metrics, student_metrics, tta_logits
 from kdtrain.identity import NUMERICS, file_digest, trial_id
 from kdtrain.learner import Learner
-from kdtrain.loop import Metrics, NonFiniteLoss, fit, train_step
+from kdtrain.loop import Metrics, fit, train_step
 from kdtrain.methods import Setting
 from kdtrain.methods.adversary import Adversary
 from kdtrain.models import Classifier, build, has_randomness, parameter_count
 from kdtrain.models.batch_norm import over_global_batch, trains_batch_norm
 from kdtrain.models.weights import at
+from kdtrain.progress import EpochProgress, NonFiniteLoss
 from kdtrain.store import Row, Store, TrialFolder, locked, write_bytes
 from kdtrain.streams import stream
 from kdtrain.teacher import Teacher, load_weights
@@ -55,8 +56,9 @@ class Run:
         self.wrapped = _in_group(self.distiller, device, recipe.batch_norm)
         steps_per_epoch = -(-len(data.train) // recipe.batch_size)
         self.learner = Learner(
-            self.distiller, recipe.optimizer, recipe.lr_schedule, recipe.clipping, recipe.epochs, steps_per_epoch
-        )
+            self.distiller, recipe.optimizer, recipe.lr_schedule, recipe.clipping, recipe.epochs, steps_per_epoch,
+            torch.amp.GradScaler(device.type) if recipe.precision == "fp16" else None,
+        )  # fmt: skip
         self.average = Average(student, recipe.ema) if recipe.ema else None
         self.adversary: Adversary | None = recipe.method.critic(setting)
         self.critic_learner: Learner | None = None
@@ -67,6 +69,7 @@ class Run:
             self.critic_learner = Learner(critic_loss, adam, constant, None, recipe.epochs, steps_per_epoch)
         self.epoch = 0
         self.step = 0
+        self.progress = EpochProgress(0)
         self.best: Metrics | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.teacher_val_logits: Tensor | None = None
@@ -90,7 +93,9 @@ class Run:
             f"{part}.{name}": value for part, owner in self._parts() for name, value in owner.state_tensors().items()
         }
         tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
-        progress = {"epoch": self.epoch, "step": self.step, "best": self.best}
+        tensors |= {f"terms.{name}": value for name, value in self.progress.state_tensors().items()}
+        within = {name: getattr(self.progress, name) for name in WITHIN_EPOCH}
+        progress = {"epoch": self.epoch, "step": self.step, "best": self.best, "within_epoch": within}
         contiguous = {name: value.contiguous() for name, value in tensors.items()}
         return safetensors.torch.save(contiguous, {"progress": json.dumps(progress)})
 
@@ -100,6 +105,8 @@ class Run:
         header_bytes = int.from_bytes(checkpoint[:8], "little")
         progress = json.loads(json.loads(checkpoint[8 : 8 + header_bytes])["__metadata__"]["progress"])
         self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
+        terms = {name: values.tolist() for name, values in _below("terms.", tensors).items()}
+        self.progress = EpochProgress(self.epoch, terms=terms, **progress["within_epoch"])
         self.best_weights = {name: value.to(self.device) for name, value in _below("best.", tensors).items()}
         for part, owner in self._parts():
             owner.load_state_tensors(_below(f"{part}.", tensors))
@@ -110,6 +117,9 @@ class Run:
             "learner": self.learner, "critic": self.critic_learner, "average": self.average
         }  # fmt: skip
         return [(name, part) for name, part in parts.items() if part is not None]
+
+
+WITHIN_EPOCH = ("steps", "seconds", "teacher_images", "images")
 
 
 def setting_for(recipe: Recipe, data: Dataset, student: Classifier, teacher: Teacher | None) -> Setting:
@@ -194,11 +204,13 @@ def train(
     *,
     final: bool = False,
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
+    checkpoint_every_steps: int | None = None,
 ) -> Row:
     """Trains a recipe to its outcome, which is returned; continues what was cut off, returns what has ended.
 
     final: keep the best epoch's weights, from which `read_test` reads the test split; a training never reads it.
     on_epoch is called on every rank after the row and checkpoint of an epoch are written.
+    checkpoint_every_steps: checkpoints in mid-epoch too; where a training is cut changes nothing of what it gives.
     A training that breaks ends as `failed` with its reason; what a user can mend (UserError, OSError) is raised.
     """
     data = load(recipe.data, data_root)
@@ -214,7 +226,7 @@ def train(
         run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device)
         _require_students_turn(run)
         _open(run, folder, data_root)
-        return _train(run, folder, final, on_epoch)
+        return _train(run, folder, final, on_epoch, checkpoint_every_steps)
 
 
 def _open(run: Run, folder: TrialFolder, data_root: Path) -> None:
@@ -229,20 +241,30 @@ def _open(run: Run, folder: TrialFolder, data_root: Path) -> None:
         folder.keep_epochs(run.epoch)
 
 
-def _train(run: Run, folder: TrialFolder, final: bool, on_epoch: Callable[[Metrics], None]) -> Row:
+def _train(
+    run: Run,
+    folder: TrialFolder,
+    final: bool,
+    on_epoch: Callable[[Metrics], None],
+    checkpoint_every_steps: int | None,
+) -> Row:
     leads = ranks.rank() == 0
+
+    def checkpoint(run: Run) -> None:
+        if leads:
+            folder.write_checkpoint(run.step, run.checkpoint())
 
     def report(metrics: Metrics, run: Run) -> None:
         metrics["peak_memory_bytes"] = environment.peak_memory_bytes(run.device)
         if leads:
             folder.append_epoch(metrics)
-            folder.write_checkpoint(run.epoch, run.checkpoint())
+            checkpoint(run)
         ranks.barrier()  # all ranks sum up the rows in the end
         on_epoch(metrics)
 
     state, reason = "complete", None
     try:
-        fit(run, run.recipe.epochs, report)
+        fit(run, run.recipe.epochs, report, checkpoint=checkpoint, every_steps=checkpoint_every_steps)
     except (UserError, OSError):  # a full disk or a closed pipe is no outcome of the recipe: it can be continued
         raise
     except Exception as error:

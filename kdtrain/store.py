@@ -160,12 +160,12 @@ class TrialFolder:
         """For a training that goes on: a cut from now on must not leave an outcome that its rows contradict."""
         (self.path / "outcome.json").unlink(missing_ok=True)
 
-    def write_checkpoint(self, epoch: int, data: bytes) -> None:
+    def write_checkpoint(self, step: int, data: bytes) -> None:
         """Keeps it and the one before it; the name carries the digest of the bytes, so damage shows.
 
-        Later ones are damaged, or the training would not have gone back to this epoch.
+        Later ones are damaged, or the training would not have gone back to this step.
         """
-        written = self.path / f"checkpoint-{epoch:06d}-{_digest(data)}.safetensors"
+        written = self.path / f"checkpoint-{step:09d}-{_digest(data)}.safetensors"
         write_bytes(written, data)
         earlier = [path for path in self._checkpoints() if path < written]
         for path in {*self._checkpoints()} - {written, *earlier[-1:]}:

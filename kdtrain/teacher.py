@@ -26,7 +26,9 @@ class Teacher:
         self.stages = stages
         self.images = 0
 
-    @torch.no_grad()  # not inference_mode: a loss may keep these tensors for its backward
     def __call__(self, images: Tensor) -> Outputs:
         self.images += len(images)
-        return Outputs(*self.network.outputs(images, self.stages))
+        with torch.inference_mode():
+            logits, features = self.network.outputs(images, self.stages)
+        # copies outside of it: a loss may keep these tensors for its backward
+        return Outputs(logits.clone(), {stage: maps.clone() for stage, maps in features.items()})

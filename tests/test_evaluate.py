@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kdtrain.data import Split
+from kdtrain.data.base import as_floats
 from kdtrain.evaluate import (
     accuracy,
     agreement,
@@ -146,7 +147,7 @@ class Pixels:
     """Images of which one view is seen, and `views` at test time."""
 
     def __init__(self, count: int, views: int | None) -> None:
-        self.pixels = torch.rand(count, 1, 4, 4, generator=generator(0, "pixels"))
+        self.pixels = torch.randint(256, (count, 1, 4, 4), generator=generator(0, "pixels")).to(torch.uint8)
         self.views = views
         self.most_at_once = 0
 
@@ -160,7 +161,7 @@ class Pixels:
         if self.views is None:
             return None
         self.most_at_once = max(self.most_at_once, len(indices) * self.views)
-        return torch.stack([self.pixels[indices].roll(v, 3) * (v + 1) for v in range(self.views)], dim=1)
+        return torch.stack([self.pixels[indices].roll(v, 3) // (v + 1) for v in range(self.views)], dim=1)
 
 
 def classifier() -> nn.Sequential:
@@ -175,7 +176,7 @@ def test_test_time_logits_are_the_mean_over_an_images_views(count: int) -> None:
     found = tta_logits(network, split, CPU)
     assert not network.training
     with torch.no_grad():
-        by_view = [network(images.pixels.roll(v, 3) * (v + 1)) for v in range(10)]
+        by_view = [network(as_floats(images.pixels.roll(v, 3) // (v + 1))) for v in range(10)]
     torch.testing.assert_close(found, torch.stack(by_view).mean(0))
     assert found.shape == (count, 3)
     assert images.most_at_once <= 256

@@ -10,7 +10,19 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"methods", "models", "distiller", "ranks", "streams", "fields", "errors"},
     {"config", "data", "teacher", "store", "identity"},
-    {"run", "loop", "averaging", "optim", "learner", "evaluate", "pictures", "environment", "__main__"},
+    {
+        "run",
+        "loop",
+        "progress",
+        "averaging",
+        "optim",
+        "learner",
+        "evaluate",
+        "pictures",
+        "environment",
+        "torchrun",
+        "__main__",
+    },
     {"describe", "study", "search", "record", "launch", "execute", "resources", "terminal", "command", "plan"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}

@@ -13,6 +13,7 @@ from trainings import ALONE, CPU, KD, NO_DATA, equal_weights, recipe, strict_jso
 from kdtrain.config.recipe import teacher_recipe
 from kdtrain.config.training import Cosine
 from kdtrain.data import load
+from kdtrain.data.base import as_floats
 from kdtrain.errors import UserError
 from kdtrain.evaluate import accuracy, logits_of, nll
 from kdtrain.loop import fit, train_step
@@ -112,7 +113,7 @@ def test_a_step_is_the_optimizers_step_on_the_mean_gradient_of_the_batch() -> No
     run = Run(config, data, None, CPU)
     by_hand = build(Network(model="lenet5_student"), data.image_shape, 10, stream(0, "init"))
     batch = torch.tensor([3, 1, 4, 15, 9])
-    images, labels = data.train.images.eval_view(batch), data.train.labels[batch]
+    images, labels = as_floats(data.train.images.eval_view(batch)), data.train.labels[batch]
     functional.cross_entropy(by_hand(images), labels).backward()
     run.distiller.train()
     train_step(run, batch)
@@ -310,7 +311,7 @@ def test_a_loss_that_is_no_number_ends_as_failed_with_epoch_and_terms(
     outcome = strict_json(left.folder.path / "outcome.json")
     assert outcome == {"schema": 1, **left.outcome}
     assert outcome["state"] == "failed"
-    assert outcome["reason"].startswith("epoch 1 (ending at step ")
+    assert outcome["reason"].startswith({"train": "epoch 1, step 1: ", "val": "epoch 1, after step 0: "}[part])
     assert f"{part}/" in outcome["reason"]
     assert " is nan" in outcome["reason"] or " is inf" in outcome["reason"]
     assert (outcome["epochs"], outcome["best"], outcome["test"]) == (0, None, None)

@@ -13,6 +13,7 @@ from test_loop import OVERFITTING
 from torch.nn import functional
 from trainings import CPU, KD, equal_weights, recipe, trained
 
+from kdtrain.data.base import as_floats
 from kdtrain.data.mixup import Mixup, pairing
 from kdtrain.distiller import symmetric_kl
 from kdtrain.errors import UserError
@@ -82,7 +83,7 @@ def test_with_r_drop_every_term_is_the_mean_over_two_passes_with_dropout(method:
     weights = {name: term.weight for name, term in terms[0].items()} | {"r_drop": 0.3}
     expected["loss"] = math.fsum(weights[name] * value for name, value in expected.items())
     run.distiller.train()
-    values = {name: value.item() / 16 for name, value in train_step(run, indices).items()}
+    values = {name: value.item() for name, value in train_step(run, indices).items()}
     assert values == pytest.approx(expected, rel=1e-5)
     assert values["r_drop"] > 0
 
@@ -256,7 +257,7 @@ def test_teacher_and_student_see_the_same_mixed_images_and_the_target_is_mixed_a
         pairs = pairing(Mixup(convention=convention), indices, 60, 0, 2, run.step)
         images, target = [], []
         for index, partner, share in zip(indices, pairs.partners, pairs.shares, strict=True):
-            of = [train.images.eval_view(one[None])[0] for one in (index, partner)]
+            of = [as_floats(train.images.eval_view(one[None])[0]) for one in (index, partner)]
             images.append(share * of[0] + (1 - share) * of[1])
             hot = [functional.one_hot(train.labels[one], 10) for one in (index, partner)]
             target.append(share * hot[0] + (1 - share) * hot[1])
@@ -282,7 +283,7 @@ def test_the_images_that_are_judged_are_never_mixed() -> None:
     run = fresh_run(recipe(mixup={}, epochs=1))
     seen, _ = watched_inputs(run.distiller.student)
     fitted(run)
-    assert torch.equal(seen[-1], run.data.val.images.eval_view(torch.arange(60)))
+    assert torch.equal(seen[-1], as_floats(run.data.val.images.eval_view(torch.arange(60))))
 
 
 def test_each_network_normalises_the_same_view_its_own_way() -> None:
@@ -292,7 +293,7 @@ def test_each_network_normalises_the_same_view_its_own_way() -> None:
     given_teacher, encoded_teacher = watched_inputs(run.teacher.network)
     run.distiller.train()
     train_step(run, torch.arange(16))
-    view = run.data.train.images.eval_view(torch.arange(16))
+    view = as_floats(run.data.train.images.eval_view(torch.arange(16)))
     assert torch.equal(given[0], view)
     assert torch.equal(given_teacher[0], view)
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

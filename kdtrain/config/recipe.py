@@ -13,7 +13,7 @@ from kdtrain.methods.none import NoDistillation
 from kdtrain.models import Network, default_dropout
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 BatchNorm = Literal["global", "per_worker"]
 Objective = Literal["val/accuracy", "val/nll"]
 
@@ -87,7 +87,11 @@ class Recipe(Config):
     label_smoothing: Smoothing = 0.0
     batch_size: Count = Field(description="global: over all workers")
     epochs: Count
-    precision: Precision = "fp32"
+    precision: Precision = Field(
+        "fp32",
+        description="of both networks in training; tf32: convolutions on a GPU; bf16, fp16: autocast, fp16 with a"
+        " gradient scaler. Losses and evaluation are computed in float32",
+    )
     batch_norm: BatchNorm = Field(
         "global",
         description="global: in training, batch normalisation takes its statistics over all workers' images, so that"

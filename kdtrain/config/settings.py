@@ -89,6 +89,9 @@ class Resources(Config):
     cpus_per_worker: Count = 1
     gpus_per_worker: NonNegative = 0.0
     concurrent_trials: Literal["auto"] | Count = "auto"
+    checkpoint_every_steps: Annotated[
+        Count | None, Field(description="a checkpoint in mid-epoch too, for epochs that are too long to lose")
+    ] = None
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Self:

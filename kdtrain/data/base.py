@@ -26,20 +26,23 @@ class DataConfig(Config):
 
 
 class Images(Protocol):
-    """The pixels of one split. Both views are pure functions: the same arguments give the same bits in any trial."""
+    """The pixels of one split. All views are pure functions: the same arguments give the same bits in any trial.
+
+    Pixels travel as bytes; `as_floats` makes them what networks see, on whatever device they have come to.
+    """
 
     def __len__(self) -> int: ...
 
     def train_view(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
-        """What training sees of images `indices` [n] in an epoch: float32 [n, C, H, W] in [0, 1]."""
+        """What training sees of images `indices` [n] in an epoch: uint8 [n, C, H, W]."""
         ...
 
     def eval_view(self, indices: Tensor) -> Tensor:
-        """What evaluation sees: float32 [n, C, H, W] in [0, 1]."""
+        """What evaluation sees: uint8 [n, C, H, W]."""
         ...
 
     def tta_view(self, indices: Tensor) -> Tensor | None:
-        """The V views of each image that test-time augmentation averages over, float32 [n, V, C, H, W] in [0, 1].
+        """The V views of each image that test-time augmentation averages over, uint8 [n, V, C, H, W].
 
         None where the data set has no test-time augmentation, whatever the indices.
         """
@@ -51,6 +54,12 @@ class Images(Protocol):
         Costs nothing when called again.
         """
         ...
+
+
+def as_floats(pixels: Tensor) -> Tensor:
+    """float32 in [0, 1] from uint8 of any shape, on its device: value / 255, rounded as IEEE 754 says everywhere."""
+    # divided by a tensor: CUDA multiplies by the reciprocal of a number, which rounds differently
+    return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class TensorImages:
         return self.eval_view(indices)
 
     def eval_view(self, indices: Tensor) -> Tensor:
-        return self.pixels[indices].float().div_(255)
+        return self.pixels[indices]
 
     def tta_view(self, indices: Tensor) -> Tensor | None:
         return None

@@ -37,7 +37,8 @@ class MultiView:
 class Views:
     """A data set's views. Where training sees what evaluation sees, `train` is the same object as `evaluation`.
 
-    Pixels stay in [0, 1]: every network normalises them itself, so teacher and student share a view.
+    Pixels stay bytes, in [0, 1] once they are floats: every network normalises them itself, so teacher and student
+    share a view.
     """
 
     train: View
@@ -79,19 +80,19 @@ class ViewedImages:
                 # all of torchvision's transforms draw from this generator; a GPU's is nobody's business here
                 torch.default_generator.manual_seed(stream(seed, "view", epoch, i))
                 pixels.append(pixels_of(view.tail(self.source.image(i, view.head))))
-        return torch.stack(pixels).float().div_(255)
+        return torch.stack(pixels)
 
     def eval_view(self, indices: Tensor) -> Tensor:
         view = self.views.evaluation
         pixels = [pixels_of(view.tail(self.source.image(i, view.head))) for i in indices.tolist()]
-        return torch.stack(pixels).float().div_(255)
+        return torch.stack(pixels)
 
     def tta_view(self, indices: Tensor) -> Tensor | None:
         view = self.views.tta
         if view is None:
             return None
         images = [view.tail(self.source.image(i, view.head)) for i in indices.tolist()]
-        return torch.stack([torch.stack([pixels_of(crop) for crop in crops]) for crops in images]).float().div_(255)
+        return torch.stack([torch.stack([pixels_of(crop) for crop in crops]) for crops in images])
 
     def check(self) -> None:
         self.source.check()

@@ -121,7 +121,7 @@ def test_the_view_of_evaluation_is_torchvisions_resize_and_centre_crop(flat: Pat
 
     images = config(flat, test_fraction=0.3, augment="crop_flip").load(Path("unused")).val.images
     as_torchvision = transforms.Compose(
-        [transforms.Resize(18), transforms.CenterCrop(16), transforms.ToTensor()]  # 18 = round(16 * 8 / 7)
+        [transforms.Resize(18), transforms.CenterCrop(16), transforms.PILToTensor()]  # 18 = round(16 * 8 / 7)
     )
     expected = torch.stack([as_torchvision(Image.open(file).convert("RGB")) for file in images.source.files])
     view = images.eval_view(torch.arange(len(images)))

@@ -35,7 +35,7 @@ def test_mnist_is_resized_exactly_as_torchvision_does_on_pil_images(mnist: Datas
     from torchvision import transforms
     from torchvision.datasets import MNIST
 
-    as_torchvision = transforms.Compose([transforms.Resize((32, 32)), transforms.ToTensor()])
+    as_torchvision = transforms.Compose([transforms.Resize((32, 32)), transforms.PILToTensor()])
     source = MNIST(str(real_data), train=False)
     expected = torch.stack([as_torchvision(Image.fromarray(source.data[i].numpy())) for i in range(500)])
     assert torch.equal(mnist.test.images.eval_view(torch.arange(500)), expected)

@@ -84,7 +84,7 @@ def test_no_digit_is_in_two_splits_and_none_is_lost() -> None:
 
     data = digits().load(NO_DATA)
     parts = [split.images.eval_view(torch.arange(len(split))) for split in (data.train, data.val, data.test)]
-    seen = sorted(torch.cat(parts).mul(255).flatten(1).int().tolist())
+    seen = sorted(torch.cat(parts).flatten(1).int().tolist())
     pixels = load_digits().images.reshape(-1, 64)
     assert seen == sorted((pixels * (255 / 16)).round().astype(int).tolist())
 
@@ -103,14 +103,14 @@ def test_a_limit_per_class_holds_in_each_split(limit: int) -> None:
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 32, 33])
-def test_digits_have_one_channel_of_the_resolution_with_values_from_0_to_1(resolution: int) -> None:
+def test_digits_have_one_channel_of_the_resolution_whose_values_fill_a_byte(resolution: int) -> None:
     data = digits(resolution=resolution).load(NO_DATA)
     images = data.train.images.eval_view(torch.arange(50))
     assert images.shape == (50, 1, resolution, resolution)
     assert data.image_shape == digits(resolution=resolution).image_shape == (1, resolution, resolution)
-    assert images.dtype == torch.float32
+    assert images.dtype == torch.uint8
     assert images.min() == 0
-    assert 0.9 < images.max() <= 1
+    assert images.max() > 230
     assert torch.equal(images, data.train.images.train_view(torch.arange(50), seed=3, epoch=4))
 
 
@@ -121,7 +121,7 @@ def test_digits_are_resized_as_torchvision_resizes_pil_images() -> None:
     from torchvision import transforms
 
     data = digits(resolution=32, limit_per_class=10).load(NO_DATA)
-    as_torchvision = transforms.Compose([transforms.Resize((32, 32)), transforms.ToTensor()])
+    as_torchvision = transforms.Compose([transforms.Resize((32, 32)), transforms.PILToTensor()])
     raw = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
     known = {as_torchvision(Image.fromarray(image)).numpy().tobytes() for image in raw}
     ours = data.train.images.eval_view(torch.arange(len(data.train)))

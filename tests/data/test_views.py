@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import transforms as t
 from torchvision.transforms import v2
 
-from kdtrain.data.base import Dataset
+from kdtrain.data.base import Dataset, as_floats
 from kdtrain.data.cifar10 import Cifar10
 from kdtrain.data.cub200 import Cub200
 from kdtrain.data.flowers102 import Flowers102
@@ -76,7 +76,7 @@ def by_hand(images: list[Image.Image], steps: list[Any], seed: int | None = None
     for i, image in enumerate(images):
         if seed is not None:
             torch.manual_seed(stream(seed, "view", epoch, i))
-        views.append(t.Compose([*steps, t.ToTensor()])(image))
+        views.append(t.Compose([*steps, t.PILToTensor()])(image))
     return torch.stack(views)
 
 
@@ -117,7 +117,9 @@ def test_ten_crops_are_torchvisions_and_are_seen_in_every_split(name: str, tmp_p
     made_up, config, _, _ = CASES[name]
     made_up(tmp_path)
     data = config.model_copy(update={"test_time_augmentation": "ten_crop"}).load(tmp_path)
-    steps = t.Compose([t.Resize(22), t.TenCrop(R), lambda crops: torch.stack([t.ToTensor()(crop) for crop in crops])])
+    steps = t.Compose(
+        [t.Resize(22), t.TenCrop(R), lambda crops: torch.stack([t.PILToTensor()(crop) for crop in crops])]
+    )
     for split in (data.val, data.test):
         view = split.images.tta_view(torch.arange(len(split)))
         assert torch.equal(view, torch.stack([steps(image) for image in opened(split.images)]))
@@ -150,3 +152,10 @@ def test_views_of_cifar10_are_torchvisions() -> None:
     assert torch.equal(plain.train_view(every, 2, 9), images.eval_view(every))
     assert images.tta_view(every) is None
     assert images.check() is None
+
+
+def test_bytes_become_the_floats_of_torchvisions_to_tensor_bit_for_bit() -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    floats = as_floats(torch.from_numpy(every).permute(2, 0, 1))
+    assert floats.dtype == torch.float32
+    assert torch.equal(floats, t.ToTensor()(Image.fromarray(every)))

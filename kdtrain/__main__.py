@@ -1,14 +1,48 @@
-"""python -m kdtrain RECIPE.yaml: one recipe in one process, without Ray. The same `fit` as in a sweep."""
+"""python -m kdtrain RECIPE.yaml: one recipe without Ray, in one process or in all that torchrun starts.
+
+The same `fit` as in a sweep: torchrun --nproc-per-node 2 -m kdtrain RECIPE.yaml
+"""
 
 import argparse
+import io
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdtrain.errors import UserError
+from kdtrain.torchrun import Group
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdtrain.config.recipe import Recipe
+    from kdtrain.loop import Metrics
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0: trained; 1: the training failed; 2: something to mend in what was asked."""
+    """Exit code 0: trained; 1: the training failed; 2: something to mend in what was asked; 130: interrupted."""
+    group = Group()
+    if group.leads:
+        chosen = _parser().parse_args(arguments)
+    else:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            chosen = _parser().parse_args(arguments)
+    try:
+        return _train(chosen, group)
+    except UserError as error:
+        group.complain("\n".join(error.problems))
+        return 2
+    except KeyboardInterrupt:
+        group.complain("stopped; finished epochs and checkpoints are kept: the same command continues")
+        return 130
+    except RuntimeError:  # of the connection, where the one at its other end has complained and gone
+        if group.left_by_another():
+            return 2
+        raise
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m kdtrain", description=__doc__)
     parser.add_argument("recipe", metavar="RECIPE.yaml", help="a plain recipe, such as a sweep's best.yaml")
     parser.add_argument(
@@ -16,54 +50,59 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--results", default="results", metavar="DIR", help="where trials are kept (default: results)")
     parser.add_argument("--data", metavar="DIR", help="where data sets lie (default: KDTRAIN_DATA)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; more of them change float rounding")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of each process; more of them change float rounding"
+    )
     parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
-    chosen = parser.parse_args(arguments)
-    try:
-        return _train(chosen)
-    except UserError as error:
-        print("\n".join(error.problems), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the finished epochs are kept: the same command continues", file=sys.stderr)
-        return 130
+    parser.add_argument(
+        "--checkpoint-every-steps",
+        type=int,
+        metavar="N",
+        help="a checkpoint in mid-epoch too (default: after each epoch)",
+    )
+    return parser
 
 
-def _train(chosen: argparse.Namespace) -> int:
-    if chosen.threads < 1:
-        raise UserError(f"--threads: must be at least 1, got {chosen.threads}")
-    import torch
-
+def _train(chosen: argparse.Namespace, group: Group) -> int:
+    for option in ("threads", "checkpoint_every_steps"):
+        number = getattr(chosen, option)
+        if number is not None and number < 1:
+            raise UserError(f"--{option.replace('_', '-')}: must be at least 1, got {number}")
     from kdtrain.config import load_recipe
-    from kdtrain.config.recipe import teacher_recipe
-    from kdtrain.data import data_folder
     from kdtrain.environment import prepare_process
-    from kdtrain.loop import Metrics
-    from kdtrain.run import check_before_teacher, read_test, train
-    from kdtrain.store import Store, results_folder
 
     recipe = load_recipe(Path(chosen.recipe), chosen.set)
     prepare_process(chosen.threads)
-    try:
-        device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device: {chosen.device} cannot be used ({str(error).splitlines()[0]})") from None
+    device = group.device(chosen.device)
+    with group.joined(device):
+        return _train_parts(recipe, chosen, device, group)
+
+
+def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.device", group: Group) -> int:
+    """The recipe's teacher, if it has one to train, then its student."""
+    from kdtrain.config.recipe import teacher_recipe
+    from kdtrain.data import data_folder
+    from kdtrain.run import check_before_teacher, read_test, train
+    from kdtrain.store import Store, results_folder
+
     store, data_root = Store(results_folder(chosen.results)), data_folder(chosen.data)
 
-    def show(metrics: Metrics) -> None:
+    def show(metrics: "Metrics") -> None:
         shown = ("train/loss", "val/accuracy", "val/nll")  # an epoch of the critic's turns alone has no loss
         numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
-        print(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s", flush=True)
+        group.tell(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s")
 
     check_before_teacher(recipe, store, data_root, device)
     stages = [("teacher", teacher_recipe(recipe)), (recipe.method.name, recipe)]
     for title, part in stages:
         if part is None:
             continue
-        print(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}", flush=True)
+        group.tell(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}")
         try:
-            outcome = train(part, store, data_root, device, final=True, on_epoch=show)
+            outcome = train(
+                part, store, data_root, device,
+                final=True, on_epoch=show, checkpoint_every_steps=chosen.checkpoint_every_steps,
+            )  # fmt: skip
             if outcome["state"] == "complete":
                 outcome = read_test(part, store, data_root, device)
         except OSError as error:
@@ -73,10 +112,10 @@ def _train(chosen: argparse.Namespace) -> int:
                 f"{chosen.results}: cannot be written ({error.strerror}); name another folder with --results"
             ) from None
         if outcome["state"] != "complete":
-            print(f"{title}: {outcome['state']}: {outcome['reason']}", file=sys.stderr)
+            group.complain(f"{title}: {outcome['state']}: {outcome['reason']}")
             return 1
         best, test = outcome["best"], outcome["test"]
-        print(
+        group.tell(
             f"{title}: best epoch {best['epoch']}: val accuracy {best['val/accuracy']:.4f}; "
             f"test accuracy {test['test/accuracy']:.4f}, test nll {test['test/nll']:.4f} ({test['images']} images)"
             + (f"; with ten crops {test['test_tta/accuracy']:.4f}" if "test_tta/accuracy" in test else "")

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from kdtrain import ranks
-from kdtrain.data.base import as_floats
-from kdtrain.data.mixup import mixed, mixed_target, pairing
+from kdtrain.data.mixup import mixed, mixed_target
 from kdtrain.evaluate import logits_of, pair_metrics, student_metrics
+from kdtrain.feed import batches_of, part_of
 from kdtrain.learner import Learner
 from kdtrain.methods import Batch, Outputs, Term, weighted_sum
 from kdtrain.optim import early_stop
 from kdtrain.progress import SKIPPED, EpochProgress, NonFiniteLoss
-from kdtrain.streams import generator, stream
+from kdtrain.streams import stream
 
 if TYPE_CHECKING:
     from kdtrain.run import Run
@@ -60,8 +60,7 @@ def train_epoch(
     """The steps of this epoch that are not yet done, in its order; each term's mean over the images it was computed
     for, on all ranks. The step never waits for the device."""
     run.distiller.train()
-    order = torch.randperm(len(run.data.train), generator=generator(run.recipe.seed, "order", run.epoch))
-    batches = order.split(run.recipe.batch_size)
+    batches = batches_of(run.recipe, len(run.data.train), run.epoch)
     lr = run.learner.lr(run.step - run.progress.steps)
     for epoch_step in range(run.progress.steps, len(batches)):
         run.progress.add(run.step, train_step(run, batches[epoch_step], epoch_step), len(batches[epoch_step]))
@@ -102,22 +101,17 @@ def train_step(run: "Run", indices: Tensor, epoch_step: int = 0) -> dict[str, Te
 def load_batch(run: "Run", indices: Tensor, epoch_step: int) -> tuple[Tensor, Batch]:
     """This rank's views [N, C, H, W] of a global batch on the device, mixed where the recipe says so, and its Batch."""
     recipe, split = run.recipe, run.data.train
-    own = ranks.share(torch.arange(len(indices)))
-    count = len(own)
-    if count == 0:  # a short last batch: this rank joins the reduction with weight 0
-        own = torch.tensor([0])
-    mine = indices[own]
-    images = as_floats(split.images.train_view(mine, recipe.seed, run.epoch).to(run.device))
-    target = split.labels[mine]
-    if recipe.mixup is not None:
-        pairs = pairing(recipe.mixup, indices, len(split), recipe.seed, run.epoch, run.step)
-        partners, shares = pairs.partners[own], pairs.shares[own]
-        partner_images = as_floats(split.images.train_view(partners, recipe.seed, run.epoch).to(run.device))
-        images = mixed(images, partner_images, shares)
-        target = mixed_target(target, split.labels[partners], shares, len(run.data.classes))
+    part = part_of(recipe, indices, len(split), run.epoch, run.step)
+    images, partners = run.feed.images(part, run.epoch, epoch_step, run.step)
+    target = split.labels[part.mine]
+    if partners is not None:
+        assert part.partners is not None
+        assert part.shares is not None
+        images = mixed(images, partners, part.shares)
+        target = mixed_target(target, split.labels[part.partners], part.shares, len(run.data.classes))
     batch = Batch(
-        target.to(run.device, non_blocking=True), mine, recipe.seed, run.epoch, run.step, epoch_step,
-        size=len(indices), count=count,
+        target.to(run.device, non_blocking=True), part.mine, recipe.seed, run.epoch, run.step, epoch_step,
+        size=len(indices), count=part.count,
     )  # fmt: skip
     return images, batch
 

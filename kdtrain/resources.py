@@ -9,7 +9,7 @@ from kdtrain.errors import UserError
 
 
 def per_worker(resources: Resources) -> dict[str, float]:
-    needed = {"cpu": float(resources.cpus_per_worker)}
+    needed = {"cpu": float(resources.cpus_per_worker + resources.loaders)}
     if resources.gpus_per_worker:
         needed["gpu"] = resources.gpus_per_worker
     return needed

@@ -3,7 +3,7 @@
 import json
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from kdtrain.data import Dataset, load
 from kdtrain.distiller import Distiller
 from kdtrain.errors import UserError
 from kdtrain.evaluate import logits_of, pair_metrics, student_metrics, tta_logits
+from kdtrain.feed import Feed
 from kdtrain.identity import NUMERICS, file_digest, trial_id
 from kdtrain.learner import Learner
 from kdtrain.loop import Metrics, fit, train_step
@@ -45,8 +46,10 @@ class Run:
         device: torch.device,
         *,
         pretrained: bool = True,
+        loaders: int = 0,
     ) -> None:
-        """pretrained=False: fresh weights whatever the recipe says, where only time or memory is asked for."""
+        """pretrained=False: fresh weights whatever the recipe says, where only time or memory is asked for.
+        loaders: processes that make views; see Feed."""
         self.recipe, self.data, self.teacher, self.device = recipe, data, teacher, device
         seed = stream(recipe.seed, "init")
         student = build(recipe.student, data.image_shape, len(data.classes), seed, pretrained=pretrained)
@@ -67,6 +70,7 @@ class Run:
             self.wrapped_critic = _in_group(critic_loss, device, recipe.batch_norm)
             adam, constant = Adam(name="adam", lr=self.adversary.lr), Constant(name="constant")
             self.critic_learner = Learner(critic_loss, adam, constant, None, recipe.epochs, steps_per_epoch)
+        self.feed = Feed(recipe, data.train, device, loaders)
         self.epoch = 0
         self.step = 0
         self.progress = EpochProgress(0)
@@ -205,12 +209,14 @@ def train(
     final: bool = False,
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
     checkpoint_every_steps: int | None = None,
+    loaders: int = 0,
 ) -> Row:
     """Trains a recipe to its outcome, which is returned; continues what was cut off, returns what has ended.
 
     final: keep the best epoch's weights, from which `read_test` reads the test split; a training never reads it.
     on_epoch is called on every rank after the row and checkpoint of an epoch are written.
     checkpoint_every_steps: checkpoints in mid-epoch too; where a training is cut changes nothing of what it gives.
+    loaders: processes beside this one that make the training's views; their number changes nothing either.
     A training that breaks ends as `failed` with its reason; what a user can mend (UserError, OSError) is raised.
     """
     data = load(recipe.data, data_root)
@@ -223,10 +229,11 @@ def train(
         if ended is not None and _serves(ended, final, folder):
             return ended
         check_images(data)
-        run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device)
+        run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device, loaders=loaders)
         _require_students_turn(run)
         _open(run, folder, data_root)
-        return _train(run, folder, final, on_epoch, checkpoint_every_steps)
+        with closing(run.feed):
+            return _train(run, folder, final, on_epoch, checkpoint_every_steps)
 
 
 def _open(run: Run, folder: TrialFolder, data_root: Path) -> None:

@@ -13,6 +13,7 @@ FLOORS = [
     {
         "run",
         "loop",
+        "feed",
         "progress",
         "averaging",
         "optim",

@@ -60,6 +60,11 @@ def batches_of(config) -> list[list[torch.Tensor]]:
     asked: list[torch.Tensor] = []
 
     class Asked:
+        at_once = True
+
+        def on(self, device: torch.device) -> "Asked":
+            return self
+
         def train_view(self, indices: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
             asked.append(indices)
             return data.train.images.train_view(indices, seed, epoch)

@@ -83,11 +83,15 @@ class Study(Config):
 
 
 class Resources(Config):
-    """How fast, never what: workers and CPUs change the rounding of floats, nothing else."""
+    """How fast, never what: workers and CPUs change the rounding of floats alone, loaders nothing at all."""
 
     workers: Annotated[Count, Field(description="processes that train one trial together")] = 1
     cpus_per_worker: Count = 1
     gpus_per_worker: NonNegative = 0.0
+    loaders: Annotated[
+        int,
+        Field(ge=0, le=64, description="processes that make a worker's training views, a CPU each; 0: it does"),
+    ] = 0
     concurrent_trials: Literal["auto"] | Count = "auto"
     checkpoint_every_steps: Annotated[
         Count | None, Field(description="a checkpoint in mid-epoch too, for epochs that are too long to lose")

@@ -48,6 +48,15 @@ class Images(Protocol):
         """
         ...
 
+    @property
+    def at_once(self) -> bool:
+        """Whether training's views are taken in whole batches from memory, so that nothing is gained by processes."""
+        ...
+
+    def on(self, device: torch.device) -> "Images":
+        """The same images, whose views come on `device` where they can be held or made there, else on the CPU."""
+        ...
+
     def check(self) -> None:
         """At the start of a training: reads ahead what fits into memory; UserError with the first corrupt file.
 
@@ -92,8 +101,11 @@ class Dataset:
 class TensorImages:
     """A small set whole in memory: uint8 [N, C, H, W], no random view, so one epoch's view serves all."""
 
+    at_once = True
+
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
+        self._elsewhere: dict[torch.device, TensorImages] = {}
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -102,10 +114,18 @@ class TensorImages:
         return self.eval_view(indices)
 
     def eval_view(self, indices: Tensor) -> Tensor:
-        return self.pixels[indices]
+        return self.pixels[indices.to(self.pixels.device, non_blocking=True)]
 
     def tta_view(self, indices: Tensor) -> Tensor | None:
         return None
+
+    def on(self, device: torch.device) -> "TensorImages":
+        """Moved there once, for all trainings of this process."""
+        if device == self.pixels.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = TensorImages(self.pixels.to(device))
+        return self._elsewhere[device]
 
     def check(self) -> None:
         """Nothing to do: the pixels were read when the set was loaded."""

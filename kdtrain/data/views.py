@@ -63,6 +63,8 @@ class Source(Protocol):
 class ViewedImages:
     """The Images of a split: a source seen through views."""
 
+    at_once = False
+
     def __init__(self, source: Source, views: Views) -> None:
         self.source = source
         self.views = views
@@ -93,6 +95,9 @@ class ViewedImages:
             return None
         images = [view.tail(self.source.image(i, view.head)) for i in indices.tolist()]
         return torch.stack([torch.stack([pixels_of(crop) for crop in crops]) for crops in images])
+
+    def on(self, device: torch.device) -> "ViewedImages":
+        return self
 
     def check(self) -> None:
         self.source.check()

@@ -60,14 +60,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="a checkpoint in mid-epoch too (default: after each epoch)",
     )
+    parser.add_argument(
+        "--loaders", type=int, default=0, metavar="N", help="processes that read and augment images (default: none)"
+    )
     return parser
 
 
 def _train(chosen: argparse.Namespace, group: Group) -> int:
-    for option in ("threads", "checkpoint_every_steps"):
+    for option, least in (("threads", 1), ("checkpoint_every_steps", 1), ("loaders", 0)):
         number = getattr(chosen, option)
-        if number is not None and number < 1:
-            raise UserError(f"--{option.replace('_', '-')}: must be at least 1, got {number}")
+        if number is not None and number < least:
+            raise UserError(f"--{option.replace('_', '-')}: must be at least {least}, got {number}")
     from kdtrain.config import load_recipe
     from kdtrain.environment import prepare_process
 
@@ -101,7 +104,8 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
         try:
             outcome = train(
                 part, store, data_root, device,
-                final=True, on_epoch=show, checkpoint_every_steps=chosen.checkpoint_every_steps,
+                final=True, on_epoch=show,
+                checkpoint_every_steps=chosen.checkpoint_every_steps, loaders=chosen.loaders,
             )  # fmt: skip
             if outcome["state"] == "complete":
                 outcome = read_test(part, store, data_root, device)

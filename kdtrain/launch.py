@@ -1,9 +1,14 @@
 """One job inside Ray: in a reused Tune process, or, for more workers, on Ray Train's TorchTrainer around the same fit.
 
-The store carries rows, checkpoints and outcomes; Ray carries the metrics to the study and restarts what dies.
+The store carries rows, checkpoints and outcomes; Ray carries the metrics to the study and restarts what dies. A
+checkpoint lies in the trial's folder of the store alone, where its digest tells damage, where a sweep that was killed
+finds it again, and where `python -m kdtrain` does too. What is given to Ray as one with each epoch's report names the
+epoch: after a worker's death it tells which reports have arrived.
 """
 
+import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +31,10 @@ from kdtrain.store import Store
 
 WORKER_RESTARTS = 2
 WARM_UP_S = 60.0
+REPORT_EVERY_S = 0.2
+"""How often Ray Train fetches a report from its workers, who wait with the next one until then: its own 2 s would be
+the least that an epoch takes."""
+EPOCH_FILE = "epoch.json"
 
 
 def run_job(config: dict[str, Any]) -> None:
@@ -48,7 +57,7 @@ def run_job(config: dict[str, Any]) -> None:
 
 def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[dict[str, Any]], None]) -> None:
     """The job itself, in this process or in each of its workers."""
-    recipe = Recipe.model_validate(config["recipe"])
+    recipe, resources = Recipe.model_validate(config["recipe"]), Resources.model_validate(config["resources"])
     store, data_root = Store(Path(config["results"])), Path(config["data_root"])
 
     def on_epoch(metrics: Metrics) -> None:
@@ -56,7 +65,11 @@ def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[d
 
     match config["kind"]:
         case "train":
-            train(recipe, store, data_root, device, final=config["final"], on_epoch=on_epoch)
+            train(
+                recipe, store, data_root, device,
+                final=config["final"], on_epoch=on_epoch,
+                checkpoint_every_steps=resources.checkpoint_every_steps, loaders=resources.loaders,
+            )  # fmt: skip
         case "smoke":
             smoke(recipe, data_root, device)
         case "test":
@@ -80,9 +93,10 @@ def _wait(config: dict[str, Any]) -> None:
 
 
 def _on_workers(config: dict[str, Any], resources: Resources) -> None:
-    per_worker = {"CPU": float(resources.cpus_per_worker)}
+    per_worker = {"CPU": float(resources.cpus_per_worker + resources.loaders)}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(REPORT_EVERY_S))
     trainer = TorchTrainer(
         _worker,
         train_loop_config=config,
@@ -95,6 +109,7 @@ def _on_workers(config: dict[str, Any], resources: Resources) -> None:
             storage_path=str(Path(config["ray_storage"]) / "train"),
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # it is one, by Ray's own documentation
             failure_config=ray_train.FailureConfig(max_failures=WORKER_RESTARTS),
+            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
         ),
     )
     trainer.fit()
@@ -105,7 +120,53 @@ def _worker(config: dict[str, Any]) -> None:
     resources = Resources.model_validate(config["resources"])
     prepare_process(resources.cpus_per_worker)
     device = torch.device("cuda", torch.cuda.current_device()) if resources.gpus_per_worker else torch.device("cpu")
-    _carry_out(config, device, ray_train.report)
+    reports = TrainReports(config)
+    _carry_out(config, device, reports.send)
+    if reports.arrived:  # else the training had ended before this job
+        reports.catch_up()
+
+
+class TrainReports:
+    """A worker's reports to Ray Train: every epoch once, though workers die before one of theirs has been fetched.
+
+    All ranks report, since each report is a barrier; rank 0's metrics are those that count.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        recipe = Recipe.model_validate(config["recipe"])
+        self._objective = recipe.objective
+        self._folder = Store(Path(config["results"])).trial(config["trial_id"])
+        self.arrived = _last_arrived()
+
+    def send(self, metrics: Metrics) -> None:
+        """An epoch's metrics, after those of earlier epochs that were lost on their way."""
+        self.catch_up(before=int(metrics["epoch"]))
+        self._send(metrics)
+
+    def catch_up(self, before: int | None = None) -> None:
+        """Reports the epochs that the store has and Ray has not."""
+        for row in self._folder.epochs():
+            if self.arrived < row["epoch"] and (before is None or row["epoch"] < before):
+                self._send(row)
+
+    def _send(self, row: dict[str, Any]) -> None:
+        self.arrived = int(row["epoch"])
+        metrics = {name: row[name] for name in ("epoch", self._objective)}
+        if ray_train.get_context().get_world_rank() > 0:
+            ray_train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / EPOCH_FILE).write_text(json.dumps({"epoch": row["epoch"]}))
+            ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
+
+
+def _last_arrived() -> int:
+    """The last epoch whose report Ray Train has; 0 where it has none yet."""
+    checkpoint = ray_train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        return int(json.loads((Path(folder) / EPOCH_FILE).read_text())["epoch"])
 
 
 def _broken_by(work: Callable[[], None]) -> str | None:

@@ -79,7 +79,7 @@ def test_a_training_that_fails_is_exit_code_1_with_its_reason_and_so_is_asking_a
     for _ in range(2):
         code, _, err = asked(wild)
         assert code == 1
-        assert re.fullmatch(r"none: failed: epoch \d \(ending at step \d+\): .*(nan|inf).*\n", err)
+        assert re.fullmatch(r"none: failed: epoch \d, step \d+: .*(nan|inf).*\n", err)
 
 
 def test_a_teacher_that_fails_ends_it_before_the_student(asked) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from kdtrain.errors import UserError
+
 PACKAGES = ("kdtrain", "torch", "torchvision", "ray", "optuna", "numpy")
 
 
@@ -17,6 +19,20 @@ def prepare_process(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def use_precision(precision: str, device: torch.device) -> None:
+    """Whether convolutions on a GPU multiply in TF32: torch's own default would, whatever `fp32` says.
+
+    Matrix products never do: Gram matrices and distances need all their digits. Raises UserError where there is none.
+    """
+    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise UserError(
+            f"recipe.precision: tf32 needs a GPU of compute capability 8.0 or newer, and this trains on {device.type};"
+            " write fp32"
+        )
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def describe(device: torch.device, workers: int) -> dict[str, Any]:

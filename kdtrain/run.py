@@ -51,6 +51,7 @@ class Run:
         """pretrained=False: fresh weights whatever the recipe says, where only time or memory is asked for.
         loaders: processes that make views; see Feed."""
         self.recipe, self.data, self.teacher, self.device = recipe, data, teacher, device
+        environment.use_precision(recipe.precision, device)
         seed = stream(recipe.seed, "init")
         student = build(recipe.student, data.image_shape, len(data.classes), seed, pretrained=pretrained)
         setting = setting_for(recipe, data, student, teacher)

@@ -80,6 +80,7 @@ NETWORK: dict[str, Case] = {
     "head": (TINY | {"dropout": 0.2}, "hidden"),
     "dropout": (TINY, 0.3),
     "normalization": (TINY, "none"),
+    "channels_last": (TINY, False),
 }
 """What student and teacher are alike."""
 
@@ -160,8 +161,11 @@ ALSO: dict[str, dict[str, Any]] = {
 PERMISSIONS = {"student.allow_random_frozen", "teacher.allow_random_frozen"}
 """Fields that let a recipe pass, and change nothing in it; a test of their own shows it."""
 
+COMPILED = {"student.compile", "teacher.compile"}
+"""What is compiled takes minutes and may have equal bits: tests/models/test_compile.py."""
+
 OF_WORKERS = {"batch_norm", "teacher.batch_norm"}
-"""Fields that do nothing with one worker; tests/ddp/test_batch_norm.py shows what they do with two."""
+"""Fields that do nothing with one worker; tests/ddp/test_batch_norm_ranks.py shows what they do with two."""
 
 OVERFITTING = {
     "data": DIGITS | {"limit_per_class": 3}, "optimizer": {"name": "adam", "lr": 0.01}, "epochs": 25
@@ -264,7 +268,7 @@ def members(annotation: Any) -> Iterator[Any]:
 def test_every_field_of_the_recipe_has_a_case_here_and_every_case_a_field() -> None:
     fields = set(leaves(Recipe))
     assert {"data[digits].resolution", "method[kd].balance.alpha", "teacher.optimizer[sgd].lr"} <= fields
-    without_case = sorted(fields - CASES.keys() - PERMISSIONS - OF_WORKERS)
+    without_case = sorted(fields - CASES.keys() - PERMISSIONS - OF_WORKERS - COMPILED)
     assert not without_case, f"fields of the recipe that no case here changes: {', '.join(without_case)}"
     assert sorted(CASES.keys() - fields) == []
 

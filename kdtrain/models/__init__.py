@@ -52,6 +52,8 @@ def build(
         taps=entry.taps or None,
         freezing=network.freeze,
         keep_statistics=network.batch_norm_statistics == "keep",
+        channels_last=network.channels_last,
+        compiled=network.compile,
     )
     if network.model not in MODELS:
         _try(classifier, place)

@@ -1,5 +1,7 @@
 """Classifier: every network of this program, as one thing: it normalises pixels, gives logits and named features."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,11 @@ class Classifier(nn.Module):
         taps: dict[str, str] | None = None,
         freezing: Freeze = "none",
         keep_statistics: bool = False,
+        channels_last: bool = False,
+        compiled: bool = False,
     ) -> None:
+        """compiled: `outputs` is compiled when first called, for each shape by itself, so that no order of calls
+        changes what is computed."""
         super().__init__()
         if image_shape[0] not in (1, channels):
             raise UserError(f"{name} takes images of {channels} channels or one, got {image_shape[0]}")
@@ -53,6 +59,12 @@ class Classifier(nn.Module):
                 self.register_buffer(kind, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         self._taps = taps
         freeze(self, freezing)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.layout)
+        self.compiled = compiled
+        self._features: dict[str, Tensor] = {}
+        self._run: Callable[[Tensor], tuple[Tensor, Tensor]] = self._pooled_and_logits
+        self._tapped: tuple[str, ...] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.encoder(self.normalised(images)))
@@ -62,7 +74,10 @@ class Classifier(nn.Module):
         """Logits [N, K] and the named stages' features, of one forward.
 
         The hooks are this forward's alone: a deep copy of a hooked network would write into its original's features.
+        A compiled forward has its hooks for good.
         """
+        if self.compiled:
+            return self._compiled_outputs(images, stages)
         modules = self._modules_at(stages)
         features: dict[str, Tensor] = {}
         with ExitHooks() as hooks:
@@ -75,7 +90,26 @@ class Classifier(nn.Module):
     def normalised(self, images: Tensor) -> Tensor:
         if images.shape[1] != self.channels:
             images = images.expand(-1, self.channels, -1, -1)
-        return (images - self.mean) / self.std if self.normalises else images
+        images = (images - self.mean) / self.std if self.normalises else images
+        return images.contiguous(memory_format=self.layout)
+
+    def _compiled_outputs(self, images: Tensor, stages: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        if self._tapped is None:
+            for stage, module in self._modules_at(stages).items():
+                module.register_forward_hook(lambda _, inputs, output, stage=stage: self._keep(stage, output))
+            self._run, self._tapped = torch.compile(self._pooled_and_logits, dynamic=False), stages
+        assert self._tapped == stages, "a compiled network gives the stages it was first asked for"
+        self._features = {}  # the hooks note evaluation's features too, and what stands here is compiled for
+        pooled, logits = self._run(images)
+        features, self._features = {**self._features, "pool": pooled}, {}
+        return logits, {stage: features[stage] for stage in stages}
+
+    def _pooled_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.encoder(self.normalised(images))
+        return pooled, self.head(pooled)
+
+    def _keep(self, stage: str, output: Tensor) -> None:
+        self._features[stage] = output
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -52,6 +52,12 @@ class Network(Config):
         description="of pixels in [0, 1]; half: mean and standard deviation 0.5; left out: the model's own",
         json_schema_extra=_no_default,
     )
+    channels_last: bool = Field(
+        True,
+        description="memory layout of maps; changes speed and rounding; left out: the model's own, true but for BiT",
+        json_schema_extra=_no_default,
+    )
+    compile: bool = Field(False, description="torch.compile of its training forward: faster after minutes of compiling")
     allow_random_frozen: bool = Field(False, description="lets an encoder with random weights be frozen")
 
     @model_validator(mode="before")
@@ -78,6 +84,7 @@ def resolved(written: dict[str, Any]) -> dict[str, Any]:
         left_out["normalization"] = entry.source.normalization
     if written.get("freeze") == "encoder" and entry.batch_norm:
         left_out["batch_norm_statistics"] = "keep"
+    left_out["channels_last"] = entry.channels_last
     left_out["dropout"] = default_dropout(written.get("head", "linear"))
     return {**left_out, **written}
 

@@ -16,12 +16,15 @@ class Model:
     """source builds it. taps: {stage: module of the encoder}, empty where they are measured (see `stages`).
 
     default_weights: what an absent `weights` means; "written": it has to be written.
+    channels_last: the default memory layout. Measured on a CPU, a training step at 64 pixels gains 1.3 to 1.6 times with
+    depthwise convolutions and 1.0 to 1.2 with others; BiT's standardised weights lose (0.83).
     """
 
     source: Source
     default_weights: Literal["imagenet", "written"] | None
     taps: dict[str, str] = field(default_factory=dict)
     batch_norm: bool = True
+    channels_last: bool = True
 
 
 RESNET = {"4": "layer1", "8": "layer2", "16": "layer3", "32": "layer4"}
@@ -57,8 +60,8 @@ MODELS: dict[str, Model] = {
     # counts the 45,440 running means and variances, and its convolutions have 19,008 biases; it strides in a stage's
     # last block, timm in the first. Filters, depth and pre-activation are the same.
     "resnet50v2": Model(Timm("resnetv2_50.a1h_in1k", "half"), None, RESNET_V2),
-    "bit_resnet101x3": Model(Timm("resnetv2_101x3_bit.goog_in21k", "half"), "imagenet", RESNET_V2, batch_norm=False),
-    "bit_resnet50x1": Model(Timm("resnetv2_50x1_bit.goog_in21k", "half"), "imagenet", RESNET_V2, batch_norm=False),
+    "bit_resnet101x3": Model(Timm("resnetv2_101x3_bit.goog_in21k", "half"), "imagenet", RESNET_V2, batch_norm=False, channels_last=False),
+    "bit_resnet50x1": Model(Timm("resnetv2_50x1_bit.goog_in21k", "half"), "imagenet", RESNET_V2, batch_norm=False, channels_last=False),
 }
 
 

@@ -1,0 +1,40 @@
+"""A compiled network computes what the same network computes, with its features, in a training step and as a teacher."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from kdtrain.environment import prepare_process
+from kdtrain.models import Network, build
+from kdtrain.models.classifier import Classifier
+
+STAGES = ("4", "pool")
+
+
+def built(compiled: bool) -> Classifier:
+    return build(Network(model="lenet5_student", compile=compiled), (1, 32, 32), 10, 0).train()
+
+
+def step(network: Classifier, images: torch.Tensor) -> list[torch.Tensor]:
+    """Logits, features and gradients."""
+    logits, features = network.outputs(images, STAGES)
+    (logits.logsumexp(1).mean() + sum(maps.square().mean() for maps in features.values())).backward()
+    gradients = [parameter.grad for parameter in network.parameters()]
+    network.zero_grad(set_to_none=True)
+    return [logits, *(features[stage] for stage in STAGES), *gradients]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own compiler
+def test_compiled_outputs_and_gradients_are_those_of_the_network(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    prepare_process(1)
+    counters.clear()
+    images = torch.rand(6, 1, 32, 32)
+    plain, compiled = built(False), built(True)
+    torch.testing.assert_close(step(compiled, images), step(plain, images), rtol=1e-4, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+    compiled(images)  # an evaluation in between, which notes features too, compiles nothing again
+    torch.testing.assert_close(step(compiled, images), step(plain, images), rtol=1e-4, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert any(tmp_path.rglob("*.so")), "the code lies where the folder for it was named"

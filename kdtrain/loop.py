@@ -76,7 +76,7 @@ def train_step(run: "Run", indices: Tensor, epoch_step: int = 0) -> dict[str, Te
     images, batch = load_batch(run, indices, epoch_step)
     with _autocast(run):
         teacher = run.teacher(images) if run.teacher else None
-    torch.manual_seed(stream(run.recipe.seed, "dropout", run.step, ranks.rank()))
+    _seed_dropout(run.device, stream(run.recipe.seed, "dropout", run.step, ranks.rank()))
     player = run.adversary
     if player is not None and player.turns.is_critics(batch.step, batch.epoch_step):
         assert run.critic_learner is not None
@@ -169,6 +169,13 @@ def _autocast(run: "Run") -> torch.autocast:
     """Both networks' forward passes in training; what is evaluated is computed in float32."""
     dtype = HALF.get(run.recipe.precision)
     return torch.autocast(run.device.type, dtype, enabled=dtype is not None)
+
+
+def _seed_dropout(device: torch.device, seed: int) -> None:
+    """What dropout draws from. torch.manual_seed goes over every kind of device, for 1 ms and more where there is none."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _asked(run: "Run") -> Tensor:

@@ -36,7 +36,11 @@ def build_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimiz
     if not parameters:
         raise UserError("recipe: every parameter is frozen, so there is nothing to train")
     if isinstance(config, Sgd):
-        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+        sgd = torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+        for parameter in parameters if config.momentum else ():
+            # torch's fused step leaves this uninitialised memory when a gradient scaler skips the first one
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     if isinstance(config, Adam):
         return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
     return _adamw(config, parameters)

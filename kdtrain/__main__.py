@@ -8,6 +8,7 @@ import io
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from kdtrain.errors import UserError
@@ -72,12 +73,13 @@ def _train(chosen: argparse.Namespace, group: Group) -> int:
         if number is not None and number < least:
             raise UserError(f"--{option.replace('_', '-')}: must be at least {least}, got {number}")
     from kdtrain.config import load_recipe
-    from kdtrain.environment import prepare_process
+    from kdtrain.environment import compile_into, prepare_process
 
     recipe = load_recipe(Path(chosen.recipe), chosen.set)
     prepare_process(chosen.threads)
     device = group.device(chosen.device)
-    with group.joined(device):
+    with TemporaryDirectory(prefix="kdtrain-compiled-") as folder, group.joined(device):
+        compile_into(Path(folder))
         return _train_parts(recipe, chosen, device, group)
 
 

@@ -1,5 +1,6 @@
 """The process and machine that a training runs in: set up alike everywhere, and recorded with its outcome."""
 
+import os
 import platform
 import resource
 import subprocess
@@ -19,6 +20,12 @@ def prepare_process(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def compile_into(folder: Path) -> None:
+    """Where compiled networks are kept, unless the user has said so: a folder that lives no longer than what uses it,
+    since a compiler that is killed may leave broken files."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def use_precision(precision: str, device: torch.device) -> None:

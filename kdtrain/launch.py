@@ -23,7 +23,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.settings import Resources
-from kdtrain.environment import prepare_process
+from kdtrain.environment import compile_into, prepare_process
 from kdtrain.loop import Metrics
 from kdtrain.pictures import draw_arrays
 from kdtrain.run import read_test, smoke, train
@@ -45,6 +45,7 @@ def run_job(config: dict[str, Any]) -> None:
         return
     resources = Resources.model_validate(config["resources"])
     prepare_process(resources.cpus_per_worker)
+    compile_into(Path(config["ray_storage"]) / "compiled")
     on_workers = resources.workers > 1 and config["kind"] in ("train", "test")
     # of several workers each has its own GPU, and the driver has none
     device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
@@ -119,6 +120,7 @@ def _worker(config: dict[str, Any]) -> None:
     """One of several workers: the process group is there. What breaks on one rank leaves it, and so ends the group."""
     resources = Resources.model_validate(config["resources"])
     prepare_process(resources.cpus_per_worker)
+    compile_into(Path(config["ray_storage"]) / "compiled")
     device = torch.device("cuda", torch.cuda.current_device()) if resources.gpus_per_worker else torch.device("cpu")
     reports = TrainReports(config)
     _carry_out(config, device, reports.send)

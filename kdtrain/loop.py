@@ -172,7 +172,7 @@ def _autocast(run: "Run") -> torch.autocast:
 
 
 def _seed_dropout(device: torch.device, seed: int) -> None:
-    """What dropout draws from. torch.manual_seed goes over every kind of device, for 1 ms and more where there is none."""
+    """What dropout draws from. torch.manual_seed goes over every kind of device, 1 ms and more where there is none."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

@@ -16,8 +16,8 @@ class Model:
     """source builds it. taps: {stage: module of the encoder}, empty where they are measured (see `stages`).
 
     default_weights: what an absent `weights` means; "written": it has to be written.
-    channels_last: the default memory layout. Measured on a CPU, a training step at 64 pixels is 1.3 to 1.6 times as fast
-    with depthwise convolutions and 1.0 to 1.2 times with others; BiT's standardised weights lose (0.83).
+    channels_last: the default memory layout. On a CPU a training step at 64 pixels is 1.3 to 1.6 times as fast with
+    depthwise convolutions and 1.0 to 1.2 times with others; BiT's standardised weights lose (0.83).
     """
 
     source: Source

@@ -21,8 +21,10 @@ ECE_BINS = 15
 def logits_of(network: nn.Module, split: Split, device: torch.device) -> Tensor:
     """Logits [N, K] of a whole split in its own order, float32, on the CPU of every rank."""
 
+    images = split.images.on(device)
+
     def rows(indices: Tensor) -> Tensor:
-        logits: Tensor = network(as_floats(split.images.eval_view(indices).to(device)))
+        logits: Tensor = network(as_floats(images.eval_view(indices).to(device)))
         return logits.float()
 
     return _rows_of_split(network, rows, len(split), CHUNK_IMAGES)

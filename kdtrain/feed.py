@@ -23,6 +23,9 @@ from kdtrain.streams import generator
 AHEAD = 2
 """Batches that each loader process has made or is making."""
 
+LOST = ("exited unexpectedly", "received 0 items of ancdata")
+"""How a RuntimeError of torch's DataLoader says that a process or its memory is gone."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -61,9 +64,7 @@ class Feed:
     def __init__(self, recipe: Recipe, split: Split, device: torch.device, loaders: int = 0) -> None:
         """loaders: processes that make views; 0: this process does. Where whole batches come from memory at once, no
         process is started whatever their number."""
-        self._recipe, self._total, self._device = recipe, len(split), device
-        self._images = split.images.on(device)
-        self._loaders = 0 if self._images.at_once else loaders
+        self._recipe, self._split, self._device, self._loaders = recipe, split, device, loaders
         self._ahead: _Ahead | None = None
 
     def images(self, part: Part, epoch: int, epoch_step: int, step: int) -> tuple[Tensor, Tensor | None]:
@@ -76,17 +77,19 @@ class Feed:
 
     def close(self) -> None:
         """Ends the loader processes; the next batch would start new ones."""
+        if self._ahead is not None:
+            self._ahead.close()
         self._ahead = None
 
     def _pixels(self, part: Part, epoch: int, epoch_step: int, step: int) -> "Pixels":
-        if not self._loaders:
-            views = _Views(self._images, self._recipe.seed)
+        images = self._split.images.on(self._device)
+        views = _Views(images, self._recipe.seed)
+        if images.at_once or not self._loaders:
             return views.of(epoch, part.mine, part.partners)
         if self._ahead is None or self._ahead.next_step != step:
             self.close()
-            plans = _plans(self._recipe, self._total, epoch, epoch_step, step)
-            pin = self._device.type == "cuda"
-            self._ahead = _Ahead(_Views(self._images, self._recipe.seed), plans, self._loaders, step, pin)
+            plans = _plans(self._recipe, len(self._split), epoch, epoch_step, step)
+            self._ahead = _Ahead(views, plans, self._loaders, step, pin=self._device.type == "cuda")
         mine, pixels = self._ahead.next()
         assert torch.equal(mine, part.mine), "the batch is not the one of this step"
         return pixels
@@ -123,19 +126,27 @@ class _Ahead:
             multiprocessing_context="fork",  # the decoded images are shared, not copied
         )  # fmt: skip
         with _same_child_handler():
-            self._iterator = iter(loader)
+            self._iterator: Iterator[Any] | None = iter(loader)
+
+    def close(self) -> None:
+        """Ends the processes, though the traceback of an error may still hold this object."""
+        self._iterator = None
 
     def next(self) -> tuple[Tensor, Pixels]:
         """The images of the next step and their pixels."""
+        assert self._iterator is not None
+        broken = None
         try:
             made = next(self._iterator)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:  # what a view raises comes as a value, see _Views
+            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in LOST):
                 raise
+            broken = " ".join(str(error).split())[:200] or type(error).__name__
+        if broken is not None:  # outside the handler: the error's traceback would hold the processes
             raise UserError(
-                "loaders: a loader process was killed, as happens where memory or shared memory (/dev/shm) runs out; "
-                "the same command continues the training, if need be with fewer loaders"
-            ) from None
+                f"loaders: a loader process was killed ({broken}), as happens where memory, shared memory (/dev/shm) "
+                "or open files run out; the same command continues the training, if need be with fewer loaders"
+            )
         if isinstance(made, _Failed):
             raise UserError(*made.problems)
         if isinstance(made, OSError):

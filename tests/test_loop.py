@@ -268,6 +268,9 @@ def test_no_training_reads_the_test_split_and_read_test_reads_it_once(tmp_path: 
         def tta_view(self, indices: torch.Tensor) -> None:
             return None
 
+        def on(self, device: torch.device) -> "Watched":
+            return self
+
         def eval_view(self, indices: torch.Tensor) -> torch.Tensor:
             reads.extend(indices.tolist())
             return data.test.images.eval_view(indices)

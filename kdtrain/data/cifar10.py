@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 
 from kdtrain.data.base import DataConfig, Dataset, Split, fingerprint, limited, missing, remaining, stratified
-from kdtrain.data.views import ArraySource, View, ViewedImages, Views, unchanged
+from kdtrain.data.batched import CropFlip, Resized
+from kdtrain.data.views import ArraySource, ViewedImages, Views, batched_view, unchanged
 from kdtrain.errors import UserError
 
 HOW = "fetch it with: python -c \"import torchvision; torchvision.datasets.CIFAR10('{root}', download=True)\""
@@ -61,11 +62,7 @@ class Cifar10(DataConfig):
         return Dataset("cifar10", tuple(train_set.classes), self.image_shape, splits[0], splits[1], splits[2], mark)
 
     def _views(self) -> Views:
-        from torchvision.transforms import v2
-
-        resize = v2.Resize(self.resolution)
-        evaluation = View(unchanged, resize)
+        evaluation = batched_view(unchanged, Resized(self.resolution))
         if self.augment == "none":
             return Views(evaluation, evaluation)
-        random = v2.Compose([v2.RandomCrop(32, padding=4), resize, v2.RandomHorizontalFlip()])
-        return Views(View(unchanged, random), evaluation)
+        return Views(batched_view(unchanged, CropFlip(32, padding=4, resolution=self.resolution)), evaluation)

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from kdtrain.data.base import Dataset, Split, fingerprint
-from kdtrain.data.views import Transform, ViewedImages, Views
+from kdtrain.data.views import Transform, ViewedImages, Views, pixels_of
 from kdtrain.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -45,6 +45,15 @@ class FileSource:
             self._keep(index, image)
             return image
         return self.images[index]
+
+    def heads(self, head: Transform) -> list[Tensor] | None:
+        """Reads all files first."""
+        if head is not self.kept:
+            return None
+        self.check()
+        if len(self.images) < len(self.files):
+            return None
+        return [pixels_of(self.images[index]) for index in range(len(self.files))]
 
     def check(self) -> None:
         """Reads all files in order: whole until the memory is full, from there only what each says it is."""

@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing
+from kdtrain.data.batched import CropFlip, ResizedCropFlip
 from kdtrain.data.files import file_dataset
-from kdtrain.data.views import View, Views, unchanged
+from kdtrain.data.views import View, Views, batched_view, unchanged
 from kdtrain.errors import UserError
 
 HOW = "fetch it with: python -c \"import torchvision; torchvision.datasets.Flowers102('{root}', download=True)\""
@@ -70,12 +71,10 @@ class Flowers102(DataConfig):
 
         size = [self.resolution, self.resolution]
         evaluation = View(v2.Compose([self._centre, v2.Resize(size)]), unchanged)
-        flip = v2.RandomHorizontalFlip()
         if self.crop == "inception":
-            return Views(View(unchanged, v2.Compose([v2.RandomResizedCrop(self.resolution), flip])), evaluation)
+            return Views(batched_view(unchanged, ResizedCropFlip(self.resolution)), evaluation)
         larger = round(self.resolution * 160 / 128)
-        random = v2.Compose([v2.RandomCrop(self.resolution), flip])
-        return Views(View(v2.Resize([larger, larger]), random), evaluation)
+        return Views(batched_view(v2.Resize([larger, larger]), CropFlip(self.resolution)), evaluation)
 
     def _centre(self, image: Image.Image) -> Image.Image:
         """The central 0.875 of each side, whole pixels as tf.image.central_crop rounds them."""

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing, remaining, stratified
+from kdtrain.data.batched import ResizedCropFlip
 from kdtrain.data.files import file_dataset, listed_parts
-from kdtrain.data.views import View, Views, resize_and_crop, unchanged
+from kdtrain.data.views import Views, batched_view, resize_and_crop, unchanged
 from kdtrain.errors import UserError
 
 
@@ -51,7 +52,5 @@ class Hymenoptera(DataConfig):
         return file_dataset("hymenoptera", folder, classes, files, labels, parts, self._views(), self.image_shape)
 
     def _views(self) -> Views:
-        from torchvision.transforms import v2
-
-        random = v2.Compose([v2.RandomResizedCrop(self.resolution), v2.RandomHorizontalFlip()])
-        return Views(View(unchanged, random), resize_and_crop(round(self.resolution * 256 / 224), self.resolution))
+        train = batched_view(unchanged, ResizedCropFlip(self.resolution))
+        return Views(train, resize_and_crop(round(self.resolution * 256 / 224), self.resolution))

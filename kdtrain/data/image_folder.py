@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing, remaining, stratified
+from kdtrain.data.batched import ResizedCropFlip
 from kdtrain.data.files import class_folders, file_dataset, listed, listed_parts
-from kdtrain.data.views import View, Views, resize_and_crop, ten_crop
+from kdtrain.data.views import Views, batched_view, resize_and_crop, ten_crop
 from kdtrain.errors import UserError
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -55,13 +56,9 @@ class ImageFolder(DataConfig):
         return file_dataset("image_folder", folder, classes, files, labels, parts, self._views(), self.image_shape)
 
     def _views(self) -> Views:
-        from torchvision.transforms import v2
-
         evaluation = train = resize_and_crop(round(self.resolution * 8 / 7), self.resolution)
         if self.augment == "crop_flip":
-            train = View(
-                evaluation.head, v2.Compose([v2.RandomResizedCrop(self.resolution), v2.RandomHorizontalFlip()])
-            )
+            train = batched_view(evaluation.head, ResizedCropFlip(self.resolution))
         tta = ten_crop(self.resolution) if self.test_time_augmentation == "ten_crop" else None
         return Views(train, evaluation, tta)
 

@@ -12,17 +12,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kdtrain.data.batched import Batched, ResizedCropFlip
 from kdtrain.streams import stream
 
 Transform = Callable[[Image.Image], Image.Image]
 
+HELD_BYTES = 1 << 30
+"""Of one split on a device."""
+
 
 @dataclass(frozen=True)
 class View:
-    """tail(head(image)). The head is deterministic, so its result can be kept; random draws are the tail's."""
+    """tail(head(image)). The head is deterministic, so its result can be kept; random draws are the tail's.
+
+    batched: the same tail for whole batches of heads, where there is one.
+    """
 
     head: Transform
     tail: Transform
+    batched: Batched | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,10 @@ class Source(Protocol):
         """head(image `index`), RGB."""
         ...
 
+    def heads(self, head: Transform) -> Sequence[Tensor] | Tensor | None:
+        """head(image), uint8 [C, H, W], of all images; None where they are not kept in memory, or not all of them."""
+        ...
+
     def check(self) -> None:
         """UserError with the first image that cannot be read; see Images.check."""
         ...
@@ -68,6 +80,7 @@ class ViewedImages:
     def __init__(self, source: Source, views: Views) -> None:
         self.source = source
         self.views = views
+        self._on: dict[torch.device, ViewedImages | HeldImages] = {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -96,11 +109,62 @@ class ViewedImages:
         images = [view.tail(self.source.image(i, view.head)) for i in indices.tolist()]
         return torch.stack([torch.stack([pixels_of(crop) for crop in crops]) for crops in images])
 
-    def on(self, device: torch.device) -> "ViewedImages":
-        return self
+    def on(self, device: torch.device) -> "ViewedImages | HeldImages":
+        """Held there, once for all trainings of this process, where batches are faster and HELD_BYTES suffice."""
+        if device not in self._on:
+            held = HeldImages(self, device)
+            self._on[device] = held if held.at_once else self
+        return self._on[device]
 
     def check(self) -> None:
         self.source.check()
+
+
+class HeldImages:
+    """Images whose heads lie on a device, where whole batches of views are made, equal to those of `images`."""
+
+    def __init__(self, images: ViewedImages, device: torch.device) -> None:
+        self.images = images
+        self.device = device
+        self._train, self._evaluation = (self._batches(view) for view in (images.views.train, images.views.evaluation))
+
+    @property
+    def at_once(self) -> bool:
+        return self._train is not None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def train_view(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        assert self._train is not None
+        batched, heads = self._train
+        return batched.batch(heads, indices, seed, epoch)
+
+    def eval_view(self, indices: Tensor) -> Tensor:
+        if self._evaluation is None:
+            return self.images.eval_view(indices)
+        batched, heads = self._evaluation
+        return batched.batch(heads, indices, 0, 0)
+
+    def tta_view(self, indices: Tensor) -> Tensor | None:
+        return self.images.tta_view(indices)
+
+    def on(self, device: torch.device) -> "ViewedImages | HeldImages":
+        return self.images.on(device)
+
+    def check(self) -> None:
+        self.images.check()
+
+    def _batches(self, view: View) -> tuple[Batched, Sequence[Tensor] | Tensor] | None:
+        batched = view.batched
+        if batched is None or (self.device.type == "cpu" and not batched.on_cpu):
+            return None
+        heads = self.images.source.heads(view.head)
+        if heads is None or sum(head.numel() for head in heads) > HELD_BYTES:
+            return None
+        if isinstance(batched, ResizedCropFlip):
+            return batched, [head.to(self.device) for head in heads]
+        return batched, (heads if isinstance(heads, Tensor) else torch.stack(list(heads))).to(self.device)
 
 
 class ArraySource:
@@ -115,6 +179,9 @@ class ArraySource:
     def image(self, index: int, head: Transform) -> Image.Image:
         return head(Image.fromarray(self.pixels[index]))
 
+    def heads(self, head: Transform) -> Tensor | None:
+        return torch.from_numpy(self.pixels).permute(0, 3, 1, 2) if head is unchanged else None
+
     def check(self) -> None:
         """Nothing to do: the pixels were read when the set was loaded."""
 
@@ -127,6 +194,11 @@ def pixels_of(image: Image.Image) -> Tensor:
 def unchanged(image: Image.Image) -> Image.Image:
     """The head or tail of a view that needs none."""
     return image
+
+
+def batched_view(head: Transform, batched: Batched) -> View:
+    """A view whose tail can be made in batches."""
+    return View(head, batched.tail(), batched)
 
 
 def ten_crop(resolution: int) -> MultiView:

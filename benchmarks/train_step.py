@@ -1,97 +1,153 @@
-"""One training epoch of kdtrain against a plain well-written loop with the same settings, in the same process.
+"""Training with kdtrain against a plain well-written loop with the same settings, in the same process.
 
-    python benchmarks/train_step.py [--rounds 5] [--images 12800]
+    python benchmarks/train_step.py                                     # all setups' pairs on the CPU, small images
+    python benchmarks/train_step.py --setup 1 4 --channels-last both
+    python benchmarks/train_step.py --device cuda --precision bf16 --compile
 
-Both train LeNet5 with kd from the larger LeNet5 on made-up 32x32 images, batch 128, SGD, one thread. The rounds are
-interleaved; printed are images/s (median, range) and the ratio of each round, kdtrain / plain.
+The rounds are interleaved, and nothing is measured within them but their beginning and end: on a CPU with one thread
+in CPU time of this process, so that other work on the machine counts less; else in wall time. Printed are images/s
+(median, range), the ratio of each round, where kdtrain's time goes (measured apart), and the FLOPs that an image needs,
+teacher forward and student forward and backward: at the measured rate, as a share of what the device can do at most.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from flops import counted_flops, peak_tflops
+from pairs import PAIRS, ByHand, Ours, Pair, made_up
+from phases import shares
 
-from kdtrain.config import Recipe
-from kdtrain.data.base import tensor_dataset
+from kdtrain.config.recipe import Recipe
+from kdtrain.data import Dataset, data_folder, load
 from kdtrain.environment import prepare_process
-from kdtrain.loop import train_epoch
-from kdtrain.models import Network, build
-from kdtrain.run import Run
-from kdtrain.teacher import Teacher
+from kdtrain.loop import load_batch
+from kdtrain.methods import weighted_sum
 
-TEMPERATURE, ALPHA, LR, MOMENTUM, BATCH = 4.0, 0.5, 0.01, 0.9, 128
-CPU = torch.device("cpu")
+LAYOUTS_ASKED: dict[str, list[bool | None]] = {"default": [None], "on": [True], "off": [False], "both": [False, True]}
+"""channels_last of both networks; None: each network's own default."""
 
 
-def plain_epoch(
-    student: torch.nn.Module,
-    teacher: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    pixels: Tensor,
-    labels: Tensor,
-) -> float:
-    """What anyone would write by hand, with care: no .item() in the loop, no gradient for the teacher."""
-    student.train()
-    total = torch.zeros(())
-    for batch in torch.randperm(len(pixels)).split(BATCH):
-        images, target = pixels[batch].float().div_(255), labels[batch]
-        with torch.inference_mode():
-            soft = functional.softmax(teacher(images) / TEMPERATURE, dim=1)
-        logits = student(images)
-        distillation = functional.kl_div(
-            functional.log_softmax(logits / TEMPERATURE, dim=1), soft.clone(), reduction="batchmean"
+def main(arguments: list[str] | None = None) -> None:
+    chosen = parser().parse_args(arguments)
+    prepare_process(chosen.threads)
+    device = torch.device(chosen.device)
+    peak = chosen.peak_tflops or peak_tflops(device, chosen.precision, now)
+    print(f"{machine(device)}, torch {torch.__version__}, {chosen.precision}{', compiled' if chosen.compile else ''}")
+    for pair in PAIRS:
+        if pair.setup in chosen.setup and (chosen.large or not pair.large):
+            measure(pair, chosen, device, peak)
+
+
+def parser() -> argparse.ArgumentParser:
+    own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    own.add_argument("--setup", type=int, nargs="+", default=[1, 2, 3, 4, 5], choices=range(1, 6), metavar="N")
+    own.add_argument("--rounds", type=int, default=5, help="an epoch of each loop; one more comes first, uncounted")
+    own.add_argument("--batches", type=int, help="of an epoch (default: the pair's own)")
+    own.add_argument("--batch-size", type=int, help="default: the recipe's own")
+    own.add_argument("--px", type=int, help="default: 64 on a CPU (MNIST: 32), the setup's own size on a GPU")
+    own.add_argument("--device", default="cpu")
+    own.add_argument("--threads", type=int, default=1)
+    own.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"))
+    own.add_argument("--compile", action="store_true", help="teacher and student, in both loops")
+    own.add_argument("--channels-last", default="default", choices=list(LAYOUTS_ASKED))
+    own.add_argument("--large", action="store_true", help="setup 5 with its own teacher, BiT 101x3, too")
+    own.add_argument("--data", metavar="DIR", help="the setups' real images (default: made-up ones in memory)")
+    own.add_argument("--peak-tflops", type=float, help="of the device (default: known, or measured on a CPU)")
+    return own
+
+
+def measure(pair: Pair, chosen: argparse.Namespace, device: torch.device, peak: float | None) -> None:
+    """Prints all of one pair."""
+    layouts = LAYOUTS_ASKED[chosen.channels_last]
+    px = chosen.px or (pair.small_px if device.type == "cpu" else pair.own_px)
+    loops: dict[str, Ours | ByHand] = {}
+    for layout in layouts:
+        ours = Ours(*prepared(pair, chosen, px, layout), device)
+        name = {None: "", True: ", channels_last", False: ", contiguous"}[layout]
+        loops |= {f"kdtrain{name}": ours, f"plain loop{name}": ByHand(ours)}
+    count, size = len(ours.run.data.train), ours.run.recipe.batch_size
+    print(f"\nSetup {pair.setup}: {pair.title}; {px} px, batch {size}, {count} images an epoch, {chosen.rounds} rounds")
+    flops = flops_per_image(ours)
+    seconds = interleaved({name: loop.epoch for name, loop in loops.items()}, chosen.rounds, device)
+    for name, taken in seconds.items():
+        rates = [count / each for each in taken]
+        print(f"  {name:<26} {statistics.median(rates):>10,.1f} images/s ({min(rates):,.1f} to {max(rates):,.1f})")
+    names = list(loops)
+    compared = [(names[i], names[i + 1]) for i in range(0, len(names), 2)]
+    if len(layouts) == 2:
+        compared += [(names[2], names[0]), (names[3], names[1]), (names[2], names[1])]
+    for one, other in compared:
+        ratios = [b / a for a, b in zip(seconds[one], seconds[other], strict=True)]
+        low, high = min(ratios), max(ratios)
+        print(f"  {one} / {other}: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})")
+    for ours in (loop for loop in loops.values() if isinstance(loop, Ours)):
+        parts = ", ".join(f"{phase} {part:.1%}" for phase, part in shares(ours.run, ours.epoch).items())
+        print(f"  time of kdtrain: {parts}")
+    if peak is not None:
+        rate = count / min(statistics.median(taken) for name, taken in seconds.items() if name.startswith("kdtrain"))
+        achieved = rate * flops / 1e12
+        print(
+            f"  floor: {flops / 1e9:.4g} GF an image; achieved {achieved:.4g} of {peak:.4g} TF/s: {achieved / peak:.1%}"
         )
-        loss = ALPHA * TEMPERATURE**2 * distillation + (1 - ALPHA) * functional.cross_entropy(logits, target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(batch)
-    return float(total) / len(pixels)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=12_800)
-    chosen = parser.parse_args()
-    prepare_process(1)
-    pixels = torch.randint(0, 256, (chosen.images + 20, 1, 32, 32), dtype=torch.uint8)
-    labels = torch.arange(len(pixels)) % 10
-    splits = (torch.arange(chosen.images), torch.arange(chosen.images, len(pixels)), torch.arange(10))
-    data = tensor_dataset("made up", pixels, labels, tuple("0123456789"), splits)
-    recipe = Recipe.model_validate(
-        {
-            "data": {"name": "mnist"},
-            "teacher": {"model": "lenet5_teacher"},
-            "student": {"model": "lenet5_student"},
-            "method": {"name": "kd", "temperature": TEMPERATURE, "balance": {"alpha": ALPHA}},
-            "optimizer": {"name": "sgd", "lr": LR, "momentum": MOMENTUM},
-            "lr_schedule": {"name": "constant"},
-            "batch_size": BATCH,
-            "epochs": 1,
-        }
-    )
-    network = build(Network(model="lenet5_teacher"), data.image_shape, 10, 0)
-    run = Run(recipe, data, Teacher(network, CPU), CPU)
-    student = build(Network(model="lenet5_student"), data.image_shape, 10, 0)
-    optimizer = torch.optim.SGD(student.parameters(), LR, MOMENTUM)
-    own, plain = [], []
-    for number in range(chosen.rounds + 1):
-        started = time.perf_counter()
-        train_epoch(run)
-        between = time.perf_counter()
-        plain_epoch(student, network, optimizer, pixels[: chosen.images], labels[: chosen.images])
-        ended = time.perf_counter()
-        if number:  # the first round warms up
-            own.append(chosen.images / (between - started))
-            plain.append(chosen.images / (ended - between))
-    for name, rates in (("kdtrain", own), ("plain loop", plain)):
-        print(f"{name:<11} {statistics.median(rates):>9,.0f} images/s ({min(rates):,.0f} to {max(rates):,.0f})")
-    ratios = [a / b for a, b in zip(own, plain, strict=True)]
-    print(f"ratio       {statistics.median(ratios):>9.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+def prepared(pair: Pair, chosen: argparse.Namespace, px: int, channels_last: bool | None) -> tuple[Recipe, Dataset]:
+    """The pair's recipe as chosen, and its images."""
+    changes = [f"precision={chosen.precision}"]
+    for network in ("student", "teacher"):
+        changes += [f"{network}.compile=true"] if chosen.compile else []
+        changes += [f"{network}.channels_last={str(channels_last).lower()}"] if channels_last is not None else []
+    changes += [f"batch_size={chosen.batch_size}"] if chosen.batch_size else []
+    recipe = pair.resolved(px, changes)
+    if chosen.data:
+        return recipe, load(recipe.data, data_folder(chosen.data))
+    return recipe, made_up(pair, px, (chosen.batches or pair.batches) * recipe.batch_size)
+
+
+def interleaved(epochs: dict[str, Callable[[], float]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each epoch, by name; every other round goes backwards, and the first one warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in epochs}
+    for number in range(rounds + 1):
+        for name in list(epochs)[:: 1 if number % 2 else -1]:
+            started = now(device)
+            epochs[name]()
+            if number:
+                seconds[name].append(now(device) - started)
+    return seconds
+
+
+def now(device: torch.device) -> float:
+    """Seconds: of this process on a CPU with one thread, which other work on the machine disturbs least; else wall."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()
+
+
+def flops_per_image(ours: Ours) -> float:
+    """Of what must be done for an image: the teacher's forward, the student's forward and backward, the method's own
+    layers."""
+    run, few = ours.run, torch.arange(8)
+    images, batch = load_batch(run, few, 0)
+
+    def step() -> None:
+        assert run.teacher is not None
+        weighted_sum(run.distiller(images, run.teacher(images), batch)).backward()
+
+    run.distiller.train()
+    with patch.object(run.distiller.student, "compiled", False), patch.object(ours.network, "compiled", False):
+        counted = counted_flops(step)
+    run.distiller.zero_grad(set_to_none=True)
+    return counted / len(few)
+
+
+def machine(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
 
 
 if __name__ == "__main__":

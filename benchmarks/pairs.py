@@ -1,0 +1,208 @@
+"""The five setups' pairs, each as kdtrain's Run and as the same networks, weights and settings for the plain loop."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from plain_loop import Answer, Plain, kd, mgd, plain_epoch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdtrain.config import load_recipe
+from kdtrain.config.recipe import Recipe
+from kdtrain.config.training import Adam, AdamW, Sgd
+from kdtrain.data import Dataset
+from kdtrain.data.base import tensor_dataset
+from kdtrain.loop import train_epoch
+from kdtrain.models import MODELS, Classifier
+from kdtrain.progress import EpochProgress
+from kdtrain.run import Run, fresh_teacher
+from kdtrain.streams import generator
+from kdtrain.teacher import Teacher
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+RANDOM = ("student.weights=null", "teacher.weights=null", "lr_schedule={name: constant}")
+LAYOUTS = {True: torch.channels_last, False: torch.contiguous_format}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A recipe of `recipes/`, changed; small_px: the size of its images on a CPU."""
+
+    setup: int
+    title: str
+    recipe: str
+    changes: tuple[str, ...]
+    classes: int
+    small_px: int
+    own_px: int
+    batches: int
+    channels: int = 3
+    large: bool = False
+
+    def resolved(self, px: int, changes: list[str]) -> Recipe:
+        return load_recipe(RECIPES / f"{self.recipe}.yaml", [*RANDOM, *self.changes, f"data.resolution={px}", *changes])
+
+
+UNFROZEN = ("student.freeze=none", "teacher.freeze=none")
+FROZEN = ("student.allow_random_frozen=true",)
+PAIRS = [
+    Pair(1, "ResNet50 -> ResNet18, kd", "cifar10_kd", UNFROZEN, 10, 64, 128, 8),
+    Pair(2, "ResNet50 -> ResNet18 frozen, logit_mse", "hymenoptera_mse", FROZEN, 2, 64, 224, 8),
+    Pair(2, "ResNet50 -> ResNet18, logit_mse", "hymenoptera_mse", UNFROZEN, 2, 64, 224, 8),
+    Pair(3, "LeNet5 -> LeNet5, kd", "mnist_kd", (), 10, 32, 32, 100, channels=1),
+    Pair(4, "ResNet50 -> MobileNetV2, kd", "cub_softtarget", (), 200, 64, 224, 4),
+    Pair(4, "ResNet50 -> MobileNetV2, mgd", "cub_mgd", (), 200, 64, 224, 4),
+    Pair(
+        5, "BiT 50x1 -> ResNet50V2, kd, mixup", "flowers_funmatch", ("teacher.model=bit_resnet50x1",), 102, 64, 128, 4
+    ),
+    Pair(5, "BiT 101x3 -> ResNet50V2, kd, mixup", "flowers_funmatch", (), 102, 64, 128, 2, large=True),
+]
+
+
+def made_up(pair: Pair, px: int, images: int) -> Dataset:
+    """Random bytes as images, classes in turn; validation and test are a few of them, nobody reads them."""
+    pixels = torch.randint(0, 256, (images, pair.channels, px, px), dtype=torch.uint8)
+    few, names = torch.arange(min(images, 2)), tuple(map(str, range(pair.classes)))
+    return tensor_dataset(
+        "made up", pixels, torch.arange(images) % pair.classes, names, (torch.arange(images), few, few)
+    )
+
+
+class Ours:
+    """kdtrain's own training, epoch after epoch."""
+
+    def __init__(self, recipe: Recipe, data: Dataset, device: torch.device) -> None:
+        self.network = fresh_teacher(recipe, data)
+        self.fresh_teacher = copy.deepcopy(self.network)
+        self.run = Run(recipe, data, Teacher(self.network, device, recipe.method.needed_stages), device)
+        self.fresh_distiller = copy.deepcopy(self.run.distiller)
+
+    def epoch(self) -> float:
+        loss = train_epoch(self.run)["train/loss"]
+        self.run.epoch += 1
+        self.run.progress = EpochProgress(self.run.epoch)
+        return loss
+
+
+class ByHand:
+    """The plain loop over the same images in the same order, from the same weights."""
+
+    def __init__(self, ours: Ours) -> None:
+        run, recipe = ours.run, ours.run.recipe
+        self.run, self.epochs = run, 0
+        student, criterion = ours.fresh_distiller.student, ours.fresh_distiller.criterion
+        assert recipe.teacher is not None
+        stage = next(iter(recipe.method.needed_stages), None)
+        own = Tapped(student, stage, LAYOUTS[recipe.student.channels_last]).to(run.device)
+        wanted = Tapped(ours.fresh_teacher.eval(), stage, LAYOUTS[recipe.teacher.channels_last]).to(run.device)
+        trained = nn.ModuleList([own, criterion.to(run.device)])
+        self.plain = Plain(
+            student=torch.compile(own) if recipe.student.compile else own,
+            teacher=torch.compile(wanted) if recipe.teacher.compile else wanted,
+            loss=loss_of(recipe, criterion),
+            trained=trained,
+            optimizer=optimizer_of(recipe, trained),
+            device=run.device,
+            normalization=(student.mean, student.std) if student.normalises else None,
+            layout=own.layout,
+            autocast=AUTOCAST.get(recipe.precision),
+            mixup=recipe.mixup is not None,
+            clip_norm=recipe.clipping.norm if recipe.clipping else None,
+        )
+        images = run.data.train.images
+        small = getattr(images, "pixels", None)
+        self.pixels: Tensor | None = small.to(run.device) if small is not None else None
+        self.labels = run.data.train.labels.to(run.device) if small is not None else run.data.train.labels
+
+    def epoch(self) -> float:
+        loss = plain_epoch(self.plain, self._batches())
+        self.epochs += 1
+        return loss
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        recipe, split = self.run.recipe, self.run.data.train
+        order = torch.randperm(len(split), generator=generator(recipe.seed, "order", self.epochs))
+        for batch in order.to(self.labels.device).split(recipe.batch_size):
+            if self.pixels is not None:
+                yield self.pixels[batch], self.labels[batch]
+            else:
+                yield split.images.train_view(batch, recipe.seed, self.epochs), self.labels[batch]
+
+
+class Tapped(nn.Module):
+    """A library's network without kdtrain around it: logits, and the map at a stage where one is asked for."""
+
+    def __init__(self, network: Classifier, stage: str | None, layout: torch.memory_format) -> None:
+        super().__init__()
+        self.encoder, self.head = network.encoder, network.head
+        self.to(memory_format=layout)
+        self.keeps_statistics, self.layout = network.keep_statistics, layout
+        self.kept: Tensor | None = None
+        if stage is not None:
+            self.encoder.get_submodule(MODELS[network.name].taps[stage]).register_forward_hook(self._keep)
+
+    def forward(self, images: Tensor) -> Answer:
+        logits = self.head(self.encoder(images.contiguous(memory_format=self.layout)))
+        return logits, self.kept
+
+    def train(self, mode: bool = True) -> "Tapped":
+        super().train(mode)
+        if self.keeps_statistics:
+            self.encoder.eval()
+        return self
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.kept = output
+
+
+def loss_of(recipe: Recipe, criterion: Any) -> Any:
+    """By hand: cross-entropy and the method's own term, weighed as the recipe has it."""
+    method: Any = recipe.method
+    hard, soft = method.balance.weights
+    own: dict[str, Callable[[Answer, Answer], Tensor]] = {
+        "kd": partial(_kd, method),
+        "logit_mse": lambda student, teacher: functional.mse_loss(student[0].float(), teacher[0].float()),
+        "mgd": partial(_mgd, method, criterion),
+    }
+    term = own[method.name]
+
+    def loss(student: Answer, teacher: Answer, classes: Tensor) -> Tensor:
+        distillation: Tensor = soft * term(student, teacher)
+        if not hard:
+            return distillation
+        labels = functional.cross_entropy(student[0].float(), classes, label_smoothing=recipe.label_smoothing)
+        return distillation.add(labels, alpha=hard)
+
+    return loss
+
+
+def _kd(method: Any, student: Answer, teacher: Answer) -> Tensor:
+    return kd(student[0], teacher[0], method.temperature)
+
+
+def _mgd(method: Any, criterion: Any, student: Answer, teacher: Answer) -> Tensor:
+    assert student[1] is not None
+    assert teacher[1] is not None
+    return mgd(student[1], teacher[1], criterion.align, criterion.generation, method.mask_ratio, method.alpha)
+
+
+def optimizer_of(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
+    """torch's own, fused."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    config = recipe.optimizer
+    if isinstance(config, Sgd):
+        return torch.optim.SGD(trained, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+    if isinstance(config, Adam):
+        return torch.optim.Adam(trained, config.lr, weight_decay=config.weight_decay, fused=True)
+    assert isinstance(config, AdamW)
+    decay = config.weight_decay / config.lr if config.decay_times == "relative_lr" else config.weight_decay
+    spared = [parameter for parameter in trained if parameter.ndim <= 1 and config.decay_on == "weights"]
+    decayed = [parameter for parameter in trained if parameter.ndim > 1 or config.decay_on == "all"]
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], config.lr, fused=True)

@@ -165,9 +165,10 @@ class TrialFolder:
 
         Later ones are damaged, or the training would not have gone back to this step.
         """
-        written = self.path / f"checkpoint-{step:09d}-{_digest(data)}.safetensors"
+        of_step = f"checkpoint-{step:09d}-"
+        written = self.path / f"{of_step}{_digest(data)}.safetensors"
         write_bytes(written, data)
-        earlier = [path for path in self._checkpoints() if path < written]
+        earlier = [path for path in self._checkpoints() if path.name < of_step]
         for path in {*self._checkpoints()} - {written, *earlier[-1:]}:
             path.unlink(missing_ok=True)
 

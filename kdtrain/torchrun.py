@@ -25,7 +25,7 @@ LONGEST_WAIT = timedelta(minutes=30)
 """For another process of the group, of which nothing is heard: then the waiting one fails, and torchrun ends them all.
 One that dies is noticed at once."""
 
-FAREWELL_S = 2.0
+FAREWELL_S = 5.0
 LEAVING = "leaving"
 
 

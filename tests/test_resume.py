@@ -1,26 +1,26 @@
 """Killed and continued equals uninterrupted, bit for bit."""
 
-import json
-import os
-import random
-import signal
 import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+from kills import KILLABLE, command, continue_to_the_end, kill_at_a_random_moment, require_equal, trial_of
 from trainings import CPU, KD, NO_DATA, equal_weights, recipe, timeless, trained
 
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.identity import trial_id
 from kdtrain.loop import Metrics
 from kdtrain.run import train
-from kdtrain.store import Row, Store
+from kdtrain.store import Row, Store, TrialFolder
 
-EPOCHS = 4
-EPOCHS_TO_KILL = 25
+EPOCHS = 3
+STEPS_PER_EPOCH = 4
+TEACHER = KD["teacher"]
+CLIPPED = {"name": "clipping", "bound": 0.01}
+CRITIC = {"name": "logits_discriminator", "temperature": 1.5, "balance": {"alpha": 0.5}}
 RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": {"name": "sgd", "lr": 0.05}},
     "momentum": {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.001}},
@@ -29,7 +29,25 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cosine": {"lr_schedule": {"name": "cosine", "warmup_epochs": 1}},
     "kd": KD,
     "bf16": {"precision": "bf16"},
-}
+    "fp16": KD | {"precision": "fp16", "optimizer": {"name": "adam", "lr": 0.002}},
+    "ema": KD | {"ema": {"decay": 0.9, "ramp_updates": 3.0}},
+    "mgd": {
+        "teacher": TEACHER, "optimizer": {"name": "adamw", "lr": 0.002, "weight_decay": 0.1},
+        "method": {"name": "mgd", "balance": {"weight": 3.0}, "stage": "4", "mask_ratio": 0.4, "alpha": 0.01},
+    },
+    # the turns change in the middle of an epoch
+    "discriminator": {"teacher": TEACHER, "method": CRITIC | {"critic_steps": 3, "student_steps": 3}},
+    "discriminator restarted": {
+        "teacher": TEACHER,
+        "method": CRITIC
+        | {"critic_steps": 1, "student_steps": 2, "restart": "epoch", "critic_training": {"lipschitz": CLIPPED}},
+    },
+    "discriminator published": {
+        "teacher": TEACHER, "method": CRITIC | {"convention": "published", "critic_steps": 1, "student_steps": 2},
+    },
+    "dropout, batch normalisation, mixup": KD
+    | {"student": {"model": "test_resnet", "weights": None, "dropout": 0.3}, "mixup": {}},
+}  # fmt: skip
 
 
 def killed_after(epoch: int):
@@ -40,6 +58,39 @@ def killed_after(epoch: int):
             raise KeyboardInterrupt
 
     return stop
+
+
+class CutStore(Store):
+    """A store whose process is interrupted right after it has written its n-th checkpoint."""
+
+    def __init__(self, results: Path, checkpoints: int) -> None:
+        super().__init__(results)
+        self.left = checkpoints
+
+    def trial(self, trial_id: str) -> TrialFolder:
+        return CutFolder(super().trial(trial_id).path, self)
+
+
+class CutFolder(TrialFolder):
+    def __init__(self, path: Path, store: CutStore) -> None:
+        super().__init__(path)
+        self.store = store
+
+    def write_checkpoint(self, step: int, data: bytes) -> None:
+        super().write_checkpoint(step, data)
+        self.store.left -= 1
+        if self.store.left == 0:
+            raise KeyboardInterrupt
+
+
+def cut_in_mid_epoch(config: Recipe, results: Path, checkpoints: int, every: int = 1) -> TrialFolder:
+    """The folder of a training that was cut off after so many checkpoints."""
+    taught_by = teacher_recipe(config)
+    if taught_by is not None:
+        train(taught_by, Store(results), NO_DATA, CPU, final=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, CutStore(results, checkpoints), NO_DATA, CPU, final=True, checkpoint_every_steps=every)
+    return Store(results).trial(trial_id(config, NO_DATA))
 
 
 def without_versions(outcome: Row) -> Row:
@@ -60,6 +111,40 @@ def test_interrupted_after_any_epoch_and_continued_equals_uninterrupted(name: st
         assert continued.rows == straight.rows
         assert equal_weights(continued.weights, straight.weights)
         assert without_versions(continued.outcome) == without_versions(straight.outcome)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_interrupted_in_mid_epoch_and_continued_equals_uninterrupted(name: str, tmp_path: Path) -> None:
+    config = recipe(**RECIPES[name])
+    straight = trained(config, tmp_path / "straight")
+    for checkpoints in (1, 3, 6):  # of steps, and at an epoch's end: 8 in all
+        results = tmp_path / f"cut {checkpoints}"
+        done = len(cut_in_mid_epoch(config, results, checkpoints).epochs())
+        continued = trained(config, results)
+        assert continued.checkpoints == straight.checkpoints[done:]
+        assert continued.rows == straight.rows
+        assert equal_weights(continued.weights, straight.weights)
+        assert without_versions(continued.outcome) == without_versions(straight.outcome)
+
+
+def test_interrupted_after_every_step_equals_uninterrupted(tmp_path: Path) -> None:
+    config = recipe(**RECIPES["discriminator"])
+    straight = trained(config, tmp_path / "straight")
+    for _ in range(2 * STEPS_PER_EPOCH):
+        cut_in_mid_epoch(config, tmp_path / "cut", 1)
+    continued = trained(config, tmp_path / "cut")
+    assert continued.checkpoints == []
+    assert continued.rows == straight.rows
+    assert equal_weights(continued.weights, straight.weights)
+
+
+def test_checkpoints_in_mid_epoch_change_nothing(tmp_path: Path) -> None:
+    config = recipe(**RECIPES["mgd"])
+    straight = trained(config, tmp_path / "straight")
+    store = Store(tmp_path / "often")
+    train(teacher_recipe(config), store, NO_DATA, CPU, final=True)
+    train(config, store, NO_DATA, CPU, final=True, checkpoint_every_steps=1)
+    assert [timeless(row) for row in store.trial(straight.folder.trial_id).epochs()] == straight.rows
 
 
 def test_interrupted_after_every_epoch_equals_uninterrupted(tmp_path: Path) -> None:
@@ -105,6 +190,85 @@ def test_a_row_without_its_checkpoint_whole_or_torn_is_written_again(tmp_path: P
     assert continued.checkpoints == straight.checkpoints[2:]
 
 
+def flipped(place: float) -> Callable[[bytes], bytes]:
+    """One bit of the byte at a share of the file: 0 is the header's length, then comes the header, then the tensors."""
+
+    def flip(data: bytes) -> bytes:
+        at = min(int(place * len(data)), len(data) - 1)
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    return flip
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    **{f"a bit at {place}": flipped(place) for place in (0, 0.01, 0.2, 0.5, 0.9, 1)},
+    "nothing left": lambda data: b"",
+    "one byte missing": lambda data: data[:-1],
+    "half of it": lambda data: data[: len(data) // 2],
+    "a byte more": lambda data: data + b"\0",
+    "zeros": lambda data: bytes(len(data)),
+}
+
+
+def test_whatever_is_damaged_of_a_checkpoint_it_is_not_loaded_and_the_one_before_it_is(tmp_path: Path) -> None:
+    folder = cut_in_mid_epoch(recipe(), tmp_path, 3)
+    before, newest = sorted(folder.path.glob("checkpoint-*"))
+    whole = newest.read_bytes()
+    for name, damage in DAMAGES.items():
+        assert folder.read_checkpoint() == whole
+        newest.write_bytes(damage(whole))
+        assert folder.read_checkpoint() == before.read_bytes(), name
+        newest.write_bytes(whole)
+
+
+def test_a_training_goes_on_from_the_checkpoint_before_a_damaged_one_and_keeps_no_damaged_one(tmp_path: Path) -> None:
+    config = recipe(**RECIPES["discriminator"])
+    straight = trained(config, tmp_path / "straight")
+    folder = cut_in_mid_epoch(config, tmp_path / "cut", 3)
+    newest = sorted(folder.path.glob("checkpoint-*"))[-1]
+    newest.write_bytes(flipped(0.5)(newest.read_bytes()))
+    cut_in_mid_epoch(config, tmp_path / "cut", 1)  # the third step again
+    kept = sorted(path.name.split("-")[1] for path in folder.path.glob("checkpoint-*"))
+    assert kept == ["000000002", "000000003"]
+    for path in folder.path.glob("checkpoint-*"):
+        safetensors.torch.load_file(path)
+    continued = trained(config, tmp_path / "cut")
+    assert continued.rows == straight.rows
+    assert equal_weights(continued.weights, straight.weights)
+
+
+def test_what_a_kill_left_of_a_checkpoint_being_written_is_not_loaded(tmp_path: Path) -> None:
+    config = recipe(epochs=EPOCHS)
+    straight = trained(config, tmp_path / "straight")
+    folder = cut_after(config, tmp_path / "cut", 2)
+    (folder / ".checkpoint-000000012-0123456789abcdef.safetensors.x1y2z3").write_bytes(straight.checkpoints[2][:-7])
+    continued = trained(config, tmp_path / "cut")
+    assert continued.checkpoints == straight.checkpoints[2:]
+    assert continued.rows == straight.rows
+
+
+def test_while_running_the_last_two_checkpoints_are_kept_and_in_them_the_best_weights(tmp_path: Path) -> None:
+    """The best epoch has no file of its own: each checkpoint holds its weights, however long ago it was."""
+    worse_and_worse = recipe(epochs=4, optimizer={"name": "adam", "lr": 0.2}, objective="val/nll")
+    straight = trained(worse_and_worse, tmp_path / "straight")
+    assert straight.outcome["best"]["epoch"] <= 2
+    counts = []
+    folder = Store(tmp_path / "cut").trial(straight.folder.trial_id).path
+
+    def look(metrics: Metrics) -> None:
+        counts.append(len(list(folder.glob("checkpoint-*"))))
+        if metrics["epoch"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(worse_and_worse, tmp_path / "cut", on_epoch=look)
+    assert counts == [1, 2, 2, 2]
+    for path in folder.glob("checkpoint-*"):
+        tensors = safetensors.torch.load_file(path)
+        best = {name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")}
+        assert equal_weights(best, straight.weights)
+
+
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_with_damaged_checkpoints_a_training_goes_back_as_far_as_it_must(tmp_path: Path, damaged: int) -> None:
     config = recipe(epochs=EPOCHS)
@@ -129,36 +293,14 @@ def test_a_pruned_trial_is_no_end_for_a_study_that_wants_it_whole(tmp_path: Path
     assert equal_weights(continued.weights, straight.weights)
 
 
-def command(config: Recipe, folder: Path) -> list[str]:
-    """python -m kdtrain on a recipe: JSON is YAML."""
-    file = folder / "recipe.yaml"
-    file.write_text(json.dumps(config.model_dump(mode="json", exclude_none=True)))
-    return [sys.executable, "-m", "kdtrain", str(file), "--results", str(folder / "results"), "--device", "cpu"]
-
-
 @pytest.mark.slow
-def test_a_process_killed_at_a_random_moment_and_started_again_equals_one_left_alone(tmp_path: Path) -> None:
-    config = recipe(data={"name": "digits", "resolution": 32}, epochs=EPOCHS_TO_KILL, **KD)
-    run_again = command(config, tmp_path)
-    rows = Store(tmp_path / "results").trial(trial_id(config, NO_DATA)).path / "epochs.jsonl"
-    process = subprocess.Popen(run_again, stdout=subprocess.DEVNULL)
-    epoch, moment_s = random.randint(1, EPOCHS_TO_KILL - 5), random.uniform(0, 0.2)
-    deadline = time.monotonic() + 240
-    while not rows.exists() or rows.read_bytes().count(b"\n") < epoch:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(moment_s)
-    os.kill(process.pid, signal.SIGKILL)
-    killed = f"killed {moment_s} s after epoch {epoch}"
-    assert process.wait() == -signal.SIGKILL, killed
-    subprocess.run(run_again, stdout=subprocess.DEVNULL, check=True, timeout=240)
-    left_alone = trained(config, tmp_path / "left alone")
-    continued = Store(tmp_path / "results").trial(left_alone.folder.trial_id)
-    assert [timeless(row) for row in continued.epochs()] == left_alone.rows, killed
-    assert continued.weights.read_bytes() == left_alone.folder.weights.read_bytes()
-    assert continued.predictions.read_bytes() == left_alone.folder.predictions.read_bytes()
-    assert without_versions(continued.outcome()) == without_versions(left_alone.outcome)
+@pytest.mark.parametrize("name", KILLABLE)
+def test_a_process_killed_at_a_random_moment_and_started_again_equals_one_left_alone(name: str, tmp_path: Path) -> None:
+    case = KILLABLE[name]
+    killed = kill_at_a_random_moment(case, tmp_path)
+    continue_to_the_end(case, tmp_path)
+    left_alone = trained(case.config, tmp_path / "left alone")
+    require_equal(trial_of(case.config, tmp_path), left_alone.folder, killed)
 
 
 @pytest.mark.slow

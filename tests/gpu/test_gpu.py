@@ -26,6 +26,7 @@ RESNETS: dict[str, Any] = {
     "data": {"name": "digits", "resolution": 64, "limit_per_class": 6},
     "teacher": {"model": "resnet50", "weights": None, "epochs": 1},
     "student": {"model": "resnet18", "weights": None},
+    "optimizer": {"name": "adam", "lr": 0.001},
     "batch_size": 20,
 }
 METHODS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ import torch
 
 from kdtrain.errors import UserError
 
-PACKAGES = ("kdtrain", "torch", "torchvision", "ray", "optuna", "numpy")
+PACKAGES = ("kdtrain", "torch", "torchvision", "pillow", "ray", "optuna", "numpy")
 
 
 def prepare_process(threads: int) -> None:

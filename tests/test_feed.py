@@ -15,12 +15,14 @@ from torch import Tensor
 from trainings import CPU, NO_DATA, recipe
 
 from kdtrain.config.recipe import Recipe
+from kdtrain.config.settings import Resources
 from kdtrain.data import Dataset, load
 from kdtrain.data.base import as_floats
 from kdtrain.environment import prepare_process
 from kdtrain.errors import UserError
 from kdtrain.feed import Feed, batches_of, part_of
 from kdtrain.loop import fit
+from kdtrain.resources import concurrent_trials, per_worker
 from kdtrain.run import Run, train
 from kdtrain.store import Store
 
@@ -47,10 +49,10 @@ def birds(root: Path, **changes: Any) -> tuple[Recipe, Dataset]:
 
 
 def fed(
-    config: Recipe, data: Dataset, loaders: int, start: tuple[int, int] = (0, 0)
+    config: Recipe, data: Dataset, loaders: int, start: tuple[int, int] = (0, 0), device: torch.device = CPU
 ) -> list[tuple[Tensor, Tensor | None]]:
     """All batches from an epoch's step on, to the training's end."""
-    feed = Feed(config, data.train, CPU, loaders)
+    feed = Feed(config, data.train, device, loaders)
     total = len(data.train)
     step = 0
     found = []
@@ -201,6 +203,27 @@ def test_a_loader_draws_nothing_from_the_training_and_uses_one_thread(tmp_path: 
     threads = len(list(Path(f"/proc/{child.pid}/task").iterdir()))
     assert threads <= 3  # its own, the queue's and at most one of the system's
     feed.close()
+
+
+def test_loaders_take_a_cpu_each() -> None:
+    resources = Resources(workers=2, cpus_per_worker=1, loaders=3)
+    assert per_worker(resources) == {"cpu": 4.0}
+    assert concurrent_trials(resources, [{"CPU": 17}]) == 2
+    with pytest.raises(UserError, match="2 workers of 4"):
+        concurrent_trials(resources, [{"CPU": 7}])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mixup", [{}, MIXED], ids=["alone", "mixed"])
+def test_batches_on_a_gpu_are_those_of_the_cpu_with_any_number_of_loaders(
+    mixup: dict[str, Any], tmp_path: Path
+) -> None:
+    config, data = birds(tmp_path, epochs=2, **mixup)
+    expected = fed(config, data, 0)
+    for loaders in (0, 2):
+        on_gpu = fed(config, data, loaders, device=torch.device("cuda"))
+        assert all(images.is_cuda for images, _ in on_gpu)
+        require_equal([(each.cpu(), other.cpu() if other is not None else None) for each, other in on_gpu], expected)
 
 
 def test_a_training_ended_by_an_error_leaves_no_process(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kdtrain.data.resample import resized, resized_each
 from kdtrain.streams import stream
@@ -66,8 +67,8 @@ class CropFlip:
         # without data: torchvision asks for the size alone
         like = torch.empty(heads.shape[1:], dtype=torch.uint8, device="meta")
         drawn, flipped = _drawn(lambda _: self._crop.make_params([like]), indices, seed, epoch)
-        corners = torch.tensor([(each["top"], each["left"]) for each in drawn]) - self.padding
-        cropped = _cropped(heads, indices, corners[:, 0], corners[:, 1], self.size)
+        tops, lefts = (torch.tensor([each[side] for each in drawn]) for side in ("top", "left"))
+        cropped = _cropped(heads, indices, tops, lefts, self.size, self.padding)
         square = resized(cropped, self.resolution) if self.resolution else cropped
         return _flipped(square, flipped)
 
@@ -126,23 +127,18 @@ def _drawn(
     return drawn, torch.tensor(flipped)
 
 
-def _cropped(heads_NCHW: Tensor, indices: Tensor, tops: Tensor, lefts: Tensor, size: int) -> Tensor:
-    """uint8 [n, C, size, size] of images `indices` [n] from these corners, which may lie outside: black there."""
-    device = heads_NCHW.device
-    _, channels, height, width = heads_NCHW.shape
-    side = torch.arange(size)
-    rows, columns = tops[:, None] + side, lefts[:, None] + side
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
-    whole = heads_NCHW[indices.to(device, non_blocking=True)]
-    rows, columns, inside = (
-        each.to(device, non_blocking=True) for each in (rows.clamp(0, height - 1), columns.clamp(0, width - 1), inside)
-    )
-    of_rows = whole.gather(2, rows[:, None, :, None].expand(-1, channels, -1, width))
-    cropped = of_rows.gather(3, columns[:, None, None, :].expand(-1, channels, size, -1))
-    return cropped * inside[:, None]
+def _cropped(heads_NCHW: Tensor, indices: Tensor, tops: Tensor, lefts: Tensor, size: int, padding: int) -> Tensor:
+    """uint8 [n, C, size, size] of images `indices` [n], after so many black pixels at each side, from these corners."""
+    which, tops, lefts = (each.to(heads_NCHW.device, non_blocking=True) for each in (indices, tops, lefts))
+    if padding:
+        heads_NCHW = functional.pad(heads_NCHW[which], (padding,) * 4)
+        which = torch.arange(len(which), device=which.device)
+    windows = heads_NCHW.unfold(2, size, 1).unfold(3, size, 1)  # of every corner; a view, nothing is copied
+    return windows[which, :, tops, lefts]
 
 
 def _flipped(pixels_NCHW: Tensor, flipped: Tensor) -> Tensor:
-    """Left and right exchanged where `flipped` [N]."""
-    which = flipped.to(pixels_NCHW.device, non_blocking=True)[:, None, None, None]
-    return torch.where(which, pixels_NCHW.flip(3), pixels_NCHW)
+    """Left and right exchanged where `flipped` [N], in place."""
+    which = flipped.nonzero().flatten().to(pixels_NCHW.device, non_blocking=True)
+    pixels_NCHW[which] = pixels_NCHW[which].flip(3)
+    return pixels_NCHW

@@ -49,7 +49,7 @@ def pairing(mixup: Mixup, batch: Tensor, total: int, seed: int, epoch: int, step
 
 def mixed(images: Tensor, partner_images: Tensor, shares: Tensor) -> Tensor:
     """l x + (1 - l) x' for images and partners [N, C, H, W] and shares [N]."""
-    shares_N111 = shares.to(images)[:, None, None, None]
+    shares_N111 = shares.to(images.device, images.dtype, non_blocking=True)[:, None, None, None]
     return shares_N111 * images + (1 - shares_N111) * partner_images
 
 

@@ -6,6 +6,7 @@ N images, C channels, H x W pixels.
 """
 
 import math
+from functools import lru_cache
 
 import PIL
 import torch
@@ -25,8 +26,7 @@ def resized(pixels_NCHW: Tensor, resolution: int) -> Tensor:
     height, width = pixels_NCHW.shape[2:]
     if (height, width) == (resolution, resolution):
         return pixels_NCHW
-    rows = weights(torch.tensor([height]), resolution)[0]
-    columns = weights(torch.tensor([width]), resolution)[0]
+    rows, columns = _weights_of(height, resolution), _weights_of(width, resolution)
     dyadic = all(torch.equal((each * DYADIC).round(), each * DYADIC) for each in (rows, columns))
     columns_later = bool(rows_first(torch.tensor(height), torch.tensor(width), resolution))
     if dyadic and not columns_later and pixels_NCHW.device.type == "cpu":  # torch's own kernel: weights of 16 bits
@@ -34,7 +34,7 @@ def resized(pixels_NCHW: Tensor, resolution: int) -> Tensor:
             pixels_NCHW, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False
         )
     exact = torch.float32 if dyadic else torch.float64
-    rows, columns = rows.to(pixels_NCHW.device, exact), columns.to(pixels_NCHW.device, exact)
+    rows, columns = (each.to(exact).to(pixels_NCHW.device, non_blocking=True) for each in (rows, columns))
     return _both_passes(pixels_NCHW, rows, columns.T, columns_later)
 
 
@@ -54,6 +54,11 @@ def resized_each(pixels_NCHW: Tensor, heights: Tensor, widths: Tensor, resolutio
             columns = _weights_on(device, widths[own], resolution, padded_width).transpose(1, 2)
             out[there] = _both_passes(pixels_NCHW[there], rows[:, None], columns[:, None], columns_later)
     return out
+
+
+@lru_cache(maxsize=8)  # every batch of a data set asks
+def _weights_of(size: int, out: int) -> Tensor:
+    return weights(torch.tensor([size]), out)[0]
 
 
 def rows_first(heights: Tensor, widths: Tensor, resolution: int) -> Tensor:

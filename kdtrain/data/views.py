@@ -138,13 +138,13 @@ class HeldImages:
     def train_view(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
         assert self._train is not None
         batched, heads = self._train
-        return batched.batch(heads, indices, seed, epoch)
+        return batched.batch(heads, indices, seed, epoch).contiguous()  # strides choose a convolution's algorithm
 
     def eval_view(self, indices: Tensor) -> Tensor:
         if self._evaluation is None:
             return self.images.eval_view(indices)
         batched, heads = self._evaluation
-        return batched.batch(heads, indices, 0, 0)
+        return batched.batch(heads, indices, 0, 0).contiguous()
 
     def tta_view(self, indices: Tensor) -> Tensor | None:
         return self.images.tta_view(indices)

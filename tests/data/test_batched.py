@@ -10,7 +10,7 @@ from made_up_data import flowers102, hymenoptera, paint
 from PIL import Image
 from torch import Tensor
 
-from kdtrain.data.base import Dataset
+from kdtrain.data.base import Dataset, as_floats
 from kdtrain.data.batched import ResizedCropFlip
 from kdtrain.data.cifar10 import Cifar10
 from kdtrain.data.cub200 import Cub200
@@ -97,8 +97,10 @@ def require_equal(held_images: HeldImages, images: ViewedImages, batch: Tensor) 
     for seed, epoch in ((0, 0), (3, 11)):
         views = held_images.train_view(batch, seed, epoch)
         assert views.dtype == torch.uint8
+        assert views.stride() == images.train_view(batch, seed, epoch).stride()
         assert torch.equal(views, images.train_view(batch, seed, epoch))
     assert torch.equal(held_images.eval_view(batch), images.eval_view(batch))
+    assert held_images.eval_view(batch).stride() == images.eval_view(batch).stride()
 
 
 @pytest.mark.parametrize("name", ["flowers102", "flowers102 inception", "hymenoptera", "image_folder"])
@@ -162,6 +164,12 @@ def test_batches_of_real_images_are_their_views(config: Any, real_data: Path, mo
     images = data.train.images
     batch = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:40]
     require_equal(held(images, monkeypatch), images, batch)
+
+
+@pytest.mark.gpu
+def test_bytes_become_the_same_floats_on_a_gpu() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(as_floats(every.cuda()).cpu(), as_floats(every))
 
 
 @pytest.mark.gpu

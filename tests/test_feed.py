@@ -1,10 +1,14 @@
 """The feed: loader processes change nothing of what is learned, and nothing of them is left behind."""
 
+import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +241,66 @@ def test_a_training_ended_by_an_error_leaves_no_process(tmp_path: Path) -> None:
         train(config, Store(tmp_path / "results"), tmp_path, CPU, on_epoch=stop, loaders=2)
     outcome = train(config, Store(tmp_path / "results"), tmp_path, CPU, loaders=1)
     assert outcome["state"] == "complete"
+
+
+# the real command, killed
+
+
+@contextmanager
+def command(root: Path, epochs: int) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A training with two loaders in a process of its own, after its first epoch; and the processes of its loaders."""
+    cub200(root)
+    file = root / "recipe.yaml"
+    file.write_text(json.dumps(recipe(**BIRDS | {"epochs": epochs}).model_dump(mode="json")))
+    arguments = [str(file), "--data", str(root), "--results", str(root / "results"), "--loaders", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdtrain", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                break
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        loaders = [int(child) for child in children if running(int(child))]
+        assert len(loaders) == 2
+        yield process, loaders
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def running(process: int) -> bool:
+    """There, and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def require_gone(processes: list[int]) -> None:
+    deadline = time.monotonic() + 60  # a loader looks every 5 s whether its parent lives
+    while any(map(running, processes)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(running, processes))
+
+
+@pytest.mark.slow
+def test_loaders_end_where_their_training_is_killed(tmp_path: Path) -> None:
+    with command(tmp_path, 100_000) as (process, loaders):
+        process.kill()
+        process.wait()
+        require_gone(loaders)
+
+
+def test_a_killed_loader_ends_the_command_with_one_sentence_and_its_checkpoint_stays(tmp_path: Path) -> None:
+    with command(tmp_path, 100_000) as (process, loaders):
+        os.kill(loaders[0], signal.SIGKILL)
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert told.startswith("loaders: a loader process was killed (")
+        assert len(told.splitlines()) == 1
+        require_gone(loaders)
+    (rows,) = (tmp_path / "results" / "trials").glob("*/epochs.jsonl")
+    assert not (rows.parent / "outcome.json").exists()
+    assert list(rows.parent.glob("*checkpoint*")) or list(rows.parent.glob("*.safetensors"))

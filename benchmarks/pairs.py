@@ -1,6 +1,7 @@
 """The five setups' pairs, each as kdtrain's Run and as the same networks, weights and settings for the plain loop."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from kdtrain.config import load_recipe
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.training import Adam, AdamW, Sgd
 from kdtrain.data import Dataset
-from kdtrain.data.base import tensor_dataset
+from kdtrain.data.base import Split, tensor_dataset
 from kdtrain.loop import train_epoch
 from kdtrain.models import MODELS, Classifier
 from kdtrain.progress import EpochProgress
@@ -52,12 +53,12 @@ class Pair:
 UNFROZEN = ("student.freeze=none", "teacher.freeze=none")
 FROZEN = ("student.allow_random_frozen=true",)
 PAIRS = [
-    Pair(1, "ResNet50 -> ResNet18, kd", "cifar10_kd", UNFROZEN, 10, 64, 128, 8),
-    Pair(2, "ResNet50 -> ResNet18 frozen, logit_mse", "hymenoptera_mse", FROZEN, 2, 64, 224, 8),
-    Pair(2, "ResNet50 -> ResNet18, logit_mse", "hymenoptera_mse", UNFROZEN, 2, 64, 224, 8),
-    Pair(3, "LeNet5 -> LeNet5, kd", "mnist_kd", (), 10, 32, 32, 100, channels=1),
-    Pair(4, "ResNet50 -> MobileNetV2, kd", "cub_softtarget", (), 200, 64, 224, 4),
-    Pair(4, "ResNet50 -> MobileNetV2, mgd", "cub_mgd", (), 200, 64, 224, 4),
+    Pair(1, "ResNet50 -> ResNet18, kd", "cifar10_kd", UNFROZEN, 10, 64, 128, 4),
+    Pair(2, "ResNet50 -> ResNet18 frozen, logit_mse", "hymenoptera_mse", FROZEN, 2, 64, 224, 4),
+    Pair(2, "ResNet50 -> ResNet18, logit_mse", "hymenoptera_mse", UNFROZEN, 2, 64, 224, 4),
+    Pair(3, "LeNet5 -> LeNet5, kd", "mnist_kd", (), 10, 32, 32, 25, channels=1),
+    Pair(4, "ResNet50 -> MobileNetV2, kd", "cub_softtarget", (), 200, 64, 224, 2),
+    Pair(4, "ResNet50 -> MobileNetV2, mgd", "cub_mgd", (), 200, 64, 224, 2),
     Pair(
         5, "BiT 50x1 -> ResNet50V2, kd, mixup", "flowers_funmatch", ("teacher.model=bit_resnet50x1",), 102, 64, 128, 4
     ),
@@ -72,6 +73,11 @@ def made_up(pair: Pair, px: int, images: int) -> Dataset:
     return tensor_dataset(
         "made up", pixels, torch.arange(images) % pair.classes, names, (torch.arange(images), few, few)
     )
+
+
+def beginning(data: Dataset, images: int) -> Dataset:
+    """A real data set whose training images are its first ones only."""
+    return dataclasses.replace(data, train=Split(data.train.images, data.train.labels[:images]))
 
 
 class Ours:

@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import torch
 from flops import counted_flops, peak_tflops
-from pairs import PAIRS, ByHand, Ours, Pair, made_up
+from pairs import PAIRS, ByHand, Ours, Pair, beginning, made_up
 from phases import shares
 
 from kdtrain.config.recipe import Recipe
@@ -103,9 +103,10 @@ def prepared(pair: Pair, chosen: argparse.Namespace, px: int, channels_last: boo
         changes += [f"{network}.channels_last={str(channels_last).lower()}"] if channels_last is not None else []
     changes += [f"batch_size={chosen.batch_size}"] if chosen.batch_size else []
     recipe = pair.resolved(px, changes)
+    images = (chosen.batches or pair.batches) * recipe.batch_size
     if chosen.data:
-        return recipe, load(recipe.data, data_folder(chosen.data))
-    return recipe, made_up(pair, px, (chosen.batches or pair.batches) * recipe.batch_size)
+        return recipe, beginning(load(recipe.data, data_folder(chosen.data)), images)
+    return recipe, made_up(pair, px, images)
 
 
 def interleaved(epochs: dict[str, Callable[[], float]], rounds: int, device: torch.device) -> dict[str, list[float]]:

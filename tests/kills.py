@@ -8,13 +8,18 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from trainings import NO_DATA, recipe, timeless
+import torch
+import torch.distributed as dist
+from trainings import CPU, NO_DATA, recipe, timeless
 
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.environment import prepare_process
 from kdtrain.identity import trial_id
+from kdtrain.run import read_test, train
 from kdtrain.store import Store, TrialFolder
 
 PATIENCE_S = 300.0
@@ -81,12 +86,15 @@ def steps_saved(folder: TrialFolder) -> int:
 
 
 def kill_at_a_random_moment(
-    case: Killable, folder: Path, processes: int | None = None, *, one_worker: bool = False
+    case: Killable, folder: Path, processes: int | None = None, *, one_worker: bool = False, latest: float = 0.75
 ) -> str:
-    """kill -9 of the command, with all that it has started or of one worker alone; returns when that was."""
+    """kill -9 of the command, with all that it has started or of one worker alone; returns when that was.
+
+    latest: the share of the steps after which it comes at the latest, but for the time that the killing takes.
+    """
     seed = random.randrange(1_000_000)
     chance = random.Random(seed)
-    step, moment_s = chance.randrange(case.steps * 3 // 4), chance.uniform(0, 0.1)
+    step, moment_s = chance.randrange(int(case.steps * latest)), chance.uniform(0, 0.1)
     trial = trial_of(case.config, folder)
     options = ["--checkpoint-every-steps", str(case.every)] if case.every else []
     process = subprocess.Popen(
@@ -115,6 +123,25 @@ def kill_at_a_random_moment(
 def continue_to_the_end(case: Killable, folder: Path, processes: int | None = None) -> None:
     started = command(case.config, folder, processes=processes)
     subprocess.run(started, stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE_S)
+
+
+def leave_alone(configs: list[Recipe], folder: Path, workers: int) -> None:
+    """All these trainings undisturbed, by one group of workers."""
+    folder.mkdir(exist_ok=True)
+    torch.multiprocessing.spawn(_train_all, (configs, str(folder), workers), nprocs=workers)
+
+
+def _train_all(rank: int, configs: list[Recipe], folder: str, workers: int) -> None:
+    prepare_process(1)
+    patience, meeting = timedelta(seconds=PATIENCE_S), f"file://{folder}/group"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers, timeout=patience)
+    store = Store(Path(folder) / "results")
+    for config in configs:
+        for part in (teacher_recipe(config), config):
+            if part is not None:
+                train(part, store, NO_DATA, CPU, final=True)
+                read_test(part, store, NO_DATA, CPU)
+    dist.destroy_process_group()
 
 
 def wait_for_end(pids: list[int], process: subprocess.Popen[bytes]) -> None:

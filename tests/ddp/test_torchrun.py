@@ -4,34 +4,28 @@ import os
 import signal
 import subprocess
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
 from kills import (
     KILLABLE,
     PATIENCE_S,
     command,
     continue_to_the_end,
     kill_at_a_random_moment,
+    leave_alone,
     require_equal,
     steps_saved,
     trial_of,
 )
-from trainings import CPU, KD, NO_DATA, recipe, timeless, trained
+from trainings import KD, recipe, timeless, trained
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.environment import prepare_process
-from kdtrain.run import read_test, train
-from kdtrain.store import Store
+from kdtrain.config.recipe import Recipe
 
 pytestmark = pytest.mark.ddp
 
 WORKERS = 2
-PATIENCE = timedelta(seconds=PATIENCE_S)
 STOPPED = "stopped; finished epochs and checkpoints are kept: the same command continues"
 
 
@@ -45,29 +39,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def leave_alone(rank: int, folder: str) -> None:
-    """A rank of a group in which all killable trainings run undisturbed."""
-    prepare_process(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/group",
-        rank=rank,
-        world_size=WORKERS,
-        timeout=timedelta(seconds=PATIENCE_S),
-    )
-    store = Store(Path(folder) / "results")
-    for case in KILLABLE.values():
-        train(teacher_recipe(case.config), store, NO_DATA, CPU, final=True)
-        read_test(teacher_recipe(case.config), store, NO_DATA, CPU)
-        train(case.config, store, NO_DATA, CPU, final=True)
-        read_test(case.config, store, NO_DATA, CPU)
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("left alone")
-    torch.multiprocessing.spawn(leave_alone, (str(folder),), nprocs=WORKERS)
+    leave_alone([case.config for case in KILLABLE.values()], folder, WORKERS)
     return folder
 
 

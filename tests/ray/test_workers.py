@@ -1,0 +1,76 @@
+"""A training of two workers on Ray Train: one is killed and replaced, and nobody could tell from the numbers.
+
+It was begun under torchrun, and killed there: Ray Train wraps exactly that.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kills import KILLABLE, PATIENCE_S, kill_at_a_random_moment, leave_alone, steps_saved, trial_of
+from test_sweep import children
+from trainings import NO_DATA, timeless
+
+from kdtrain.config.recipe import teacher_recipe
+from kdtrain.config.settings import Resources
+from kdtrain.store import read_rows
+
+pytestmark = [pytest.mark.ray, pytest.mark.ddp]
+
+SCRIPT = Path(__file__).parent / "one_trial.py"
+WORKERS = 2
+
+
+def workers_below(pid: int) -> list[int]:
+    return [own for own, title in children(pid).items() if "RayTrainWorker" in title]
+
+
+def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_an_undisturbed_one(
+    tmp_path: Path,
+) -> None:
+    case = KILLABLE["kd at an epoch's end"]
+    config, undisturbed = case.config, tmp_path / "undisturbed"
+    leave_alone([config], undisturbed, WORKERS)
+    trial, taught_by = trial_of(config, tmp_path), teacher_recipe(config)
+    shutil.copytree(trial_of(taught_by, undisturbed).path, trial_of(taught_by, tmp_path).path)
+    begun = kill_at_a_random_moment(case, tmp_path, WORKERS, latest=0.3)  # Tune has not heard of these epochs
+    job = {
+        "kind": "train", "key": "search-0", "recipe": config.model_dump(mode="json"), "trial_id": trial.trial_id,
+        "final": True, "also": [], "results": str(tmp_path / "results"), "sweep_folder": str(tmp_path / "sweep"),
+        "ray_storage": str(tmp_path / "storage"), "data_root": str(NO_DATA),
+        "resources": Resources(workers=WORKERS, checkpoint_every_steps=17).model_dump(),
+    }  # fmt: skip
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    seed = random.randrange(1_000_000)
+    chance = random.Random(seed)
+    step = chance.randrange(steps_saved(trial), case.steps * 3 // 4)
+    arguments = [str(tmp_path / "job.json"), str(tmp_path / "rows.jsonl")]
+    driver = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + PATIENCE_S
+        while steps_saved(trial) <= step:
+            assert driver.poll() is None, driver.communicate()[1]
+            assert time.monotonic() < deadline, f"no checkpoint after step {step}"
+            time.sleep(0.01)
+        workers = workers_below(driver.pid)
+        assert len(workers) == WORKERS
+        os.kill(chance.choice(workers), signal.SIGKILL)
+        killed = f"{begun}; then on Ray, seed {seed}: killed after step {step}"
+        _, err = driver.communicate(timeout=PATIENCE_S)
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, err
+    expected = trial_of(config, undisturbed)
+    assert [timeless(row) for row in trial.epochs()] == [timeless(row) for row in expected.epochs()], killed
+    assert trial.weights.read_bytes() == expected.weights.read_bytes(), killed
+    reported = read_rows(tmp_path / "rows.jsonl")
+    assert [row["epoch"] for row in reported if "broken" not in row] == list(range(1, config.epochs + 1)), killed
+    assert [row["val/accuracy"] for row in reported] == [row["val/accuracy"] for row in trial.epochs()], killed
+    assert len({row["checkpoint_path"] for row in reported}) == config.epochs, "each with a checkpoint of its own"

@@ -4,7 +4,8 @@
 
 "before" makes one PIL image after the other and turns it into floats in this process, as version 0.2 did; "now" is what
 `Feed` does without loaders. The variants are interleaved in every round; printed are medians over the rounds, and of
-ratios the median of the rounds' own. With loaders the time is the wall's, over the loop after its first batch.
+ratios the median of the rounds' own. By loaders: of a loop after its first batch, images/s by the
+wall's clock, and CPU time of the training's own process, which does not see how busy the machine is.
 """
 
 import argparse
@@ -46,32 +47,32 @@ def recipe_of(data: dict[str, Any]) -> Recipe:
     )  # fmt: skip
 
 
-def cpu_ms_per_image(work: Callable[[], Any], images: int) -> float:
+def cpu_ms_per_image(work: Callable[[int], Any], epoch: int, images: int) -> float:
     started = time.process_time()
-    work()
+    work(epoch)
     return (time.process_time() - started) / images * 1e3
 
 
-def loop_images_per_s(recipe: Recipe, data: Dataset, loaders: int, images: int) -> float:
-    """Over the feed alone, on the CPU."""
+def loop(recipe: Recipe, data: Dataset, loaders: int, images: int) -> tuple[float, float]:
+    """Over the feed alone, on the CPU: (images/s, CPU ms per image of this process)."""
     feed = Feed(recipe, data.train, torch.device("cpu"), loaders)
-    total, step, seen, started = len(data.train), 0, 0, 0.0
+    total, step, seen, started, cpu_started = len(data.train), 0, 0, 0.0, 0.0
     epoch = 0
     while seen < images:
         for epoch_step, indices in enumerate(batches_of(recipe, total, epoch)):
             part = part_of(recipe, indices, total, epoch, step)
             feed.images(part, epoch, epoch_step, step)
             if step == 0:  # processes start and memory is filled before the first batch
-                started = time.perf_counter()
+                started, cpu_started = time.perf_counter(), time.process_time()
             else:
                 seen += len(indices)
             step += 1
             if seen >= images:
                 break
         epoch += 1
-    seconds = time.perf_counter() - started
+    seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
     feed.close()
-    return seen / seconds
+    return seen / seconds, cpu_s / seen * 1e3
 
 
 def measure(name: str, root: Path, images: int, rounds: int) -> None:
@@ -96,15 +97,22 @@ def measure(name: str, root: Path, images: int, rounds: int) -> None:
         work(0)
     for epoch in range(rounds):
         for variant, work in variants.items():
-            ms[variant].append(cpu_ms_per_image(lambda work=work, epoch=epoch: work(epoch), count))
+            ms[variant].append(cpu_ms_per_image(work, epoch, count))
     told = [f"{variant} {statistics.median(values):.3f}" for variant, values in ms.items()]
     ratio = statistics.median(before / after for before, after in zip(ms["before"], ms["now"], strict=True))
-    speeds: dict[int, list[float]] = {loaders: [] for loaders in LOADERS}
+    loops: dict[int, list[tuple[float, float]]] = {loaders: [] for loaders in LOADERS}
     for _ in range(max(1, rounds // 2)):
         for loaders in LOADERS:
-            speeds[loaders].append(loop_images_per_s(recipe, data, loaders, 3 * images))
-    loop = ", ".join(f"{loaders}: {statistics.median(values):.0f}" for loaders, values in speeds.items())
-    print(f"{name}: CPU ms/image {', '.join(told)}; before/now {ratio:.2f}; images/s by loaders {loop}", flush=True)
+            loops[loaders].append(loop(recipe, data, loaders, 3 * images))
+    by_loaders = [
+        f"{loaders}: {statistics.median(speed for speed, _ in found):.0f} images/s, "
+        f"{statistics.median(own for _, own in found):.3f} ms here"
+        for loaders, found in loops.items()
+    ]
+    print(
+        f"{name}: CPU ms/image {', '.join(told)}; before/now {ratio:.2f}; by loaders {'; '.join(by_loaders)}",
+        flush=True,
+    )
 
 
 def main() -> None:

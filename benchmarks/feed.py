@@ -21,7 +21,7 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.data import Dataset, data_folder
 from kdtrain.data.base import as_floats
 from kdtrain.data.batched import ResizedCropFlip
-from kdtrain.data.views import HeldImages
+from kdtrain.data.views import HeldImages, ViewedImages
 from kdtrain.environment import prepare_process
 from kdtrain.feed import Feed, batches_of, part_of
 
@@ -79,6 +79,7 @@ def measure(name: str, root: Path, images: int, rounds: int) -> None:
     recipe = recipe_of(SETS[name])
     data = recipe.data.load(root)
     views = data.train.images
+    assert isinstance(views, ViewedImages)
     views.check()
     now = views.on(torch.device("cpu"))
     batches = torch.randperm(len(views), generator=torch.Generator().manual_seed(0))[:images].split(BATCH)

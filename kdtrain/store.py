@@ -169,7 +169,8 @@ class TrialFolder:
         written = self.path / f"{of_step}{_digest(data)}.safetensors"
         write_bytes(written, data)
         earlier = [path for path in self._checkpoints() if path.name < of_step]
-        for path in {*self._checkpoints()} - {written, *earlier[-1:]}:
+        torn = self.path.glob(".checkpoint-*")  # of a process that was killed while it wrote: they can be large
+        for path in {*self._checkpoints(), *torn} - {written, *earlier[-1:]}:
             path.unlink(missing_ok=True)
 
     def read_checkpoint(self) -> bytes | None:

@@ -27,8 +27,8 @@ from kdtrain.environment import prepare_process
 from kdtrain.loop import load_batch
 from kdtrain.methods import weighted_sum
 
-LAYOUTS_ASKED: dict[str, list[bool | None]] = {"default": [None], "on": [True], "off": [False], "both": [False, True]}
-"""channels_last of both networks; None: each network's own default."""
+LAYOUTS_ASKED: dict[str, list[bool | None]] = {"default": [None], "on": [True], "off": [False], "both": [False, None]}
+"""channels_last of teacher and student; None: each network's own default, which is on but for BiT."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--threads", type=int, default=1)
     own.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"))
     own.add_argument("--compile", action="store_true", help="teacher and student, in both loops")
-    own.add_argument("--channels-last", default="default", choices=list(LAYOUTS_ASKED))
+    own.add_argument("--channels-last", default="default", choices=list(LAYOUTS_ASKED), help="both: off and default")
     own.add_argument("--large", action="store_true", help="setup 5 with its own teacher, BiT 101x3, too")
     own.add_argument("--data", metavar="DIR", help="the setups' real images (default: made-up ones in memory)")
     own.add_argument("--peak-tflops", type=float, help="of the device (default: known, or measured on a CPU)")

@@ -17,7 +17,7 @@ from kdtrain.describe import plain_yaml
 from kdtrain.errors import NoResult, UserError
 from kdtrain.identity import trial_id
 from kdtrain.record import Record
-from kdtrain.run import best_epoch, merit, outcome_row
+from kdtrain.run import best_epoch, merit, outcome_row, require_own_workers
 from kdtrain.search import Search, Values
 from kdtrain.store import Row, Store, TrialFolder, write_bytes
 
@@ -351,6 +351,7 @@ class Study:
         """Whether the store's outcome serves this job. One that was pruned serves only where this study would have
         pruned it as well; a final one must have kept its weights."""
         folder = self.store.trial(job.trial_id)
+        require_own_workers(job.recipe, folder, self.sweep.resources.workers)
         outcome = folder.outcome()
         if outcome is None or outcome["state"] == "failed":
             return outcome is not None

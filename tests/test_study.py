@@ -164,6 +164,16 @@ def test_another_sweep_takes_the_same_teacher_from_the_store(finished: Study, tm
     assert "teacher" not in {job.stage for job in carry_out(study)}
 
 
+def test_what_one_worker_trained_with_its_own_statistics_is_no_trial_of_a_study_with_two(tmp_path: Path) -> None:
+    own = {"batch_norm": "per_worker"}
+    one = open_study(sweep_file(tmp_path, recipe=own), tmp_path / "results")
+    assert "train" in [job.kind for job in carry_out(one, jobs=4)]
+    two = sweep_file(tmp_path, name="two", recipe=own, resources={"workers": 2})
+    with pytest.raises(UserError, match=r"per_worker makes another training of 2 workers than of 1, .* begun with"):
+        carry_out(open_study(two, tmp_path / "results"))
+    carry_out(open_study(sweep_file(tmp_path, name="again", recipe=own), tmp_path / "results"), jobs=4)
+
+
 def test_a_trial_that_another_study_pruned_is_trained_to_its_end(finished: Study, tmp_path: Path) -> None:
     shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
     study = open_study(sweep_file(tmp_path, name="unpruned", study={"pruner": None}), tmp_path / "results")

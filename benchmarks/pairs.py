@@ -21,9 +21,9 @@ from kdtrain.data.base import Split, tensor_dataset
 from kdtrain.loop import train_epoch
 from kdtrain.models import MODELS, Classifier
 from kdtrain.progress import EpochProgress
-from kdtrain.run import Run, fresh_teacher
+from kdtrain.run import Run
 from kdtrain.streams import generator
-from kdtrain.teacher import Teacher
+from kdtrain.teacher import Teacher, fresh_teacher
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 RANDOM = ("student.weights=null", "teacher.weights=null", "lr_schedule={name: constant}")

@@ -85,10 +85,12 @@ def _train(chosen: argparse.Namespace, group: Group) -> int:
 
 def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.device", group: Group) -> int:
     """The recipe's teacher, if it has one to train, then its student."""
+    from kdtrain.checks import check_before_teacher
     from kdtrain.config.recipe import teacher_recipe
     from kdtrain.data import data_folder
-    from kdtrain.run import check_before_teacher, read_test, train
+    from kdtrain.predictions import read_test
     from kdtrain.store import Store, results_folder
+    from kdtrain.training import train
 
     store, data_root = Store(results_folder(chosen.results)), data_folder(chosen.data)
 

@@ -21,13 +21,15 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from kdtrain.checks import smoke
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.settings import Resources
 from kdtrain.environment import compile_into, prepare_process
 from kdtrain.loop import Metrics
 from kdtrain.pictures import draw_arrays
-from kdtrain.run import read_test, smoke, train
+from kdtrain.predictions import read_test
 from kdtrain.store import Store
+from kdtrain.training import train
 
 WORKER_RESTARTS = 2
 WARM_UP_S = 60.0

@@ -12,9 +12,9 @@ from kdtrain.data.base import as_floats
 from kdtrain.evaluate import logits_of
 from kdtrain.identity import trial_id
 from kdtrain.models import build
-from kdtrain.run import trained_teacher, write_arrays
+from kdtrain.predictions import write_arrays
 from kdtrain.store import Store
-from kdtrain.teacher import load_weights
+from kdtrain.teacher import load_weights, trained_teacher
 
 
 def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Path) -> None:

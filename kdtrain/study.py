@@ -16,10 +16,11 @@ from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.describe import plain_yaml
 from kdtrain.errors import NoResult, UserError
 from kdtrain.identity import trial_id
+from kdtrain.outcome import best_epoch, merit, outcome_row
 from kdtrain.record import Record
-from kdtrain.run import best_epoch, merit, outcome_row, require_own_workers
 from kdtrain.search import Search, Values
 from kdtrain.store import Row, Store, TrialFolder, write_bytes
+from kdtrain.training import require_own_workers
 
 FIRST_CONFIRMING_SEED = 1_000_000
 """Searches take seeds below it, confirming runs from it on, 1,000 for each study seed: no seed that chose is ever

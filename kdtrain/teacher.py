@@ -5,9 +5,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.data import Dataset
+from kdtrain.identity import trial_id
 from kdtrain.methods import Outputs
-from kdtrain.models import Classifier
+from kdtrain.models import Classifier, build
 from kdtrain.models.weights import load_whole_network
+from kdtrain.store import Store
+from kdtrain.streams import stream
 
 
 def load_weights(network: Classifier, weights: Path, place: str = "recipe.teacher") -> None:
@@ -32,3 +37,26 @@ class Teacher:
             logits, features = self.network.outputs(images, self.stages)
         # copies outside of it: a loss may keep these tensors for its backward
         return Outputs(logits.clone(), {stage: maps.clone() for stage, maps in features.items()})
+
+
+def trained_teacher(
+    recipe: Recipe, data: Dataset, store: Store, data_root: Path, device: torch.device
+) -> Teacher | None:
+    """The recipe's teacher with its trained weights, from its file or from the store."""
+    if recipe.teacher is None:
+        return None
+    network = fresh_teacher(recipe, data)
+    taught_by = teacher_recipe(recipe)
+    if taught_by is None:
+        assert recipe.teacher.file is not None
+        load_weights(network, Path(recipe.teacher.file), "recipe.teacher.file")
+    else:
+        load_weights(network, store.trial(trial_id(taught_by, data_root)).weights)
+    return Teacher(network, device, recipe.method.needed_stages)
+
+
+def fresh_teacher(recipe: Recipe, data: Dataset, *, pretrained: bool = False) -> Classifier:
+    """The recipe's teacher network before its trained weights are read; pretrained: as its training begins."""
+    assert recipe.teacher is not None
+    seed, shape, classes = stream(recipe.teacher.seed, "init"), data.image_shape, len(data.classes)
+    return build(recipe.teacher, shape, classes, seed, pretrained=pretrained, place="recipe.teacher")

@@ -19,8 +19,9 @@ from trainings import CPU, NO_DATA, recipe, timeless
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.environment import prepare_process
 from kdtrain.identity import trial_id
-from kdtrain.run import read_test, train
+from kdtrain.predictions import read_test
 from kdtrain.store import Store, TrialFolder
+from kdtrain.training import train
 
 PATIENCE_S = 300.0
 WHOLE_DIGITS = {"name": "digits", "resolution": 16}  # 898 images to train on

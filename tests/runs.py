@@ -13,9 +13,9 @@ from kdtrain.environment import prepare_process
 from kdtrain.learner import Learner
 from kdtrain.loop import Metrics, fit
 from kdtrain.models import Classifier
-from kdtrain.run import Run, fresh_teacher
+from kdtrain.run import Run
 from kdtrain.store import Store
-from kdtrain.teacher import Teacher
+from kdtrain.teacher import Teacher, fresh_teacher
 
 BATCH_NORM_STUDENT = {"model": "test_resnet", "weights": None}
 """timm's own for tests: 374 thousand parameters, BatchNorm throughout."""

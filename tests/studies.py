@@ -6,14 +6,16 @@ from typing import Any
 import torch
 import yaml
 
+from kdtrain.checks import smoke
 from kdtrain.config import load_sweep
 from kdtrain.describe import describe
 from kdtrain.environment import prepare_process
 from kdtrain.loop import Metrics
+from kdtrain.predictions import read_test
 from kdtrain.record import Record
-from kdtrain.run import read_test, smoke, train
 from kdtrain.store import Store
 from kdtrain.study import Job, Study
+from kdtrain.training import train
 
 CPU = torch.device("cpu")
 prepare_process(1)

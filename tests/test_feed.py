@@ -27,8 +27,9 @@ from kdtrain.errors import UserError
 from kdtrain.feed import Feed, batches_of, part_of
 from kdtrain.loop import fit
 from kdtrain.resources import concurrent_trials, per_worker
-from kdtrain.run import Run, train
+from kdtrain.run import Run
 from kdtrain.store import Store
+from kdtrain.training import train
 
 BIRDS = {"data": {"name": "cub200", "resolution": 20}, "student": {"model": "lenet5_student"}, "batch_size": 8}
 MIXED = {"mixup": {}}

@@ -12,6 +12,10 @@ FLOORS = [
     {"config", "data", "teacher", "store", "identity"},
     {
         "run",
+        "training",
+        "checks",
+        "outcome",
+        "predictions",
         "loop",
         "feed",
         "progress",

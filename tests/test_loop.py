@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 from trainings import ALONE, CPU, KD, NO_DATA, equal_weights, recipe, strict_json, timeless, trained
 
+from kdtrain.checks import smoke
 from kdtrain.config.recipe import teacher_recipe
 from kdtrain.config.training import Cosine
 from kdtrain.data import load
@@ -19,10 +20,13 @@ from kdtrain.evaluate import accuracy, logits_of, nll
 from kdtrain.loop import fit, train_step
 from kdtrain.models import Network, build
 from kdtrain.optim import lr_at
-from kdtrain.run import Run, best_epoch, merit, read_test, smoke, train
+from kdtrain.outcome import best_epoch, merit
+from kdtrain.predictions import read_test
+from kdtrain.run import Run
 from kdtrain.store import Store
 from kdtrain.streams import generator, stream
 from kdtrain.teacher import load_weights
+from kdtrain.training import train
 
 
 @pytest.mark.parametrize("changes", [{}, KD, {"precision": "bf16"}], ids=["alone", "kd", "bf16"])

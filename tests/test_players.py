@@ -9,9 +9,9 @@ import torch
 from runs import BATCH_NORM_STUDENT, changed, fitted, fresh_run, require_resumable, state_of
 from trainings import CPU, NO_DATA, recipe, trained
 
+from kdtrain.checks import smoke
 from kdtrain.errors import UserError
 from kdtrain.loop import Metrics, NonFiniteLoss, fit, train_step
-from kdtrain.run import smoke
 
 METHOD: dict[str, Any] = {
     "name": "logits_discriminator", "temperature": 1.5, "balance": {"alpha": 0.5}, "critic_steps": 3, "student_steps": 2

@@ -15,8 +15,8 @@ from kdtrain.data import load
 from kdtrain.errors import UserError
 from kdtrain.loop import evaluate, fit, train_epoch, train_step
 from kdtrain.progress import READ_EVERY_STEPS, EpochProgress, NonFiniteLoss
-from kdtrain.run import Run, fresh_teacher
-from kdtrain.teacher import Teacher
+from kdtrain.run import Run
+from kdtrain.teacher import Teacher, fresh_teacher
 
 FIRST = torch.arange(16)
 

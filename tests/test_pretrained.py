@@ -8,8 +8,9 @@ import torch
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.environment import prepare_process
-from kdtrain.run import read_test, train
+from kdtrain.predictions import read_test
 from kdtrain.store import Store
+from kdtrain.training import train
 
 RECIPE = {
     "data": {"name": "hymenoptera", "resolution": 160},

@@ -13,8 +13,8 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.data import load
 from kdtrain.loop import load_batch
 from kdtrain.methods import weighted_sum
-from kdtrain.run import Run, fresh_teacher
-from kdtrain.teacher import Teacher
+from kdtrain.run import Run
+from kdtrain.teacher import Teacher, fresh_teacher
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"), key=lambda file: file.stem)
 RANDOM = ("student.weights=null", "teacher.weights=null")

@@ -13,8 +13,8 @@ from trainings import CPU, KD, NO_DATA, equal_weights, recipe, timeless, trained
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.identity import trial_id
 from kdtrain.loop import Metrics
-from kdtrain.run import train
 from kdtrain.store import Row, Store, TrialFolder
+from kdtrain.training import train
 
 EPOCHS = 3
 STEPS_PER_EPOCH = 4

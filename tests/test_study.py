@@ -12,8 +12,8 @@ from studies import CPU, TREE, carry_out, decisions, events, open_study, plans, 
 
 from kdtrain.config import load_recipe
 from kdtrain.errors import UserError
-from kdtrain.run import train
 from kdtrain.study import FIRST_CONFIRMING_SEED, Job, Study
+from kdtrain.training import train
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tm
     job = next(jobs)
     assert job is not None
     assert job.kind == "smoke"
-    from kdtrain.run import smoke
+    from kdtrain.checks import smoke
 
     with pytest.raises(UserError) as broken:
         smoke(job.recipe, study.data_root, torch.device("cpu"))

@@ -20,7 +20,8 @@ from kdtrain.errors import UserError
 from kdtrain.evaluate import logits_of, student_metrics
 from kdtrain.loop import fit, load_batch, train_step
 from kdtrain.methods import Outputs
-from kdtrain.run import Run, best_epoch
+from kdtrain.outcome import best_epoch
+from kdtrain.run import Run
 from kdtrain.streams import stream
 
 DROPPING: dict[str, Any] = {"student": BATCH_NORM_STUDENT | {"dropout": 0.4}}

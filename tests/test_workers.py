@@ -11,8 +11,9 @@ from trainings import CPU, NO_DATA, recipe, trained
 from kdtrain import ranks
 from kdtrain.data import load
 from kdtrain.errors import UserError
-from kdtrain.run import Run, train
+from kdtrain.run import Run
 from kdtrain.store import Store
+from kdtrain.training import train
 
 OF_EACH = {"batch_norm": "per_worker"}
 

@@ -13,8 +13,9 @@ from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.environment import prepare_process
 from kdtrain.identity import trial_id
 from kdtrain.loop import Metrics
-from kdtrain.run import read_test, train
+from kdtrain.predictions import read_test
 from kdtrain.store import Row, Store, TrialFolder
+from kdtrain.training import train
 
 CPU = torch.device("cpu")
 NO_DATA = Path("the digits need no data folder")

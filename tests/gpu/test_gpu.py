@@ -13,9 +13,11 @@ from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import load
 from kdtrain.environment import prepare_process
 from kdtrain.loop import Metrics, train_step
-from kdtrain.run import Run, fresh_teacher, read_test, train
+from kdtrain.predictions import read_test
+from kdtrain.run import Run
 from kdtrain.store import Store
-from kdtrain.teacher import Teacher
+from kdtrain.teacher import Teacher, fresh_teacher
+from kdtrain.training import train
 
 pytestmark = [
     pytest.mark.gpu,

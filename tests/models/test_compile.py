@@ -1,4 +1,4 @@
-"""A compiled network computes what the same network computes, with its features, in a training step and as a teacher."""
+"""A compiled network computes what the same network computes, its features and gradients too."""
 
 import pytest
 import torch

@@ -1,0 +1,39 @@
+"""How epochs and trials compare, and the outcome that the rows of a training's epochs tell."""
+
+from kdtrain.store import Row, TrialFolder
+
+
+def merit(metrics: Row, objective: str) -> tuple[float, float]:
+    """What is compared of two epochs or trials, the larger the better; ties are left to the caller (the earlier)."""
+    by_accuracy = (metrics["val/accuracy"], -metrics["val/nll"])
+    return by_accuracy if objective == "val/accuracy" else by_accuracy[::-1]
+
+
+def best_epoch(rows: list[Row], objective: str) -> Row | None:
+    """Epoch and validation metrics of the best row: the one whose weights `Run` remembers."""
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: (*merit(row, objective), -row["epoch"]))
+    return {key: best[key] for key in ("epoch", "val/accuracy", "val/nll")}
+
+
+def outcome_row(state: str, reason: str | None, folder: TrialFolder) -> Row:
+    """The outcome as the rows of the epochs tell it; `read_test` adds the test metrics of a final one."""
+    rows = folder.epochs()
+    about = folder.recipe() or {}  # none: its process died before it began
+    objective = about["recipe"]["objective"] if about else "val/accuracy"
+    images, seconds = sum(row["images"] for row in rows), sum(row["seconds"] for row in rows)
+    return {
+        "state": state,
+        "reason": reason,
+        "epochs": len(rows),
+        "best": best_epoch(rows, objective),
+        "test": None,
+        "parameters": about.get("parameters"),
+        "images": images,
+        "teacher_images": sum(row["teacher_images"] for row in rows),
+        "seconds": seconds,
+        "images_per_s": images / seconds if seconds else None,
+        "peak_memory_bytes": max((row["peak_memory_bytes"] for row in rows), default=None),
+        **about.get("environment", {}),
+    }

@@ -1,0 +1,156 @@
+"""train(): one recipe from its folder in the store to its outcome."""
+
+import traceback
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from kdtrain import environment, ranks
+from kdtrain.checks import check_images, require_students_turn
+from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.data import load
+from kdtrain.errors import UserError
+from kdtrain.identity import NUMERICS, file_digest, trial_id
+from kdtrain.loop import Metrics, fit
+from kdtrain.models import parameter_count
+from kdtrain.outcome import outcome_row
+from kdtrain.progress import NonFiniteLoss
+from kdtrain.run import Run
+from kdtrain.store import Row, Store, TrialFolder, locked, write_bytes
+from kdtrain.teacher import trained_teacher
+
+
+def train(
+    recipe: Recipe,
+    store: Store,
+    data_root: Path,
+    device: torch.device,
+    *,
+    final: bool = False,
+    on_epoch: Callable[[Metrics], None] = lambda metrics: None,
+    checkpoint_every_steps: int | None = None,
+    loaders: int = 0,
+) -> Row:
+    """Trains a recipe to its outcome, which is returned; continues what was cut off, returns what has ended.
+
+    final: keep the best epoch's weights, from which `read_test` reads the test split; a training never reads it.
+    on_epoch is called on every rank after the row and checkpoint of an epoch are written.
+    checkpoint_every_steps: checkpoints in mid-epoch too; where a training is cut changes nothing of what it gives.
+    loaders: processes beside this one that make the training's views; their number changes nothing either.
+    A training that breaks ends as `failed` with its reason; what a user can mend (UserError, OSError) is raised.
+    """
+    data = load(recipe.data, data_root)
+    folder = store.trial(trial_id(recipe, data_root))
+    # a process that outlived its killed driver, or another sweep with the same teacher, may be at work here
+    with locked(folder.path, wait=True) if ranks.rank() == 0 else nullcontext():
+        ranks.barrier()
+        require_own_workers(recipe, folder, ranks.size())
+        ended = folder.outcome()
+        if ended is not None and _serves(ended, final, folder):
+            return ended
+        check_images(data)
+        run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device, loaders=loaders)
+        require_students_turn(run)
+        _open(run, folder, data_root)
+        with closing(run.feed):
+            return _train(run, folder, final, on_epoch, checkpoint_every_steps)
+
+
+def _open(run: Run, folder: TrialFolder, data_root: Path) -> None:
+    """The trial's folder made ready, and the run where its newest whole checkpoint left off."""
+    saved = folder.read_checkpoint()
+    if saved is not None:
+        run.restore(saved)
+    ranks.barrier()  # all have read what rank 0 now writes
+    if ranks.rank() == 0:
+        folder.remove_outcome()
+        folder.write_recipe(_recipe_row(run, folder, data_root))
+        folder.keep_epochs(run.epoch)
+
+
+def _train(
+    run: Run,
+    folder: TrialFolder,
+    final: bool,
+    on_epoch: Callable[[Metrics], None],
+    checkpoint_every_steps: int | None,
+) -> Row:
+    leads = ranks.rank() == 0
+
+    def checkpoint(run: Run) -> None:
+        if leads:
+            folder.write_checkpoint(run.step, run.checkpoint())
+
+    def report(metrics: Metrics, run: Run) -> None:
+        metrics["peak_memory_bytes"] = environment.peak_memory_bytes(run.device)
+        if leads:
+            folder.append_epoch(metrics)
+            checkpoint(run)
+        ranks.barrier()  # all ranks sum up the rows in the end
+        on_epoch(metrics)
+
+    state, reason = "complete", None
+    try:
+        fit(run, run.recipe.epochs, report, checkpoint=checkpoint, every_steps=checkpoint_every_steps)
+    except (UserError, OSError):  # a full disk or a closed pipe is no outcome of the recipe: it can be continued
+        raise
+    except Exception as error:
+        if ranks.size() > 1 and not isinstance(error, NonFiniteLoss):
+            raise  # of this rank alone: the others wait for it, so the group must end
+        if leads:
+            write_bytes(folder.path / "error.txt", traceback.format_exc().encode())
+        state = "failed"
+        reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
+    outcome = outcome_row(state, reason, folder)
+    if leads:
+        if final and state == "complete":
+            weights = {name: value.cpu().contiguous() for name, value in run.best_weights.items()}
+            write_bytes(folder.weights, safetensors.torch.save(weights))
+        if folder.outcome() is None:  # else the study has pruned it meanwhile
+            folder.write_outcome(outcome)
+        folder.remove_checkpoints()
+    ranks.barrier()
+    return outcome
+
+
+def _serves(outcome: Row, final: bool, folder: TrialFolder) -> bool:
+    """Whether an outcome is what a training would end with. A pruned one is some study's choice, no end."""
+    if outcome["state"] == "complete":
+        return not final or folder.weights.exists()
+    return bool(outcome["state"] == "failed")
+
+
+def require_own_workers(recipe: Recipe, folder: TrialFolder, workers: int) -> None:
+    """Where each worker has statistics of its own, another number of workers is another training: what it left in the
+    folder is not taken for this one's."""
+    about = folder.recipe() if recipe.batch_norm == "per_worker" else None
+    if about is not None and about["environment"]["workers"] != workers:
+        before = about["environment"]["workers"]
+        raise UserError(
+            f"recipe.batch_norm: per_worker makes another training of {workers} workers than of {before}, which"
+            f" {folder.path} was begun with; set resources.workers to {before}, write global, or name other --results"
+        )
+
+
+def _recipe_row(run: Run, folder: TrialFolder, data_root: Path) -> Row:
+    recipe = run.recipe
+    taught_by = teacher_recipe(recipe)
+    teacher: Row | None = None
+    if taught_by is not None:
+        teacher = {"trial_id": trial_id(taught_by, data_root)}
+    elif recipe.teacher is not None and recipe.teacher.file is not None:
+        teacher = {"file": recipe.teacher.file, "sha256": file_digest(recipe.teacher.file)}
+    return {
+        "numerics": NUMERICS,
+        "trial_id": folder.trial_id,
+        "recipe": recipe.model_dump(mode="json"),
+        "teacher": teacher,
+        "weights": list(recipe.method.balance.weights) if hasattr(recipe.method, "balance") else None,
+        "data": run.data.summary(),
+        "parameters": parameter_count(run.distiller.student),
+        "environment": environment.describe(run.device, ranks.size()),
+    }

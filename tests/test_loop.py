@@ -280,7 +280,8 @@ def test_no_training_reads_the_test_split_and_read_test_reads_it_once(tmp_path: 
             return data.test.images.eval_view(indices)
 
     watched = replace(data, test=replace(data.test, images=Watched()))
-    monkeypatch.setattr("kdtrain.run.load", lambda config, root: watched)
+    for room in ("training", "predictions"):
+        monkeypatch.setattr(f"kdtrain.{room}.load", lambda config, root: watched)
     train(recipe(), Store(tmp_path), NO_DATA, CPU, final=True)
     assert reads == []
     trained(recipe(), tmp_path, final=True)

@@ -104,7 +104,8 @@ def kill_at_a_random_moment(
     try:
         deadline = time.monotonic() + PATIENCE_S
         while steps_saved(trial) <= step:
-            assert process.poll() is None, process.communicate()[1].decode()
+            if process.poll() is not None:
+                raise AssertionError(f"it ended by itself: {process.stderr.read().decode()}")
             assert time.monotonic() < deadline, f"no checkpoint after step {step}"
             time.sleep(0.005)
         time.sleep(moment_s)
@@ -117,7 +118,8 @@ def kill_at_a_random_moment(
         wait_for_end([process.pid, *workers], process)
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
     return f"seed {seed}: killed {moment_s:.3f} s after the checkpoint past step {step}, newest {steps_saved(trial)}"
 
 

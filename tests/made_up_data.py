@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor, nn
 
 
 def paint(file: Path, size: tuple[int, int] = (30, 24)) -> Path:
@@ -74,3 +75,8 @@ def flowers102(root: Path, classes: int = 3, train: int = 4, val: int = 4, test:
     parts = np.split(numbers, [train, train + val], axis=1)
     savemat(folder / "setid.mat", dict(zip(("trnid", "valid", "tstid"), (part.ravel() for part in parts), strict=True)))
     return folder
+
+
+def packed(network: nn.Module) -> dict[str, Tensor]:
+    """Its state as safetensors takes it: a file knows no memory layout."""
+    return {name: value.contiguous() for name, value in network.state_dict().items()}

@@ -28,7 +28,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     ),
     "mnist": ("data.limit_per_class=50", "optimizer.lr=0.01", "teacher.epochs=2"),
     "cub": (
-        "data.resolution=64", "data.limit_per_class=3", "lr_schedule.warmup_epochs=0", "optimizer.lr=0.0005", *RANDOM,
+        "data.resolution=64", "data.limit_per_class=2", "lr_schedule.warmup_epochs=0", "optimizer.lr=0.0005", *RANDOM,
     ),
     "flowers": (
         "data.resolution=64", "data.limit_per_class=2", "teacher.model=bit_resnet50x1", "teacher.weights=null",

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from made_up_data import packed
 from safetensors.torch import save_file
 from torchvision import models as torchvision_models
 
@@ -47,14 +48,14 @@ def test_a_trainings_own_file_reads_back_as_it_was(head: str, tmp_path: Path) ->
     trained, other = network("resnet18", head=head), network("resnet18", head=head)
     with torch.no_grad():
         trained.encoder.conv1.weight.zero_()
-    save_file(trained.state_dict(), tmp_path / "weights.safetensors")
+    save_file(packed(trained), tmp_path / "weights.safetensors")
     load_weights(other, tmp_path / "weights.safetensors")
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in other.state_dict().items())
 
 
 def test_another_number_of_classes_is_told_with_place_and_file(tmp_path: Path) -> None:
     file = tmp_path / "teacher.safetensors"
-    for state in (network("resnet18", 7).state_dict(), torchvision_models.resnet18(num_classes=7).state_dict()):
+    for state in (packed(network("resnet18", 7)), torchvision_models.resnet18(num_classes=7).state_dict()):
         save_file(state, file)
         with pytest.raises(UserError) as caught:
             load_weights(network("resnet18"), file, PLACE)
@@ -81,7 +82,7 @@ def test_the_weights_of_another_network_are_refused_and_change_nothing(tmp_path:
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     ours = network("resnet18")
-    save_file(ours.state_dict(), tmp_path / "teacher.safetensors")
+    save_file(packed(ours), tmp_path / "teacher.safetensors")
     load_weights(ours, Path("~/teacher.safetensors"), PLACE)
     assert file_digest("~/teacher.safetensors") == file_digest(str(tmp_path / "teacher.safetensors"))
     with pytest.raises(UserError, match=rf"{PLACE}: {tmp_path}/none cannot be read \(No such file"):

@@ -73,7 +73,7 @@ def model(name: str) -> Model:
     if name in torchvision_source.names():
         return Model(Torchvision(name), "written")
     if timm_source.is_known(name):
-        return Model(Timm(name), "written")
+        return Model(Timm(name), "written", channels_last="_bit" not in name)
     others = [*sorted(torchvision_source.names()), *timm_source.names()]
     near = [own for own in MODELS if name and own.startswith(name)]
     near = near or difflib.get_close_matches(name, MODELS, n=1) or difflib.get_close_matches(name, others, n=1)

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from made import config, images, made
+from made_up_data import packed
 from safetensors.torch import save_file
 from torchvision import models as torchvision_models
 from torchvision.datasets import ImageFolder
@@ -40,7 +41,7 @@ def equal(one: Classifier, other: Classifier, beginning: str = "") -> bool:
 def test_our_own_weights_read_back_as_they_were(model: str, suffix: str, tmp_path: Path) -> None:
     network = made(model, SHAPE)
     file = tmp_path / f"weights{suffix}"
-    (save_file if suffix == ".safetensors" else torch.save)(network.state_dict(), file)
+    (save_file if suffix == ".safetensors" else torch.save)(packed(network), file)
     assert equal(loaded(model, file), network)
     assert read_state(file, "recipe.teacher.file").keys() == network.state_dict().keys()
 
@@ -51,7 +52,7 @@ def test_torchvisions_files_load_as_they_are(wrapped: bool, tmp_path: Path) -> N
     state = dict(library.state_dict())
     file = tmp_path / "resnet18.pth"
     torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}} if wrapped else state, file)
-    network = loaded("resnet18", file, normalization="none").eval()
+    network = loaded("resnet18", file, normalization="none", channels_last=False).eval()
     torch.testing.assert_close(network(images(SHAPE)), library(images(SHAPE)), rtol=0, atol=0)
 
 
@@ -84,7 +85,7 @@ def test_an_encoder_of_1000_classes_gets_a_fresh_head(head: str, tmp_path: Path)
 
 def test_the_encoder_of_our_own_weights_loads_under_another_head(tmp_path: Path) -> None:
     network = made("resnet18", SHAPE)
-    save_file(network.state_dict(), tmp_path / "own.safetensors")
+    save_file(packed(network), tmp_path / "own.safetensors")
     assert equal(loaded("resnet18", tmp_path / "own.safetensors", classes=7, part="encoder"), network, "encoder.")
     assert loaded("resnet18", tmp_path / "own.safetensors", part="encoder", freeze="encoder").frozen
 
@@ -169,10 +170,10 @@ def test_weights_of_other_shapes_and_names_are_refused_with_the_first_of_them(tm
 def test_only_another_number_of_classes_is_told_as_such(model: str, fields: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "own.safetensors"
     network = made(model, SHAPE, classes=7, **fields)
-    save_file(network.state_dict(), file)
+    save_file(packed(network), file)
     with pytest.raises(UserError, match=f"does not fit {model}: the file has 7 classes, the data 5; part: encoder"):
         loaded(model, file, **fields)
-    save_file({**network.state_dict(), "head.0.weight": torch.zeros(3, 3)}, file)
+    save_file({**packed(network), "head.0.weight": torch.zeros(3, 3)}, file)
     with pytest.raises(UserError, match=r"other shape head\.0\.weight .*; part: encoder leaves the head out"):
         loaded(model, file, **fields)
 

@@ -1,5 +1,6 @@
 """The process and machine that a training runs in: set up alike everywhere, and recorded with its outcome."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -12,6 +13,7 @@ import torch
 
 from kdtrain.errors import UserError
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 PACKAGES = ("kdtrain", "torch", "torchvision", "pillow", "ray", "optuna", "numpy")
 
 
@@ -20,6 +22,16 @@ def prepare_process(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Memory that a step has freed stays the process's. glibc would give it back to the system after each step and take
+    it again page by page: 18 % of a LeNet5 step, 2 % of a ResNet's. Other C libraries have no such switch."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
 def compile_into(folder: Path) -> None:

@@ -48,14 +48,15 @@ def batches_of(recipe: Recipe, total: int, epoch: int) -> tuple[Tensor, ...]:
 
 def part_of(recipe: Recipe, indices: Tensor, total: int, epoch: int, step: int) -> Part:
     """This rank's part of a global batch out of `total` training images."""
-    own = ranks.share(torch.arange(len(indices)))
-    count = len(own)
-    if count == 0:  # a short last batch: this rank joins the reduction with weight 0
-        own = torch.tensor([0])
+    count = len(ranks.share(indices))
+
+    def own(whole: Tensor) -> Tensor:  # a short last batch: this rank joins the reduction with weight 0
+        return ranks.share(whole) if count else whole[:1]
+
     if recipe.mixup is None:
-        return Part(indices[own], count)
+        return Part(own(indices), count)
     pairs = pairing(recipe.mixup, indices, total, recipe.seed, epoch, step)
-    return Part(indices[own], count, pairs.partners[own], pairs.shares[own])
+    return Part(own(indices), count, own(pairs.partners), own(pairs.shares))
 
 
 class Feed:

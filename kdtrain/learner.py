@@ -27,6 +27,7 @@ class Learner:
         self.scaler = scaler
         self.clipping = clipping
         self.optimizer = build_optimizer(optimizer, module)
+        self._trained = self._parameters()
         self._schedule = (lr_schedule, optimizer.lr, steps_per_epoch, epochs)
 
     def lr(self, step: int) -> float:
@@ -43,7 +44,8 @@ class Learner:
         lr = self.lr(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._trained:
+            parameter.grad = None
         if self.scaler is None:
             loss.backward()
             self._clip()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -151,7 +152,8 @@ def _validation_loss(run: "Run", logits: Tensor, teacher: Tensor | None) -> Metr
 def _update(learner: Learner, terms: dict[str, Term], batch: Batch, name: str, step: int) -> dict[str, Tensor]:
     loss = weighted_sum(terms)
     # DDP averages over ranks: with this factor the average is the mean over the global batch
-    skipped = learner.update(loss * (batch.count * ranks.size() / batch.size), step)
+    factor = batch.count * ranks.size() / batch.size
+    skipped = learner.update(loss * factor if factor != 1 else loss, step)
     values = {name: loss, **{key: term.value for key, term in terms.items()}}
     return values if skipped is None else {**values, SKIPPED: skipped}
 
@@ -165,10 +167,10 @@ def _untouched_logits(run: "Run", images: Tensor) -> Tensor:
     return logits
 
 
-def _autocast(run: "Run") -> torch.autocast:
+def _autocast(run: "Run") -> AbstractContextManager[object]:
     """Both networks' forward passes in training; what is evaluated is computed in float32."""
     dtype = HALF.get(run.recipe.precision)
-    return torch.autocast(run.device.type, dtype, enabled=dtype is not None)
+    return torch.autocast(run.device.type, dtype) if dtype is not None else nullcontext()
 
 
 def _seed_dropout(device: torch.device, seed: int) -> None:

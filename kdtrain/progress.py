@@ -22,11 +22,13 @@ class NonFiniteLoss(Exception):
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Of one step, not yet read: this rank's sums over its images, on the device, and the global batch's images."""
+    """Of one step, not yet read: this rank's means over its `own` images, on the device, and the global batch's
+    images."""
 
     step: int
     names: tuple[str, ...]
-    sums: Tensor
+    means: list[Tensor]
+    own: int
     images: int
 
 
@@ -48,8 +50,7 @@ class EpochProgress:
     def add(self, step: int, terms: dict[str, Tensor], images: int) -> None:
         """After an update: its terms, means over this rank's share of the global batch's images."""
         own = len(range(images)[ranks.rank() :: ranks.size()])
-        sums = torch.stack(list(terms.values())).detach().double() * own
-        self.waiting.append(_Waiting(step, tuple(terms), sums, images))
+        self.waiting.append(_Waiting(step, tuple(terms), [value.detach() for value in terms.values()], own, images))
         self.steps += 1
         if len(self.waiting) == READ_EVERY_STEPS:
             self.read()
@@ -62,7 +63,9 @@ class EpochProgress:
         waiting, self.waiting = self.waiting, []
         if not waiting:
             return
-        sums = iter(_over_ranks(torch.cat([each.sums for each in waiting])))
+        counts = torch.tensor([each.own for each in waiting for _ in each.names], dtype=torch.float64)
+        means = torch.stack([value for each in waiting for value in each.means]).double()
+        sums = iter(_over_ranks(means * counts.to(means.device)))
         for each in waiting:
             found = {name: next(sums) for name in each.names}
             _require_finite(found, each, self.epoch)

@@ -49,7 +49,7 @@ class Run:
         student = build(recipe.student, data.image_shape, len(data.classes), seed, pretrained=pretrained)
         setting = setting_for(recipe, data, student, teacher)
         require_statistics(recipe, data, student, device, "recipe.batch_size")
-        self.distiller = _distiller(recipe, student, setting).to(device)
+        self.distiller = _distiller(recipe, student, setting, device).to(device)
         self.wrapped = _in_group(self.distiller, device, recipe.batch_norm)
         steps_per_epoch = -(-len(data.train) // recipe.batch_size)
         self.learner = Learner(
@@ -136,10 +136,12 @@ def setting_for(recipe: Recipe, data: Dataset, student: Classifier, teacher: Tea
     )
 
 
-def _distiller(recipe: Recipe, student: Classifier, setting: Setting) -> Distiller:
+def _distiller(recipe: Recipe, student: Classifier, setting: Setting, device: torch.device) -> Distiller:
     with torch.random.fork_rng(devices=[]):  # a projector's or generator's first weights
         torch.manual_seed(stream(recipe.seed, "criterion"))
         criterion = recipe.method.criterion(setting)
+    if device.type == "cuda":  # a CPU's convolutions are faster with contiguous weights of a generator
+        criterion = criterion.to(memory_format=student.layout)
     r_drop = recipe.r_drop
     if r_drop is None:
         return Distiller(student, criterion, recipe.method.needed_stages)

@@ -113,4 +113,8 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 def weighted_sum(terms: dict[str, Term]) -> Tensor:
     """The loss that is differentiated."""
-    return torch.stack([term.weight * term.value for term in terms.values() if term.weight]).sum()
+    first, *others = (term for term in terms.values() if term.weight)
+    total = first.weight * first.value
+    for term in others:
+        total = total + term.weight * term.value
+    return total

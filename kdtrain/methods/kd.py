@@ -101,10 +101,19 @@ class KdCriterion(BalancedCriterion):
         self.standardise = config.standardise
         self.loss = CONVENTIONS[config.convention]
 
+    def times_kl(self, classes: int) -> float:
+        """How many times KL(teacher || student) the loss is."""
+        if self.loss is kd_loss_published_flowers:
+            return 1.0
+        return self.temperature**2 / (classes if self.loss is kd_loss_published_cifar10 else 1)
+
     def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
         student_NK, teacher_NK = student.logits, teacher.logits
         if self.standardise:
             student_NK, teacher_NK = standardised(student_NK), standardised(teacher_NK)
         value = self.loss(student_NK, teacher_NK, temperature=self.temperature)
-        without_t2 = kd_loss_published_flowers(student_NK.detach(), teacher_NK, temperature=self.temperature)
+        if self.loss is kd_loss_published_mnist:  # which is no multiple of it
+            without_t2 = kd_loss_published_flowers(student_NK.detach(), teacher_NK, temperature=self.temperature)
+        else:
+            without_t2 = value.detach() / self.times_kl(student_NK.shape[1])
         return {"kd": Term(value, self.weight), "kd_without_t2": Term(without_t2, 0.0)}

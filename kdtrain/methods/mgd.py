@@ -82,6 +82,8 @@ class MgdCriterion(BalancedCriterion):
         if self.training and self.mask_ratio:
             mask = channel_mask(batch, aligned.shape[1], self.mask_ratio)
             aligned = aligned * mask.to(aligned, non_blocking=True)
+        if aligned.device.type == "cpu":  # else it would put the generator's weights in another order each time
+            aligned = aligned.contiguous()
         value = mgd_loss(self.generation(aligned), target, alpha=self.alpha)
         elementwise = value.detach() / (self.alpha * target[0].numel())
         return {"mgd": Term(value, self.weight), "mgd_elementwise": Term(elementwise, 0.0)}

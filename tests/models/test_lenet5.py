@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from kdtrain.errors import UserError
 from kdtrain.models import Classifier, Network, forward_flops, parameter_count
@@ -9,6 +10,17 @@ from kdtrain.models import build as build_network
 
 MNIST = (1, 32, 32)
 MODELS = ["lenet5_teacher", "lenet5_student"]
+
+
+def test_pooling_before_relu_gives_the_bits_of_the_documents_order() -> None:
+    own = build_network(Network(model="lenet5_teacher", channels_last=False), MNIST, 10, 0).encoder
+    documents = nn.Sequential(*(own[i] for i in (0, 2, 1, 3, 5, 4, 6)))  # each ReLU, then its pooling
+    images = (torch.rand(8, *MNIST, generator=torch.Generator().manual_seed(0)) * 8).round() / 8  # with ties
+    weights = [own[0].weight, own[3].weight]
+    outputs = [encoder(images) for encoder in (own, documents)]
+    gradients = [torch.autograd.grad(output.square().sum(), weights) for output in outputs]
+    assert torch.equal(*outputs)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> Classifier:

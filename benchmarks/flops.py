@@ -42,7 +42,7 @@ def peak_tflops(device: torch.device, precision: str, now: Callable[[torch.devic
     return table[precision] if table else None
 
 
-def measured_cpu_tflops(clock: Callable[[], float], size: int = 1536, rounds: int = 7) -> float:
+def measured_cpu_tflops(clock: Callable[[], float], size: int = 1536, rounds: int = 20) -> float:
     """The fastest of some products of square float32 matrices, on the threads of this process."""
     one, other = torch.rand(size, size), torch.rand(size, size)
     seconds = []

@@ -52,6 +52,7 @@ class Pair:
 
 UNFROZEN = ("student.freeze=none", "teacher.freeze=none")
 FROZEN = ("student.allow_random_frozen=true",)
+BIT_50X1 = ("teacher.model=bit_resnet50x1",)
 PAIRS = [
     Pair(1, "ResNet50 -> ResNet18, kd", "cifar10_kd", UNFROZEN, 10, 64, 128, 4),
     Pair(2, "ResNet50 -> ResNet18 frozen, logit_mse", "hymenoptera_mse", FROZEN, 2, 64, 224, 4),
@@ -59,9 +60,7 @@ PAIRS = [
     Pair(3, "LeNet5 -> LeNet5, kd", "mnist_kd", (), 10, 32, 32, 25, channels=1),
     Pair(4, "ResNet50 -> MobileNetV2, kd", "cub_softtarget", (), 200, 64, 224, 2),
     Pair(4, "ResNet50 -> MobileNetV2, mgd", "cub_mgd", (), 200, 64, 224, 2),
-    Pair(
-        5, "BiT 50x1 -> ResNet50V2, kd, mixup", "flowers_funmatch", ("teacher.model=bit_resnet50x1",), 102, 64, 128, 4
-    ),
+    Pair(5, "BiT 50x1 -> ResNet50V2, kd, mixup", "flowers_funmatch", BIT_50X1, 102, 64, 128, 2),
     Pair(5, "BiT 101x3 -> ResNet50V2, kd, mixup", "flowers_funmatch", (), 102, 64, 128, 2, large=True),
 ]
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.frame import STAGES, TRAINING, Study, flatten
 from analysis.tables import MISSING, count, listed, markdown, missing, one_line, sampled
+from kdtrain.store import Row
 
 STATES = ("complete", "pruned", "failed", "not ended")
 
@@ -78,6 +79,12 @@ def continue_command(study: Study) -> str:
     return shlex.join([*words, "--trials", str(fields["trials"]), "--seed", str(fields["seed"])])
 
 
+def _skipped(outcomes: list[Row]) -> dict[str, str]:
+    """Of trainings in float16 alone: the steps that overflowed."""
+    in_half = [outcome for outcome in outcomes if "skipped_steps" in outcome]
+    return {"float16 steps skipped": count(_total(in_half, "skipped_steps"))} if in_half else {}
+
+
 def cost_section(study: Study) -> str:
     """Alone in naming times and machines: all above it is equal byte for byte when the study is repeated."""
     outcomes = list(study.outcomes.values())
@@ -88,6 +95,7 @@ def cost_section(study: Study) -> str:
         "epochs": count(_total(outcomes, "epochs")),
         "images seen in training": count(images),
         "teacher forwards, images": count(_total(outcomes, "teacher_images")),
+        **_skipped(outcomes),
         "wall time of the study": duration(wall_seconds(study)),
         "time in training, summed over trials": duration(seconds),
         "images a second of training": f"{images / seconds:,.0f}".replace(",", " ") if seconds else MISSING,

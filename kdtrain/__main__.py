@@ -97,7 +97,8 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     def show(metrics: "Metrics") -> None:
         shown = ("train/loss", "val/accuracy", "val/nll")  # an epoch of the critic's turns alone has no loss
         numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
-        group.tell(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s")
+        skipped = f"  {metrics['skipped_steps']:.0f} steps overflowed" if metrics.get("skipped_steps") else ""
+        group.tell(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
 
     check_before_teacher(recipe, store, data_root, device)
     stages = [("teacher", teacher_recipe(recipe)), (recipe.method.name, recipe)]

@@ -1,5 +1,6 @@
 """How epochs and trials compare, and the outcome that the rows of a training's epochs tell."""
 
+from kdtrain.progress import SKIPPED
 from kdtrain.store import Row, TrialFolder
 
 
@@ -32,6 +33,7 @@ def outcome_row(state: str, reason: str | None, folder: TrialFolder) -> Row:
         "parameters": about.get("parameters"),
         "images": images,
         "teacher_images": sum(row["teacher_images"] for row in rows),
+        **({SKIPPED: sum(row[SKIPPED] for row in rows)} if rows and SKIPPED in rows[0] else {}),
         "seconds": seconds,
         "images_per_s": images / seconds if seconds else None,
         "peak_memory_bytes": max((row["peak_memory_bytes"] for row in rows), default=None),

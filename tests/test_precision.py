@@ -66,6 +66,8 @@ def test_both_networks_train_in_half_precision_and_are_judged_in_float32(precisi
 def test_float16_learns_what_float32_learns_but_for_rounding(tmp_path: Path) -> None:
     half, full = (trained(recipe(**KD, precision=name), tmp_path) for name in ("fp16", "fp32"))
     assert half.outcome["state"] == "complete"
+    assert half.outcome["skipped_steps"] == 0
+    assert "skipped_steps" not in full.outcome
     assert not equal_weights(half.weights, full.weights)
     for ours, theirs in zip(half.rows, full.rows, strict=True):
         assert ours["skipped_steps"] == 0

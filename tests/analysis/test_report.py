@@ -204,6 +204,16 @@ def test_cost_stands_last_and_counts_every_training_once(whole: Maker) -> None:
     assert cells(cost, "peak memory of a trial")[1] == "300 MiB"
 
 
+def test_steps_that_overflowed_in_float16_are_added_up_where_there_were_such_trainings(whole: Maker) -> None:
+    made = whole()
+    assert "float16" not in text_of(made)
+    for number, trial in enumerate(made.store.trials()):
+        outcome = trial.outcome()
+        assert outcome is not None
+        trial.write_outcome(outcome | ({"skipped_steps": 3.0} if number < 2 else {}))
+    assert cells(section(text_of(made), "Cost and versions"), "float16 steps skipped")[1] == "6"
+
+
 def test_everything_above_cost_is_equal_when_only_times_and_machine_differ(whole: Maker, tmp_path: Path) -> None:
     first, second = whole(tmp_path / "one"), whole(tmp_path / "two")
     for trial in second.store.trials():

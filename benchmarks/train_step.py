@@ -6,8 +6,9 @@
 
 The rounds are interleaved, and nothing is measured within them but their beginning and end: on a CPU with one thread
 in CPU time of this process, so that other work on the machine counts less; else in wall time. Printed are images/s
-(median, range), the ratio of each round, where kdtrain's time goes (measured apart), and the FLOPs that an image needs,
-teacher forward and student forward and backward: at the measured rate, as a share of what the device can do at most.
+(median, range), the ratio of each round and of the fastest ones, where kdtrain's time goes (measured apart), and the
+FLOPs that an image needs, teacher forward and student forward and backward: at the measured rate, as a share of what the
+device can do at most.
 """
 
 import argparse
@@ -83,7 +84,8 @@ def measure(pair: Pair, chosen: argparse.Namespace, device: torch.device, peak: 
     for one, other in compared:
         ratios = [b / a for a, b in zip(seconds[one], seconds[other], strict=True)]
         low, high = min(ratios), max(ratios)
-        print(f"  {one} / {other}: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})")
+        fastest = min(seconds[other]) / min(seconds[one])
+        print(f"  {one} / {other}: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f}), fastest {fastest:.3f}")
     for ours in (loop for loop in loops.values() if isinstance(loop, Ours)):
         parts = ", ".join(f"{phase} {part:.1%}" for phase, part in shares(ours.run, ours.epoch).items())
         print(f"  time of kdtrain: {parts}")

@@ -7,8 +7,8 @@
 The rounds are interleaved, and nothing is measured within them but their beginning and end: on a CPU with one thread
 in CPU time of this process, so that other work on the machine counts less; else in wall time. Printed are images/s
 (median, range), the ratio of each round and of the fastest ones, where kdtrain's time goes (measured apart), and the
-FLOPs that an image needs, teacher forward and student forward and backward: at the measured rate, as a share of what the
-device can do at most.
+FLOPs that an image needs, teacher forward and student forward and backward: at the measured rate, as a share of what
+the device can do at most.
 """
 
 import argparse

@@ -31,7 +31,7 @@ SMALL: dict[str, tuple[str, ...]] = {
         "data.resolution=64", "data.limit_per_class=2", "lr_schedule.warmup_epochs=0", "optimizer.lr=0.0005", *RANDOM,
     ),
     "flowers": (
-        "data.resolution=64", "data.limit_per_class=2", "teacher.model=bit_resnet50x1", "teacher.weights=null",
+        "data.resolution=64", "data.limit_per_class=1", "teacher.model=bit_resnet50x1", "teacher.weights=null",
         "teacher.epochs=2",
     ),
 }  # fmt: skip

@@ -218,7 +218,7 @@ def test_a_loss_that_is_no_number_fails_on_all_ranks_alike(group: Group) -> None
     first, second = (said["failing"] for said in group.said)
     assert first == second
     assert first["state"] == "failed"
-    assert first["reason"].startswith("epoch 1 ")
+    assert first["reason"].startswith("epoch 1, step ")
 
 
 @pytest.mark.parametrize("name", CUT)

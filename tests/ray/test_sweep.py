@@ -181,9 +181,7 @@ def test_a_killed_trial_process_loses_nothing(sweep: Path, undisturbed: Path, tm
     assert epochs_by_trial(tmp_path) == epochs_by_trial(undisturbed)
 
 
-def test_ctrl_c_ends_soon_and_says_how_to_continue(
-    sweep: Path, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_ends_soon_and_says_how_to_continue(sweep: Path, undisturbed: Path, tmp_path: Path) -> None:
     driver = subprocess.Popen(
         command(sweep, tmp_path),
         stdout=subprocess.PIPE,

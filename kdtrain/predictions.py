@@ -1,5 +1,6 @@
 """The test split, read once per training that kept its weights: its logits and what they tell."""
 
+import io
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kdtrain.data import Dataset, load
 from kdtrain.evaluate import logits_of, pair_metrics, student_metrics, tta_logits
 from kdtrain.identity import trial_id
 from kdtrain.models import build
-from kdtrain.store import Row, Store, locked
+from kdtrain.store import Row, Store, locked, write_bytes
 from kdtrain.teacher import load_weights, trained_teacher
 
 
@@ -72,7 +73,6 @@ def _teacher_test_logits(
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """An .npz file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getvalue())

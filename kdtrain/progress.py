@@ -49,7 +49,7 @@ class EpochProgress:
 
     def add(self, step: int, terms: dict[str, Tensor], images: int) -> None:
         """After an update: its terms, means over this rank's share of the global batch's images."""
-        own = len(range(images)[ranks.rank() :: ranks.size()])
+        own = ranks.share_size(images)
         self.waiting.append(_Waiting(step, tuple(terms), [value.detach() for value in terms.values()], own, images))
         self.steps += 1
         if len(self.waiting) == READ_EVERY_STEPS:

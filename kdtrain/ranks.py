@@ -41,6 +41,11 @@ def is_idle() -> bool:
     return _IDLE.get()
 
 
+def share_size(total: int) -> int:
+    """How many of `total` indices are this rank's share."""
+    return len(range(total)[rank() :: size()])
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The elementwise sum over ranks, on all of them."""
     if dist.is_initialized():
@@ -74,7 +79,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, local: Tensor, total: int) -> Tensor:
         context.local_rows = len(local)
-        own = len(range(total)[rank() :: size()])
+        own = share_size(total)
         return gather_rows(local[:own], total)
 
     @staticmethod

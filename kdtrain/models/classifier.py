@@ -67,8 +67,7 @@ class Classifier(nn.Module):
         self._tapped: tuple[str, ...] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(self.normalised(images)))
-        return logits
+        return self._pooled_and_logits(images)[1]
 
     def outputs(self, images: Tensor, stages: tuple[str, ...] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits [N, K] and the named stages' features, of one forward.
@@ -83,9 +82,8 @@ class Classifier(nn.Module):
         with ExitHooks() as hooks:
             for stage, module in modules.items():
                 hooks.add(module, lambda _, inputs, output, stage=stage: features.__setitem__(stage, output))
-            pooled = self.encoder(self.normalised(images))
-        features["pool"] = pooled
-        return self.head(pooled), {stage: features[stage] for stage in stages}
+            features["pool"], logits = self._pooled_and_logits(images)
+        return logits, {stage: features[stage] for stage in stages}
 
     def normalised(self, images: Tensor) -> Tensor:
         if images.shape[1] != self.channels:

@@ -10,10 +10,11 @@ from kdtrain.data import Dataset, load
 from kdtrain.errors import UserError
 from kdtrain.identity import trial_id
 from kdtrain.loop import train_step
+from kdtrain.models.weights import load_whole_network
 from kdtrain.progress import NonFiniteLoss
 from kdtrain.run import Run, require_statistics
 from kdtrain.store import Store
-from kdtrain.teacher import Teacher, fresh_teacher, load_weights
+from kdtrain.teacher import Teacher, fresh_teacher
 
 
 def check_images(data: Dataset) -> None:
@@ -62,7 +63,7 @@ def smoke(recipe: Recipe, data_root: Path, device: torch.device) -> None:
     if recipe.teacher is not None:
         network = fresh_teacher(recipe, data)
         if recipe.teacher.file is not None:
-            load_weights(network, Path(recipe.teacher.file), "recipe.teacher.file")
+            load_whole_network(network, Path(recipe.teacher.file), "recipe.teacher.file")
         teacher = Teacher(network, device, recipe.method.needed_stages)
     run = Run(recipe, data, teacher, device)
     require_students_turn(run)

@@ -45,9 +45,7 @@ def run_job(config: dict[str, Any]) -> None:
         _wait(config)
         tune.report({"epoch": 0})
         return
-    resources = Resources.model_validate(config["resources"])
-    prepare_process(resources.cpus_per_worker)
-    compile_into(Path(config["ray_storage"]) / "compiled")
+    resources = _prepared(config)
     on_workers = resources.workers > 1 and config["kind"] in ("train", "test")
     # of several workers each has its own GPU, and the driver has none
     device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
@@ -56,6 +54,14 @@ def run_job(config: dict[str, Any]) -> None:
     )
     if broken is not None or config["kind"] != "train":
         tune.report({"epoch": 0, "broken": broken})
+
+
+def _prepared(config: dict[str, Any]) -> Resources:
+    """The resources that the job's processes have, this one set up for them."""
+    resources = Resources.model_validate(config["resources"])
+    prepare_process(resources.cpus_per_worker)
+    compile_into(Path(config["ray_storage"]) / "compiled")
+    return resources
 
 
 def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[dict[str, Any]], None]) -> None:
@@ -120,9 +126,7 @@ def _on_workers(config: dict[str, Any], resources: Resources) -> None:
 
 def _worker(config: dict[str, Any]) -> None:
     """One of several workers: the process group is there. What breaks on one rank leaves it, and so ends the group."""
-    resources = Resources.model_validate(config["resources"])
-    prepare_process(resources.cpus_per_worker)
-    compile_into(Path(config["ray_storage"]) / "compiled")
+    resources = _prepared(config)
     device = torch.device("cuda", torch.cuda.current_device()) if resources.gpus_per_worker else torch.device("cpu")
     reports = TrainReports(config)
     _carry_out(config, device, reports.send)

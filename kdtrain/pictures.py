@@ -12,9 +12,10 @@ from kdtrain.data.base import as_floats
 from kdtrain.evaluate import logits_of
 from kdtrain.identity import trial_id
 from kdtrain.models import build
+from kdtrain.models.weights import load_whole_network
 from kdtrain.predictions import write_arrays
 from kdtrain.store import Store
-from kdtrain.teacher import load_weights, trained_teacher
+from kdtrain.teacher import trained_teacher
 
 
 def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Path) -> None:
@@ -25,7 +26,7 @@ def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Path) -> 
     if teacher is None or temperature is None:
         return
     student = build(recipe.student, data.image_shape, len(data.classes), 0, pretrained=False).eval()
-    load_weights(student, store.trial(trial_id(recipe, data_root)).weights, "recipe.student")
+    load_whole_network(student, store.trial(trial_id(recipe, data_root)).weights, "recipe.student")
     index = _least_sure(logits_of(teacher.network, data.val, torch.device("cpu")), data.val.labels)
     image = as_floats(data.val.images.eval_view(index))
     temperatures = (1.0, temperature)

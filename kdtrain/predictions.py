@@ -14,8 +14,9 @@ from kdtrain.data import Dataset, load
 from kdtrain.evaluate import logits_of, pair_metrics, student_metrics, tta_logits
 from kdtrain.identity import trial_id
 from kdtrain.models import build
+from kdtrain.models.weights import load_whole_network
 from kdtrain.store import Row, Store, locked, write_bytes
-from kdtrain.teacher import load_weights, trained_teacher
+from kdtrain.teacher import trained_teacher
 
 
 def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.device) -> Row:
@@ -31,7 +32,7 @@ def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.devic
         if outcome["test"] is not None:
             return outcome
         network = build(recipe.student, data.image_shape, len(data.classes), 0, pretrained=False).to(device)
-        load_weights(network, folder.weights, "recipe.student")
+        load_whole_network(network, folder.weights, "recipe.student")
         logits = {
             "val_logits": logits_of(network, data.val, device),
             "test_logits": logits_of(network, data.test, device),

@@ -15,14 +15,6 @@ from kdtrain.store import Store
 from kdtrain.streams import stream
 
 
-def load_weights(network: Classifier, weights: Path, place: str = "recipe.teacher") -> None:
-    """Weights that a training has kept, ours or one with the library's names.
-
-    Raises UserError, beginning with `place`, where the file cannot be read or is another network's.
-    """
-    load_whole_network(network, weights, place)
-
-
 class Teacher:
     """Answers with Outputs for images [N, C, H, W] and counts the images that it was asked."""
 
@@ -49,9 +41,9 @@ def trained_teacher(
     taught_by = teacher_recipe(recipe)
     if taught_by is None:
         assert recipe.teacher.file is not None
-        load_weights(network, Path(recipe.teacher.file), "recipe.teacher.file")
+        load_whole_network(network, Path(recipe.teacher.file), "recipe.teacher.file")
     else:
-        load_weights(network, store.trial(trial_id(taught_by, data_root)).weights)
+        load_whole_network(network, store.trial(trial_id(taught_by, data_root)).weights, "recipe.teacher")
     return Teacher(network, device, recipe.method.needed_stages)
 
 

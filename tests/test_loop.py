@@ -19,13 +19,13 @@ from kdtrain.errors import UserError
 from kdtrain.evaluate import accuracy, logits_of, nll
 from kdtrain.loop import fit, train_step
 from kdtrain.models import Network, build
+from kdtrain.models.weights import load_whole_network
 from kdtrain.optim import lr_at
 from kdtrain.outcome import best_epoch, merit
 from kdtrain.predictions import read_test
 from kdtrain.run import Run
 from kdtrain.store import Store
 from kdtrain.streams import generator, stream
-from kdtrain.teacher import load_weights
 from kdtrain.training import train
 
 
@@ -209,7 +209,7 @@ def test_the_kept_weights_give_the_best_epochs_metrics_and_the_kept_predictions(
     left = trained(config, tmp_path)
     data = load(config.data, NO_DATA)
     network = build(Network(model="lenet5_student"), data.image_shape, 10, 0)
-    load_weights(network, left.folder.weights)
+    load_whole_network(network, left.folder.weights, "recipe.student")
     val, test = (logits_of(network, split, CPU) for split in (data.val, data.test))
     best = {"val/accuracy": accuracy(val, data.val.labels), "val/nll": nll(val, data.val.labels)}
     assert left.outcome["best"] == {"epoch": left.outcome["best"]["epoch"], **best}

@@ -13,7 +13,7 @@ from torchvision import models as torchvision_models
 from kdtrain.errors import UserError
 from kdtrain.identity import file_digest
 from kdtrain.models import Classifier, Network, build
-from kdtrain.teacher import load_weights
+from kdtrain.models.weights import load_whole_network
 
 SHAPE = (3, 32, 32)
 PLACE = "recipe.teacher.file"
@@ -36,7 +36,7 @@ def test_a_librarys_file_gives_the_librarys_logits(model: str, tmp_path: Path) -
     torch.save({"state_dict": {f"module.{name}": value for name, value in theirs.state_dict().items()}}, file)
     ours = network(model)
     before = torch.random.get_rng_state()
-    load_weights(ours, file, PLACE)
+    load_whole_network(ours, file, PLACE)
     assert torch.equal(torch.random.get_rng_state(), before)
     images = torch.rand(2, *SHAPE)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_a_trainings_own_file_reads_back_as_it_was(head: str, tmp_path: Path) ->
     with torch.no_grad():
         trained.encoder.conv1.weight.zero_()
     save_file(packed(trained), tmp_path / "weights.safetensors")
-    load_weights(other, tmp_path / "weights.safetensors")
+    load_whole_network(other, tmp_path / "weights.safetensors", PLACE)
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in other.state_dict().items())
 
 
@@ -58,7 +58,7 @@ def test_another_number_of_classes_is_told_with_place_and_file(tmp_path: Path) -
     for state in (packed(network("resnet18", 7)), torchvision_models.resnet18(num_classes=7).state_dict()):
         save_file(state, file)
         with pytest.raises(UserError) as caught:
-            load_weights(network("resnet18"), file, PLACE)
+            load_whole_network(network("resnet18"), file, PLACE)
         assert str(caught.value) == f"{PLACE}: {file} does not fit resnet18: the file has 7 classes, the data 5"
 
 
@@ -66,7 +66,7 @@ def test_a_librarys_head_is_no_hidden_one(tmp_path: Path) -> None:
     file = tmp_path / "teacher.safetensors"
     save_file(torchvision_models.resnet18(num_classes=5).state_dict(), file)
     with pytest.raises(UserError, match=rf"{PLACE}: {file} does not fit resnet18: missing head\.0\.weight") as caught:
-        load_weights(network("resnet18", head="hidden"), file, PLACE)
+        load_whole_network(network("resnet18", head="hidden"), file, PLACE)
     assert "part:" not in str(caught.value)
 
 
@@ -75,7 +75,7 @@ def test_the_weights_of_another_network_are_refused_and_change_nothing(tmp_path:
     before = {name: value.clone() for name, value in ours.state_dict().items()}
     save_file(torchvision_models.mobilenet_v2(num_classes=5).state_dict(), file)
     with pytest.raises(UserError, match=rf"{PLACE}: {file} does not fit resnet18: missing encoder\.conv1\.weight"):
-        load_weights(ours, file, PLACE)
+        load_whole_network(ours, file, PLACE)
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
 
 
@@ -83,7 +83,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     ours = network("resnet18")
     save_file(packed(ours), tmp_path / "teacher.safetensors")
-    load_weights(ours, Path("~/teacher.safetensors"), PLACE)
+    load_whole_network(ours, Path("~/teacher.safetensors"), PLACE)
     assert file_digest("~/teacher.safetensors") == file_digest(str(tmp_path / "teacher.safetensors"))
     with pytest.raises(UserError, match=rf"{PLACE}: {tmp_path}/none cannot be read \(No such file"):
         file_digest("~/none")

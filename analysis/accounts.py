@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import STAGES, TRAINING, Study, flatten
+from analysis.frame import NOT_ENDED, STAGES, TRAINING, Study, flatten
 from analysis.tables import MISSING, count, listed, markdown, missing, one_line, sampled
 from kdtrain.store import Row
 
@@ -26,6 +26,17 @@ def counts_section(study: Study) -> str:
     reasons = _reasons(study)
     why = f"\n{markdown(pd.DataFrame(reasons))}" if reasons else "\nNothing was pruned, nothing failed.\n"
     return f"## Trials counted\n\n{markdown(pd.DataFrame(rows))}{why}"
+
+
+def stages_ended(study: Study) -> str:
+    """teacher 1 of 1, search 3 of 24 ended"""
+    ended = []
+    for stage in STAGES:
+        trials = study.stage(stage)
+        planned = max(len(trials), study.description["study"]["trials"] if stage == "search" else 0)
+        if planned:
+            ended.append(f"{stage} {(trials['state'] != NOT_ENDED).sum()} of {planned}")
+    return f"{', '.join(ended)} ended"
 
 
 def idle_knobs_section(study: Study) -> str:

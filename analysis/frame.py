@@ -62,6 +62,11 @@ class Study:
         return next((event for event in reversed(self.record) if event["event"] == "winner"), None)
 
     @property
+    def data(self) -> Row | None:
+        """Name, number of classes and of images by split; None before the first trial has begun."""
+        return next((recipe["data"] for recipe in self.recipes.values() if recipe.get("data")), None)
+
+    @property
     def finished(self) -> bool:
         """It finished, and not before its trials grew: all asked for is planned, all planned has ended."""
         return (

@@ -4,9 +4,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.accounts import continue_command
+from analysis.accounts import continue_command, stages_ended
 from analysis.claims import Candidate, Single, bootstrap, verdict
-from analysis.frame import NOT_ENDED, STAGES, Study
+from analysis.frame import Study
 from analysis.statistics import Estimate
 from analysis.tables import (
     MISSING,
@@ -157,7 +157,7 @@ def _order(study: Study) -> str:
 
 
 def _data(study: Study) -> str | None:
-    data = next((recipe["data"] for recipe in study.recipes.values() if recipe.get("data")), None)
+    data = study.data
     if data is None:
         return None
     return (
@@ -167,14 +167,8 @@ def _data(study: Study) -> str | None:
 
 
 def _unfinished(study: Study) -> str:
-    ended = []
-    for stage in STAGES:
-        trials = study.stage(stage)
-        planned = max(len(trials), study.description["study"]["trials"] if stage == "search" else 0)
-        if planned:
-            ended.append(f"{stage} {(trials['state'] != NOT_ENDED).sum()} of {planned}")
     return (
-        f"> This study is unfinished: {', '.join(ended)} ended. What is shown may still change. It "
+        f"> This study is unfinished: {stages_ended(study)}. What is shown may still change. It "
         f"continues with `{_last_command(study)}`."
     )
 

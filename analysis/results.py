@@ -109,7 +109,7 @@ def _importance(branch: Branch) -> str:
     if not branch.parameters:
         return "Nothing is searched here.\n"
     rows = [
-        {"parameter": f"`{p['name']}`", "searched": _range(p)}
+        {"parameter": f"`{p['name']}`", "searched": searched_range(p)}
         | ({"importance": f"{branch.shares.get(p['name'], 0.0):.2f}"} if branch.shares else {})
         for p in sorted(branch.parameters, key=lambda p: -(branch.shares or {}).get(p["name"], 0.0))
     ]
@@ -117,7 +117,8 @@ def _importance(branch: Branch) -> str:
     return f"{markdown(pd.DataFrame(rows))}\n{said}\n"
 
 
-def _range(parameter: dict[str, Any]) -> str:
+def searched_range(parameter: dict[str, Any]) -> str:
+    """1 to 20 (log); a choice's options."""
     if parameter["kind"] == "choice":
         return ", ".join(str(label) for label in parameter["choices"])
     kind = {"uniform": "", "loguniform": " (log)", "int": " (integers)", "logint": " (integers, log)"}[

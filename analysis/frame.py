@@ -87,6 +87,11 @@ class Study:
         frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial_id", "epoch"])
         return frame.drop_duplicates(["trial_id", "epoch"], keep="last", ignore_index=True)
 
+    def rows_of(self, trial_id: str) -> list[Row]:
+        """A row an epoch, in order; of an epoch that was written twice the last."""
+        rows = {row["epoch"]: row for row in self._store.trial(trial_id).epochs()}
+        return [rows[epoch] for epoch in sorted(rows)]
+
     def test_predictions(self, trial_id: str) -> tuple[np.ndarray, np.ndarray] | None:
         """(logits [N, K], labels [N]) of the test images, where the trial kept them."""
         arrays = read_arrays(self._store.trial(trial_id).predictions)

@@ -16,7 +16,7 @@ from kdtrain.models import ImageShape, build, forward_flops
 from kdtrain.resources import concurrent_trials, machine_resources
 from kdtrain.run import Run
 from kdtrain.search import Search
-from kdtrain.study import PARTS
+from kdtrain.study import PARTS, TEACHER_PARTS
 from kdtrain.teacher import Teacher
 
 TIMED_STEPS = 5
@@ -41,9 +41,8 @@ def plan(sweep: Sweep, data: str | None, address: str | None) -> str:
 
 def trainings(sweep: Sweep) -> dict[str, int]:
     """How many trainings each stage has at most."""
-    teachers = {
-        teacher_recipe(sweep.recipe_for(values, 0)) for values in space.combinations(sweep.tree, ("data", "teacher"))
-    }
+    reached = space.combinations(sweep.tree, TEACHER_PARTS)
+    teachers = {teacher_recipe(sweep.recipe_for(values, 0)) for values in reached}
     confirm = sweep.study.confirm
     candidates = confirm.best + (len(sweep.published) if confirm.published else 0)
     return {

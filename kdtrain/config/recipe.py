@@ -25,7 +25,7 @@ class Student(Network):
 class Teacher(Network):
     """The network that is read. Trained first by a recipe of its own, or taken from a file.
 
-    A training field left out is the recipe's own.
+    A training field left out is the recipe's own; model `as_student` is the student's model.
     """
 
     file: str | None = Field(None, description="trained weights of this network (.safetensors or .pth)")
@@ -72,6 +72,10 @@ INHERITED = (
 )
 
 
+AS_STUDENT = "as_student"
+"""A teacher's model: the student's, whichever that is in a trial (self-distillation)."""
+
+
 class Recipe(Config):
     data: Data
     mixup: Mixup | None = Field(None, description="teacher and student see the same mixed images")
@@ -99,6 +103,16 @@ class Recipe(Config):
     )
     objective: Objective = Field("val/accuracy", description="chooses the epoch whose weights are kept")
     seed: Seed = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _teacher_as_student(cls, written: Any) -> Any:
+        if not isinstance(written, dict):
+            return written
+        teacher, student = written.get("teacher"), written.get("student")
+        if not isinstance(teacher, dict) or not isinstance(student, dict) or teacher.get("model") != AS_STUDENT:
+            return written
+        return {**written, "teacher": {**teacher, "model": student.get("model")}}
 
     @model_validator(mode="after")
     def _teacher_where_needed(self) -> Self:

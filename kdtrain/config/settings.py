@@ -105,9 +105,13 @@ class Resources(Config):
 
 
 class Report(Config):
-    """What stands on top of the report."""
+    """What stands on top of the report, and whose table beside our own."""
 
     title: str | None = None
+    published: Annotated[
+        Literal["cifar10", "hymenoptera", "mnist", "cub200", "flowers102"] | None,
+        Field(description="the document whose table and conclusions the report repeats, by the name of its data set"),
+    ] = None
 
 
 class SweepFile(Config):

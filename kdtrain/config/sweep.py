@@ -90,7 +90,7 @@ def load_sweep(
         problems += [problem.below(("recipe",)) for problem in wrong]
     broken = [*located.problems, *(problem.below(("recipe",)) for problem in broken)]
     if parts and tree is not None and not problems and not broken:
-        problems += _study_problems(parts.study, tree)
+        problems += [*_study_problems(parts.study, tree), *_report_problems(parts.report, tree)]
     if Path(file).stem == "trials":
         problems.append(Problem((), "a sweep cannot be called trials: that folder of the results holds every trial"))
     if parts is None or tree is None or problems or broken:
@@ -147,6 +147,14 @@ def _not_echoing(problems: Sequence[Problem], broken: Sequence[Problem]) -> list
     """Without what only follows from a value that is broken already (a broken space is no number either)."""
     places = {problem.keys for problem in broken}
     return [p for p in problems if not any(p.keys[:i] in places for i in range(1, len(p.keys) + 1))]
+
+
+def _report_problems(report: Report, tree: dict[str, Any]) -> Iterator[Problem]:
+    """A document's table stands only beside what was measured on its data."""
+    names = sorted({resolve(tree, values).tree["data"]["name"] for values in probe_points(tree)})
+    if report.published is not None and names != [report.published]:
+        text = f"must be of the recipe's data, {', '.join(names)}, got {report.published}"
+        yield Problem(("report", "published"), text)
 
 
 def _study_problems(study: Study, tree: dict[str, Any]) -> Iterator[Problem]:

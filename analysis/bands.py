@@ -1,0 +1,55 @@
+"""Metrics by epoch of several groups of runs, a band for each, and the last epochs once more, larger."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis import style
+from analysis.frame import Study
+from analysis.statistics import mean_estimate
+
+LINES = ("-", "--", "-.", ":")
+
+
+def bands_and_zoom(
+    study: Study, groups: Mapping[str, Sequence[str]], metrics: Mapping[str, str], zoomed: int
+) -> Figure | None:
+    """Above all epochs, below the last `zoomed`. groups: {label: trial_ids}; metrics: {column: its axis label}.
+
+    None where no run has any of the metrics.
+    """
+    known = [metric for metric in metrics if metric in study.epochs]
+    if not known:
+        return None
+    made = style.figure(3.1 * len(known) + 0.6, 5.2)
+    grid = made.subplots(2, len(known), squeeze=False)
+    for column, metric in enumerate(known):
+        for number, (label, trial_ids) in enumerate(groups.items()):
+            band = band_of(study, trial_ids, metric) * (100 if metric.endswith("accuracy") else 1)
+            look = {"color": style.SERIES[number % len(style.SERIES)], "linestyle": LINES[number % len(LINES)]}
+            for row, part in enumerate((band, band.iloc[-zoomed:])):
+                _draw(grid[row][column], part, f"{label}, n = {len(trial_ids)}", **look)
+        grid[0][column].set(title=metrics[metric])
+        grid[1][column].set(xlabel="epoch")
+    for row, label in enumerate(("all epochs", f"last {zoomed} epochs")):
+        grid[row][0].set_ylabel(label)
+    made.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(groups))
+    return made
+
+
+def band_of(study: Study, trial_ids: Sequence[str], metric: str) -> pd.DataFrame:
+    """By epoch: mean over the runs, low and high of its 95 % t interval (the mean where there is none)."""
+    rows = study.epochs[study.epochs["trial_id"].isin(list(trial_ids))]
+    by_epoch = rows.pivot(index="epoch", columns="trial_id", values=metric).dropna().astype(float)
+    estimates = [mean_estimate(row.tolist()) for _, row in by_epoch.iterrows()]
+    spans = [(e.mean, e.mean - (e.half_width or 0), e.mean + (e.half_width or 0)) for e in estimates if e]
+    return pd.DataFrame(spans, columns=["mean", "low", "high"], index=by_epoch.index)
+
+
+def _draw(axes: Axes, band: pd.DataFrame, label: str, *, color: str, linestyle: str) -> None:
+    axes.fill_between(band.index, band["low"], band["high"], color=color, alpha=0.18, linewidth=0)
+    axes.plot(band.index, band["mean"], color=color, linestyle=linestyle, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

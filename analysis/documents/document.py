@@ -1,0 +1,51 @@
+"""A document whose setup a sweep repeats: its table, its conclusions, its pictures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from analysis.documents.claims import Claim
+from analysis.documents.measured import Measured
+from analysis.frame import Study
+
+Rows = Sequence[Measured]
+Figures = dict[str, tuple[str, Callable[[], Figure | None]]]  # by file name: caption and what draws it
+
+
+def _none(*_: Any) -> Any:
+    return {}
+
+
+@dataclass(frozen=True)
+class Document:
+    """table: markdown of the published rows beside the measured; claims: its conclusions, judged.
+
+    setting: what the document trains with, as keys of a recipe (and `classes`), to say what differs here.
+    pictures: further files that its report shows.
+    """
+
+    title: str
+    setting: Mapping[str, Any]
+    table: Callable[[Rows], str]
+    claims: Callable[[Rows], list[Claim]]
+    pictures: Callable[[Study, Rows], Figures] = field(default=_none)
+
+
+def differences(document: Document, rows: Rows) -> list[str]:
+    """What the trainings here had otherwise than the document: `epochs 10 (150)`."""
+    students = [row for row in rows if row.role != "teacher"]
+    found = []
+    for path, published in document.setting.items():
+        here = {str(_at(row.recipe, path)) for row in students}
+        if here and here != {str(published)}:
+            found.append(f"{path} {' or '.join(sorted(here))} ({published})")
+    return found
+
+
+def _at(tree: Mapping[str, Any], path: str) -> Any:
+    node: Any = tree
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node

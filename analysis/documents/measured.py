@@ -1,0 +1,135 @@
+"""What a sweep measured, row by row as a document's table has it: a recipe over its seeds, or a teacher's one run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.claims import Candidate, Single
+from analysis.documents.published import one_run
+from analysis.frame import Study
+from analysis.statistics import Estimate, mean_estimate, paired_differences
+from analysis.tables import MISSING, estimate_percent, percent
+from kdtrain.store import Row
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row: `recipe` is that of its first run, `values` {metric: {seed: value}} (a teacher's seed is its own)."""
+
+    sweep: str
+    key: str
+    role: str
+    recipe: Mapping[str, Any]
+    weights: tuple[float, float] | None
+    parameters: float
+    trial_ids: Mapping[int, str]
+    teacher_id: str | None
+    values: Mapping[str, Mapping[int, float]]
+    images: Mapping[str, int]  # by split
+    epochs: Mapping[int, Sequence[Row]]  # by seed: a row an epoch
+
+    @property
+    def method(self) -> str:
+        return str(self.recipe["method"]["name"])
+
+    @property
+    def student(self) -> str:
+        return str(self.recipe["student"]["model"])
+
+    @property
+    def teacher(self) -> str | None:
+        return None if self.recipe.get("teacher") is None else str(self.recipe["teacher"]["model"])
+
+    @property
+    def freeze(self) -> str:
+        return str(self.recipe["student"].get("freeze", "none"))
+
+    @property
+    def kd_ratio(self) -> float | None:
+        """The published spelling of the distillation weight w: w itself for AT, else r with w = r / (1 - r)."""
+        if self.weights is None or self.method == "none":
+            return None
+        weight = self.weights[1] / self.weights[0] if self.weights[0] else float("inf")
+        return weight if self.method == "at" else weight / (1 + weight) if weight != float("inf") else 1.0
+
+    @property
+    def first_run(self) -> Sequence[Row]:
+        """The epochs of its first seed."""
+        return next(iter(self.epochs.values()), ())
+
+    @property
+    def n(self) -> int:
+        return len(self.trial_ids)
+
+    def estimate(self, metric: str) -> Estimate | None:
+        return mean_estimate(list(self.values.get(metric, {}).values()))
+
+    def cell(self, metric: str) -> str:
+        """Mean and t interval over the seeds in per cent; of one run the binomial interval, where there is one."""
+        found = list(self.values.get(metric, {}).values())
+        if not found:
+            return MISSING
+        if len(found) > 1:
+            return estimate_percent(mean_estimate(found))
+        split, _, name = metric.partition("/")
+        images = self.images.get(split.removesuffix("_tta"))
+        return one_run(found[0], images) if name == "accuracy" and images else percent(found[0])
+
+
+def measured_rows(study: Study, candidates: Sequence[Candidate], teachers: Sequence[Single]) -> list[Measured]:
+    """Teachers first, then the baselines, then what was distilled; only what was trained and tested."""
+    order = {"baseline": 0, "published": 1, "best": 2}
+    rows = [_row(study, "teacher", "teacher", {_seed(study, each.trial_id): each.trial_id}) for each in teachers]
+    confirmed = sorted(candidates, key=lambda candidate: order[candidate.role])
+    rows += [_row(study, each.key, each.role, each.trial_ids) for each in confirmed]
+    return [row for row in rows if row is not None]
+
+
+def difference(first: Measured, second: Measured, metric: str) -> Estimate | None:
+    """Mean of first minus second, paired by seed; from a teacher's one run every seed is subtracted alike."""
+    mine, other = first.values.get(metric, {}), second.values.get(metric, {})
+    if second.role == "teacher" and other:
+        constant = next(iter(other.values()))
+        return mean_estimate([value - constant for value in mine.values()])
+    return mean_estimate(paired_differences(mine, other))
+
+
+def _row(study: Study, key: str, role: str, trial_ids: Mapping[int, str]) -> Measured | None:
+    abouts = [about for trial_id in trial_ids.values() if (about := study.recipes.get(trial_id))]
+    if not abouts:
+        return None
+    first = abouts[0]
+    data = first.get("data") or {}
+    values: dict[str, dict[int, float]] = {}
+    for seed, trial_id in trial_ids.items():
+        for metric, value in _metrics(study, trial_id).items():
+            values.setdefault(metric, {})[seed] = value
+    outcome = study.outcomes.get(next(iter(trial_ids.values())), {})
+    return Measured(
+        sweep=study.name,
+        key=key,
+        role=role,
+        recipe=first["recipe"] | {"classes": data.get("classes")},
+        weights=first.get("weights"),
+        parameters=outcome.get("parameters") or float("nan"),
+        trial_ids=dict(trial_ids),
+        teacher_id=(first.get("teacher") or {}).get("trial_id"),
+        values=values,
+        epochs={seed: study.rows_of(trial_id) for seed, trial_id in trial_ids.items()},
+        images={"val": data.get("val", 0), "last": data.get("val", 0), "test": data.get("test", 0)},
+    )
+
+
+def _metrics(study: Study, trial_id: str) -> dict[str, float]:
+    """val/... of the best epoch, last/... of the last one, test/... as read once."""
+    outcome = study.outcomes.get(trial_id) or {}
+    rows = study.rows_of(trial_id)
+    best = next((row for row in rows if row["epoch"] == (outcome.get("best") or {}).get("epoch")), {})
+    found = {name: value for name, value in best.items() if name.startswith("val/")}
+    found |= {name.replace("val/", "last/"): v for name, v in (rows[-1] if rows else {}).items() if "val/" in name}
+    found |= {name: value for name, value in (outcome.get("test") or {}).items() if "/" in name}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _seed(study: Study, trial_id: str) -> int:
+    return int(study.recipes.get(trial_id, {}).get("recipe", {}).get("seed", 0))

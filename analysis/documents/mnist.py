@@ -1,0 +1,44 @@
+"""Setup 3, MNIST: LeNet5 in a Vietnamese tutorial, which prints no table: this is its first."""
+
+import pandas as pd
+
+from analysis.documents.claims import Claim
+from analysis.documents.document import Document, Rows
+from analysis.tables import count, markdown
+
+NAMES = {
+    "teacher": "teacher",
+    "baseline": "student alone",
+    "published": "student distilled",
+    "best": "student distilled",
+}
+
+
+def table(rows: Rows) -> str:
+    """Teacher, student alone, student distilled: parameters, test accuracy, mean over the seeds."""
+    cells = [
+        {
+            "network": f"{NAMES[row.role]} ({row.key})" if row.role != "teacher" else "teacher",
+            "parameters": count(row.parameters),
+            "test accuracy, %": row.cell("test/accuracy"),
+            "n": str(row.n),
+        }
+        for row in rows
+    ]
+    return (
+        f"{markdown(pd.DataFrame(cells))}\n"
+        "The document prints the networks and their training, no result. In square brackets the binomial 95 % interval "
+        "of one run; ± the half-width of the t interval over n seeds.\n"
+    )
+
+
+def claims(_: Rows) -> list[Claim]:
+    return []
+
+
+MNIST = Document(
+    title="Setup 3, MNIST: LeNet5 teaches a smaller LeNet5",
+    setting={"data.resolution": 32, "epochs": 50, "batch_size": 128, "student.model": "lenet5_student"},
+    table=table,
+    claims=claims,
+)

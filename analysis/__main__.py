@@ -1,31 +1,40 @@
-"""python -m analysis results/digits_kd"""
+"""python -m analysis results/digits_kd, or python -m analysis results"""
 
 import argparse
 import sys
 from pathlib import Path
 
-from analysis import build_report
+from analysis import build_overview, build_report
 from kdtrain.errors import UserError
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
-        description="Rebuild report.md, its pictures and trials.csv of a sweep from the store alone.",
+        description="From the store alone: rebuild report.md, its pictures and trials.csv of a sweep, or write "
+        "overview.md and forest.png over all sweeps of a results folder.",
     )
-    parser.add_argument("sweep_folder", type=Path, help="the sweep's folder in the results, e.g. results/digits_kd")
-    arguments = parser.parse_args()
+    parser.add_argument("folder", type=Path, help="a sweep's folder (results/digits_kd) or a folder of them (results)")
+    folder = parser.parse_args().folder
     try:
-        report = build_report(arguments.sweep_folder)
+        written, unreadable = _build(folder)
     except UserError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{error.filename or arguments.sweep_folder}: {error.strerror or error}", file=sys.stderr)
+        print(f"{error.filename or folder}: {error.strerror or error}", file=sys.stderr)
         return 2
-    print(report)
+    for reason in unreadable:
+        print(reason, file=sys.stderr)
+    print(written)
     return 0
+
+
+def _build(folder: Path) -> tuple[Path, list[str]]:
+    if folder.is_dir() and not (folder / "study.json").exists():
+        return build_overview(folder)
+    return build_report(folder), []
 
 
 if __name__ == "__main__":

@@ -38,9 +38,15 @@ class MadeUpStudy:
     """Writes events and trials in the order they are asked for; a second passes with each event."""
 
     def __init__(
-        self, folder: Path, *, parameters: tuple[dict[str, Any], ...] = (TEMPERATURE, ALPHA, LR), **study: Any
+        self,
+        folder: Path,
+        *,
+        parameters: tuple[dict[str, Any], ...] = (TEMPERATURE, ALPHA, LR),
+        prefix: str = "",
+        **study: Any,
     ) -> None:
-        self.folder = folder
+        """prefix: of its trials' names, where several studies share a results folder."""
+        self.folder, self.prefix = folder, prefix
         self.store = Store(folder.parent)
         self.now = 1_700_000_000.0
         fields = {
@@ -82,7 +88,7 @@ class MadeUpStudy:
         trial_id: str | None = None,
         **fields: Any,
     ) -> str:
-        trial_id = trial_id or f"{stage}{number:04d}"
+        trial_id = trial_id or f"{self.prefix}{stage}{number:04d}"
         self.event(
             "planned",
             stage=stage,

@@ -1,0 +1,122 @@
+"""Forest plot: every sweep's primary claim on one axis, Lewis and Clarke 2001 (BMJ 322, 1479-1480)."""
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import style
+from analysis.statistics import SEEDS_FOR_A_CLAIM
+from analysis.summary import BEAT, LOST, UNDECIDED, UNFINISHED, Summary
+from analysis.tables import estimate_points
+
+LOOKS = {
+    BEAT: (style.BLUE, "o"),
+    LOST: (style.VERMILION, "s"),
+    UNDECIDED: (style.INK, "D"),
+    UNFINISHED: (style.GREY, "^"),
+}
+ROW, SMALL = 0.46, 7.5  # inches, points: three lines of small text fit into a row
+
+
+def forest(summaries: Sequence[Summary]) -> Figure | None:
+    """Mean difference and 95 % t interval in points, a row a sweep; None where no sweep has a difference.
+
+    An open marker: no interval, or a study that is unfinished. A row without a marker says why in its text.
+    """
+    if all(summary.difference is None for summary in summaries):
+        return None
+    made = style.figure(9.6, 1.35 + ROW * len(summaries))
+    axes = made.subplots()
+    low, high = limits(summaries)
+    axes.set(
+        xlim=(low, high),
+        ylim=(len(summaries) - 0.4, -0.6),
+        xlabel="winner minus student alone, percentage points of test accuracy",
+    )
+    axes.axvline(0, color=style.INK, linewidth=1.0)
+    for row, summary in enumerate(summaries):
+        _draw(axes, row, summary, low, high)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0, pad=9)
+    axes.set_yticks(range(len(summaries)), [_wrapped(summary.name, 26) for summary in summaries])
+    _texts_at_the_right(axes, summaries)
+    made.suptitle(
+        "Does distilling beat the student alone? Each sweep's primary claim: mean and 95 % t interval",
+        x=0.01, ha="left", fontsize=10, fontweight="bold",
+    )  # fmt: skip
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(sorted(zip(labels, handles, strict=True), key=lambda item: list(LOOKS).index(item[0].split(",")[0])))
+    made.legend(list(once.values()), list(once), loc="outside lower center", ncols=3 if len(once) > 4 else 4)
+    return made
+
+
+def limits(summaries: Sequence[Summary]) -> tuple[float, float]:
+    """Points. All means and 0 are inside; of the intervals those that are not far longer than most of the claims'.
+
+    With n = 2 the interval is 18 standard errors wide: what goes on beyond the axes gets an arrow.
+    """
+    known = [(summary.difference, ends) for summary in summaries if summary.difference and (ends := _ends(summary))]
+    claimed = [ends for difference, ends in known if difference.n >= SEEDS_FOR_A_CLAIM] or [ends for _, ends in known]
+    reach = 3 * float(np.median([max(map(abs, ends)) for ends in claimed])) if claimed else 0.0
+    means = [100 * summary.difference.mean for summary in summaries if summary.difference]
+    low = min(0.0, *means, max(-reach, min((ends[0] for _, ends in known), default=0.0)))
+    high = max(0.0, *means, min(reach, max((ends[1] for _, ends in known), default=0.0)))
+    margin = max(0.06 * (high - low), 0.05)
+    return low - margin, high + margin
+
+
+def _draw(axes: Axes, row: int, summary: Summary, low: float, high: float) -> None:
+    if summary.difference is None:
+        return
+    colour, marker = LOOKS[summary.verdict]
+    ends = _ends(summary)
+    is_open = ends is None or summary.verdict == UNFINISHED
+    if ends:
+        axes.plot(np.clip(ends, low, high), (row, row), color=colour, linewidth=1.8, solid_capstyle="butt")
+        for end, edge, arrow in ((ends[0], low, "<"), (ends[1], high, ">")):
+            if end < low or end > high:
+                axes.scatter(edge, row, marker=arrow, s=44, color=colour, clip_on=False, zorder=4)
+            else:
+                axes.plot((end, end), (row - 0.1, row + 0.1), color=colour, linewidth=1.2)
+    axes.scatter(
+        100 * summary.difference.mean,
+        row,
+        marker=marker,
+        s=46,
+        facecolor="white" if is_open else colour,
+        edgecolor=colour,
+        linewidths=1.4,
+        zorder=5,
+        label=summary.verdict + (", no interval" if ends is None else ""),
+    )
+
+
+def _texts_at_the_right(axes: Axes, summaries: Sequence[Summary]) -> None:
+    """As labels of a second axis, for which the layout makes room."""
+    right = axes.twinx()
+    right.set_ylim(axes.get_ylim())
+    right.grid(visible=False)
+    right.tick_params(axis="y", length=0, pad=9, labelsize=SMALL)
+    right.set_yticks(range(len(summaries)), [_text(summary) for summary in summaries])
+    for label, summary in zip(right.get_yticklabels(), summaries, strict=True):
+        label.set_fontweight("bold" if summary.decided else "normal")
+
+
+def _text(summary: Summary) -> str:
+    said = _wrapped(summary.said, 52, lines=2)
+    if summary.difference is None:
+        return said
+    return f"{estimate_points(summary.difference)}, n = {summary.difference.n}\n{said}"
+
+
+def _wrapped(text: str, width: int, lines: int = 3) -> str:
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
+
+
+def _ends(summary: Summary) -> tuple[float, float] | None:
+    """Of the interval, in points."""
+    interval = summary.difference.interval if summary.difference else None
+    return None if interval is None else (100 * interval.low, 100 * interval.high)

@@ -24,6 +24,7 @@ MEASURED = (
     "best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "test_images", "parameters",
     "epochs", "images", "teacher_images", "seconds", "images_per_s", "peak_memory_bytes",
 )  # fmt: skip
+PARAMETER = ("name", "kind", "low", "high", "choices", "conditions")
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ class Study:
 
 
 def read_study(folder: Path) -> Study:
-    """UserError: no such folder, not a sweep's, written by a newer kdtrain."""
+    """UserError: no such folder, not a sweep's, written by a newer kdtrain, damaged."""
     _check_is_a_sweep(folder)
-    description = read_json(folder / "study.json")
+    description = _description(folder / "study.json")
     record = read_rows(folder / "record.jsonl")
     planned = _planned(record)
     store = Store(folder.parent)
@@ -163,6 +164,17 @@ def _check_is_a_sweep(folder: Path) -> None:
         sweeps = sorted(path.parent for path in folder.glob("*/study.json"))
         hint = f"; sweeps in it: {', '.join(str(path) for path in sweeps)}" if sweeps else ""
         raise UserError(f"{folder}: is not a sweep's folder, it has no study.json{hint}")
+
+
+def _description(path: Path) -> Row:
+    """study.json, with all that is read of it later."""
+    description = read_json(path)
+    lacking = [name for name in ("name", "study", "parameters") if name not in description]
+    for i, parameter in enumerate(description.get("parameters", [])):
+        lacking += [f"parameters[{i}].{name}" for name in PARAMETER if name not in parameter]
+    if lacking:
+        raise UserError(f"{path}: lacks {', '.join(lacking)}; remove it and run the sweep again to have it made again")
+    return description
 
 
 def _planned(record: list[Row]) -> list[Row]:

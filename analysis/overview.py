@@ -102,11 +102,19 @@ def _row(results: Path, summary: Summary) -> dict[str, Any]:
         "teacher → student": _networks(summary),
         "method": _method(summary),
         "difference, points": bold_if(summary.decided, estimate_points(difference)),
-        "n": count(difference.n) if difference else MISSING,
+        "n": _seeds(summary),
         "distilling … the student alone": bold_if(summary.decided, summary.said),
         "p": p_value(summary.p),
         "p (Holm)": p_value(summary.p_holm),
     }
+
+
+def _seeds(summary: Summary) -> str:
+    """4 of 5: a confirming run was lost, and with it its pair."""
+    if summary.difference is None or summary.winner is None:
+        return MISSING
+    n, planned = summary.difference.n, summary.winner.planned
+    return str(n) if n == planned else f"{n} of {planned}"
 
 
 def _link(results: Path, name: str) -> str:

@@ -154,3 +154,14 @@ def test_no_folder_no_sweep_and_a_newer_schema_are_told_in_a_sentence(made_up: M
     write_json(made.folder / "study.json", made.description | {"schema": 2})
     with pytest.raises(UserError, match="schema 2, written by a newer kdtrain"):
         read_study(made.folder)
+
+
+def test_a_study_json_that_lacks_what_is_read_is_refused_by_the_names(made_up: Maker) -> None:
+    made = made_up()
+    parameters = [{key: value for key, value in made.description["parameters"][0].items() if key != "kind"}]
+    write_json(made.folder / "study.json", made.description | {"parameters": parameters})
+    with pytest.raises(UserError, match=r"study.json: lacks parameters\[0\].kind; remove it"):
+        read_study(made.folder)
+    write_json(made.folder / "study.json", {"schema": 1, "name": "made_up"})
+    with pytest.raises(UserError, match=r"study.json: lacks study, parameters; remove it"):
+        read_study(made.folder)

@@ -20,7 +20,7 @@ from analysis.frame import read_study
 from analysis.statistics import Estimate
 from analysis.summary import BEAT, UNDECIDED, UNFINISHED, UNREADABLE, Summary, summaries, sweep_folders
 from kdtrain.errors import UserError
-from kdtrain.store import write_json
+from kdtrain.store import append_row, write_json
 
 ROOT = Path(__file__).parents[2]
 SEARCH = {
@@ -41,7 +41,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     begun.trial("search", 0, curve(0.9, 3, 0), values=values, recipe={"method": {"name": "kd"}})
     begun.plan("search", 1, values={"optimizer.lr": 0.2})
     write_json(results / "newer" / "study.json", {"schema": 99})
-    write_json(results / "odd" / "study.json", {"schema": 1, "name": "odd"})
+    odd = MadeUpStudy(results / "odd")
+    append_row(odd.folder / "record.jsonl", {"no": "event"})
     (results / "torn").mkdir()
     (results / "torn" / "study.json").write_text('{"schema": 1, "na')
     (results / "notes").mkdir()  # no sweep
@@ -125,7 +126,7 @@ def test_an_unfinished_sweep_with_a_difference_shows_it_undecided(tmp_path: Path
 def test_what_cannot_be_read_is_listed_with_its_reason_and_no_path_of_the_machine(several: Path, text: str) -> None:
     assert cells(text, "newer (no report.md)")[6].startswith("cannot be read: newer/study.json: is of schema 99, ")
     assert cells(text, "torn (no report.md)")[6].startswith("cannot be read: torn/study.json: is no JSON file of ")
-    assert cells(text, "odd (no report.md)")[6].startswith("cannot be read: odd: is damaged (KeyError: 'parameters')")
+    assert cells(text, "odd (no report.md)")[6].startswith("cannot be read: odd: is damaged (KeyError: 'event')")
     assert str(several) not in text
 
 
@@ -212,13 +213,9 @@ def test_with_nll_as_objective_plus_still_means_that_larger_values_did_better(tm
 
 def branching(results: Path) -> MadeUpStudy:
     """A search over two methods and a choice, kd better; no trial of `sp`."""
-    method: dict[str, Any] = {"name": "method", "kind": "choice", "choices": ["kd", "at", "sp"], "conditions": {}}
-    freeze: dict[str, Any] = {
-        "name": "student.freeze",
-        "kind": "choice",
-        "choices": ["none", "encoder"],
-        "conditions": {},
-    }
+    a_choice: dict[str, Any] = {"kind": "choice", "low": None, "high": None, "conditions": {}}
+    method = a_choice | {"name": "method", "choices": ["kd", "at", "sp"]}
+    freeze = a_choice | {"name": "student.freeze", "choices": ["none", "encoder"]}
     own = [{"choices": None, "conditions": {"method": label}, **fields} for label, fields in SEARCH.items()]
     sp = own[0] | {"name": "method[sp].weight", "conditions": {"method": "sp"}}
     made = MadeUpStudy(results / "both", parameters=(method, *own, sp, freeze), prefix="both")
@@ -308,3 +305,10 @@ def test_the_command_on_a_folder_without_sweeps_is_exit_code_2(
     out, said = capsys.readouterr()
     assert out == ""
     assert said.startswith(f"{tmp_path}: is neither a sweep's folder nor one of sweeps")
+
+
+def test_a_lost_confirming_run_shows_in_n(tmp_path: Path) -> None:
+    made = whole_study(tmp_path, name="only", searched=6)
+    lost = made.store.trial("confirm0002")
+    lost.write_outcome((lost.outcome() or {}) | {"test": None})
+    assert cells(build_overview(tmp_path)[0].read_text(), "only (no report.md)")[5] == "4 of 5"

@@ -1,6 +1,5 @@
-"""Pictures of what was trained: learning curves of the confirming runs, outputs at several temperatures."""
+"""Pictures of what was trained: learning curves of the confirming runs."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from analysis.claims import Candidate, Single
 from analysis.frame import Study
 from analysis.plots import AXIS
 from analysis.statistics import mean_estimate
-
-CLASSES_DRAWN = 10
 
 
 def learning_curves(study: Study, winner: Candidate, baseline: Candidate, teacher: Single | None) -> Figure | None:
@@ -57,32 +54,6 @@ def bands(study: Study, candidate: Candidate, metric: str) -> pd.DataFrame:
     estimates = [mean_estimate(row.tolist()) for _, row in by_epoch.iterrows()]
     spans = [(e.mean, e.mean - (e.half_width or 0), e.mean + (e.half_width or 0)) for e in estimates if e]
     return pd.DataFrame(spans, columns=["mean", "low", "high"], index=by_epoch.index)
-
-
-def softened(arrays: Mapping[str, Any]) -> Figure:
-    """One image, and the answers of teacher and student at each temperature; of many classes the top."""
-    teacher_MK, student_MK = np.asarray(arrays["softened_teacher"]), np.asarray(arrays["softened_student"])
-    temperatures = np.asarray(arrays["softened_temperatures"])
-    label = int(arrays["softened_label"])
-    classes = np.sort(np.argsort(-teacher_MK[0], kind="stable")[:CLASSES_DRAWN])
-    of_all = f" (the likeliest of {teacher_MK.shape[1]})" if len(classes) < teacher_MK.shape[1] else ""
-    made = style.figure(2.5 + 3.4 * len(temperatures), 3.1)
-    ratios = [2.2, *[3.4] * len(temperatures)]
-    picture, *panels = made.subplots(1, len(ratios), width_ratios=ratios)
-    picture.imshow(arrays["softened_image"], cmap="gray", interpolation="nearest")
-    picture.set_title(f"label: class {label}")
-    picture.set_axis_off()
-    for axes, temperature, teacher_K, student_K in zip(panels, temperatures, teacher_MK, student_MK, strict=True):
-        at = np.arange(len(classes))
-        axes.bar(at - 0.21, teacher_K[classes], width=0.4, color=style.BLUE, label="teacher")
-        axes.bar(at + 0.21, student_K[classes], width=0.4, color=style.ORANGE, label="student distilled")
-        axes.set_xticks(at, [str(c) for c in classes])
-        axes.set_ylim(0, 1.08 * max(teacher_K.max(), student_K.max()))
-        axes.grid(visible=False, axis="x")
-        axes.set(xlabel=f"class{of_all}", title=f"T = {temperature:.3g}")
-    panels[0].set_ylabel("probability")
-    made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
-    return made
 
 
 def _band(axes: Axes, band: pd.DataFrame, *, color: str, **look: Any) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from analysis import accounts, curves, headline, plots, results, slices, style
+from analysis import accounts, curves, gallery, headline, plots, results, slices, style
 from analysis.claims import Candidate, Single, candidates, find, teachers
+from analysis.documents import DOCUMENTS, Figures, Rows, document_section, measured_rows
 from analysis.frame import Study, read_arrays, read_study, trials_csv
 from analysis.importance import Branch, branches
 from kdtrain.store import write_bytes
@@ -36,6 +37,10 @@ class Findings:
         self.baseline = find(self.candidates, event.get("baseline")) if self.winner else first_baseline
         self.teachers: list[Single] = teachers(study)
         self.branches: list[Branch] = branches(study)
+        self.arrays = read_arrays(study.folder / "pictures.npz")
+        self.document = DOCUMENTS.get((study.description.get("report") or {}).get("published") or "")
+        self.rows: Rows = measured_rows(study, self.candidates, self.teachers)
+        self.figures: Figures = self.document.pictures(study, self.rows) if self.document else {}
 
 
 def compose(study: Study, findings: Findings, pictures: Collection[str]) -> str:
@@ -48,6 +53,8 @@ def compose(study: Study, findings: Findings, pictures: Collection[str]) -> str:
         headline.answer_section(study, findings.winner, findings.baseline, findings.teachers),
         headline.setup_section(study, findings.winner, findings.baseline, findings.teachers),
         results.candidates_section(study, findings.candidates),
+        document_section(findings.document, findings.rows) if findings.document else "",
+        *(picture(name, caption) for name, (caption, _) in findings.figures.items()),
         results.search_section(study),
         results.importance_section(findings.branches),
         picture("importance.png", "Importance of each hyperparameter, per branch"),
@@ -55,11 +62,7 @@ def compose(study: Study, findings: Findings, pictures: Collection[str]) -> str:
         "## How it went\n" if pictures else "",
         picture("history.png", "Optimisation history"),
         picture("learning_curves.png", "Learning curves of the winner and of its baseline"),
-        picture(
-            "softened.png",
-            "Outputs of teacher and student at T = 1 and at the best T, "
-            "for the validation image that the teacher gets right with the least probability",
-        ),
+        gallery.section(findings.arrays, pictures),
         accounts.counts_section(study),
         accounts.idle_knobs_section(study),
         accounts.commands_section(study, has_winner=findings.winner is not None),
@@ -71,7 +74,6 @@ def compose(study: Study, findings: Findings, pictures: Collection[str]) -> str:
 def _pictures(study: Study, findings: Findings) -> Pictures:
     winner, baseline = findings.winner, findings.baseline
     teacher = findings.teachers[0] if findings.teachers else None
-    softened = read_arrays(study.folder / "pictures.npz")
     return {
         "history.png": lambda: plots.history(study),
         "slices.png": lambda: slices.slices(study),
@@ -79,7 +81,8 @@ def _pictures(study: Study, findings: Findings) -> Pictures:
         "learning_curves.png": lambda: (
             curves.learning_curves(study, winner, baseline, teacher) if winner and baseline else None
         ),
-        "softened.png": lambda: curves.softened(softened) if "softened_image" in softened else None,
+        **{name: draw for name, (_, draw) in findings.figures.items()},
+        **gallery.drawings(findings.arrays),
     }
 
 

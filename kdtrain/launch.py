@@ -85,7 +85,8 @@ def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[d
             for trained in config["also"]:
                 read_test(Recipe.model_validate(trained), store, data_root, device)
         case "pictures":
-            draw_arrays(recipe, store, data_root, Path(config["sweep_folder"]))
+            compared = [Recipe.model_validate(trained) for trained in config["also"]]
+            draw_arrays(recipe, store, data_root, Path(config["sweep_folder"]), compared)
 
 
 def _wait(config: dict[str, Any]) -> None:

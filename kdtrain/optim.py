@@ -56,10 +56,23 @@ def lr_at(schedule: LrSchedule, lr: float, step: int, steps_per_epoch: int, epoc
     if isinstance(schedule, Exponential):
         return lr * schedule.factor**epoch
     if isinstance(schedule, CosineInSteps):
-        return _cosine_in_steps(schedule, lr, step, epochs * steps_per_epoch)
+        total = schedule.total_steps or epochs * steps_per_epoch
+        return _cosine_in_steps(lr, step, warmup_steps(schedule, steps_per_epoch, epochs), total)
     if schedule.convention == "published":
         return _swinging_cosine(schedule, lr, epoch)
-    return _cosine(schedule, lr, step, steps_per_epoch, epochs)
+    warmup = warmup_steps(schedule, steps_per_epoch, epochs)
+    return _cosine(schedule, lr, step, warmup, epochs * steps_per_epoch)
+
+
+def warmup_steps(schedule: LrSchedule, steps_per_epoch: int, epochs: int) -> int:
+    """How many steps the learning rate rises for in the beginning; 0 where it does not."""
+    if isinstance(schedule, Cosine):
+        return schedule.warmup_epochs * steps_per_epoch
+    if not isinstance(schedule, CosineInSteps):
+        return 0
+    if schedule.convention == "published":
+        return schedule.warmup_steps
+    return min(schedule.warmup_steps, epochs * steps_per_epoch // CORRECTED_STEPS_PER_WARMUP_STEP)
 
 
 def early_stop(best_epoch: int, epoch: int, stopping: EarlyStopping | None) -> bool:
@@ -100,14 +113,13 @@ class AdamWithDecayPerStep(torch.optim.AdamW):
         return super().step()
 
 
-def _cosine(schedule: Cosine, lr: float, step: int, steps_per_epoch: int, epochs: int) -> float:
+def _cosine(schedule: Cosine, lr: float, step: int, warmup: int, total: int) -> float:
     """(step + 1) / warm-up steps of the way from lowest_lr to lr, then back by (1 + cos(pi * t)) / 2 with t from 0 to 1
     over the rest (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts)."""
     lowest, height = schedule.lowest_lr, lr - schedule.lowest_lr
-    warmup = schedule.warmup_epochs * steps_per_epoch
     if step < warmup:
         return lowest + height * (step + 1) / warmup
-    progress = (step - warmup) / (epochs * steps_per_epoch - warmup)
+    progress = (step - warmup) / (total - warmup)
     return lowest + height * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -121,12 +133,8 @@ def _swinging_cosine(schedule: Cosine, lr: float, epoch: int) -> float:
     return lowest + height * (1 + math.cos(math.pi * swing)) / 2
 
 
-def _cosine_in_steps(schedule: CosineInSteps, lr: float, step: int, run_steps: int) -> float:
+def _cosine_in_steps(lr: float, step: int, warmup: int, total: int) -> float:
     """lr * step / warm-up steps, then lr * (1 + cos(pi * t)) / 2 with t from 0 to 1 at the last step; 0 after it."""
-    if schedule.total_steps is None:
-        total, warmup = run_steps, min(schedule.warmup_steps, run_steps // CORRECTED_STEPS_PER_WARMUP_STEP)
-    else:
-        total, warmup = schedule.total_steps, schedule.warmup_steps
     if step < warmup:
         return lr * step / warmup
     if step >= total:

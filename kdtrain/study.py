@@ -27,12 +27,14 @@ FIRST_CONFIRMING_SEED = 1_000_000
 counted again."""
 PARTS = ("data", "method", "teacher", "student")
 """What must fit together: a batch is tried through each of their combinations before anything long."""
+TEACHER_PARTS = ("data", "teacher", "student")
+"""What decides which teacher is trained: its model may be the student's."""
 
 
 @dataclass(frozen=True)
 class Job:
     """One thing to run: a training (final: its weights are kept), a smoke test, the test split of the recipes in
-    `also`, or the pictures."""
+    `also`, or the pictures, which compare those in `also`."""
 
     stage: str
     number: int
@@ -94,7 +96,7 @@ class Study:
         if winner is None:
             raise NoResult("confirm: none of the best recipes completed all its seeds; trials.csv has the reasons")
         yield from self._tested(winner)
-        yield from self._all([self._job("pictures", 0, winner, kind="pictures")])
+        yield from self._all([self._job("pictures", 0, winner, kind="pictures", also=self._compared(candidates))])
         self.record.append_once("finished")
 
     def should_prune(self, job: Job, epoch: int) -> bool:
@@ -160,7 +162,7 @@ class Study:
     def _teachers(self) -> Iterator[Job | None]:
         """Each teacher that the space can reach, unless the store has it."""
         recipes: dict[Recipe, Values] = {}
-        for values in space.combinations(self.sweep.tree, ("data", "teacher")):
+        for values in space.combinations(self.sweep.tree, TEACHER_PARTS):
             recipe = teacher_recipe(self.sweep.recipe_for(values, self.sweep.study.seed))
             if recipe is not None:
                 recipes.setdefault(recipe, values)
@@ -262,13 +264,8 @@ class Study:
 
     def _winner(self, candidates: list[Candidate]) -> Recipe | None:
         """Of the k best the one with the highest mean validation metric over the seeds, fixed without test."""
-        objective = self.sweep.study.objective
-        sign = 1 if objective == "val/accuracy" else -1
-        means: dict[str, float] = {}
-        for candidate in candidates:
-            runs = [self.states[job.key] for job in self.confirming[candidate.key]]
-            if candidate.role == "best" and all(run["state"] == "complete" for run in runs):
-                means[candidate.key] = sign * statistics.fmean(run["value"] for run in runs)
+        best = [candidate for candidate in candidates if candidate.role == "best"]
+        means = self._validation_means(best)
         if not means:
             return None
         key = max(means, key=lambda name: means[name])
@@ -278,6 +275,28 @@ class Study:
         self.record.append_once("winner", **chosen)
         write_bytes(self.record.folder / "best.yaml", plain_yaml(recipe, self.sweep.name).encode())
         return recipe
+
+    def _validation_means(self, candidates: list[Candidate]) -> dict[str, float]:
+        """The mean validation metric over the seeds, the higher the better; of candidates that completed them all."""
+        sign = 1 if self.sweep.study.objective == "val/accuracy" else -1
+        means: dict[str, float] = {}
+        for candidate in candidates:
+            runs = [self.states[job.key] for job in self.confirming[candidate.key]]
+            if all(run["state"] == "complete" for run in runs):
+                means[candidate.key] = sign * statistics.fmean(run["value"] for run in runs)
+        return means
+
+    def _compared(self, candidates: list[Candidate]) -> tuple[Recipe, ...]:
+        """What pictures show side by side, with the first confirming seed: for each value of student.freeze the
+        distilled recipe that is best on validation, then the students alone, the best first."""
+        means = self._validation_means(candidates)
+        ranked = sorted((c for c in candidates if c.key in means), key=lambda c: -means[c.key])
+        recipes = [self._candidate_recipe(candidate, self._confirming_seed(0)) for candidate in ranked]
+        distilled: dict[str, Recipe] = {}
+        for recipe in recipes:
+            if recipe.teacher is not None:
+                distilled.setdefault(recipe.student.freeze, recipe)
+        return *distilled.values(), *(recipe for recipe in recipes if recipe.teacher is None)
 
     # jobs
 

@@ -12,6 +12,7 @@ from studies import CPU, TREE, carry_out, decisions, events, open_study, plans, 
 
 from kdtrain.config import load_recipe
 from kdtrain.errors import UserError
+from kdtrain.identity import trial_id
 from kdtrain.study import FIRST_CONFIRMING_SEED, Job, Study
 from kdtrain.training import train
 
@@ -113,6 +114,18 @@ def test_opening_a_finished_study_runs_nothing_and_records_nothing_new(finished:
     assert [job.kind for job in carry_out(again)] == ["pictures"]
     assert [row["event"] for row in events(again)][-1] == "finished"
     assert again.record.path.read_bytes() == before
+
+
+def test_pictures_compare_the_best_distilled_recipe_of_each_freeze_with_the_students_alone(finished: Study) -> None:
+    *_, job = carry_out(finished)  # its last job is done again whenever a study is opened
+    means: dict[str, list[float]] = {}
+    for plan, outcome in zip(plans(finished, "confirm"), outcomes(finished, "confirm"), strict=True):
+        means.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
+    best = max(("best 1", "best 2", "published 1"), key=lambda name: math.fsum(means[name]))
+    first = {row["candidate"]: row["trial_id"] for row in reversed(plans(finished, "confirm"))}
+    compared = [trial_id(recipe, finished.data_root) for recipe in job.also]
+    assert compared == [first[best], first["baseline 1"]]
+    assert {recipe.seed for recipe in job.also} == {FIRST_CONFIRMING_SEED}
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 4, 5, 6, 8, 9, 11, 12, 13, 14, 17])

@@ -19,10 +19,11 @@ def at_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
 
     The mean over positions is the authors' code; the norm of equation 2 would be some HW times larger. C may differ.
     """
-    return functional.mse_loss(_attention(student_NCHW), _attention(teacher_NCHW.detach()))
+    return functional.mse_loss(attention(student_NCHW), attention(teacher_NCHW.detach()))
 
 
-def _attention(features_NCHW: Tensor) -> Tensor:
+def attention(features_NCHW: Tensor) -> Tensor:
+    """q(F) [N, HW]: where the maps have their energy."""
     return functional.normalize(at_least_float32(features_NCHW).square().mean(dim=1).flatten(1), dim=1)
 
 

@@ -113,6 +113,10 @@ class Classifier(nn.Module):
     def stages(self) -> tuple[str, ...]:
         return (*self._measured(), "pool")
 
+    def module_at(self, stage: str) -> nn.Module:
+        """The module of the encoder whose output is the stage's map."""
+        return self._modules_at((stage,))[stage]
+
     def stage_shapes(self, stages: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
         """One image's shape at every stage, (C, H, W) or (C,), from a dry forward that computes and moves nothing."""
         if not stages:

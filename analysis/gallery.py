@@ -114,7 +114,10 @@ def lr_schedule(arrays: Arrays) -> Figure:
     total = per_epoch * int(arrays["lr_epochs"])
     made = style.figure(7.2, 3.4)
     axes = made.subplots()
-    axes.plot(steps_P, rates_P, drawstyle="steps-post", color=style.BLUE, label="learning rate")
+    # each step has one rate, the last one too
+    axes.plot(
+        [*steps_P, total], [*rates_P, rates_P[-1]], drawstyle="steps-post", color=style.BLUE, label="learning rate"
+    )
     title = f"Learning rate of the winner: {count(total)} steps, {count(per_epoch)} an epoch"
     if warmup >= total:
         title += f"; its warm-up of {count(warmup)} steps does not end"

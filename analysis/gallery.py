@@ -120,7 +120,7 @@ def lr_schedule(arrays: Arrays) -> Figure:
     )
     title = f"Learning rate of the winner: {count(total)} steps, {count(per_epoch)} an epoch"
     if warmup >= total:
-        title += f"; its warm-up of {count(warmup)} steps does not end"
+        title += f"\nits warm-up of {count(warmup)} steps does not end"
     elif warmup:
         label = f"end of the warm-up: step {count(warmup)}, epoch {warmup / per_epoch:.3g}"
         axes.axvline(warmup, color=style.ORANGE, linestyle="--", label=label)

@@ -11,10 +11,11 @@ import torchvision
 from torch import nn
 from trainings import CPU
 
+from kdtrain.config import load_sweep
 from kdtrain.environment import prepare_process
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-ROOMS = ("flops", "phases", "plain_loop", "pairs", "train_step")
+ROOMS = ("flops", "phases", "plain_loop", "pairs", "train_step", "all_sweeps")
 ROUNDING = 1e-4
 
 # expansion, channels, repeats, stride: Sandler et al. 2018 (arXiv:1801.04381), table 2
@@ -97,3 +98,15 @@ def test_the_table_has_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for part in ("kdtrain, contiguous", "plain loop, contiguous", "images/s", "teacher", "optimizer", "GF an image"):
         assert part in printed
+
+
+def test_every_sweep_file_is_valid_and_so_is_its_small_version() -> None:
+    files = {path.stem: path for path in (BENCHMARKS.parent / "sweeps").glob("*.yaml")}
+    small = importlib.import_module("all_sweeps").SWEEPS
+    assert set(small) == set(files) - {"digits_kd"}
+    for name, file in files.items():
+        assert load_sweep(file).study.trials >= 24
+        if name in small:
+            sweep = load_sweep(file, small[name])
+            assert (sweep.study.trials >= 4, sweep.study.confirm.seeds) == (True, 2)
+            assert sweep.report.published == sweep.tree["data"]["name"]

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from trainings import KD, NO_DATA, recipe, trained
 
-from kdtrain.config.recipe import Recipe, Student
+from kdtrain.config.recipe import Recipe, Student, teacher_recipe
 from kdtrain.config.training import Constant, Cosine, CosineInSteps, Exponential, LrSchedule
 from kdtrain.data import load
 from kdtrain.environment import prepare_process
 from kdtrain.feed import batches_of
+from kdtrain.identity import trial_id
 from kdtrain.loop import load_batch
 from kdtrain.methods.at import at_loss
 from kdtrain.models import Classifier, Network, build
@@ -194,6 +195,27 @@ def test_pictures_of_a_recipe_are_those_that_it_has(results: Path, tmp_path: Pat
     assert np.array_equal(right, arrays["gradcam_none_right"])
     again = drawn(results, tmp_path)
     assert all(np.array_equal(again[name], arrays[name]) for name in arrays)
+
+
+def test_the_softened_image_is_the_one_that_the_teacher_gets_right_with_the_least_probability(
+    results: Path, tmp_path: Path
+) -> None:
+    arrays = drawn(results, tmp_path)
+    taught_by = teacher_recipe(DISTILLED)
+    assert taught_by is not None
+    logits = []
+    for config in (taught_by, DISTILLED):
+        with np.load(Store(results).trial(trial_id(config, NO_DATA)).predictions) as kept:
+            logits.append(torch.from_numpy(kept["val_logits"]))
+            labels = torch.from_numpy(kept["val_labels"])
+    probabilities = [each.softmax(1)[range(len(labels)), labels] for each in logits]
+    right = [n for n in range(len(labels)) if logits[0][n].argmax() == labels[n]]
+    least = min(right, key=lambda n: float(probabilities[0][n]))
+    assert arrays["softened_label"] == labels[least]
+    assert arrays["softened_temperatures"].tolist() == [1.0, 4.0]
+    for name, own in zip(("teacher", "student"), logits, strict=True):
+        for row, temperature in zip(arrays[f"softened_{name}"], (1.0, 4.0), strict=True):
+            assert row == pytest.approx((own[least] / temperature).softmax(0).numpy(), abs=1e-6)
 
 
 def test_where_the_library_cannot_be_imported_there_is_a_reason_and_the_rest(

@@ -45,6 +45,14 @@ class Measured:
         return str(self.recipe["student"].get("freeze", "none"))
 
     @property
+    def ema(self) -> bool:
+        return self.recipe.get("ema") is not None
+
+    @property
+    def r_drop(self) -> bool:
+        return self.recipe.get("r_drop") is not None
+
+    @property
     def kd_ratio(self) -> float | None:
         """The published spelling of the distillation weight w: w itself for AT, else r with w = r / (1 - r)."""
         if self.weights is None or self.method == "none":

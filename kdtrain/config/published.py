@@ -71,7 +71,9 @@ def _match_range(node: Any, at: At, given: Any) -> Matched:
 
 def _match_choice(node: Any, at: At, given: Any, owner: object) -> Matched:
     parameter = at.parameter(node)
-    meant = [i for i, option in enumerate(node["choice"]) if _meant(option, given)]
+    options = node["choice"]
+    named = [key for key in ("name", "model") if len({str(_own(option, key)) for option in options}) > 1]
+    meant = [i for i, option in enumerate(options) if _meant(option, given, named)]
     refused: list[list[Problem]] = []
     for i in sorted(meant, key=lambda i: _keys(node["choice"][i]) != _keys(given)):
         values, problems = _match(*at.chosen(node, parameter, i), given, owner)
@@ -83,12 +85,16 @@ def _match_choice(node: Any, at: At, given: Any, owner: object) -> Matched:
     return {}, [Problem(at.path, f"is none of the options ({parameter.shown}), got {shown_value(given)}")]
 
 
-def _meant(option: Any, given: Any) -> bool:
-    """Whether a point can mean this option: they do not disagree about `name` or `model`."""
+def _meant(option: Any, given: Any, named: list[str]) -> bool:
+    """Whether a point can mean this option: it says `name` and `model` where the options differ in them, and alike."""
     if not isinstance(option, dict) or space_word(option):
         return True
-    named = [key for key in ("name", "model") if isinstance(option.get(key), str)]
-    return isinstance(given, dict) and all(given.get(key) == option[key] for key in named)
+    own = {key: option[key] for key in named if isinstance(option.get(key), str)}
+    return isinstance(given, dict) and all(given.get(key) == value for key, value in own.items())
+
+
+def _own(option: Any, key: str) -> Any:
+    return option.get(key) if isinstance(option, dict) else None
 
 
 def _keys(value: Any) -> object:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import Dataset, load
 from kdtrain.data.base import Split
+from kdtrain.evaluate import logits_of
 from kdtrain.identity import trial_id
 from kdtrain.models import Classifier, build
 from kdtrain.models.weights import load_whole_network
@@ -37,7 +38,7 @@ class Networks:
             network = build(recipe.student, data.image_shape, len(data.classes), 0, pretrained=False)
             weights = self._store.trial(trial_id(recipe, self._data_root)).weights
             load_whole_network(network, weights, "recipe.student")
-            self._loaded[recipe] = network.eval().requires_grad_(False)
+            self._loaded[recipe] = _only_read(network)
         return self._loaded[recipe]
 
     def teacher_of(self, recipe: Recipe) -> Classifier:
@@ -47,14 +48,28 @@ class Networks:
             data = load(recipe.data, self._data_root)
             teacher = trained_teacher(recipe, data, self._store, self._data_root, torch.device("cpu"))
             assert teacher is not None
-            self._loaded[known] = teacher.network
+            self._loaded[known] = _only_read(teacher.network)
         return self._loaded[known]
+
+    def val_logits_of_teacher(self, recipe: Recipe) -> Tensor:
+        """[N, K]: as it left them when its test split was read; computed where it is from a file."""
+        taught_by = teacher_recipe(recipe)
+        if taught_by is None:
+            return logits_of(self.teacher_of(recipe), load(recipe.data, self._data_root).val, torch.device("cpu"))
+        with np.load(self._store.trial(trial_id(taught_by, self._data_root)).predictions) as kept:
+            return torch.from_numpy(kept["val_logits"])
 
     def trio(self, recipe: Recipe, compared: Sequence[Recipe]) -> dict[str, tuple[Recipe, Classifier]]:
         """{role: (its recipe, network)} of what a picture shows side by side; "alone" only where there is one."""
         shown = {"distilled": (recipe, self.of(recipe)), "teacher": (recipe, self.teacher_of(recipe))}
         alone = student_alone(recipe, compared)
         return shown if alone is None else shown | {"alone": (alone, self.of(alone))}
+
+
+def _only_read(network: Classifier) -> Classifier:
+    """A few images are not worth compiling for."""
+    network.compiled = False
+    return network.eval().requires_grad_(False)
 
 
 def student_alone(recipe: Recipe, compared: Sequence[Recipe]) -> Recipe | None:

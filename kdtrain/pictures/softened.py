@@ -7,7 +7,6 @@ from torch.nn import functional
 from kdtrain.config.recipe import Recipe
 from kdtrain.data import Dataset
 from kdtrain.data.base import as_floats
-from kdtrain.evaluate import logits_of
 from kdtrain.pictures.networks import Arrays, Networks, drawable
 
 
@@ -17,7 +16,7 @@ def softened(recipe: Recipe, data: Dataset, networks: Networks) -> Arrays:
     if recipe.teacher is None or temperature is None:
         return {}
     teacher, student = networks.teacher_of(recipe), networks.of(recipe)
-    index = _least_sure(logits_of(teacher, data.val, torch.device("cpu")), data.val.labels)
+    index = _least_sure(networks.val_logits_of_teacher(recipe), data.val.labels)
     image = as_floats(data.val.images.eval_view(index))
     temperatures = (1.0, temperature)
     with torch.inference_mode():

@@ -11,6 +11,7 @@ from kdtrain.config.recipe import teacher_recipe
 from kdtrain.config.space import grid, suggest
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import UserError
+from kdtrain.plan import trainings
 
 SWEEP = """\
 recipe:
@@ -208,7 +209,8 @@ MODELS = (
         ("workers: 1", "workers: 0", "x.yaml:19: resources.workers: must be >= 1, got 0"),
         ("workers: 1", "gpus_per_worker: 1.5", "x.yaml:19: resources.gpus_per_worker: must be whole above 1, got 1.5"),
         ("concurrent_trials: auto", "concurrent_trials: atuo", "x.yaml:19: resources.concurrent_trials: must be auto or a whole number, got 'atuo'; nearest: auto"),
-        ("resources:", "report: {published: cub200}\nresources:", "x.yaml:19: report.published: report has no 'published'; it has: title"),
+        ("resources:", "report: {published: cub200}\nresources:", "x.yaml:19: report.published: must be of the recipe's data, digits, got cub200"),
+        ("resources:", "report: {publisher: cub200}\nresources:", "x.yaml:19: report.publisher: report has no 'publisher'; nearest: published"),
         ("published: [{method: {name: kd, ", "published: [{epochs: 30, method: {name: kd, ", "x.yaml:17: study.published.0.epochs: is fixed to 8 in the recipe, got 30"),
         ("optimizer: {lr: 1e-3}}]", "optimizer: {lr: 1}}]", "x.yaml:17: study.published.0.optimizer.lr: lies outside what is searched, loguniform [0.0003, 0.1], got 1"),
         (", optimizer: {lr: 1e-3}}]", "}]", "x.yaml:17: study.published.0.optimizer.lr: is searched (loguniform [0.0003, 0.1]), so a published point must give it"),
@@ -466,3 +468,34 @@ def test_a_frozen_encoder_has_no_features_to_teach(tmp_path: Path) -> None:
     )
     (sentence,) = [text for text in problems_of(tmp_path, text) if "frozen" in text]
     assert sentence.startswith("x.yaml:4: recipe.student.freeze: encoder leaves sp nothing to teach")
+
+
+def test_a_teacher_as_student_is_the_students_model_in_every_trial(tmp_path: Path) -> None:
+    models = ["lenet5_student", "lenet5_teacher"]
+    sweep = load(tmp_path, SWEEP, f"recipe.student.model={{choice: [{', '.join(models)}]}}", "recipe.teacher.model=as_student",
+                 "study.published=[]", "recipe.teacher.optimizer={name: sgd, lr: 1e-2}")  # fmt: skip
+    point = {"method": "kd", "method[kd].balance.weight": 1.0, "method[kd].temperature": 2.0, "optimizer.lr": 0.01}
+    recipes = [sweep.recipe_for(point | {"student.model": model}, 0) for model in models]
+    assert [recipe.teacher.model for recipe in recipes if recipe.teacher] == models
+    assert trainings(sweep)["teacher"] == 2
+    written_out = load(tmp_path, SWEEP, "study.published=[]", "recipe.teacher.optimizer={name: sgd, lr: 1e-2}")
+    assert recipes[1].model_copy(update={"student": recipes[0].student}) == written_out.recipe_for(point, 0)
+
+
+def test_as_student_without_a_known_student_is_said_of_the_student(tmp_path: Path) -> None:
+    problems = problems_of(tmp_path, SWEEP, "recipe.teacher.model=as_student", "recipe.student.model=lenet6")
+    assert any("recipe.student.model" in problem and "lenet6" in problem for problem in problems)
+
+
+def test_a_published_point_need_not_name_a_model_that_all_options_share(tmp_path: Path) -> None:
+    options = "{choice: [{model: lenet5_student, freeze: none}, {model: lenet5_student, freeze: encoder, allow_random_frozen: true}]}"
+    point = (
+        "{student: {freeze: encoder}, method: {name: kd, balance: {weight: 1}, temperature: 4}, optimizer: {lr: 1e-3}}"
+    )
+    sweep = load(tmp_path, SWEEP, f"recipe.student={options}", f"study.published=[{point}]")
+    assert sweep.recipe_for(sweep.published[0], 0).student.freeze == "encoder"
+    other = options.replace("{model: lenet5_student, freeze: none}", "{model: lenet5_teacher, freeze: none}")
+    assert (
+        "is none of the options"
+        in problems_of(tmp_path, SWEEP, f"recipe.student={other}", f"study.published=[{point}]")[0]
+    )

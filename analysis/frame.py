@@ -47,6 +47,11 @@ class Study:
         return str(self.description["name"])
 
     @property
+    def published(self) -> str | None:
+        """The document whose table the report repeats."""
+        return (self.description.get("report") or {}).get("published")
+
+    @property
     def objective(self) -> str:
         return str(self.description["study"]["objective"])
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis import style
 from analysis.by_method import methods_section
+from analysis.documents.together import documents_section
 from analysis.forest import forest
 from analysis.summary import BEAT, LOST, UNDECIDED, UNFINISHED, UNREADABLE, Summary, method_of, summaries, sweep_folders
 from analysis.tables import (
@@ -52,6 +53,7 @@ def compose(results: Path, found: Sequence[Summary], *, has_forest: bool) -> str
         "![Winner minus student alone on test, of every sweep, with its 95 % t interval](forest.png)\n"
         if has_forest
         else "There is no forest plot: no sweep has measured a difference.\n",
+        documents_section([summary.study for summary in found if summary.study]),
         methods_section(found),
     ]
     return "\n".join(section for section in sections if section)

@@ -38,7 +38,7 @@ class Findings:
         self.teachers: list[Single] = teachers(study)
         self.branches: list[Branch] = branches(study)
         self.arrays = read_arrays(study.folder / "pictures.npz")
-        self.document = DOCUMENTS.get((study.description.get("report") or {}).get("published") or "")
+        self.document = DOCUMENTS.get(study.published or "")
         self.rows: Rows = measured_rows(study, self.candidates, self.teachers)
         self.figures: Figures = self.document.pictures(study, self.rows) if self.document else {}
 

@@ -31,8 +31,8 @@ COLUMNS = {
 def table(rows: Rows) -> str:
     """The blocks of the document that hold a method which was measured here, then the measured rows."""
     methods = {METHODS.get(row.method, row.method) for row in rows if row.method != "none"}
-    itself = any(_is_self(row) for row in rows)
-    cells = [_printed_cells(row) for row in _printed_rows(methods, itself)]
+    kinds = {_is_self(row) for row in rows if row.method != "none"}
+    cells = [_printed_cells(row) for row in _printed_rows(methods, kinds)]
     return (
         f"{markdown(pd.DataFrame([*cells, *(_measured(row) for row in rows)]))}\n"
         "MPA: mean of the accuracies of the classes; TTA: mean logits of ten crops. In square brackets the "
@@ -136,10 +136,10 @@ def _in_block(block: str, student: str) -> dict[str, Any]:
     return dict(table[(table["block"] == block) & table["teacher"].isna() & (table["student"] == student)].iloc[0])
 
 
-def _printed_rows(methods: set[str], itself: bool) -> list[dict[str, Any]]:
+def _printed_rows(methods: set[str], kinds: set[bool]) -> list[dict[str, Any]]:
+    """kinds: whether itself is the teacher of what was measured here."""
     table = published("cub200")
-    own = table["block"] == SELF
-    distilled = table[table["method"].isin(methods) & (own if itself else ~own)]
+    distilled = table[table["method"].isin(methods) & (table["block"] == SELF).isin(kinds)]
     blocks = table[table["block"].isin(set(distilled["block"]))]
     return list(blocks[blocks["teacher"].isna() | blocks["method"].isin(methods)].to_dict("records"))  # type: ignore[arg-type]
 

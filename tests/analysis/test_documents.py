@@ -13,6 +13,8 @@ from analysis.documents.claims import Claim, verdict
 from analysis.documents.document import differences
 from analysis.documents.measured import Measured, difference
 from analysis.documents.published import hymenoptera_records, one_run, pooled, published
+from analysis.documents.together import documents_section
+from analysis.frame import read_study
 from analysis.report import write_report
 from analysis.statistics import Estimate, mean_estimate
 from kdtrain.store import read_json, write_json
@@ -235,3 +237,20 @@ def test_a_report_shows_the_table_of_the_document_that_its_sweep_names(whole: An
     assert "| student distilled (best 1) | lenet5_student" not in text
     assert f"| student distilled (best 1) | {46_164:,}".replace(",", " ") in text
     assert f"{IMAGES} " in text
+
+
+def test_the_overview_has_each_documents_table_once_over_all_sweeps_with_what_they_share(whole: Any) -> None:
+    studies = []
+    for name in ("one", "other"):
+        made = whole(name=name)
+        described = read_json(made.folder / "study.json")
+        write_json(made.folder / "study.json", described | {"report": {"published": "mnist"}})
+        studies.append(read_study(made.folder))
+    text = documents_section(studies)
+    assert text.count("### Setup 3") == 1
+    assert "| student alone (one: baseline 1, other: baseline 1) |" in text  # both studies wrote the same trainings
+    assert text.count("| teacher |") == 1
+
+
+def test_without_a_named_document_the_overview_has_no_such_section(whole: Any) -> None:
+    assert documents_section([read_study(whole().folder)]) == ""

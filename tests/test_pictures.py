@@ -10,7 +10,7 @@ import torch
 from runs import fresh_run
 from torch import Tensor, nn
 from torch.nn import functional
-from trainings import KD, NO_DATA, recipe, trained
+from trainings import CPU, KD, NO_DATA, recipe, trained
 
 from kdtrain.config.recipe import Recipe, Student, teacher_recipe
 from kdtrain.config.training import Constant, Cosine, CosineInSteps, Exponential, LrSchedule
@@ -27,6 +27,7 @@ from kdtrain.pictures.attention import attention_maps
 from kdtrain.pictures.gradcam import deepest_stage, gradcam, gradcam_maps
 from kdtrain.pictures.networks import Networks, drawable, student_alone
 from kdtrain.pictures.training import lr_schedule, mixed_images
+from kdtrain.predictions import read_test
 from kdtrain.store import Store
 
 prepare_process(1)
@@ -171,6 +172,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for config in (DISTILLED, ALONE):
         trained(config, folder)
+    taught_by = teacher_recipe(DISTILLED)
+    assert taught_by is not None
+    read_test(taught_by, Store(folder), NO_DATA, CPU)
     return folder
 
 

@@ -52,12 +52,14 @@ class Networks:
         return self._loaded[known]
 
     def val_logits_of_teacher(self, recipe: Recipe) -> Tensor:
-        """[N, K]: as it left them when its test split was read; computed where it is from a file."""
+        """[N, K]: as it left them when its test split was read, else computed."""
         taught_by = teacher_recipe(recipe)
-        if taught_by is None:
-            return logits_of(self.teacher_of(recipe), load(recipe.data, self._data_root).val, torch.device("cpu"))
-        with np.load(self._store.trial(trial_id(taught_by, self._data_root)).predictions) as kept:
-            return torch.from_numpy(kept["val_logits"])
+        if taught_by is not None:
+            predictions = self._store.trial(trial_id(taught_by, self._data_root)).predictions
+            if predictions.exists():
+                with np.load(predictions) as kept:
+                    return torch.from_numpy(kept["val_logits"])
+        return logits_of(self.teacher_of(recipe), load(recipe.data, self._data_root).val, torch.device("cpu"))
 
     def trio(self, recipe: Recipe, compared: Sequence[Recipe]) -> dict[str, tuple[Recipe, Classifier]]:
         """{role: (its recipe, network)} of what a picture shows side by side; "alone" only where there is one."""

@@ -143,7 +143,7 @@ def mixed_images(arrays: Arrays) -> Figure:
         title = f"{share:.2f} of {own}, {1 - share:.2f} of {partner}"
         axes.set_title(title, fontsize=7.5, fontweight="normal", loc="center")
     made.suptitle(
-        "Mixed images: l of an image's class, 1 - l of its partner's (class indices)",
+        "Mixed images of the first epoch: l of an image's class, 1 - l of its partner's",
         x=0.01, ha="left", fontsize=10, fontweight="bold",
     )  # fmt: skip
     return made

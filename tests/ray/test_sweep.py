@@ -131,6 +131,16 @@ def test_a_second_run_into_an_empty_folder_gives_the_same_tables_byte_for_byte(
     assert epochs_by_trial(tmp_path) == epochs_by_trial(undisturbed)
 
 
+def test_a_sweep_ends_with_its_pictures(undisturbed: Path) -> None:
+    folder = undisturbed / "small"
+    ended = next(row for row in events(undisturbed) if row["event"] == "ended" and row["stage"] == "pictures")
+    assert (ended["state"], ended["reason"]) == ("complete", None)
+    text = (folder / "report.md").read_text()
+    named = {line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
+    assert named == {path.name for path in folder.glob("*.png")}
+    assert named >= {"softened.png", "gradcam_none.png"}
+
+
 def test_running_again_trains_nothing(sweep: Path, undisturbed: Path) -> None:
     before, text = rows_written(undisturbed), tables(undisturbed)
     assert run(sweep, undisturbed).returncode == 0

@@ -29,7 +29,7 @@ def random_weights(model: str, freeze: str, more: str = "") -> str:
 
 ADAM = "optimizer: {name: adam, lr: 3.0e-4}, lr_schedule: {name: exponential, factor: 0.95}"
 CIFAR = (
-    *SHORT, *PRUNED, "recipe.data.resolution=32", "recipe.data.limit_per_class=40", "recipe.batch_size=8",
+    *SHORT, *PRUNED, "recipe.data.resolution=32", "recipe.data.limit_per_class=20", "recipe.batch_size=8",
     f"recipe.teacher={random_weights('resnet50', 'encoder_but_norm', f', head: hidden, seed: 7, {ADAM}')}",
     f"recipe.student={random_weights('resnet18', 'encoder_but_norm', ', head: hidden')}",
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from analysis.documents.cifar10 import CIFAR10
 from analysis.documents.claims import EXPLAINED, claims_table
 from analysis.documents.cub200 import CUB200
-from analysis.documents.document import Document, Figures, Rows, differences
+from analysis.documents.document import Document, Figures, Rows, differences, stand_ins
 from analysis.documents.flowers102 import FLOWERS102
 from analysis.documents.hymenoptera import HYMENOPTERA
 from analysis.documents.measured import measured_rows
@@ -26,6 +26,8 @@ def document_section(document: Document, rows: Rows) -> str:
         return f"## As the document has it\n\n{document.title}. Nothing is confirmed yet.\n"
     differing = differences(document, rows)
     setting = f"Here otherwise than there (in brackets): {', '.join(differing)}." if differing else "Trained as there."
+    if others := stand_ins(document, rows):
+        setting += f" Not its networks: {', '.join(others)}; they stand in where it names one."
     claims = document.claims(rows)
     concluded = (
         f"### What the document concludes\n\n{claims_table(claims)}\n{EXPLAINED}"

@@ -92,7 +92,8 @@ def _yes(value: object) -> str:
 
 CIFAR10 = Document(
     title="Setup 1, CIFAR-10: maximzubkov/cnn-distillation",
-    setting={"data.resolution": 128, "epochs": 15, "batch_size": 32, "student.model": "resnet18"},
+    networks=NETWORKS,
+    setting={"data.resolution": 128, "epochs": 15, "batch_size": 32},
     table=table,
     claims=claims,
 )

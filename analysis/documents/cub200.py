@@ -183,6 +183,7 @@ def _yes(value: object) -> str:
 
 CUB200 = Document(
     title="Setup 4, CUB-200-2011: z1069614715/pytorch-classifier",
+    networks=NETWORKS,
     setting={"data.resolution": 224, "classes": 200, "epochs": 150, "batch_size": 64, "precision": "fp16"},
     table=table,
     claims=claims,

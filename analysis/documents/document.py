@@ -22,11 +22,13 @@ def _none(*_: Any) -> Any:
 class Document:
     """table: markdown of the published rows beside the measured; claims: its conclusions, judged.
 
+    networks: the models that it has as `student` and as `teacher`; others stand in where a conclusion names one.
     setting: what the document trains with, as keys of a recipe (and `classes`), to say what differs here.
     pictures: further files that its report shows.
     """
 
     title: str
+    networks: Mapping[str, set[str]]
     setting: Mapping[str, Any]
     table: Callable[[Rows], str]
     claims: Callable[[Rows], list[Claim]]
@@ -42,6 +44,16 @@ def differences(document: Document, rows: Rows) -> list[str]:
         if here and here != {str(published)}:
             found.append(f"{path} {' or '.join(sorted(here))} ({published})")
     return found
+
+
+def stand_ins(document: Document, rows: Rows) -> list[str]:
+    """The networks here that the document does not have: `tf_efficientnet_lite0 as student`."""
+    distilled = [row for row in rows if row.role in ("published", "best")]
+    return [
+        f"{model} as {part}"
+        for part in ("student", "teacher")
+        for model in sorted({str(getattr(row, part)) for row in distilled} - document.networks[part])
+    ]
 
 
 def _at(tree: Mapping[str, Any], path: str) -> Any:

@@ -145,7 +145,8 @@ def _frozen(row: Measured) -> str:
 
 HYMENOPTERA = Document(
     title="Setup 2, hymenoptera: anvelezec/distillation",
-    setting={"data.resolution": 224, "epochs": 25, "batch_size": 32, "student.model": "resnet18"},
+    networks={"student": {"resnet18"}, "teacher": {"resnet50"}},
+    setting={"data.resolution": 224, "epochs": 25, "batch_size": 32},
     table=table,
     claims=claims,
     pictures=pictures,

@@ -38,7 +38,8 @@ def claims(_: Rows) -> list[Claim]:
 
 MNIST = Document(
     title="Setup 3, MNIST: LeNet5 teaches a smaller LeNet5",
-    setting={"data.resolution": 32, "epochs": 50, "batch_size": 128, "student.model": "lenet5_student"},
+    networks={"student": {"lenet5_student"}, "teacher": {"lenet5_teacher"}},
+    setting={"data.resolution": 32, "epochs": 50, "batch_size": 128},
     table=table,
     claims=claims,
 )

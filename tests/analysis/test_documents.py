@@ -222,6 +222,13 @@ def test_what_was_trained_otherwise_than_in_the_document_is_said() -> None:
     assert differences(DOCUMENTS["cifar10"], [row("best 1", [0.5], epochs=2)]) == ["epochs 2 (15)"]
 
 
+def test_networks_that_stand_in_are_named() -> None:
+    ours = row("best 1", [0.5, 0.6], method="kd", student="tf_efficientnet_lite0", teacher="resnet50")
+    said = "Not its networks: tf_efficientnet_lite0 as student; they stand in where it names one."
+    assert said in document_section(DOCUMENTS["cifar10"], [ours])
+    assert "stand in" not in document_section(DOCUMENTS["cifar10"], cifar_rows())
+
+
 def test_nothing_confirmed_is_said_and_makes_no_table() -> None:
     text = document_section(DOCUMENTS["cub200"], [])
     assert "Nothing is confirmed yet" in text

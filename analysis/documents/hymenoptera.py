@@ -25,12 +25,12 @@ def table(rows: Rows) -> str:
     """The document's pooled means and deviations, then what it lacks: means and intervals over the runs."""
     taught = [row for row in rows if row.method == "logit_mse"]
     printed = [
-        {"": "document", "student frozen": "yes", "alpha": f"{row['alpha']:g}"} | _pairs(row) | RUNS
+        {"": "document", "encoder frozen": "yes", "alpha": f"{row['alpha']:g}"} | _pairs(row) | RUNS
         for row in published("hymenoptera_mse").to_dict("records")
     ]
     own = pooled(hymenoptera_records())
     printed += [
-        {"": "document's records", "student frozen": "yes", "alpha": f"{alpha:g}"} | _pairs(row.to_dict()) | RUNS
+        {"": "document's records", "encoder frozen": "yes", "alpha": f"{alpha:g}"} | _pairs(row.to_dict()) | RUNS
         for alpha, row in own.iterrows()
         if alpha in FROM_RECORDS
     ]
@@ -108,7 +108,7 @@ def _alpha(row: Measured) -> float:
 def _pooled(row: Measured) -> dict[str, Any]:
     frame = pd.DataFrame([each for run in row.epochs.values() for each in run])
     columns = {name: f"val/{metric}" for name, metric in OURS.items()}
-    cells: dict[str, Any] = {"": row.key, "student frozen": _frozen(row), "alpha": f"{_alpha(row):.4g}"}
+    cells: dict[str, Any] = {"": row.key, "encoder frozen": _frozen(row), "alpha": f"{_alpha(row):.4g}"}
     for name, column in columns.items():
         cells[name] = _plus_minus(frame[column].mean(), frame[column].std(ddof=1)) if column in frame else MISSING
     if f"val/{LAST_BATCH}" in frame:
@@ -130,7 +130,7 @@ def _over_runs(row: Measured) -> dict[str, Any]:
     return {
         "": row.key,
         "network": row.student,
-        "student frozen": _frozen(row),
+        "encoder frozen": _frozen(row),
         "alpha": f"{_alpha(row):.4g}" if row.method == "logit_mse" else MISSING,
         "val accuracy, best epoch, %": row.cell("val/accuracy"),
         "val accuracy, last epoch, %": row.cell("last/accuracy"),

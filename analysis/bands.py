@@ -17,24 +17,27 @@ LINES = ("-", "--", "-.", ":")
 def bands_and_zoom(
     study: Study, groups: Mapping[str, Sequence[str]], metrics: Mapping[str, str], zoomed: int
 ) -> Figure | None:
-    """Above all epochs, below the last `zoomed`. groups: {label: trial_ids}; metrics: {column: its axis label}.
+    """Above all epochs, below the last `zoomed` where there are more; None where no run has any of the metrics.
 
-    None where no run has any of the metrics.
+    groups: {label: trial_ids}; metrics: {column: its axis label}.
     """
     known = [metric for metric in metrics if metric in study.epochs]
     if not known:
         return None
-    made = style.figure(3.1 * len(known) + 0.6, 5.2)
-    grid = made.subplots(2, len(known), squeeze=False)
+    parts = {"all epochs": 0}
+    if study.epochs["epoch"].max() > zoomed:
+        parts[f"last {zoomed} epochs"] = -zoomed
+    made = style.figure(3.1 * len(known) + 0.6, 0.8 + 2.2 * len(parts))
+    grid = made.subplots(len(parts), len(known), squeeze=False)
     for column, metric in enumerate(known):
         for number, (label, trial_ids) in enumerate(groups.items()):
             band = band_of(study, trial_ids, metric) * (100 if metric.endswith("accuracy") else 1)
             look = {"color": style.SERIES[number % len(style.SERIES)], "linestyle": LINES[number % len(LINES)]}
-            for row, part in enumerate((band, band.iloc[-zoomed:])):
-                _draw(grid[row][column], part, f"{label}, n = {len(trial_ids)}", **look)
+            for row, first in enumerate(parts.values()):
+                _draw(grid[row][column], band.iloc[first:], f"{label}, n = {len(trial_ids)}", **look)
         grid[0][column].set(title=metrics[metric])
-        grid[1][column].set(xlabel="epoch")
-    for row, label in enumerate(("all epochs", f"last {zoomed} epochs")):
+        grid[-1][column].set(xlabel="epoch")
+    for row, label in enumerate(parts):
         grid[row][0].set_ylabel(label)
     made.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(groups))
     return made

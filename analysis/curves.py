@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis import style
+from analysis.bands import band_of
 from analysis.claims import Candidate, Single
 from analysis.frame import Study
 from analysis.plots import AXIS
-from analysis.statistics import mean_estimate
 
 
 def learning_curves(study: Study, winner: Candidate, baseline: Candidate, teacher: Single | None) -> Figure | None:
@@ -49,11 +49,7 @@ def learning_curves(study: Study, winner: Candidate, baseline: Candidate, teache
 
 def bands(study: Study, candidate: Candidate, metric: str) -> pd.DataFrame:
     """By epoch: mean over the candidate's complete runs, low and high of its interval (or the mean)."""
-    rows = study.epochs[study.epochs["trial_id"].isin(list(candidate.trial_ids.values()))]
-    by_epoch = rows.pivot(index="epoch", columns="trial_id", values=metric).dropna().astype(float)
-    estimates = [mean_estimate(row.tolist()) for _, row in by_epoch.iterrows()]
-    spans = [(e.mean, e.mean - (e.half_width or 0), e.mean + (e.half_width or 0)) for e in estimates if e]
-    return pd.DataFrame(spans, columns=["mean", "low", "high"], index=by_epoch.index)
+    return band_of(study, list(candidate.trial_ids.values()), metric)
 
 
 def _band(axes: Axes, band: pd.DataFrame, *, color: str, **look: Any) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from made_up_study import IMAGES
 
+from analysis.bands import bands_and_zoom
 from analysis.documents import DOCUMENTS, document_section
 from analysis.documents.claims import Claim, verdict
 from analysis.documents.document import differences
@@ -261,3 +262,14 @@ def test_the_overview_has_each_documents_table_once_over_all_sweeps_with_what_th
 
 def test_without_a_named_document_the_overview_has_no_such_section(whole: Any) -> None:
     assert documents_section([read_study(whole().folder)]) == ""
+
+
+def test_curves_are_shown_once_more_only_where_there_are_more_epochs_than_shown_then(whole: Any) -> None:
+    study = read_study(whole().folder)  # 12 epochs
+    runs = {"best": list(study.stage("confirm")["trial_id"][:5])}
+    for zoomed, panels in ((5, 2), (15, 1)):
+        drawn = bands_and_zoom(study, runs, {"val/accuracy": "accuracy", "val/absent": "absent"}, zoomed)
+        assert drawn is not None
+        assert len(drawn.axes) == panels
+    assert len(drawn.axes[0].lines[0].get_xdata()) == 12
+    assert bands_and_zoom(study, runs, {"val/absent": "absent"}, 5) is None

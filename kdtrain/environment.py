@@ -66,6 +66,13 @@ def describe(device: torch.device, workers: int) -> dict[str, Any]:
     }
 
 
+def rounding(device: torch.device) -> dict[str, Any]:
+    """What decides how pixels and products are rounded."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+    libraries = {name: version for name, version in _versions().items() if name in ("torch", "torchvision", "pillow")}
+    return {"device": kind, "threads": torch.get_num_threads(), **libraries}
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Of the GPU since the process started or the peak was reset; on the CPU of the whole process since its start."""
     if device.type == "cuda":

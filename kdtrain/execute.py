@@ -84,6 +84,7 @@ class StudySearcher(Searcher):
         self.waiting_since: float | None = None
         self.pending: Iterator[Job | None] = study.jobs()
         self.by_tune_id: dict[str, Job] = {}
+        self.readings = study.sweep.readings()
         self.error: Exception | None = None
         self.finished = False
 
@@ -129,6 +130,7 @@ class StudySearcher(Searcher):
             "ray_storage": str(folder / ".ray"),
             "data_root": str(study.data_root),
             "resources": study.sweep.resources.model_dump(),
+            "readings": self.readings,
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -21,6 +21,7 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from kdtrain.answers import Sharing
 from kdtrain.checks import smoke
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.settings import Resources
@@ -28,6 +29,7 @@ from kdtrain.environment import compile_into, prepare_process
 from kdtrain.loop import Metrics
 from kdtrain.pictures import draw_arrays
 from kdtrain.predictions import read_test
+from kdtrain.shared import Cache, cache_folder
 from kdtrain.store import Store
 from kdtrain.training import train
 
@@ -78,6 +80,7 @@ def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[d
                 recipe, store, data_root, device,
                 final=config["final"], on_epoch=on_epoch,
                 checkpoint_every_steps=resources.checkpoint_every_steps, loaders=resources.loaders,
+                sharing=_sharing(config, resources),
             )  # fmt: skip
         case "smoke":
             smoke(recipe, data_root, device)
@@ -87,6 +90,12 @@ def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[d
         case "pictures":
             compared = [Recipe.model_validate(trained) for trained in config["also"]]
             draw_arrays(recipe, store, data_root, Path(config["sweep_folder"]), compared)
+
+
+def _sharing(config: dict[str, Any], resources: Resources) -> Sharing | None:
+    if resources.teacher_cache == "none":
+        return None
+    return Sharing(Cache(cache_folder(), resources.cache_bytes), config["readings"])
 
 
 def _wait(config: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdtrain import ranks
+from kdtrain.config.recipe import Recipe
 from kdtrain.data.mixup import mixed, mixed_target
 from kdtrain.evaluate import logits_of, pair_metrics, student_metrics
 from kdtrain.feed import batches_of, part_of
@@ -42,6 +43,7 @@ def fit(
     """
     while run.epoch < total_epochs and not _out_of_patience(run):
         run.progress.mark(_asked(run))
+        paid = (run.answers.computed, run.answers.seconds) if run.answers is not None else (0, 0.0)
         metrics = train_epoch(run, checkpoint, every_steps)
         metrics |= evaluate(run)
         _require_finite(metrics, run)
@@ -50,6 +52,8 @@ def fit(
         run.progress.advance(_asked(run))
         metrics["images"] = len(run.data.train)
         metrics["teacher_images"] = run.progress.teacher_images
+        if run.answers is not None:
+            metrics |= _paid(run, paid)
         metrics["seconds"] = run.progress.seconds
         run.progress = EpochProgress(run.epoch)
         report({"epoch": run.epoch, "step": run.step, **metrics}, run)
@@ -61,6 +65,8 @@ def train_epoch(
     """The steps of this epoch that are not yet done, in its order; each term's mean over the images it was computed
     for, on all ranks. The step never waits for the device."""
     run.distiller.train()
+    if run.answers is not None:
+        run.answers.begin(run.epoch)
     batches = batches_of(run.recipe, len(run.data.train), run.epoch)
     lr = run.learner.lr(run.step - run.progress.steps)
     for epoch_step in range(run.progress.steps, len(batches)):
@@ -75,21 +81,20 @@ def train_epoch(
 def train_step(run: "Run", indices: Tensor, epoch_step: int = 0) -> dict[str, Tensor]:
     """One update from one global batch of image indices; each term, a mean over this rank's images."""
     images, batch = load_batch(run, indices, epoch_step)
-    with _autocast(run):
-        teacher = run.teacher(images) if run.teacher else None
+    teacher = run.answers.of(images, batch) if run.answers else None
     _seed_dropout(run.device, stream(run.recipe.seed, "dropout", run.step, ranks.rank()))
     player = run.adversary
     if player is not None and player.turns.is_critics(batch.step, batch.epoch_step):
         assert run.critic_learner is not None
         assert teacher is not None
-        with _autocast(run), ranks.idle(batch.count == 0):
+        with autocast(run.recipe, run.device), ranks.idle(batch.count == 0):
             student = _untouched_logits(run, images)
         terms = run.wrapped_critic(student, teacher.logits, batch)
         values = _update(run.critic_learner, terms, batch, "critic_loss", run.step)
         player.loss.constrain()
         return values
     critic = player.loss.critic.requires_grad_(False) if player is not None else None
-    with _autocast(run), ranks.idle(batch.count == 0):
+    with autocast(run.recipe, run.device), ranks.idle(batch.count == 0):
         terms = run.wrapped(images, teacher, batch, critic)
     if critic is not None:
         critic.requires_grad_(True)
@@ -123,11 +128,12 @@ def evaluate(run: "Run") -> Metrics:
     logits = logits_of(run.evaluated, split, run.device)
     metrics = {f"val/{name}": value for name, value in student_metrics(logits, split.labels).items()}
     teacher = None
-    if run.teacher:
+    if run.answers is not None:
         if run.teacher_val_logits is None:
-            run.teacher_val_logits = logits_of(run.teacher.network, split, run.device)
-            if run.epoch == 0:  # a training that continues asks again; its rows must not tell where it was cut
-                run.teacher.images += len(ranks.share(torch.arange(len(split))))
+            asked = run.answers.asked
+            run.teacher_val_logits = run.answers.val_logits()
+            # a training that continues asks again; its rows must not tell where it was cut
+            run.answers.asked = asked + (len(ranks.share(torch.arange(len(split)))) if run.epoch == 0 else 0)
         teacher = run.teacher_val_logits
         metrics["val/teacher_accuracy"] = student_metrics(teacher, split.labels)["accuracy"]
         pair = pair_metrics(logits, teacher, recipe.seed, run.epoch, recipe.batch_size)
@@ -167,10 +173,10 @@ def _untouched_logits(run: "Run", images: Tensor) -> Tensor:
     return logits
 
 
-def _autocast(run: "Run") -> AbstractContextManager[object]:
+def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
     """Both networks' forward passes in training; what is evaluated is computed in float32."""
-    dtype = HALF.get(run.recipe.precision)
-    return torch.autocast(run.device.type, dtype) if dtype is not None else nullcontext()
+    dtype = HALF.get(recipe.precision)
+    return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
 
 
 def _seed_dropout(device: torch.device, seed: int) -> None:
@@ -180,9 +186,19 @@ def _seed_dropout(device: torch.device, seed: int) -> None:
         torch.cuda.manual_seed(seed)
 
 
+def _paid(run: "Run", before: tuple[int, float]) -> Metrics:
+    """What this epoch's answers cost, where they were not read: images of all ranks, seconds of this one."""
+    assert run.answers is not None
+    computed = torch.tensor(run.answers.computed - before[0], device=run.device)
+    return {
+        "teacher_images_computed": int(ranks.sum_over_ranks(computed)),
+        "teacher_seconds": run.answers.seconds - before[1],
+    }
+
+
 def _asked(run: "Run") -> Tensor:
     """How many images this rank's teacher has answered for."""
-    return torch.tensor(run.teacher.images if run.teacher else 0, device=run.device)
+    return torch.tensor(run.answers.asked if run.answers else 0, device=run.device)
 
 
 def _out_of_patience(run: "Run") -> bool:

@@ -1,6 +1,7 @@
 """Run: a training in progress, and all of it that a checkpoint has."""
 
 import json
+from functools import partial
 
 import safetensors
 import safetensors.torch
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdtrain import environment, ranks
+from kdtrain.answers import Answers, LiveAnswers
 from kdtrain.averaging import Average
 from kdtrain.config.recipe import BatchNorm, Recipe
 from kdtrain.config.training import Adam, Constant
@@ -16,7 +18,7 @@ from kdtrain.distiller import Distiller
 from kdtrain.errors import UserError
 from kdtrain.feed import Feed
 from kdtrain.learner import Learner
-from kdtrain.loop import Metrics
+from kdtrain.loop import Metrics, autocast
 from kdtrain.methods import Setting
 from kdtrain.methods.adversary import Adversary
 from kdtrain.models import Classifier, build, has_randomness
@@ -64,6 +66,9 @@ class Run:
             self.wrapped_critic = _in_group(critic_loss, device, recipe.batch_norm)
             adam, constant = Adam(name="adam", lr=self.adversary.lr), Constant(name="constant")
             self.critic_learner = Learner(critic_loss, adam, constant, None, recipe.epochs, steps_per_epoch)
+        self.answers: Answers | None = None
+        if teacher is not None:
+            self.answers = LiveAnswers(teacher, recipe, data, device, partial(autocast, recipe, device))
         self.feed = Feed(recipe, data.train, device, loaders)
         self.epoch = 0
         self.step = 0

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from kdtrain import environment, ranks
+from kdtrain.answers import LiveAnswers, Sharing, shared_answers
 from kdtrain.checks import check_images, require_students_turn
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import load
@@ -34,6 +35,7 @@ def train(
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
     checkpoint_every_steps: int | None = None,
     loaders: int = 0,
+    sharing: Sharing | None = None,
 ) -> Row:
     """Trains a recipe to its outcome, which is returned; continues what was cut off, returns what has ended.
 
@@ -41,6 +43,7 @@ def train(
     on_epoch is called on every rank after the row and checkpoint of an epoch are written.
     checkpoint_every_steps: checkpoints in mid-epoch too; where a training is cut changes nothing of what it gives.
     loaders: processes beside this one that make the training's views; their number changes nothing either.
+    sharing: a node's cache of what teachers say; on a CPU it changes no bit.
     A training that breaks ends as `failed` with its reason; what a user can mend (UserError, OSError) is raised.
     """
     data = load(recipe.data, data_root)
@@ -55,8 +58,10 @@ def train(
         check_images(data)
         run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device, loaders=loaders)
         require_students_turn(run)
+        if isinstance(run.answers, LiveAnswers):
+            run.answers = shared_answers(run.answers, sharing)
         _open(run, folder, data_root)
-        with closing(run.feed):
+        with closing(run.feed), closing(run.answers) if run.answers is not None else nullcontext():
             return _train(run, folder, final, on_epoch, checkpoint_every_steps)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from kdtrain.answers import Sharing
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.environment import prepare_process
 from kdtrain.identity import trial_id
@@ -19,7 +20,7 @@ from kdtrain.training import train
 
 CPU = torch.device("cpu")
 NO_DATA = Path("the digits need no data folder")
-TIMINGS = ("seconds", "images_per_s", "peak_memory_bytes")
+TIMINGS = ("seconds", "images_per_s", "peak_memory_bytes", "teacher_images_computed", "teacher_seconds")
 
 ALONE: dict[str, Any] = {
     "data": {"name": "digits", "resolution": 16, "limit_per_class": 6},
@@ -67,6 +68,7 @@ def trained(
     data_root: Path = NO_DATA,
     final: bool = True,
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
+    sharing: Sharing | None = None,
 ) -> Trained:
     """The teacher where there is one to train, then the recipe: as every command does it."""
     prepare_process(1)
@@ -83,7 +85,7 @@ def trained(
         checkpoints.append(checkpoint)
         on_epoch(metrics)
 
-    outcome = train(recipe, store, data_root, CPU, final=final, on_epoch=keep)
+    outcome = train(recipe, store, data_root, CPU, final=final, on_epoch=keep, sharing=sharing)
     if final and outcome["state"] == "complete":
         outcome = read_test(recipe, store, data_root, CPU)
     return Trained(folder, outcome, checkpoints)

@@ -96,6 +96,13 @@ class Resources(Config):
     checkpoint_every_steps: Annotated[
         Count | None, Field(description="a checkpoint in mid-epoch too, for epochs that are too long to lose")
     ] = None
+    teacher_cache: Annotated[
+        Literal["auto", "none"],
+        Field(
+            description="auto: what a teacher says is computed once on a node for all trials that see the same images"
+        ),
+    ] = "auto"
+    cache_bytes: Annotated[Count, Field(description="of a node, for what trials share")] = 20 << 30
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Self:

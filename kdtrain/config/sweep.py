@@ -17,8 +17,9 @@ from kdtrain.config.published import match_all
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.sentences import validate
 from kdtrain.config.settings import GridSampler, NoPruner, Report, Resources, Study, SweepFile
-from kdtrain.config.space import grid_size, parameters, probe_points, resolve
+from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve
 from kdtrain.errors import UserError
+from kdtrain.methods.base import Reading
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Sweep:
         if recipe is None:
             raise self.located.error(resolved.at_source(problem).below(("recipe",)) for problem in problems)
         return recipe
+
+    def readings(self) -> tuple[Reading, ...]:
+        """What any method of the space reads of its teacher."""
+        methods = [self.recipe_for(values, 0).method for values in combinations(self.tree, ("method",))]
+        return tuple(dict.fromkeys(reading for method in methods for reading in method.readings))
 
     def baseline(self) -> "Sweep":
         """The student alone, searched over what it shares with the space, published values first."""

@@ -49,6 +49,16 @@ class Images(Protocol):
         ...
 
     @property
+    def drawn(self) -> bool:
+        """Whether training's views are drawn at random, so that another epoch or seed has others."""
+        ...
+
+    @property
+    def described(self) -> str:
+        """The transforms of training and evaluation, in full."""
+        ...
+
+    @property
     def at_once(self) -> bool:
         """Whether training's views are taken in whole batches from memory, so that nothing is gained by processes."""
         ...
@@ -102,6 +112,8 @@ class TensorImages:
     """A small set whole in memory: uint8 [N, C, H, W], no random view, so one epoch's view serves all."""
 
     at_once = True
+    drawn = False
+    described = "as loaded"
 
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels

@@ -85,6 +85,15 @@ class ViewedImages:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def drawn(self) -> bool:
+        return self.views.train is not self.views.evaluation
+
+    @property
+    def described(self) -> str:
+        views = (self.views.train, self.views.evaluation)
+        return "; ".join(f"{_described(view.head)}, {_described(view.tail)}" for view in views)
+
     def train_view(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
         view = self.views.train
         if view is self.views.evaluation:
@@ -135,6 +144,14 @@ class HeldImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def drawn(self) -> bool:
+        return self.images.drawn
+
+    @property
+    def described(self) -> str:
+        return self.images.described
+
     def train_view(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
         assert self._train is not None
         batched, heads = self._train
@@ -184,6 +201,11 @@ class ArraySource:
 
     def check(self) -> None:
         """Nothing to do: the pixels were read when the set was loaded."""
+
+
+def _described(transform: Transform) -> str:
+    """A transform of torchvision with its parameters; of a function its name: its parameters are the data config's."""
+    return repr(transform) if isinstance(transform, torch.nn.Module) else getattr(transform, "__qualname__", "view")
 
 
 def pixels_of(image: Image.Image) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from kdtrain.errors import UserError
 from kdtrain.methods.balance import LabelledRatioIsWeight
 from kdtrain.methods.balanced import BalancedCriterion
-from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+from kdtrain.methods.base import Batch, MethodConfig, Outputs, Reading, Setting, Term, at_least_float32, known_or_made
 from kdtrain.methods.stages import Stages, maps_of_one_size
 
 
@@ -19,7 +19,12 @@ def at_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
 
     The mean over positions is the authors' code; the norm of equation 2 would be some HW times larger. C may differ.
     """
-    return functional.mse_loss(attention(student_NCHW), attention(teacher_NCHW.detach()))
+    return attention_loss(student_NCHW, attention(teacher_NCHW.detach()))
+
+
+def attention_loss(student_NCHW: Tensor, teacher_NP: Tensor) -> Tensor:
+    """The same where the teacher's attention q [N, HW] is known."""
+    return functional.mse_loss(attention(student_NCHW), teacher_NP)
 
 
 def attention(features_NCHW: Tensor) -> Tensor:
@@ -38,6 +43,10 @@ class At(MethodConfig):
     def needed_stages(self) -> tuple[str, ...]:
         return self.stages
 
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        return tuple(Reading(stage, "attention", attention) for stage in self.stages)
+
     def criterion(self, setting: Setting) -> "AtCriterion":
         maps_of_one_size("at", "stages", self.stages, setting)
         points = [stage for stage in self.stages if setting.student_shapes[stage][1:] == (1, 1)]
@@ -54,8 +63,11 @@ class AtCriterion(BalancedCriterion):
 
     def __init__(self, config: At, setting: Setting) -> None:
         super().__init__(config.balance, setting)
-        self.stages = config.stages
+        self.readings = config.readings
 
     def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
-        values = [at_loss(student.features[stage], teacher.features[stage]) for stage in self.stages]
+        values = [
+            attention_loss(student.features[reading.stage], known_or_made(reading, teacher))
+            for reading in self.readings
+        ]
         return {"at": Term(torch.stack(values).sum(), self.weight)}

@@ -1,5 +1,6 @@
 """What every method is: from the outputs of two networks and a batch to named, weighted loss terms."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +19,25 @@ class Outputs:
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
+    read: dict[str, Tensor] = field(default_factory=dict)
+    """What a method makes of a teacher's features, by `Reading.name`, where it was kept from an earlier trial."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a method makes of a teacher's features at a stage before it compares: small enough to be kept.
+
+    of_batch: of a whole global batch, so that it serves trials of the same batches only; else of each image.
+    """
+
+    stage: str
+    kind: str
+    make: Callable[[Tensor], Tensor] = field(compare=False)
+    of_batch: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}:{self.stage}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,11 @@ class MethodConfig(Config):
         """Stages of both networks that the criterion reads."""
         return ()
 
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What the criterion makes of the teacher's features at those stages, first of all: by default nothing."""
+        return tuple(Reading(stage, "features", unchanged) for stage in self.needed_stages)
+
     def criterion(self, setting: Setting) -> Criterion:
         """Raises UserError where the method cannot do what the setting asks."""
         raise NotImplementedError
@@ -98,6 +123,17 @@ class MethodConfig(Config):
     def critic(self, setting: Setting) -> Any:
         """The second player, an `adversary.Adversary`, or None."""
         return None
+
+
+def unchanged(features: Tensor) -> Tensor:
+    """The reading of a method that compares the features themselves."""
+    return features
+
+
+def known_or_made(reading: Reading, teacher: Outputs) -> Tensor:
+    """The reading of each image, as it was kept or from the features themselves."""
+    known = teacher.read.get(reading.name)
+    return reading.make(teacher.features[reading.stage].detach()) if known is None else known
 
 
 def cross_entropy(logits_NK: Tensor, target: Tensor, label_smoothing: float) -> Tensor:

@@ -1,5 +1,6 @@
 """Similarity-Preserving Knowledge Distillation (Tung & Mori 2019, arXiv:1907.09682), equations 1-4."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -7,10 +8,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from kdtrain import ranks
 from kdtrain.methods.balance import Labelled
 from kdtrain.methods.balanced import BalancedCriterion
-from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
-from kdtrain.methods.relations import full_precision, gathered, refuse_single_image
+from kdtrain.methods.base import Batch, MethodConfig, Outputs, Reading, Setting, Term, at_least_float32
+from kdtrain.methods.relations import full_precision, refuse_single_image
 from kdtrain.methods.stages import Stages
 
 
@@ -21,13 +23,19 @@ def sp_loss(student_NCHW: Tensor, teacher_NCHW: Tensor, *, row_norm: int = 2) ->
     row_norm 1 is the published setup's F.normalize(G, 1), in which 1 is p and not the dimension: 58 times smaller
     at N = 64.
     """
-    with full_precision(student_NCHW):
-        return functional.mse_loss(_similarity(student_NCHW, row_norm), _similarity(teacher_NCHW.detach(), row_norm))
+    return similarity_loss(student_NCHW, similarity(teacher_NCHW.detach(), row_norm), row_norm=row_norm)
 
 
-def _similarity(features_NCHW: Tensor, row_norm: int) -> Tensor:
-    flat = at_least_float32(features_NCHW).flatten(1)
-    return functional.normalize(flat @ flat.T, p=row_norm, dim=1)
+def similarity_loss(student_NCHW: Tensor, teacher_NN: Tensor, *, row_norm: int = 2) -> Tensor:
+    """The same where the teacher's normalised G [N, N] is known."""
+    return functional.mse_loss(similarity(student_NCHW, row_norm), teacher_NN)
+
+
+def similarity(features_NCHW: Tensor, row_norm: int = 2) -> Tensor:
+    """G [N, N], its rows normalised."""
+    with full_precision(features_NCHW):
+        flat = at_least_float32(features_NCHW).flatten(1)
+        return functional.normalize(flat @ flat.T, p=row_norm, dim=1)
 
 
 class Sp(MethodConfig):
@@ -44,6 +52,12 @@ class Sp(MethodConfig):
     def needed_stages(self) -> tuple[str, ...]:
         return self.stages
 
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        norm = 1 if self.convention == "published" else 2
+        make = partial(similarity, row_norm=norm)
+        return tuple(Reading(stage, f"similarity L{norm}", make, of_batch=True) for stage in self.stages)
+
     def criterion(self, setting: Setting) -> "SpCriterion":
         refuse_single_image(self.name, setting)
         return SpCriterion(self, setting)
@@ -54,12 +68,19 @@ class SpCriterion(BalancedCriterion):
 
     def __init__(self, config: Sp, setting: Setting) -> None:
         super().__init__(config.balance, setting)
-        self.stages = config.stages
+        self.readings = config.readings
         self.row_norm = 1 if config.convention == "published" else 2
 
     def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
         values = []
-        for stage in self.stages:
-            both = gathered(student.features[stage].flatten(1), teacher.features[stage].flatten(1), batch)
-            values.append(sp_loss(*both, row_norm=self.row_norm))
+        for reading in self.readings:
+            own = ranks.gather_batch(at_least_float32(student.features[reading.stage].flatten(1)), batch.size)
+            target = teacher.read.get(reading.name)
+            if target is None:
+                target = reading.make(
+                    ranks.gather_batch(
+                        at_least_float32(teacher.features[reading.stage].flatten(1)).detach(), batch.size
+                    )
+                )
+            values.append(similarity_loss(own, target, row_norm=self.row_norm))
         return {"sp": Term(torch.stack(values).sum(), self.weight)}

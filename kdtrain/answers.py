@@ -228,8 +228,8 @@ class CachedAnswers:
             if not near(values, read):
                 largest = (values - read).abs().max().item()
                 raise UserError(
-                    f"teacher cache: {kept.folder.path}: unit {number} is not what the teacher says ({name} differs by up"
-                    f" to {largest:.3g}); remove that folder, or write resources: {{teacher_cache: none}}"
+                    f"teacher cache: {kept.folder.path}: unit {number} is not what the teacher says ({name} differs by"
+                    f" up to {largest:.3g}); remove that folder, or write resources: {{teacher_cache: none}}"
                 )
 
     def _ingredients(self, split: str, epoch: int) -> Row:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"methods", "models", "distiller", "ranks", "streams", "fields", "errors"},
-    {"config", "data", "teacher", "store", "identity"},
+    {"config", "data", "teacher", "store", "shared", "identity"},
     {
         "run",
         "training",
@@ -18,6 +18,7 @@ FLOORS = [
         "predictions",
         "loop",
         "feed",
+        "answers",
         "progress",
         "averaging",
         "optim",

@@ -76,7 +76,7 @@ def test_the_example_loads_with_everything_resolved(tmp_path: Path) -> None:
     }  # fmt: skip
     assert sweep.resources.model_dump() == {
         "workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.0, "concurrent_trials": "auto",
-        "loaders": 0, "checkpoint_every_steps": None,
+        "loaders": 0, "checkpoint_every_steps": None, "teacher_cache": "auto", "cache_bytes": 20 << 30,
     }  # fmt: skip
     assert (sweep.line_of(("recipe", "method")), sweep.line_of(("study", "pruner", "min_epochs"))) == (5, 16)
 

@@ -4,7 +4,6 @@ Both say the same, on a CPU bit for bit: what a teacher says of an image depends
 a view is a pure function of (seed, epoch, image). N images, K classes.
 """
 
-import errno
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -24,7 +23,7 @@ from kdtrain.feed import batches_of
 from kdtrain.identity import NUMERICS
 from kdtrain.methods import Batch, Outputs
 from kdtrain.methods.base import Reading
-from kdtrain.shared import Cache, SharedFolder, Tensors
+from kdtrain.shared import NO_ROOM, Cache, SharedFolder, Tensors
 from kdtrain.store import Row
 from kdtrain.streams import stream
 from kdtrain.teacher import CHUNK_IMAGES, Teacher
@@ -34,7 +33,6 @@ EPOCHS_PER_CHECK = 8
 """Every so many epochs something that was read is computed again and compared."""
 TOLERANCE = 1e-4
 """Relative and absolute, of that comparison on a GPU; on a CPU the bits must agree."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
@@ -195,7 +193,10 @@ class CachedAnswers:
         if self.off is not None:
             return None
         readings = self.readings if split == "train" else ()
-        size = bytes_of_image(readings, self.live, self.live.recipe.batch_size) * sum(map(len, units))
+
+        def size() -> int:
+            return bytes_of_image(readings, self.live, self.live.recipe.batch_size) * sum(map(len, units))
+
         try:
             folder = self.cache.folder(self._ingredients(split, epoch), size)
             if folder is None:

@@ -25,6 +25,7 @@ from kdtrain.answers import Sharing
 from kdtrain.checks import smoke
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.settings import Resources
+from kdtrain.data import load
 from kdtrain.environment import compile_into, prepare_process
 from kdtrain.loop import Metrics
 from kdtrain.pictures import draw_arrays
@@ -70,6 +71,9 @@ def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[d
     """The job itself, in this process or in each of its workers."""
     recipe, resources = Recipe.model_validate(config["recipe"]), Resources.model_validate(config["resources"])
     store, data_root = Store(Path(config["results"])), Path(config["data_root"])
+    sharing = _sharing(config, resources)
+    if sharing is not None:  # whatever the job: a process keeps the images of its first
+        load(recipe.data, data_root).share(sharing.cache)
 
     def on_epoch(metrics: Metrics) -> None:
         report({"epoch": metrics["epoch"], recipe.objective: metrics[recipe.objective]})
@@ -80,7 +84,7 @@ def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[d
                 recipe, store, data_root, device,
                 final=config["final"], on_epoch=on_epoch,
                 checkpoint_every_steps=resources.checkpoint_every_steps, loaders=resources.loaders,
-                sharing=_sharing(config, resources),
+                sharing=sharing,
             )  # fmt: skip
         case "smoke":
             smoke(recipe, data_root, device)

@@ -11,10 +11,12 @@ claimed by a lock that goes with its process, so that trials that start together
     .claims, .in_use                    locks
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -27,15 +29,18 @@ from torch import Tensor
 from kdtrain.store import Row, write_bytes
 
 Tensors = dict[str, Tensor]
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Where a cache cannot be written to: then it is done without."""
 PATIENCE_S = 300.0
 """How long a unit is waited for that another process has claimed: then it is computed here too, to the same bits."""
 POLL_S = 0.02
 
 
 def cache_folder() -> Path:
-    """KDTRAIN_CACHE, or kdtrain in the user's cache folder: of this node, whatever other nodes have."""
+    """KDTRAIN_CACHE, or kdtrain/shared in the user's cache folder: of this node, whatever other nodes have."""
     named = os.environ.get("KDTRAIN_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdtrain"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(named) if named else home / "kdtrain" / "shared"
 
 
 class Cache:
@@ -44,14 +49,14 @@ class Cache:
     def __init__(self, root: Path, budget_bytes: int) -> None:
         self.root, self.budget_bytes = root, budget_bytes
 
-    def folder(self, ingredients: Row, expected_bytes: int) -> "SharedFolder | None":
-        """The folder of these ingredients, held for reading until it is closed; None where `expected_bytes` do not
-        fit into the budget beside what running trials hold. Raises OSError where nothing can be written.
+    def folder(self, ingredients: Row, expected_bytes: Callable[[], int]) -> "SharedFolder | None":
+        """The folder of these ingredients, held for reading until it is closed; None where it is not there yet and its
+        bytes do not fit into the budget beside what running trials hold. Raises OSError where nothing can be written.
         """
         name = key_of(ingredients)
         while True:
             path = self.root / name
-            if not path.exists() and not self._make_room(expected_bytes):
+            if not path.exists() and not self._make_room(expected_bytes()):
                 return None
             path.mkdir(parents=True, exist_ok=True)
             shared = SharedFolder(path)
@@ -78,7 +83,9 @@ class Cache:
         return total + wanted <= self.budget_bytes
 
     def _folders(self) -> list[Path]:
-        return [path for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
+        """Those that are named as ours are: whatever else lies there is not touched."""
+        found = self.root.iterdir() if self.root.is_dir() else ()
+        return [path for path in found if re.fullmatch(r"[0-9a-f]{32}", path.name) and path.is_dir()]
 
 
 class SharedFolder:

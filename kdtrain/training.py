@@ -55,6 +55,8 @@ def train(
         ended = folder.outcome()
         if ended is not None and _serves(ended, final, folder):
             return ended
+        if sharing is not None:
+            data.share(sharing.cache)
         check_images(data)
         run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device, loaders=loaders)
         require_students_turn(run)

@@ -19,7 +19,7 @@ def rows(number: int) -> Tensors:
 
 
 def opened(root: Path, name: str = "a", expected: int = 100, budget: int = MIB) -> SharedFolder:
-    folder = Cache(root, budget).folder({"name": name}, expected)
+    folder = Cache(root, budget).folder({"name": name}, lambda: expected)
     assert folder is not None
     return folder
 
@@ -131,5 +131,5 @@ def test_the_least_recently_used_make_room_but_not_what_is_held(tmp_path: Path) 
     names = [path.read_text() for path in tmp_path.glob("*/about.json")]
     assert not any("old" in text or "new" in text for text in names)
     assert any("held" in text for text in names)
-    assert Cache(tmp_path, 4000).folder({"name": "too large"}, 4001) is None
-    assert Cache(tmp_path, 4000).folder({"name": "no room beside what is held"}, 3500) is None
+    assert Cache(tmp_path, 4000).folder({"name": "too large"}, lambda: 4001) is None
+    assert Cache(tmp_path, 4000).folder({"name": "no room beside what is held"}, lambda: 3500) is None

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdtrain.fields import Config, Count, Seed
+from kdtrain.shared import Cache
 from kdtrain.streams import generator
 
 
@@ -67,6 +68,11 @@ class Images(Protocol):
         """The same images, whose views come on `device` where they can be held or made there, else on the CPU."""
         ...
 
+    def share(self, cache: Cache) -> None:
+        """Before `check`: decoded images are read from the node's cache, where they are written by whoever decodes
+        them first. Nothing to share where they are in memory anyway, or where the cache has no room."""
+        ...
+
     def check(self) -> None:
         """At the start of a training: reads ahead what fits into memory; UserError with the first corrupt file.
 
@@ -101,6 +107,11 @@ class Dataset:
     val: Split
     test: Split
     fingerprint: str
+
+    def share(self, cache: Cache) -> None:
+        """See Images.share."""
+        for split in (self.train, self.val, self.test):
+            split.images.share(cache)
 
     def summary(self) -> dict[str, object]:
         """For a trial's recipe.json: what was trained on, in numbers."""
@@ -138,6 +149,9 @@ class TensorImages:
         if device not in self._elsewhere:
             self._elsewhere[device] = TensorImages(self.pixels.to(device))
         return self._elsewhere[device]
+
+    def share(self, cache: Cache) -> None:
+        """Nothing to do: the pixels are in memory."""
 
     def check(self) -> None:
         """Nothing to do: the pixels were read when the set was loaded."""

@@ -1,23 +1,34 @@
 """Images in files: read ahead, kept in memory, listed by class folders."""
 
+import hashlib
+import json
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+import PIL
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from kdtrain.data.base import Dataset, Split, fingerprint
-from kdtrain.data.views import Transform, ViewedImages, Views, pixels_of
+from kdtrain.data.views import Transform, ViewedImages, Views, described, pixels_of
 from kdtrain.errors import UserError
+from kdtrain.shared import NO_ROOM, Cache, SharedFolder
+from kdtrain.store import Row
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MEMORY_BYTES = 2 << 30
 """Of one split: all of CUB's 7,684 training images at 246 pixels are 1.9 GB."""
+
+UNIT_IMAGES = 64
+SAMPLE_IMAGES = 16
+"""From whose size the room is estimated that all take."""
 
 READERS = 2
 """Threads that read ahead: PIL decodes without holding Python's lock."""
@@ -33,6 +44,8 @@ class FileSource:
         self.bytes = 0
         self.full = False
         self.checked = False
+        self._folder: SharedFolder | None = None  # held as long as its pages are read
+        self.shared: list[Tensor] | None = None  # uint8 [H, W, 3], memory-mapped
 
     def __len__(self) -> int:
         return len(self.files)
@@ -40,6 +53,8 @@ class FileSource:
     def image(self, index: int, head: Transform) -> Image.Image:
         if head is not self.kept:
             return self._decoded(index, head)
+        if self.shared is not None:
+            return Image.fromarray(self.shared[index].numpy())
         if index not in self.images:
             image = self._decoded(index, head)
             self._keep(index, image)
@@ -51,9 +66,44 @@ class FileSource:
         if head is not self.kept:
             return None
         self.check()
+        if self.shared is not None:
+            return [pixels.permute(2, 0, 1) for pixels in self.shared]
         if len(self.images) < len(self.files):
             return None
         return [pixels_of(self.images[index]) for index in range(len(self.files))]
+
+    def share(self, cache: Cache) -> None:
+        if self.shared is not None or self.checked:
+            return
+        units = list(torch.arange(len(self.files)).split(UNIT_IMAGES))
+
+        def decoded(number: int) -> dict[str, Tensor]:
+            with ThreadPoolExecutor(READERS) as readers:
+                images = readers.map(lambda index: self._decoded(index, self.kept), units[number].tolist())
+                return {f"{place:03d}": torch.from_numpy(np.array(image)) for place, image in enumerate(images)}
+
+        def estimate() -> int:
+            sample = [self._decoded(index, self.kept) for index in range(min(SAMPLE_IMAGES, len(self.files)))]
+            return round(3 * sum(image.width * image.height for image in sample) / len(sample) * len(self.files))
+
+        try:
+            self._folder = cache.folder(self._ingredients(), estimate)
+            if self._folder is None:
+                return
+            self._folder.fill(range(len(units)), decoded)
+            loaded = [self._folder.load(number) for number in range(len(units))]
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            return
+        self.shared = [unit[name] for unit in loaded for name in sorted(unit)]
+        self.checked = True  # every file was read, or had been
+
+    def _ingredients(self) -> Row:
+        stats = [(str(file), stat.st_size, stat.st_mtime_ns) for file in self.files for stat in [file.stat()]]
+        listing = hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()
+        return {"what": "decoded images", "files": listing, "head": described(self.kept), "unit": UNIT_IMAGES,
+                "pillow": PIL.__version__, "torchvision": metadata.version("torchvision")}  # fmt: skip
 
     def check(self) -> None:
         """Reads all files in order: whole until the memory is full, from there only what each says it is."""

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdtrain.data.batched import Batched, ResizedCropFlip
+from kdtrain.shared import Cache
 from kdtrain.streams import stream
 
 Transform = Callable[[Image.Image], Image.Image]
@@ -67,6 +68,10 @@ class Source(Protocol):
         """head(image), uint8 [C, H, W], of all images; None where they are not kept in memory, or not all of them."""
         ...
 
+    def share(self, cache: Cache) -> None:
+        """See Images.share."""
+        ...
+
     def check(self) -> None:
         """UserError with the first image that cannot be read; see Images.check."""
         ...
@@ -92,7 +97,7 @@ class ViewedImages:
     @property
     def described(self) -> str:
         views = (self.views.train, self.views.evaluation)
-        return "; ".join(f"{_described(view.head)}, {_described(view.tail)}" for view in views)
+        return "; ".join(f"{described(view.head)}, {described(view.tail)}" for view in views)
 
     def train_view(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
         view = self.views.train
@@ -124,6 +129,9 @@ class ViewedImages:
             held = HeldImages(self, device)
             self._on[device] = held if held.at_once else self
         return self._on[device]
+
+    def share(self, cache: Cache) -> None:
+        self.source.share(cache)
 
     def check(self) -> None:
         self.source.check()
@@ -169,6 +177,9 @@ class HeldImages:
     def on(self, device: torch.device) -> "ViewedImages | HeldImages":
         return self.images.on(device)
 
+    def share(self, cache: Cache) -> None:
+        self.images.share(cache)
+
     def check(self) -> None:
         self.images.check()
 
@@ -199,11 +210,14 @@ class ArraySource:
     def heads(self, head: Transform) -> Tensor | None:
         return torch.from_numpy(self.pixels).permute(0, 3, 1, 2) if head is unchanged else None
 
+    def share(self, cache: Cache) -> None:
+        """Nothing to do: the pixels are in memory."""
+
     def check(self) -> None:
         """Nothing to do: the pixels were read when the set was loaded."""
 
 
-def _described(transform: Transform) -> str:
+def described(transform: Transform) -> str:
     """A transform of torchvision with its parameters; of a function its name: its parameters are the data config's."""
     return repr(transform) if isinstance(transform, torch.nn.Module) else getattr(transform, "__qualname__", "view")
 

@@ -1,5 +1,6 @@
 """Reading ahead: everything is checked before a training, and memory holds what fits."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +15,7 @@ from kdtrain.data.cub200 import Cub200
 from kdtrain.data.files import FileSource
 from kdtrain.data.views import unchanged
 from kdtrain.errors import UserError
+from kdtrain.shared import Cache
 
 IMAGE_BYTES = 3 * 30 * 24
 
@@ -154,3 +156,53 @@ def test_images_of_8_bits_and_less_are_read(mode: str, tmp_path: Path) -> None:
     source = FileSource([tmp_path / "a.png"], unchanged)
     source.check()
     assert source.images[0].mode == "RGB"
+
+
+def test_decoded_images_are_shared_by_the_node_and_equal_those_of_a_process(tmp_path: Path) -> None:
+    """Another process finds them decoded: its own files could be gone, but for their names and times."""
+    files = [paint(tmp_path / f"{number}.png", (20 + number, 30)) for number in range(70)]
+    alone = FileSource(files, unchanged)
+    cache = Cache(tmp_path / "cache", 1 << 20)
+    first, second = FileSource(files, unchanged), FileSource(files, unchanged)
+    first.share(cache)
+    for file in files:
+        stat = file.stat()
+        content = bytes(stat.st_size)
+        alone.image(files.index(file), unchanged)
+        file.write_bytes(content)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second.share(cache)
+    second.check()
+    for number in range(70):
+        expected = np.array(alone.image(number, unchanged))
+        for source in (first, second):
+            assert np.array_equal(np.array(source.image(number, unchanged)), expected)
+            heads = source.heads(unchanged)
+            assert heads is not None
+            assert np.array_equal(heads[number].permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
+    file = paint(tmp_path / "a.png")
+    cache = Cache(tmp_path / "cache", 1 << 20)
+    FileSource([file], unchanged).share(cache)
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(file)
+    source = FileSource([file], unchanged)
+    source.share(cache)
+    assert source.image(0, unchanged).size == (9, 9)
+
+
+def test_a_damaged_file_is_named_though_images_are_shared(tmp_path: Path) -> None:
+    files = [paint(tmp_path / f"{number}.png") for number in range(20)]
+    files[18].write_bytes(files[18].read_bytes()[:100])
+    with pytest.raises(UserError, match=r"18\.png: is not a whole image"):
+        FileSource(files, unchanged).share(Cache(tmp_path / "cache", 1 << 20))
+
+
+def test_without_room_each_process_keeps_its_own(tmp_path: Path) -> None:
+    files = [paint(tmp_path / f"{number}.png") for number in range(3)]
+    source = FileSource(files, unchanged)
+    source.share(Cache(tmp_path / "cache", 100))
+    source.check()
+    assert source.shared is None
+    assert source.image(2, unchanged).size == (24, 30)

@@ -64,7 +64,8 @@ def _slice(
     x = values.map(labels.index).astype(float) if labels else values.astype(float)
     if labels:  # side by side, not on top of each other: by trial number, so that it is the same each time
         x = x + 0.24 * ((search.loc[x.index, "number"] * 0.618034) % 1 - 0.5)
-        axes.set_xticks(range(len(labels)), labels, rotation=20 if max(map(len, labels)) > 8 else 0)
+        shown = [str(label) for label in labels]
+        axes.set_xticks(range(len(labels)), shown, rotation=20 if max(map(len, shown)) > 8 else 0)
         axes.set_xlim(-0.6, len(labels) - 0.4)
     elif parameter["kind"] in LOG_KINDS:
         _log_axis(axes, parameter)

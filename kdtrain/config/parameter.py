@@ -143,7 +143,12 @@ def _labels(options: Sequence[Any]) -> tuple[Label, ...]:
 
 
 def _label(option: Any) -> Label:
-    """Its `name`, its `model`, or the value itself; of another mapping its keys and plain values."""
+    """Its `name`, its `model`, or the value itself; of another mapping its keys and plain values.
+
+    No label is None: that is a parameter which has no value.
+    """
+    if option is None:
+        return "null"
     if isinstance(option, list):
         return shown_value(option)
     if not isinstance(option, dict):

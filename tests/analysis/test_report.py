@@ -365,3 +365,17 @@ def test_a_study_whose_every_trial_failed_is_reported_without_scores(made_up: Ma
     text = build_report(made.folder).read_text()
     assert "| search | failed | out of memory | 3 | 0, 1, 2 |" in text
     assert not list(made.folder.glob("*.png"))
+
+
+def test_choices_of_numbers_switches_and_nothing_are_drawn_by_name(made_up: Callable[..., MadeUpStudy]) -> None:
+    choices = {"ema": ["null", "decay: 0.9999"], "batch_size": [32, 64], "compile": [True, False]}
+    parameters = tuple(
+        {"name": name, "kind": "choice", "low": None, "high": None, "choices": options, "conditions": {}}
+        for name, options in choices.items()
+    )
+    made = made_up(parameters=parameters)
+    for number in range(6):
+        values = {name: options[number % 2] for name, options in choices.items()}
+        made.trial("search", number, [0.5 + 0.01 * number], values=values)
+    build_report(made.folder)
+    assert (made.folder / "slices.png").exists()

@@ -56,7 +56,7 @@ def test_a_parameter_knows_where_it_stands_in_the_recipe_and_in_the_file() -> No
 @pytest.mark.parametrize(
     ("options", "labels"),
     [
-        ([32, 64], (32, 64)), ([True, 1], (True, "1 (2)")), ([None, "a"], (None, "a")),
+        ([32, 64], (32, 64)), ([True, 1], (True, "1 (2)")), ([None, "a"], ("null", "a")), ([None, "null"], ("null", "null (2)")),
         ([{"name": "kd", "a": 1}, {"name": "kd", "a": 2}, {"name": "kd (2)"}], ("kd", "kd (2)", "kd (2) (2)")),
         ([{"model": "resnet18"}], ("resnet18",)), ([{"weight": 1}, {"alpha": {"uniform": [0, 1]}}], ("weight: 1", "alpha")),
         ([[16, 32], [32]], ("[16, 32]", "[32]")),

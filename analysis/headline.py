@@ -109,10 +109,13 @@ def _who(winner: Candidate | None, baseline: Candidate | None) -> str | None:
     if winner is None or baseline is None:
         return None
     values = described(winner.values)
+    alone = f" ({described(baseline.values)})" if baseline.values else ""
+    searched = f"the best of the same student's own search{alone}"
+    if baseline.source.startswith("search"):
+        searched = f"at the values of {baseline.source}{alone}: its own search has tried no such student"
     return (
         f"The winner is {winner.key} (from {winner.source}{': ' if values else ''}{values}); the student "
-        f"alone is {baseline.key}, the best of the same student's own "
-        f"search{f' ({described(baseline.values)})' if baseline.values else ''}."
+        f"alone is {baseline.key}, {searched}."
     )
 
 

@@ -230,22 +230,35 @@ class Study:
         confirm = self.sweep.study.confirm
         best = self._ranked(self.search)[: confirm.best]
         published = range(len(self.sweep.published)) if confirm.published else range(0)
-        baselines: list[int] = []
+        searches = {search.stage: search for search in (self.baselines, self.search)}
+        baselines: list[tuple[str, int]] = []
+
+        def confirmed(search: Search, number: int) -> str:
+            if (search.stage, number) not in baselines:
+                baselines.append((search.stage, number))
+            return f"baseline {baselines.index((search.stage, number)) + 1}"
 
         def baseline_of(number: int, same_student: bool) -> str | None:
-            """The best baseline of the trial's student: of the same model, or of the whole same student config."""
+            """The best baseline of the trial's student: of the same model, or of the whole same student config. Where
+            the baselines' search has tried no such model, the student alone at the trial's own values."""
             student = self.search.recipe(number).student
             for other in self._ranked(self.baselines):
                 own = self.baselines.recipe(other).student
                 if own == student or (not same_student and own.model == student.model):
-                    if other not in baselines:
-                        baselines.append(other)
-                    return f"baseline {baselines.index(other) + 1}"
-            return None
+                    return confirmed(self.baselines, other)
+            if same_student:
+                return None
+            known = (n for stage, n in baselines if stage == self.search.stage)
+            like = (n for n in known if self.search.recipe(n).student.model == student.model)
+            return confirmed(self.search, next(like, number))
 
         def candidate(key: str, role: str, search: Search, number: int, baseline: str | None) -> Candidate:
             source = {"stage": search.stage, "number": number}
-            return Candidate(key, role, search.planned[number], source, baseline)
+            values = search.planned[number]
+            if role == "baseline":
+                shared = {parameter.name for parameter in self.baselines.sweep.parameters}
+                values = {name: value for name, value in values.items() if name in shared}
+            return Candidate(key, role, values, source, baseline)
 
         chosen = [
             candidate(f"best {i + 1}", "best", self.search, number, baseline_of(number, False))
@@ -256,10 +269,10 @@ class Study:
             chosen.append(candidate(f"published {i + 1}", "published", self.search, i, baseline_of(i, False)))
         for number in self._ranked(self.baselines):  # the best of every student model, whoever needs it
             model = self.baselines.recipe(number).student.model
-            if model not in {self.baselines.recipe(other).student.model for other in baselines}:
-                baselines.append(number)
-        for i, number in enumerate(baselines):
-            chosen.append(candidate(f"baseline {i + 1}", "baseline", self.baselines, number, None))
+            if model not in {searches[stage].recipe(other).student.model for stage, other in baselines}:
+                confirmed(self.baselines, number)
+        for i, (stage, number) in enumerate(baselines):
+            chosen.append(candidate(f"baseline {i + 1}", "baseline", searches[stage], number, None))
         return chosen
 
     def _winner(self, candidates: list[Candidate]) -> Recipe | None:

@@ -436,3 +436,27 @@ def test_the_winner_is_fixed_before_the_test_split_is_read(tmp_path: Path) -> No
     kept = {row["trial_id"] for stage in ("teacher", "confirm") for row in plans(study, stage)}
     tested = {folder.trial_id for folder in study.store.trials() if folder.outcome()["test"]}  # type: ignore[index]
     assert tested == kept
+
+
+def test_a_student_that_no_baseline_has_tried_is_trained_alone_at_its_own_values(tmp_path: Path) -> None:
+    students = {"student": {"model": {"choice": ["lenet5_student", "lenet5_teacher"]}}}
+    point = {"student": {"model": "lenet5_student"}, "method": {"balance": {"alpha": 0.5}}, "optimizer": {"lr": 0.01}}
+    settings = {"sampler": {"name": "random"}, "published": [point], "pruner": None, "trials": 2}
+    file = sweep_file(tmp_path, recipe=students, study=settings)
+
+    def opened(seed: int) -> Study:
+        return open_study(file, tmp_path / f"results {seed}", seed=seed)
+
+    def models(study: Study) -> list[str]:
+        return [str(search.suggest(1)["student.model"]) for search in (study.baselines, study.search)]
+
+    study = next(study for study in map(opened, range(50)) if models(study) == ["lenet5_student", "lenet5_teacher"])
+    carry_out(study)
+    confirmed = {row["candidate"]: row for row in plans(study, "confirm")}
+    drawn = next(row for row in confirmed.values() if row["values"].get("student.model") == "lenet5_teacher")
+    alone = confirmed[drawn["baseline"]]
+    assert alone["source"] == {"stage": "search", "number": 1}
+    assert alone["values"] == {name: drawn["values"][name] for name in ("student.model", "optimizer.lr")}
+    stored = study.store.trial(alone["trial_id"]).recipe()
+    assert stored is not None
+    assert (stored["recipe"]["method"]["name"], stored["recipe"]["student"]["model"]) == ("none", "lenet5_teacher")

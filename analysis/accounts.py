@@ -96,6 +96,33 @@ def _skipped(outcomes: list[Row]) -> dict[str, str]:
     return {"float16 steps skipped": count(_total(in_half, "skipped_steps"))} if in_half else {}
 
 
+def _teacher_accounts(outcomes: list[Row]) -> dict[str, str]:
+    """What the teachers said: images asked about, those that a network answered, and what reading the others saved."""
+    asked = _total(outcomes, "teacher_images")
+    known = [outcome for outcome in outcomes if outcome.get("teacher_images_computed") is not None]
+    if not asked or not known:
+        return {"teacher forwards, images": count(asked)}
+    computed = _total(known, "teacher_images_computed")
+    saved = max(_total(known, "teacher_images") - computed, 0.0)
+    seconds = _total(known, "teacher_seconds")
+    about = f" (about {duration(saved * seconds / computed)})" if computed else ""
+    return {
+        "teacher's answers, images": count(asked),
+        "of them computed": f"{count(computed)} (in {duration(seconds)})",
+        "of them read, not computed again": f"{count(saved)}{about}",
+    }
+
+
+def _over_floor(outcomes: list[Row]) -> dict[str, str]:
+    """Training time over what is left of it without teachers and views: what ready targets and batches would cost."""
+    known = [outcome for outcome in outcomes if outcome.get("views_seconds") is not None]
+    seconds = _total(known, "seconds")
+    floor = seconds - _total(known, "teacher_seconds") - _total(known, "views_seconds")
+    if not known or floor <= 0:
+        return {}
+    return {"of it without teachers and views (the floor)": f"{duration(floor)}: x {seconds / floor:.2f}"}
+
+
 def cost_section(study: Study) -> str:
     """Alone in naming times and machines: all above it is equal byte for byte when the study is repeated."""
     outcomes = list(study.outcomes.values())
@@ -105,10 +132,11 @@ def cost_section(study: Study) -> str:
         "trainings": count(sum(bool(outcome.get("epochs")) for outcome in outcomes)),
         "epochs": count(_total(outcomes, "epochs")),
         "images seen in training": count(images),
-        "teacher forwards, images": count(_total(outcomes, "teacher_images")),
+        **_teacher_accounts(outcomes),
         **_skipped(outcomes),
         "wall time of the study": duration(wall_seconds(study)),
         "time in training, summed over trials": duration(seconds),
+        **_over_floor(outcomes),
         "images a second of training": f"{images / seconds:,.0f}".replace(",", " ") if seconds else MISSING,
         "peak memory of a trial": f"{max(peaks) / 2**20:,.0f} MiB".replace(",", " ") if peaks else MISSING,
         "device": _distinct(outcome.get("device") for outcome in outcomes),

@@ -5,6 +5,7 @@ Views are pure functions of (seed, epoch, image), so nothing here can change wha
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,14 +68,19 @@ class Feed:
         process is started whatever their number."""
         self._recipe, self._split, self._device, self._loaders = recipe, split, device, loaders
         self._ahead: _Ahead | None = None
+        self.seconds = 0.0
+        """Spent on views, or on waiting for them; on a GPU without what still runs there."""
 
     def images(self, part: Part, epoch: int, epoch_step: int, step: int) -> tuple[Tensor, Tensor | None]:
         """The views of a part's images and of their partners, float32 [N, C, H, W] in [0, 1] on the device.
 
         The part must be this rank's of that step. Raises UserError for a damaged file and for a loader that was killed.
         """
+        started = time.perf_counter()
         pixels, partners = self._pixels(part, epoch, epoch_step, step)
-        return self._floats(pixels), self._floats(partners) if partners is not None else None
+        views = self._floats(pixels), self._floats(partners) if partners is not None else None
+        self.seconds += time.perf_counter() - started
+        return views
 
     def close(self) -> None:
         """Ends the loader processes; the next batch would start new ones."""

@@ -43,7 +43,7 @@ def fit(
     """
     while run.epoch < total_epochs and not _out_of_patience(run):
         run.progress.mark(_asked(run))
-        paid = (run.answers.computed, run.answers.seconds) if run.answers is not None else (0, 0.0)
+        before = _spent(run)
         metrics = train_epoch(run, checkpoint, every_steps)
         metrics |= evaluate(run)
         _require_finite(metrics, run)
@@ -52,8 +52,7 @@ def fit(
         run.progress.advance(_asked(run))
         metrics["images"] = len(run.data.train)
         metrics["teacher_images"] = run.progress.teacher_images
-        if run.answers is not None:
-            metrics |= _paid(run, paid)
+        metrics |= {name: value - before[name] for name, value in _spent(run).items()}
         metrics["seconds"] = run.progress.seconds
         run.progress = EpochProgress(run.epoch)
         report({"epoch": run.epoch, "step": run.step, **metrics}, run)
@@ -186,14 +185,14 @@ def _seed_dropout(device: torch.device, seed: int) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _paid(run: "Run", before: tuple[int, float]) -> Metrics:
-    """What this epoch's answers cost, where they were not read: images of all ranks, seconds of this one."""
-    assert run.answers is not None
-    computed = torch.tensor(run.answers.computed - before[0], device=run.device)
-    return {
-        "teacher_images_computed": int(ranks.sum_over_ranks(computed)),
-        "teacher_seconds": run.answers.seconds - before[1],
-    }
+def _spent(run: "Run") -> Metrics:
+    """What views and answers have cost so far: images that the teacher computed for all ranks, seconds of this one."""
+    spent: Metrics = {"views_seconds": run.feed.seconds}
+    if run.answers is not None:
+        computed = torch.tensor(run.answers.computed, device=run.device)
+        spent["teacher_images_computed"] = int(ranks.sum_over_ranks(computed))
+        spent["teacher_seconds"] = run.answers.seconds
+    return spent
 
 
 def _asked(run: "Run") -> Tensor:

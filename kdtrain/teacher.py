@@ -1,15 +1,18 @@
 """Teacher: a trained network that is only read. Evaluation mode, no gradient, never in a student's checkpoint."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import Teacher as TeacherConfig
 from kdtrain.data import Dataset
 from kdtrain.identity import trial_id
 from kdtrain.methods import Outputs
 from kdtrain.models import Classifier, build
+from kdtrain.models.parts import ImageShape
 from kdtrain.models.weights import content_digest, load_whole_network
 from kdtrain.store import Store
 from kdtrain.streams import stream
@@ -53,15 +56,35 @@ def trained_teacher(
     """The recipe's teacher with its trained weights, from its file or from the store."""
     if recipe.teacher is None:
         return None
-    network = fresh_teacher(recipe, data)
     taught_by = teacher_recipe(recipe)
     if taught_by is None:
         assert recipe.teacher.file is not None
         weights, place = Path(recipe.teacher.file), "recipe.teacher.file"
     else:
         weights, place = store.trial(trial_id(taught_by, data_root)).weights, "recipe.teacher"
+    stamp = weights.stat().st_mtime_ns if weights.exists() else 0
+    compiled_for = recipe.method.needed_stages if recipe.teacher.compile else ()
+    network, digest = _read_once(
+        recipe.teacher, data.image_shape, len(data.classes), weights, place, stamp, compiled_for
+    )
+    return Teacher(network, device, recipe.method.needed_stages, digest)
+
+
+@lru_cache(maxsize=1)
+def _read_once(
+    teacher: TeacherConfig,
+    shape: ImageShape,
+    classes: int,
+    weights: Path,
+    place: str,
+    stamp: int,
+    compiled_for: tuple[str, ...],
+) -> tuple[Classifier, str]:
+    """The trained network and the digest of its file: a process that trains one student after the other reads it once,
+    as long as the file is the same."""
+    network = build(teacher, shape, classes, stream(teacher.seed, "init"), pretrained=False, place="recipe.teacher")
     load_whole_network(network, weights, place)
-    return Teacher(network, device, recipe.method.needed_stages, content_digest(weights, place))
+    return network, content_digest(weights, place)
 
 
 def fresh_teacher(recipe: Recipe, data: Dataset, *, pretrained: bool = False) -> Classifier:

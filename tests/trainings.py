@@ -20,7 +20,14 @@ from kdtrain.training import train
 
 CPU = torch.device("cpu")
 NO_DATA = Path("the digits need no data folder")
-TIMINGS = ("seconds", "images_per_s", "peak_memory_bytes", "teacher_images_computed", "teacher_seconds")
+TIMINGS = (
+    "seconds",
+    "images_per_s",
+    "peak_memory_bytes",
+    "teacher_images_computed",
+    "teacher_seconds",
+    "views_seconds",
+)
 
 ALONE: dict[str, Any] = {
     "data": {"name": "digits", "resolution": 16, "limit_per_class": 6},

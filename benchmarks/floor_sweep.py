@@ -1,0 +1,81 @@
+"""(b) The floor: the same students with ready tensors and ready teacher targets; no teacher, no decoding, no Ray.
+
+`python benchmarks/floor_sweep.py SETUP READY`: READY holds what `prepare` wrote, outside of what is timed.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from sweep_parts import EPOCHS, SETUPS, Setup, hyperparameters, image_sets, network
+from torch import multiprocessing
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+PROCESSES = 2
+
+
+def prepare(setup: Setup, teacher_file: Path, data: Path, ready: Path) -> dict[str, float]:
+    """Writes every epoch's batches, as bytes of pixels, and the teacher's logits; returns T and S: seconds of an image
+    in the teacher's forward pass and in the student's step."""
+    torch.manual_seed(0)
+    teacher = network(setup.teacher, setup.classes).eval()
+    teacher.load_state_dict(torch.load(teacher_file, weights_only=True))
+    train_set, val_set = image_sets(setup, data)
+    epochs = 1 if setup.data == "mnist" else EPOCHS  # MNIST's views are the same in every epoch
+    seconds = images = 0.0
+    for epoch in range(epochs):
+        parts = [[], [], []]
+        for pixels, labels in DataLoader(train_set, 256):
+            started = time.process_time()
+            with torch.inference_mode():
+                logits = teacher(pixels)
+            seconds, images = seconds + time.process_time() - started, images + len(pixels)
+            for part, values in zip(parts, (pixels, labels, logits.clone()), strict=True):
+                part.append(values)
+        torch.save([torch.cat(part) for part in parts], ready / f"train-{epoch}.pt")
+    val = [torch.cat(part) for part in zip(*DataLoader(val_set, 256), strict=True)]
+    torch.save(val, ready / "val.pt")
+    return {"T": seconds / images}
+
+
+def work(name: str, ready: Path, first: int) -> None:
+    setup = SETUPS[name]
+    torch.set_num_threads(1)
+    epochs = [torch.load(file, weights_only=True) for file in sorted(ready.glob("train-*.pt"))]
+    val_images, val_labels = torch.load(ready / "val.pt", weights_only=True)
+    layout = torch.contiguous_format if setup.student.startswith("lenet5") else torch.channels_last
+    for chosen in hyperparameters(setup.trials)[first::PROCESSES]:
+        torch.manual_seed(0)
+        student = network(setup.student, setup.classes).to(memory_format=layout)
+        optimizer = torch.optim.SGD(student.parameters(), lr=chosen["lr"], momentum=0.9, fused=True)
+        temperature, alpha = chosen["temperature"], chosen["alpha"]
+        for epoch in range(EPOCHS):
+            images_all, labels_all, logits_all = epochs[epoch % len(epochs)]
+            student.train()
+            for at in torch.randperm(len(labels_all)).split(setup.batch_size):
+                logits = student(images_all[at].contiguous(memory_format=layout))
+                wanted = functional.softmax(logits_all[at] / temperature, dim=1)
+                log_p = functional.log_softmax(logits / temperature, dim=1)
+                soft = functional.kl_div(log_p, wanted, reduction="batchmean")
+                loss = alpha * temperature**2 * soft + (1 - alpha) * functional.cross_entropy(logits, labels_all[at])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            student.eval()
+            with torch.inference_mode():
+                parts = val_images.split(256)
+                named = torch.cat([student(part.contiguous(memory_format=layout)).argmax(1) for part in parts])
+            right = (named == val_labels).float().mean().item()
+        print(f"{right:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=work, args=(sys.argv[1], Path(sys.argv[2]), i)) for i in range(PROCESSES)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    sys.exit(max(worker.exitcode or 0 for worker in workers))

@@ -25,7 +25,8 @@ def bands_and_zoom(
     if not known:
         return None
     parts = {"all epochs": 0}
-    if study.epochs["epoch"].max() > zoomed:
+    shown = study.epochs["trial_id"].isin([trial_id for ids in groups.values() for trial_id in ids])
+    if study.epochs.loc[shown, "epoch"].max() > zoomed:
         parts[f"last {zoomed} epochs"] = -zoomed
     made = style.figure(3.1 * len(known) + 0.6, 0.8 + 2.2 * len(parts))
     grid = made.subplots(len(parts), len(known), squeeze=False)
@@ -44,7 +45,8 @@ def bands_and_zoom(
 
 
 def band_of(study: Study, trial_ids: Sequence[str], metric: str) -> pd.DataFrame:
-    """By epoch: mean over the runs, low and high of its 95 % t interval (the mean where there is none)."""
+    """By epoch, to the end of the shortest run: mean over the runs, low and high of its 95 % t interval (the mean where
+    there is none)."""
     rows = study.epochs[study.epochs["trial_id"].isin(list(trial_ids))]
     by_epoch = rows.pivot(index="epoch", columns="trial_id", values=metric).dropna().astype(float)
     estimates = [mean_estimate(row.tolist()) for _, row in by_epoch.iterrows()]

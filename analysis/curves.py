@@ -42,7 +42,9 @@ def learning_curves(study: Study, winner: Candidate, baseline: Candidate, teache
         low, high = panels[0].get_ylim()
         panels[0].set_ylim(min(low, reached - 0.05 * (high - low)), max(high, reached + 0.05 * (high - low)))
     made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    title = "Learning curves of the confirming runs: mean and its 95 % t interval over seeds"
+    title = (
+        "Learning curves of the confirming runs, to the end of the shortest: mean and its 95 % t interval over seeds"
+    )
     made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return made
 

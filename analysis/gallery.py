@@ -42,6 +42,8 @@ def drawings(arrays: Arrays) -> dict[str, Callable[[], Figure | None]]:
 def section(arrays: Arrays, drawn: Collection[str]) -> str:
     """The pictures whose file names are among `drawn`, and the reasons of those that could not be made."""
     lines = [f"![{picture.caption}]({name})\n" for name, picture in _pictures().items() if name in drawn]
+    if "softened_reason" in arrays:
+        lines.append(f"There is no picture of softened outputs: {arrays['softened_reason']}.\n")
     for freeze in FREEZES:
         reason = arrays.get(f"gradcam_{freeze}_reason")
         if reason is not None:
@@ -86,8 +88,10 @@ def softened(arrays: Arrays) -> Figure:
     teacher_MK, student_MK = np.asarray(arrays["softened_teacher"]), np.asarray(arrays["softened_student"])
     temperatures = np.asarray(arrays["softened_temperatures"])
     label = int(arrays["softened_label"])
-    classes = np.sort(np.argsort(-teacher_MK[0], kind="stable")[:CLASSES_DRAWN])
-    of_all = f" (the likeliest of {teacher_MK.shape[1]})" if len(classes) < teacher_MK.shape[1] else ""
+    each = CLASSES_DRAWN if teacher_MK.shape[1] <= CLASSES_DRAWN else CLASSES_DRAWN // 2
+    tops = [np.argsort(-answers_MK[0], kind="stable")[:each] for answers_MK in (teacher_MK, student_MK)]
+    classes = np.union1d(*tops)
+    of_all = f" (the {each} likeliest of each network)" if len(classes) < teacher_MK.shape[1] else ""
     made = style.figure(2.5 + 3.4 * len(temperatures), 3.1)
     ratios = [2.2, *[3.4] * len(temperatures)]
     picture, *panels = made.subplots(1, len(ratios), width_ratios=ratios)

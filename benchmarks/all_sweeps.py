@@ -93,7 +93,8 @@ def main() -> int:
         failed += [name] if code else []
         print(f"== {name}: {seconds:.0f} s, exit code {code}\n", flush=True)
     if not arguments.check:
-        subprocess.run([sys.executable, "-m", "analysis", results], cwd=ROOT, check=False)
+        code = subprocess.run([sys.executable, "-m", "analysis", results], cwd=ROOT, check=False).returncode
+        failed += ["the overview"] if code else []
     print(f"{len(arguments.only)} sweeps in {total / 60:.1f} minutes; failed: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 

@@ -1,17 +1,21 @@
 """--plan: what a sweep will do and cost, said before anything is started. Needs no data and no Ray."""
 
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain import environment
 from kdtrain.config import Sweep, space
 from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.training import Constant, Sgd
 from kdtrain.data import AnyData, Dataset, Split, data_folder, load
 from kdtrain.data.base import TensorImages
 from kdtrain.describe import networks
-from kdtrain.loop import train_step
+from kdtrain.loop import load_batch, train_step
 from kdtrain.models import ImageShape, build, forward_flops
 from kdtrain.resources import concurrent_trials, machine_resources
 from kdtrain.run import Run
@@ -21,6 +25,8 @@ from kdtrain.teacher import Teacher
 
 TIMED_STEPS = 5
 TIMED_FLOPS = 1e11  # at most so many in a timed step: a large network is timed on fewer images than a batch
+COUNTED_IMAGES = 2
+PLAIN_SGD = Sgd(name="sgd", lr=0.1, momentum=0.0)
 BACKWARD_OVER_FORWARD = 2
 """A backward pass computes two products for each one of the forward pass: by the inputs and by the weights."""
 
@@ -98,24 +104,26 @@ def _networks(sweep: Sweep, first: Recipe, classes: int) -> list[list[str]]:
 
 
 def _cost(sweep: Sweep, first: Recipe, images: int | None, classes: int, address: str | None) -> str:
-    """An upper bound: nothing pruned, every batch computed; evaluation and start-up left out and said to be."""
+    """An upper bound: every training as dear as the dearest that the space can reach, nothing pruned; evaluation and
+    start-up left out and said to be."""
     counts, longest = trainings(sweep), _longest(sweep)
-    alone = sweep.baseline().recipe_for({p.name: p.ends[0] for p in sweep.baseline().parameters}, 0)
-    taught_by = teacher_recipe(first)
-    work = [
-        ("teacher", taught_by, counts["teacher"], taught_by.epochs if taught_by else 0),
-        ("baselines", alone, counts["baselines"], longest),
-        ("search and confirm", first, counts["search"] + counts["confirm"], longest),
-    ]
     if images is None:
         return "cost: unknown until the images are there (--data DIR): their number is the user's own"
     environment.prepare_process(sweep.resources.cpus_per_worker)
+    distilled = _dearest(_reachable(sweep, (*PARTS, "r_drop")), classes)
+    alone = _dearest(_reachable(sweep.baseline(), ("data", "student", "r_drop")), classes)
+    taught_by = _dearest(filter(None, map(teacher_recipe, _reachable(sweep, TEACHER_PARTS))), classes)
+    work = [
+        ("teacher", taught_by, counts["teacher"], taught_by.epochs if taught_by else 0),
+        ("baselines", alone, counts["baselines"], longest),
+        ("search and confirm", distilled, counts["search"] + counts["confirm"], longest),
+    ]
     at_once = None if address else concurrent_trials(sweep.resources, [machine_resources()])
     rows, total_s, total_flops = [], 0.0, 0.0
     for name, recipe, count, epochs in work:
         if recipe is None or count == 0:
             continue
-        seconds, flops = _step_cost(recipe, recipe.data.image_shape, classes)
+        seconds, flops = _step_seconds(recipe, classes), _training_flops(recipe, classes)
         seen = count * epochs * images
         rows.append([name, f"{seen:,}", f"{seen * flops / 1e12:,.2f}", f"{seen * seconds / 60:,.1f}"])
         total_s, total_flops = total_s + seen * seconds, total_flops + seen * flops
@@ -123,8 +131,8 @@ def _cost(sweep: Sweep, first: Recipe, images: int | None, classes: int, address
     together = f", {total_s / 60 / at_once:,.1f} min with {at_once} trials at once on this machine" if at_once else ""
     text = (
         f"cost at most: {total_flops / 1e12:,.2f} TFLOP, {total_s / 60:,.1f} min of one slot{together}\n"
-        f"(training steps timed here just now on made-up images, {TIMED_STEPS} each; nothing pruned; "
-        "reading images, validation and start-up come on top)"
+        "(every training as dear as the dearest of the space, its steps timed here just now on made-up images, "
+        f"{TIMED_STEPS} each;\nnothing pruned; reading images, validation and start-up come on top)"
     )
     return f"{table}\n\n{text}"
 
@@ -133,18 +141,42 @@ def _longest(sweep: Sweep) -> int:
     return max(sweep.recipe_for(values, 0).epochs for values in space.probe_points(sweep.tree))
 
 
-def _step_cost(recipe: Recipe, image_shape: ImageShape, classes: int) -> tuple[float, float]:
-    """(seconds, FLOPs) of one image in training: student forward and backward, teacher forward."""
-    device = torch.device("cpu")
-    student = build(recipe.student, image_shape, classes, 0, pretrained=False)
-    flops = (1 + BACKWARD_OVER_FORWARD) * forward_flops(student, image_shape)
-    teacher = None
-    if recipe.teacher is not None:
-        network = build(recipe.teacher, image_shape, classes, 0, pretrained=False, place="recipe.teacher")
-        flops += forward_flops(network, image_shape)
-        teacher = Teacher(network, device, recipe.method.needed_stages)
-    images = max(2, min(recipe.batch_size, int(TIMED_FLOPS / flops)))
-    run = Run(recipe, _made_up(images, image_shape, classes), teacher, device, pretrained=False)
+def _reachable(sweep: Sweep, parts: Sequence[str]) -> Iterator[Recipe]:
+    """A recipe for each way to choose in these parts, all else first or lowest."""
+    return (sweep.recipe_for(values, 0) for values in space.combinations(sweep.tree, parts))
+
+
+def _dearest(recipes: Iterable[Recipe], classes: int) -> Recipe | None:
+    """The recipe whose images cost most; freezing, which saves part of a backward pass, is left out of account."""
+    return max(recipes, key=lambda recipe: _training_flops(recipe, classes), default=None)
+
+
+def _training_flops(recipe: Recipe, classes: int) -> float:
+    """FLOPs of one image in training: student and criterion forward and backward (both passes of R-Drop), teacher
+    forward. In the student's turn, which costs more than a critic's."""
+    network = {"weights": None, "freeze": "none", "allow_random_frozen": False, "batch_norm_statistics": "update"}
+    same = {"optimizer": PLAIN_SGD, "lr_schedule": Constant(name="constant"), "batch_size": COUNTED_IMAGES}
+    plain = recipe.model_copy(update={**same, "student": recipe.student.model_copy(update=network)})
+    return _counted_flops(plain, classes)
+
+
+@lru_cache(maxsize=256)
+def _counted_flops(recipe: Recipe, classes: int) -> float:
+    run = _made_up_run(recipe, COUNTED_IMAGES, classes)
+    images, batch = load_batch(run, torch.arange(COUNTED_IMAGES), 0)
+    with torch.no_grad():
+        teacher = run.teacher(images) if run.teacher else None
+        critic = run.adversary.loss.critic if run.adversary else None
+        with FlopCounterMode(display=False) as counter:
+            run.distiller(images, teacher, batch, critic)
+    by_teacher = forward_flops(run.teacher.network, recipe.data.image_shape) if run.teacher else 0
+    return float((1 + BACKWARD_OVER_FORWARD) * counter.get_total_flops() / COUNTED_IMAGES + by_teacher)
+
+
+def _step_seconds(recipe: Recipe, classes: int) -> float:
+    """Seconds of one image in a training step."""
+    images = max(2, min(recipe.batch_size, int(TIMED_FLOPS / _training_flops(recipe, classes))))
+    run = _made_up_run(recipe, images, classes)
     run.distiller.train()
     # the student's turn, which costs more than a critic's
     run.step = run.adversary.turns.critic_steps if run.adversary else 0
@@ -153,7 +185,16 @@ def _step_cost(recipe: Recipe, image_shape: ImageShape, classes: int) -> tuple[f
         if step == 1:  # the first step allocates
             started = time.perf_counter()
         train_step(run, torch.arange(images), run.step)
-    return (time.perf_counter() - started) / TIMED_STEPS / images, flops
+    return (time.perf_counter() - started) / TIMED_STEPS / images
+
+
+def _made_up_run(recipe: Recipe, images: int, classes: int) -> Run:
+    device, shape = torch.device("cpu"), recipe.data.image_shape
+    teacher = None
+    if recipe.teacher is not None:
+        network = build(recipe.teacher, shape, classes, 0, pretrained=False, place="recipe.teacher")
+        teacher = Teacher(network, device, recipe.method.needed_stages)
+    return Run(recipe, _made_up(images, shape, classes), teacher, device, pretrained=False)
 
 
 def _made_up(images: int, image_shape: ImageShape, classes: int) -> Dataset:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -156,6 +157,40 @@ def test_plan_names_stages_space_networks_and_cost_and_starts_nothing(
     ):  # fmt: skip
         assert words in out, out
     assert not (tmp_path / "results").exists()
+
+
+DEAR = {
+    "student": ({"model": "lenet5_student"}, {"model": "lenet5_teacher"}),
+    "method": (
+        {"name": "kd", "balance": {"alpha": 0.5}, "temperature": 4.0},
+        {"name": "mgd", "balance": {"weight": 1.0}, "stage": "4"},
+    ),
+    "r_drop": (None, {"weight": 0.3}),
+}
+
+
+@pytest.mark.parametrize("field", list(DEAR))
+def test_the_cost_of_a_plan_is_that_of_the_dearest_training_of_the_space(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    """MGD's generator and both passes of R-Drop are counted, wherever the dear option stands."""
+    cheap, dear = DEAR[field]
+
+    def teraflops(value: Any) -> float:
+        fixed = {"student": {"model": "resnet10t", "weights": None, "dropout": 0.1}} if field == "r_drop" else {}
+        changes = {
+            "data": {"name": "digits", "resolution": 32},
+            "optimizer": {"name": "adam", "lr": {"loguniform": [0.001, 0.01]}},
+        }
+        study = {"published": None, "trials": 2, "pruner": None}
+        distilling = {"method": {"name": "kd", "balance": {"alpha": {"uniform": [0, 1]}}, "temperature": 4.0}}
+        file = sweep_file(tmp_path, recipe={**changes, **distilling, **fixed, field: value}, study=study)
+        assert main([str(file), "--plan"]) == 0
+        out = capsys.readouterr().out
+        return float(out.partition("cost at most: ")[2].partition(" TFLOP")[0].replace(",", ""))
+
+    either = [teraflops({"choice": options}) for options in ([cheap, dear], [dear, cheap])]
+    assert either[0] == either[1] > 1.02 * teraflops(cheap)
 
 
 def test_plan_of_mnist_needs_no_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -25,13 +25,13 @@ def document_section(document: Document, rows: Rows) -> str:
     if not any(row.role != "teacher" for row in rows):
         return f"## As the document has it\n\n{document.title}. Nothing is confirmed yet.\n"
     differing = differences(document, rows)
-    setting = f"Here otherwise than there (in brackets): {', '.join(differing)}." if differing else "Trained as there."
+    setting = f" Here otherwise than there (in brackets): {', '.join(differing)}." if differing else ""
     if others := stand_ins(document, rows):
-        setting += f" Not its networks: {', '.join(others)}; they stand in where it names one."
+        setting += f" Not its networks: {', '.join(others)}."
     claims = document.claims(rows)
     concluded = (
         f"### What the document concludes\n\n{claims_table(claims)}\n{EXPLAINED}"
         if claims
         else "The document prints no comparison that could be checked here.\n"
     )
-    return f"## As the document has it\n\n{document.title}. {setting}\n\n{document.table(rows)}\n{concluded}"
+    return f"## As the document has it\n\n{document.title}.{setting}\n\n{document.table(rows)}\n{concluded}"

@@ -38,7 +38,7 @@ def compare(
     upward = higher if higher is not None else bool(published and published > 0)
     if first is None or second is None:
         return Claim(text, published, upward)
-    return Claim(text, published, upward, f"{first.key} minus {second.key}", difference(first, second, metric))
+    return Claim(text, published, upward, f"{first.named} minus {second.named}", difference(first, second, metric))
 
 
 def verdict(claim: Claim) -> str:
@@ -73,8 +73,9 @@ def claims_table(claims: Sequence[Claim]) -> str:
 EXPLAINED = (
     "Differences are of the test split unless the row says otherwise: means over the confirming seeds, paired by seed, "
     "with their 95 % t interval; from a teacher's one run every seed is subtracted alike. Supported: the interval "
-    "lies on the side that the document names; contradicted: on the other. The intervals are not corrected for "
-    "being several, and none of them is the sweep's primary claim.\n"
+    "lies on the side that the document names; contradicted: on the other. `(searched)`: no published point with "
+    "these facts was confirmed, so the best searched recipe was judged. The intervals are not corrected for being "
+    "several, and none of them is the sweep's primary claim.\n"
 )
 
 
@@ -85,19 +86,26 @@ def pick(rows: Iterable[Measured], document: Mapping[str, set[str]], **wanted: A
     networks that are there stand in.
     """
     distilled = [row for row in rows if row.role in ("published", "best")]
-    for part in ("student", "teacher"):
-        if part in wanted and not any(getattr(row, part) in document[part] for row in distilled):
-            del wanted[part]
+    wanted = {
+        part: value for part, value in wanted.items() if part not in document or not stands_in(rows, document, part)
+    }
     fitting = [row for row in distilled if all(getattr(row, name) == value for name, value in wanted.items())]
     return max(fitting, key=lambda row: (row.role == "published", _validation(row)), default=None)
 
 
+def stands_in(rows: Iterable[Measured], document: Mapping[str, set[str]], part: str) -> bool:
+    """Whether none of the document's students (or teachers) is here."""
+    return not any(getattr(row, part) in document[part] for row in rows if row.role in ("published", "best"))
+
+
 def alone(rows: Iterable[Measured], like: Measured | None) -> Measured | None:
-    """The best confirmed baseline of the very same student: model, weights and freeze."""
+    """The best confirmed baseline of the very same student: model, weights and freeze; with the same tricks if there is
+    one."""
     if like is None:
         return None
     same = [row for row in rows if row.role == "baseline" and row.recipe["student"] == like.recipe["student"]]
-    return max(same, key=_validation, default=None)
+    alike = [row for row in same if (row.ema, row.r_drop) == (like.ema, like.r_drop)]
+    return max(alike or same, key=_validation, default=None)
 
 
 def own_teacher(rows: Iterable[Measured], like: Measured | None) -> Measured | None:

@@ -23,7 +23,8 @@ class Document:
     """table: markdown of the published rows beside the measured; claims: its conclusions, judged.
 
     networks: the models that it has as `student` and as `teacher`; others stand in where a conclusion names one.
-    setting: what the document trains with, as keys of a recipe (and `classes`), to say what differs here.
+    setting: what the document trains with, as keys of a recipe (and `classes`), to say what differs here; a tuple
+    has alternatives.
     pictures: further files that its report shows.
     """
 
@@ -40,9 +41,10 @@ def differences(document: Document, rows: Rows) -> list[str]:
     students = [row for row in rows if row.role != "teacher"]
     found = []
     for path, published in document.setting.items():
+        there = published if isinstance(published, tuple) else (published,)
         here = {str(_at(row.recipe, path)) for row in students}
-        if here and here != {str(published)}:
-            found.append(f"{path} {' or '.join(sorted(here))} ({published})")
+        if not here <= set(map(str, there)):
+            found.append(f"{path} {' or '.join(sorted(here))} ({' or '.join(map(str, there))})")
     return found
 
 

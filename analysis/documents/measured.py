@@ -41,6 +41,17 @@ class Measured:
         return None if self.recipe.get("teacher") is None else str(self.recipe["teacher"]["model"])
 
     @property
+    def teacher_freeze(self) -> str | None:
+        return None if self.recipe.get("teacher") is None else str(self.recipe["teacher"].get("freeze", "none"))
+
+    @property
+    def named(self) -> str:
+        """Its key, and the tricks that tell it from others."""
+        tricks = [name for name, on in (("EMA", self.ema), ("R-Drop", self.r_drop)) if on]
+        searched = " (searched)" if self.role == "best" else ""
+        return f"{self.key}{searched}{' with ' + ' and '.join(tricks) if tricks else ''}"
+
+    @property
     def freeze(self) -> str:
         return str(self.recipe["student"].get("freeze", "none"))
 
@@ -54,11 +65,13 @@ class Measured:
 
     @property
     def kd_ratio(self) -> float | None:
-        """The published spelling of the distillation weight w: w itself for AT, else r with w = r / (1 - r)."""
-        if self.weights is None or self.method == "none":
+        """The published spelling of the distillation weight w: w itself for AT; else r below 1 with w = r / (1 - r),
+        and for SP, whose published ratios are above 1, w itself from 1 on. None without cross-entropy: no ratio says
+        that."""
+        if self.weights is None or self.method == "none" or not self.weights[0]:
             return None
-        weight = self.weights[1] / self.weights[0] if self.weights[0] else float("inf")
-        return weight if self.method == "at" else weight / (1 + weight) if weight != float("inf") else 1.0
+        weight = self.weights[1] / self.weights[0]
+        return weight if self.method == "at" or (self.method == "sp" and weight >= 1) else weight / (1 + weight)
 
     @property
     def first_run(self) -> Sequence[Row]:
@@ -87,7 +100,10 @@ class Measured:
 def measured_rows(study: Study, candidates: Sequence[Candidate], teachers: Sequence[Single]) -> list[Measured]:
     """Teachers first, then the baselines, then what was distilled; only what was trained and tested."""
     order = {"baseline": 0, "published": 1, "best": 2}
-    rows = [_row(study, "teacher", "teacher", {_seed(study, each.trial_id): each.trial_id}) for each in teachers]
+    rows = [
+        _row(study, _teacher_key(study, each), "teacher", {_seed(study, each.trial_id): each.trial_id})
+        for each in teachers
+    ]
     confirmed = sorted(candidates, key=lambda candidate: order[candidate.role])
     rows += [_row(study, each.key, each.role, each.trial_ids) for each in confirmed]
     return [row for row in rows if row is not None]
@@ -129,14 +145,21 @@ def _row(study: Study, key: str, role: str, trial_ids: Mapping[int, str]) -> Mea
 
 
 def _metrics(study: Study, trial_id: str) -> dict[str, float]:
-    """val/... of the best epoch, last/... of the last one, test/... as read once."""
+    """val/... of the best epoch, last/... of the last one, mean/accuracy over all epochs, test/... as read once."""
     outcome = study.outcomes.get(trial_id) or {}
     rows = study.rows_of(trial_id)
     best = next((row for row in rows if row["epoch"] == (outcome.get("best") or {}).get("epoch")), {})
     found = {name: value for name, value in best.items() if name.startswith("val/")}
     found |= {name.replace("val/", "last/"): v for name, v in (rows[-1] if rows else {}).items() if "val/" in name}
+    if rows:
+        found["mean/accuracy"] = sum(row["val/accuracy"] for row in rows) / len(rows)
     found |= {name: value for name, value in (outcome.get("test") or {}).items() if "/" in name}
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _teacher_key(study: Study, teacher: Single) -> str:
+    freeze = study.recipes.get(teacher.trial_id, {}).get("recipe", {}).get("student", {}).get("freeze", "none")
+    return f"teacher {teacher.model}{'' if freeze == 'none' else f' ({freeze} frozen)'}"
 
 
 def _seed(study: Study, trial_id: str) -> int:

@@ -39,7 +39,14 @@ def claims(_: Rows) -> list[Claim]:
 MNIST = Document(
     title="Setup 3, MNIST: LeNet5 teaches a smaller LeNet5",
     networks={"student": {"lenet5_student"}, "teacher": {"lenet5_teacher"}},
-    setting={"data.resolution": 32, "epochs": 50, "batch_size": 128},
+    setting={
+        "data.resolution": 32,
+        "data.limit_per_class": None,
+        "epochs": 50,
+        "batch_size": 128,
+        "optimizer.name": "sgd",
+        "lr_schedule.name": "constant",
+    },
     table=table,
     claims=claims,
 )

@@ -1,5 +1,6 @@
 """Softened outputs: one validation image and what both networks make of it at two temperatures."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,7 +17,10 @@ def softened(recipe: Recipe, data: Dataset, networks: Networks) -> Arrays:
     if recipe.teacher is None or temperature is None:
         return {}
     teacher, student = networks.teacher_of(recipe), networks.of(recipe)
-    index = _least_sure(networks.val_logits_of_teacher(recipe), data.val.labels)
+    logits = networks.val_logits_of_teacher(recipe)
+    if not (logits.argmax(1) == data.val.labels).any():
+        return {"softened_reason": np.array("the teacher gets no validation image right")}
+    index = _least_sure(logits, data.val.labels)
     image = as_floats(data.val.images.eval_view(index))
     temperatures = (1.0, temperature)
     with torch.inference_mode():

@@ -29,7 +29,7 @@ FLOORS = [
         "torchrun",
         "__main__",
     },
-    {"describe", "study", "search", "record", "launch", "execute", "resources", "terminal", "command", "plan"},
+    {"describe", "cost", "study", "search", "record", "launch", "execute", "resources", "terminal", "command", "plan"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 SOURCES = sorted([*(ROOT / "kdtrain").rglob("*.py"), *(ROOT / "analysis").rglob("*.py"), ROOT / "run_sweep.py"])

@@ -25,6 +25,11 @@ class DataConfig(Config):
     limit_per_class: Count | None = Field(None, description="at most so many of each class in each split")
     split_seed: Seed = 0
 
+    @property
+    def drawn(self) -> bool:
+        """Whether training's views are drawn at random; what `Images.drawn` says once they are loaded."""
+        return getattr(self, "augment", "none") != "none"
+
 
 class Images(Protocol):
     """The pixels of one split. All views are pure functions: the same arguments give the same bits in any trial.

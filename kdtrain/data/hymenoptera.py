@@ -24,6 +24,7 @@ class Hymenoptera(DataConfig):
     convention: Literal["corrected", "published"] = "corrected"
 
     val_share: ClassVar[float] = 0.2
+    drawn: ClassVar[bool] = True
     class_count: ClassVar[int | None] = 2
 
     @property

@@ -40,7 +40,7 @@ def plan(sweep: Sweep, data: str | None, address: str | None) -> str:
         _table(["stage", "trainings", "what"], _stages(sweep)),
         _table(["parameter", "space", "only where"], _space(sweep)),
         _table(["network", "parameters", "MFLOP/image (forward)"], _networks(sweep, first, classes)),
-        _cost(sweep, first, images, classes, address),
+        _cost(sweep, images, classes, address),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -103,7 +103,7 @@ def _networks(sweep: Sweep, first: Recipe, classes: int) -> list[list[str]]:
     ]
 
 
-def _cost(sweep: Sweep, first: Recipe, images: int | None, classes: int, address: str | None) -> str:
+def _cost(sweep: Sweep, images: int | None, classes: int, address: str | None) -> str:
     """An upper bound: every training as dear as the dearest that the space can reach, nothing pruned; evaluation and
     start-up left out and said to be."""
     counts, longest = trainings(sweep), _longest(sweep)

@@ -1,6 +1,7 @@
 """Metrics by epoch of several groups of runs, a band for each, and the last epochs once more, larger."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -33,9 +34,13 @@ def bands_and_zoom(
     for column, metric in enumerate(known):
         for number, (label, trial_ids) in enumerate(groups.items()):
             band = band_of(study, trial_ids, metric) * (100 if metric.endswith("accuracy") else 1)
-            look = {"color": style.SERIES[number % len(style.SERIES)], "linestyle": LINES[number % len(LINES)]}
+            look: dict[str, Any] = {
+                "color": style.SERIES[number % len(style.SERIES)],
+                "linestyle": LINES[number % len(LINES)],
+            }
             for row, first in enumerate(parts.values()):
-                _draw(grid[row][column], band.iloc[first:], f"{label}, n = {len(trial_ids)}", **look)
+                part = band.iloc[first:]
+                draw_band(grid[row][column], part, alpha=0.18, label=f"{label}, n = {len(trial_ids)}", **look)
         grid[0][column].set(title=metrics[metric])
         grid[-1][column].set(xlabel="epoch")
     for row, label in enumerate(parts):
@@ -54,7 +59,8 @@ def band_of(study: Study, trial_ids: Sequence[str], metric: str) -> pd.DataFrame
     return pd.DataFrame(spans, columns=["mean", "low", "high"], index=by_epoch.index)
 
 
-def _draw(axes: Axes, band: pd.DataFrame, label: str, *, color: str, linestyle: str) -> None:
-    axes.fill_between(band.index, band["low"], band["high"], color=color, alpha=0.18, linewidth=0)
-    axes.plot(band.index, band["mean"], color=color, linestyle=linestyle, label=label)
+def draw_band(axes: Axes, band: pd.DataFrame, *, color: str, alpha: float, **look: Any) -> None:
+    """Over whole epochs; `look` is the line's."""
+    axes.fill_between(band.index, band["low"], band["high"], color=color, alpha=alpha, linewidth=0)
+    axes.plot(band.index, band["mean"], color=color, **look)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

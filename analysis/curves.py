@@ -1,15 +1,12 @@
 """Pictures of what was trained: learning curves of the confirming runs."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from analysis import style
-from analysis.bands import band_of
+from analysis.bands import band_of, draw_band
 from analysis.claims import Candidate, Single
 from analysis.frame import Study
 from analysis.plots import AXIS
@@ -24,17 +21,21 @@ def learning_curves(study: Study, winner: Candidate, baseline: Candidate, teache
     for axes, metric in zip(panels, ("val/accuracy", "val/nll"), strict=True):
         label, factor = AXIS[metric]
         highest = 100.5 if metric == "val/accuracy" else np.inf
-        alone, distilled = (bands(study, candidate, metric) * factor for candidate in (baseline, winner))
-        _band(
+        alone, distilled = (
+            band_of(study, list(candidate.trial_ids.values()), metric) * factor for candidate in (baseline, winner)
+        )
+        draw_band(
             axes,
             alone,
+            alpha=0.22,
             color=style.ORANGE,
             linestyle="--",
             label=f"student alone, n = {len(baseline.trial_ids)}",
         )
-        _band(axes, distilled, color=style.BLUE, label=f"student distilled, n = {len(winner.trial_ids)}")
+        draw_band(
+            axes, distilled, color=style.BLUE, alpha=0.22, label=f"student distilled, n = {len(winner.trial_ids)}"
+        )
         _frame_late_epochs(axes, pd.concat([_late(alone), _late(distilled)]), highest)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=label)
     if teacher is not None and not np.isnan(teacher.validation):
         reached = 100 * teacher.validation
@@ -47,16 +48,6 @@ def learning_curves(study: Study, winner: Candidate, baseline: Candidate, teache
     )
     made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return made
-
-
-def bands(study: Study, candidate: Candidate, metric: str) -> pd.DataFrame:
-    """By epoch: mean over the candidate's complete runs, low and high of its interval (or the mean)."""
-    return band_of(study, list(candidate.trial_ids.values()), metric)
-
-
-def _band(axes: Axes, band: pd.DataFrame, *, color: str, **look: Any) -> None:
-    axes.fill_between(band.index, band["low"], band["high"], color=color, alpha=0.22, linewidth=0)
-    axes.plot(band.index, band["mean"], color=color, **look)
 
 
 def _late(band: pd.DataFrame) -> pd.DataFrame:

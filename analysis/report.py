@@ -39,7 +39,7 @@ class Findings:
         self.branches: list[Branch] = branches(study)
         self.arrays = read_arrays(study.folder / "pictures.npz")
         self.document = DOCUMENTS.get(study.published or "")
-        self.rows: Rows = measured_rows(study, self.candidates, self.teachers)
+        self.rows: Rows = measured_rows(study, self.candidates, self.teachers) if self.document else []
         self.figures: Figures = self.document.pictures(study, self.rows) if self.document else {}
 
 

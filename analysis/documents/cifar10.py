@@ -3,9 +3,9 @@
 import pandas as pd
 
 from analysis.documents.claims import Claim, alone, compare, own_teacher, pick
-from analysis.documents.document import Document, Rows
+from analysis.documents.document import Document, Rows, yes_or_no
 from analysis.documents.measured import Measured
-from analysis.documents.published import one_run, published
+from analysis.documents.published import INTERVALS, one_run, published
 from analysis.tables import MISSING, markdown
 
 TEST_IMAGES = 10_000
@@ -26,8 +26,8 @@ def table(rows: Rows) -> str:
             "student": row["student"],
             "teacher": row["teacher"],
             "method": row["method"],
-            "pretrained": _yes(row["pretrained"]),
-            "freeze encoder": _yes(row["freeze_encoder"]),
+            "pretrained": yes_or_no(row["pretrained"]),
+            "freeze encoder": yes_or_no(row["freeze_encoder"]),
             "test accuracy, %": one_run(row["test_accuracy"] / 100, TEST_IMAGES),
             "n": "1",
             "checkpoint": row["checkpoint"],
@@ -37,7 +37,7 @@ def table(rows: Rows) -> str:
     ]
     return (
         f"{markdown(pd.DataFrame([*cells, *(_measured(row) for row in rows)]))}\n"
-        "In square brackets the binomial 95 % interval of one run; ± the half-width of the t interval over n seeds. "
+        f"{INTERVALS} "
         "The document chose and reported on the same 10,000 images; here the choice is made on 5,000 images of train.\n"
     )
 
@@ -86,16 +86,12 @@ def _measured(row: Measured) -> dict[str, str | None]:
         "student": row.student,
         "teacher": row.teacher,
         "method": METHODS.get(row.method, row.method),
-        "pretrained": _yes(row.recipe["student"].get("weights") is not None),
-        "freeze encoder": _yes(row.freeze != "none"),
+        "pretrained": yes_or_no(row.recipe["student"].get("weights") is not None),
+        "freeze encoder": yes_or_no(row.freeze != "none"),
         "test accuracy, %": row.cell("test/accuracy"),
         "n": str(row.n),
         "checkpoint": next(iter(row.trial_ids.values()), MISSING),
     }
-
-
-def _yes(value: object) -> str:
-    return "yes" if value else "no"
 
 
 CIFAR10 = Document(

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.documents.claims import Claim, alone, compare, own_teacher, pick, stands_in
-from analysis.documents.document import Document, Rows
+from analysis.documents.document import Document, Rows, yes_or_no
 from analysis.documents.measured import Measured
 from analysis.documents.published import one_run, published
 from analysis.statistics import Estimate
@@ -187,13 +187,13 @@ def _printed_rows(rows: Rows) -> list[dict[str, Any]]:
 def _printed_cells(row: dict[str, Any]) -> dict[str, Any]:
     cells = {
         "": f"document: {row['block']}",
-        "AMP": _yes(row["amp"]),
+        "AMP": yes_or_no(row["amp"]),
         "teacher": row["teacher"],
         "student": row["student"],
         "method": row["method"],
         "kd_ratio": sampled(row["kd_ratio"]),
-        "EMA": _yes(row["ema"]),
-        "R-Drop": _yes(row["rdrop"]),
+        "EMA": yes_or_no(row["ema"]),
+        "R-Drop": yes_or_no(row["rdrop"]),
     }
     for title, metric in COLUMNS.items():
         split, _, name = metric.partition("/")
@@ -206,19 +206,15 @@ def _measured(row: Measured) -> dict[str, Any]:
     ratio = row.kd_ratio
     cells = {
         "": f"{row.key}{'' if row.freeze == 'none' else f' ({row.freeze} frozen)'}",
-        "AMP": _yes(row.recipe.get("precision", "fp32") in ("fp16", "bf16")),
+        "AMP": yes_or_no(row.recipe.get("precision", "fp32") in ("fp16", "bf16")),
         "teacher": row.teacher,
         "student": row.student,
         "method": METHODS.get(row.method, row.method),
         "kd_ratio": MISSING if missing(ratio) else sampled(ratio),
-        "EMA": _yes(row.ema),
-        "R-Drop": _yes(row.r_drop),
+        "EMA": yes_or_no(row.ema),
+        "R-Drop": yes_or_no(row.r_drop),
     }
     return cells | {title: row.cell(metric) for title, metric in COLUMNS.items()} | {"n": str(row.n)}
-
-
-def _yes(value: object) -> str:
-    return "yes" if value else "no"
 
 
 CUB200 = Document(

@@ -1,7 +1,7 @@
 """A document whose setup a sweep repeats: its table, its conclusions, its pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -14,7 +14,17 @@ Rows = Sequence[Measured]
 Figures = dict[str, tuple[str, Callable[[], Figure | None]]]  # by file name: caption and what draws it
 
 
-def _none(*_: Any) -> Any:
+def yes_or_no(value: object) -> str:
+    """In a cell."""
+    return "yes" if value else "no"
+
+
+def _no_claims(_: Rows) -> list[Claim]:
+    """Of a document that prints no comparison."""
+    return []
+
+
+def _no_pictures(_: Study, __: Rows) -> Figures:
     return {}
 
 
@@ -32,8 +42,8 @@ class Document:
     networks: Mapping[str, set[str]]
     setting: Mapping[str, Any]
     table: Callable[[Rows], str]
-    claims: Callable[[Rows], list[Claim]]
-    pictures: Callable[[Study, Rows], Figures] = field(default=_none)
+    claims: Callable[[Rows], list[Claim]] = _no_claims
+    pictures: Callable[[Study, Rows], Figures] = _no_pictures
 
 
 def differences(document: Document, rows: Rows) -> list[str]:

@@ -2,10 +2,9 @@
 
 import pandas as pd
 
-from analysis.documents.claims import Claim
 from analysis.documents.document import Document, Rows
 from analysis.documents.measured import Measured
-from analysis.documents.published import one_run, published
+from analysis.documents.published import INTERVALS, one_run, published
 from analysis.tables import MISSING, count, markdown
 from kdtrain.store import Row
 
@@ -28,15 +27,7 @@ def table(rows: Rows) -> str:
         }
         for row in published("flowers102_funmatch").to_dict("records")
     ]
-    return (
-        f"{markdown(pd.DataFrame([*cells, *(_measured(row) for row in rows)]))}\n"
-        "In square brackets the binomial 95 % interval of one run; ± the half-width of the t interval over n seeds.\n"
-        f"{_log(rows)}"
-    )
-
-
-def claims(_: Rows) -> list[Claim]:
-    return []
+    return f"{markdown(pd.DataFrame([*cells, *(_measured(row) for row in rows)]))}\n{INTERVALS}\n{_log(rows)}"
 
 
 def _measured(row: Measured) -> dict[str, str | None]:
@@ -102,5 +93,4 @@ FLOWERS102 = Document(
         "lr_schedule.name": "cosine_in_steps",
     },
     table=table,
-    claims=claims,
 )

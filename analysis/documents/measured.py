@@ -16,7 +16,6 @@ from kdtrain.store import Row
 class Measured:
     """A row: `recipe` is that of its first run, `values` {metric: {seed: value}} (a teacher's seed is its own)."""
 
-    sweep: str
     key: str
     role: str
     recipe: Mapping[str, Any]
@@ -125,12 +124,12 @@ def _row(study: Study, key: str, role: str, trial_ids: Mapping[int, str]) -> Mea
     first = abouts[0]
     data = first.get("data") or {}
     values: dict[str, dict[int, float]] = {}
+    epochs = {seed: study.rows_of(trial_id) for seed, trial_id in trial_ids.items()}
     for seed, trial_id in trial_ids.items():
-        for metric, value in _metrics(study, trial_id).items():
+        for metric, value in _metrics(study.outcomes.get(trial_id) or {}, epochs[seed]).items():
             values.setdefault(metric, {})[seed] = value
     outcome = study.outcomes.get(next(iter(trial_ids.values())), {})
     return Measured(
-        sweep=study.name,
         key=key,
         role=role,
         recipe=first["recipe"] | {"classes": data.get("classes")},
@@ -139,15 +138,13 @@ def _row(study: Study, key: str, role: str, trial_ids: Mapping[int, str]) -> Mea
         trial_ids=dict(trial_ids),
         teacher_id=(first.get("teacher") or {}).get("trial_id"),
         values=values,
-        epochs={seed: study.rows_of(trial_id) for seed, trial_id in trial_ids.items()},
+        epochs=epochs,
         images={"val": data.get("val", 0), "last": data.get("val", 0), "test": data.get("test", 0)},
     )
 
 
-def _metrics(study: Study, trial_id: str) -> dict[str, float]:
+def _metrics(outcome: Row, rows: Sequence[Row]) -> dict[str, float]:
     """val/... of the best epoch, last/... of the last one, mean/accuracy over all epochs, test/... as read once."""
-    outcome = study.outcomes.get(trial_id) or {}
-    rows = study.rows_of(trial_id)
     best = next((row for row in rows if row["epoch"] == (outcome.get("best") or {}).get("epoch")), {})
     found = {name: value for name, value in best.items() if name.startswith("val/")}
     found |= {name.replace("val/", "last/"): v for name, v in (rows[-1] if rows else {}).items() if "val/" in name}

@@ -2,12 +2,11 @@
 
 import pandas as pd
 
-from analysis.documents.claims import Claim
 from analysis.documents.document import Document, Rows
+from analysis.documents.published import INTERVALS
 from analysis.tables import count, markdown
 
 NAMES = {
-    "teacher": "teacher",
     "baseline": "student alone",
     "published": "student distilled",
     "best": "student distilled",
@@ -27,13 +26,8 @@ def table(rows: Rows) -> str:
     ]
     return (
         f"{markdown(pd.DataFrame(cells))}\n"
-        "The document prints the networks and their training, no result. In square brackets the binomial 95 % interval "
-        "of one run; ± the half-width of the t interval over n seeds.\n"
+        f"The document prints the networks and their training, no result. {INTERVALS}\n"
     )
-
-
-def claims(_: Rows) -> list[Claim]:
-    return []
 
 
 MNIST = Document(
@@ -48,5 +42,4 @@ MNIST = Document(
         "lr_schedule.name": "constant",
     },
     table=table,
-    claims=claims,
 )

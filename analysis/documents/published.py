@@ -13,6 +13,10 @@ POOLED = ("epoch_loss", "epoch_acc", "epoch_acc_teacher", "diff_t_s")
 """What the hymenoptera document averages; its records call the first three `..._l`."""
 
 
+INTERVALS = "In square brackets the binomial 95 % interval of one run; ± the half-width of the t interval over n seeds."
+"""What stands below a document's table."""
+
+
 @cache
 def published(name: str) -> pd.DataFrame:
     """A table by the name of its file, units as printed. A missing cell is NaN."""

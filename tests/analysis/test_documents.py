@@ -52,7 +52,7 @@ def row(key: str, test: list[float] | float, **facts: Any) -> Measured:
         "images": {"val": 100, "test": 10_000},
         "epochs": {},
     }
-    return Measured(sweep="s", key=key, role=role, recipe=recipe, values=values, **about | facts)
+    return Measured(key=key, role=role, recipe=recipe, values=values, **about | facts)
 
 
 def test_the_hymenoptera_rows_follow_from_the_documents_own_records_to_the_last_digit() -> None:

@@ -110,7 +110,17 @@ def _teacher_accounts(outcomes: list[Row]) -> dict[str, str]:
         "teacher's answers, images": count(asked),
         "of them computed": f"{count(computed)} (in {duration(seconds)})",
         "of them read, not computed again": f"{count(saved)}{about}",
+        **_caches_off(outcomes),
     }
+
+
+def _caches_off(outcomes: list[Row]) -> dict[str, str]:
+    reasons = [outcome["teacher_cache_off"] for outcome in outcomes if outcome.get("teacher_cache_off")]
+    return (
+        {"trainings that asked live, though they were to read": f"{len(reasons)}: {_distinct(reasons)}"}
+        if reasons
+        else {}
+    )
 
 
 def _over_floor(outcomes: list[Row]) -> dict[str, str]:

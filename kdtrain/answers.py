@@ -4,6 +4,7 @@ Both say the same, on a CPU bit for bit: what a teacher says of an image depends
 a view is a pure function of (seed, epoch, image). N images, K classes.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -41,6 +42,8 @@ class Answers(Protocol):
 
     asked: int
     """Images that this rank has asked about."""
+    off: str | None
+    """Why nothing is read or kept any more, though that was wanted; None where it is, or was not."""
 
     @property
     def computed(self) -> int:
@@ -75,6 +78,7 @@ class LiveAnswers:
     def __init__(self, teacher: Teacher, recipe: Recipe, data: Dataset, device: torch.device, autocast: Autocast):
         self.teacher, self.recipe, self.data, self.device, self.autocast = teacher, recipe, data, device, autocast
         self.asked = 0
+        self.off: str | None = None
         self.seconds = 0.0
 
     @property
@@ -176,9 +180,11 @@ class CachedAnswers:
     def val_logits(self) -> Tensor:
         units = self._units(len(self.live.data.val))
         kept = self._kept("val", 0, units, lambda unit: {"logits": self.live.of_val(unit)})
-        if kept is None:
-            return self.live.val_logits()
-        kept.folder.close()
+        if kept is not None:
+            kept.folder.close()
+        if ranks.sum_over_ranks(torch.tensor(kept is None, dtype=torch.int, device=self.live.device)):
+            return self.live.val_logits()  # all ranks together, or none
+        assert kept is not None
         return torch.cat([rows["logits"] for rows in kept.loaded]).cpu()
 
     def close(self) -> None:
@@ -197,19 +203,26 @@ class CachedAnswers:
         def size() -> int:
             return bytes_of_image(readings, self.live, self.live.recipe.batch_size) * sum(map(len, units))
 
+        folder = None
         try:
             folder = self.cache.folder(self._ingredients(split, epoch), size)
             if folder is None:
-                self.off = f"it has no room within {self.cache.budget_bytes} bytes (resources.cache_bytes)"
+                self._turn_off(f"no room within {self.cache.budget_bytes:,} bytes (resources.cache_bytes)")
                 return None
             folder.fill(range(len(units)), lambda number: compute(units[number]))
             loaded = [self._on_device(folder.load(number)) for number in range(len(units))]
         except OSError as error:
+            if folder is not None:
+                folder.close()
             if error.errno not in NO_ROOM:
                 raise
-            self.off = f"{self.cache.root} cannot be written to ({error.strerror})"
+            self._turn_off(f"{self.cache.root} cannot be written to ({error.strerror})")
             return None
         return _Kept(folder, epoch, units, loaded)
+
+    def _turn_off(self, reason: str) -> None:
+        self.off = reason
+        logging.getLogger(__name__).warning("the teacher is asked live from here on: %s", reason)
 
     def _rows(self, indices: Tensor, epoch: int) -> Tensors:
         """Logits and readings of training images, of a whole batch where the readings are a batch's."""

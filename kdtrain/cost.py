@@ -72,18 +72,13 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> str:
         return "teachers are asked in every trial (resources.teacher_cache: none)"
     kept, live = _kept_and_live(sweep, classes)
     lines = [f"asked in every trial: {reason}" for reason in dict.fromkeys(live.values())]
-    if kept:
-        recipe = next(iter(kept))
-        size, streams, views = max(kept.values()), _streams(sweep, recipe), _views(sweep, recipe)
-        passes = (
-            f"{streams} streams of views (the search's, one for each confirming seed)" if streams > 1 else "one view"
-        )
-        stored = "" if images is None else f", {size * images * views * streams / 1e9:,.2f} GB in all"
-        lines.append(
-            f"computed once for all trials: {size:,} bytes of an image and view, {passes}, {views} epochs each{stored}"
-            if views > 1
-            else f"computed once for all trials: {size:,} bytes of an image, the same view in every epoch{stored}"
-        )
+    for recipe, size in kept.items():
+        streams, views = _streams(sweep, recipe), _views(sweep, recipe)
+        stored = "" if images is None else f", {size * images * views * streams / 1e9:,.2f} GB"
+        of_search = f"{streams} streams of views (the search's, one for each confirming seed), {views} epochs each"
+        shown = f" and view, {of_search}" if streams > 1 else ", the same view in every epoch"
+        lines.append(f"computed once for all trials: {size:,} bytes of an image{shown}{stored}")
+    lines = list(dict.fromkeys(lines))
     splits = ["teacher", "data", *(["mixup"] if "mixup" in sweep.tree else [])]
     by_batch = any(reading.of_batch for recipe in kept for reading in recipe.method.readings)
     named = [p.name for p in sweep.parameters if p.path[0] in splits or (by_batch and p.path[0] == "batch_size")]
@@ -96,11 +91,13 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
     """How many training images teachers are asked about at most: once for each view where their answers are kept, in
     every training where they are not."""
     counts, longest = trainings(sweep), _longest(sweep)
+    in_every_training = (counts["search"] + counts["confirm"]) * longest * images
     kept, live = _kept_and_live(sweep, classes)
     if live or sweep.resources.teacher_cache == "none":
-        return (counts["search"] + counts["confirm"]) * longest * images
-    recipe = next(iter(kept))
-    return counts["teacher"] * _streams(sweep, recipe) * _views(sweep, recipe) * images
+        return in_every_training
+    groups = {(recipe.teacher, recipe.data, recipe.mixup): recipe for recipe in kept}
+    passes = sum(_streams(sweep, recipe) * _views(sweep, recipe) for recipe in groups.values())
+    return min(passes * images, in_every_training)
 
 
 def _kept_and_live(sweep: Sweep, classes: int) -> tuple[dict[Recipe, int], dict[Recipe, str]]:
@@ -186,6 +183,7 @@ class _Ready:
     """A teacher's answers for the one batch of a run, known before its first step; seconds: what they took."""
 
     asked = computed = 0
+    off: str | None = None
 
     def __init__(self, run: Run) -> None:
         self.seconds = 0.0

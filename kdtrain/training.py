@@ -113,6 +113,7 @@ def _train(
         state = "failed"
         reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
     outcome = outcome_row(state, reason, folder)
+    outcome["teacher_cache_off"] = run.answers.off if run.answers else None
     if leads:
         if final and state == "complete":
             weights = {name: value.cpu().contiguous() for name, value in run.best_weights.items()}

@@ -9,7 +9,7 @@ import pytest
 from runs import BATCH_NORM_STUDENT
 from trainings import KD, Trained, equal_weights, recipe, trained
 
-from kdtrain import answers
+from kdtrain import answers, environment
 from kdtrain.answers import Sharing
 from kdtrain.errors import UserError
 from kdtrain.shared import Cache, SharedFolder
@@ -131,6 +131,37 @@ def test_another_normalisation_of_the_same_weights_is_another_entry(tmp_path: Pa
     assert folders(tmp_path) == 4
 
 
+def test_another_epoch_and_another_seed_of_drawn_views_are_other_entries(tmp_path: Path) -> None:
+    made_up_data.hymenoptera(tmp_path / "data")
+    config = KD | {"data": {"name": "hymenoptera", "resolution": 32}, "batch_size": 8}
+    found = []
+    for changes in ({"epochs": 1}, {"epochs": 2}, {"epochs": 1, "seed": 1}):
+        teacher = recipe(**config).teacher  # the same one for every seed
+        own = recipe(**config | changes).model_copy(update={"teacher": teacher.model_copy(update={"seed": 0})})
+        trained(own, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
+        found.append(folders(tmp_path))
+    assert found == [2, 3, 4]  # the first has validation beside its one epoch
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "changed"),
+    [
+        (answers, "CHUNK_IMAGES", 16),
+        (answers, "UNIT_IMAGES", 32),
+        (answers, "NUMERICS", -1),
+        (environment, "rounding", lambda device: {"device": "another"}),
+    ],
+)
+def test_another_chunk_code_or_machine_is_another_entry(
+    of: Any, name: str, changed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(recipe(**KD | {"epochs": 1}), tmp_path / "one", sharing=sharing(tmp_path))
+    monkeypatch.setattr(of, name, changed)
+    other = KD | {"epochs": 1, "batch_size": 20, "teacher": KD["teacher"] | {"batch_size": 16}}
+    trained(recipe(**other), tmp_path / "one", sharing=sharing(tmp_path))
+    assert folders(tmp_path) == 4
+
+
 def test_another_seed_is_no_other_entry_where_no_view_is_drawn(tmp_path: Path) -> None:
     for seed in (1, 2):
         config = recipe(**KD | {"seed": seed, "epochs": 1, "optimizer": {"name": "sgd", "lr": 0.01 * seed}})
@@ -162,12 +193,18 @@ def test_a_full_disk_turns_the_cache_off_and_the_training_goes_on(
 
     live = trained(recipe(**KD), tmp_path / "live")
     monkeypatch.setattr(SharedFolder, "_write", full)
-    require_equal(live, trained(recipe(**KD), tmp_path / "full", sharing=sharing(tmp_path)))
+    without = trained(recipe(**KD), tmp_path / "full", sharing=sharing(tmp_path))
+    require_equal(live, without)
+    assert (
+        without.outcome["teacher_cache_off"] == f"{tmp_path / 'cache'} cannot be written to (No space left on device)"
+    )
 
 
 def test_without_room_the_teacher_is_asked_live(tmp_path: Path) -> None:
     live = trained(recipe(**KD), tmp_path / "live")
-    require_equal(live, trained(recipe(**KD), tmp_path / "small", sharing=sharing(tmp_path, budget=100)))
+    without = trained(recipe(**KD), tmp_path / "small", sharing=sharing(tmp_path, budget=100))
+    require_equal(live, without)
+    assert without.outcome["teacher_cache_off"] == "no room within 100 bytes (resources.cache_bytes)"
     assert folders(tmp_path) == 0
 
 

@@ -193,6 +193,40 @@ def test_the_cost_of_a_plan_is_that_of_the_dearest_training_of_the_space(
     assert either[0] == either[1] > 1.02 * teraflops(cheap)
 
 
+FIXED = {"optimizer": {"name": "sgd", "lr": 0.1}, "batch_size": 16}
+SHARED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"method": {"name": "kd", "balance": {"alpha": {"uniform": [0, 1]}}, "temperature": 4.0}},
+     ["computed once for all trials: 40 bytes of an image, the same view in every epoch"]),
+    ({"mixup": {"choice": [None, {}]}},
+     ["40 bytes of an image and view, 3 streams of views (the search's, one for each confirming seed), 4 epochs each",
+      "values of mixup have answers of their own"]),
+    ({"data": {"name": "digits", "resolution": {"choice": [16, 20]}}},
+     ["values of data.resolution have answers of their own"]),
+    ({"data": {"name": "digits", "resolution": 32}, "batch_size": {"choice": [16, 32]},
+      "teacher": {**FIXED, "model": "test_resnet", "weights": None},
+      "student": {"model": "test_resnet", "weights": None},
+      "method": {"name": "sp", "balance": {"weight": 10.0}, "stages": ["8"]}},
+     ["values of batch_size have answers of their own"]),
+    ({"data": {"name": "digits", "resolution": 64}, "teacher": {**FIXED, "model": "resnet10t", "weights": None},
+      "student": {"model": "resnet10t", "weights": None},
+      "method": {"name": "mgd", "balance": {"weight": {"loguniform": [0.1, 1]}}, "stage": "8"}},
+     ["asked in every trial: what mgd reads of an image is"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "said"), SHARED, ids=["kd", "mixup", "resolution", "sp", "mgd"])
+def test_a_plan_says_what_trials_share_and_what_splits_them(
+    changes: dict[str, Any], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = {"published": None, "trials": 2, "pruner": None, "confirm": {"best": 1, "seeds": 2}}
+    file = sweep_file(tmp_path, recipe=changes, study=study)
+    assert main([str(file), "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in said), out
+    assert main([str(file), "--plan", "--set", "resources.teacher_cache=none"]) == 0
+    assert "teachers are asked in every trial (resources.teacher_cache: none)" in capsys.readouterr().out
+
+
 def test_plan_of_mnist_needs_no_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([str(ROOT / "sweeps" / "mnist_kd.yaml"), "--plan", "--data", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -16,7 +16,7 @@ import pytest
 import torch
 from made_up_data import cub200, flowers102
 from torch import Tensor
-from trainings import CPU, NO_DATA, recipe
+from trainings import CPU, NO_DATA, recipe, timeless
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.settings import Resources
@@ -111,8 +111,7 @@ def trained(config: Recipe, data: Dataset, loaders: int) -> tuple[list[dict[str,
     rows: list[dict[str, float]] = []
     fit(run, config.epochs, lambda metrics, run: rows.append(metrics))
     run.feed.close()
-    for row in rows:
-        del row["seconds"]
+    rows = [timeless(row) for row in rows]
     run.progress.seconds = 0.0
     return rows, run.checkpoint()
 

@@ -12,10 +12,11 @@ from made_up_study import MadeUpStudy, curve
 from scipy import stats
 
 from analysis import build_report
-from analysis.accounts import idle_knobs
+from analysis.accounts import duration, idle_knobs
 from analysis.claims import candidates
 from analysis.frame import read_study
 from analysis.report import Findings, compose
+from analysis.tables import count
 
 Maker = Callable[..., MadeUpStudy]
 ROOT = Path(__file__).parents[2]
@@ -379,3 +380,26 @@ def test_choices_of_numbers_switches_and_nothing_are_drawn_by_name(made_up: Call
         made.trial("search", number, [0.5 + 0.01 * number], values=values)
     build_report(made.folder)
     assert (made.folder / "slices.png").exists()
+
+
+def test_the_report_accounts_for_what_teachers_computed_and_what_reading_saved(whole: Maker) -> None:
+    made = whole()
+    folders = list(made.store.trials())
+    for number, folder in enumerate(folders):
+        outcome = folder.outcome()
+        assert outcome is not None
+        computed = 1077 if number == 0 else 0
+        folder.write_outcome(
+            outcome
+            | {"teacher_images": 1077, "teacher_images_computed": computed, "teacher_seconds": computed / 1000}
+            | {"seconds": 10.0, "views_seconds": 0.0, "teacher_cache_off": "no room" if number == 1 else None}
+        )
+    cost = section(text_of(made), "Cost and versions")
+    saved = 1077 * (len(folders) - 1)
+    assert cells(cost, "teacher's answers, images")[1] == count(saved + 1077)
+    assert cells(cost, "of them computed")[1] == "1 077 (in 1.1 s)"
+    assert cells(cost, "of them read, not computed again")[1] == f"{count(saved)} (about {duration(saved / 1000)})"
+    assert cells(cost, "trainings that asked live, though they were to read")[1] == "1: no room"
+    spent = 10 * len(folders)
+    floor = cells(cost, "of it without teachers and views (the floor)")[1]
+    assert floor == f"{duration(spent - 1.077)}: x {spent / (spent - 1.077):.2f}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trainings import timeless
 
 from kdtrain.store import Store, read_rows
 
@@ -79,11 +80,7 @@ def states(results: Path) -> list[tuple[Any, ...]]:
 
 
 def epochs_by_trial(results: Path) -> dict[str, list[dict[str, Any]]]:
-    timed = ("seconds", "peak_memory_bytes", "teacher_images_computed", "teacher_seconds", "views_seconds")
-    return {
-        folder.trial_id: [{k: v for k, v in row.items() if k not in timed} for row in folder.epochs()]
-        for folder in Store(results).trials()
-    }
+    return {folder.trial_id: [timeless(row) for row in folder.epochs()] for folder in Store(results).trials()}
 
 
 def rows_written(results: Path) -> dict[str, int]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.frame import NOT_ENDED, STAGES, TRAINING, Study, flatten
 from analysis.tables import MISSING, count, listed, markdown, missing, one_line, sampled
-from kdtrain.store import Row
+from kdtrain.files import Row
 
 STATES = ("complete", "pruned", "failed", "not ended")
 

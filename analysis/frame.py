@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from kdtrain.errors import UserError
-from kdtrain.store import Row, Store, read_json, read_rows
+from kdtrain.files import Row, read_rows
+from kdtrain.store import Store, read_json
 
 STAGES = ("smoke", "teacher", "baselines", "search", "confirm", "pictures")
 TRAINING = ("teacher", "baselines", "search", "confirm")  # the others name a recipe, but train nothing

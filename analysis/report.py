@@ -10,7 +10,7 @@ from analysis.claims import Candidate, Single, candidates, find, teachers
 from analysis.documents import DOCUMENTS, Figures, Rows, document_section, measured_rows
 from analysis.frame import Study, read_arrays, read_study, trials_csv
 from analysis.importance import Branch, branches
-from kdtrain.store import write_bytes
+from kdtrain.files import write_bytes
 
 Pictures = dict[str, Callable[[], Figure | None]]
 

@@ -88,8 +88,9 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     from kdtrain.checks import check_before_teacher
     from kdtrain.config.recipe import teacher_recipe
     from kdtrain.data import data_folder
+    from kdtrain.distant import results_folder
     from kdtrain.predictions import read_test
-    from kdtrain.store import Store, results_folder
+    from kdtrain.store import Store
     from kdtrain.training import train
 
     store, data_root = Store(results_folder(chosen.results)), data_folder(chosen.data)

@@ -21,11 +21,11 @@ from kdtrain.data.base import as_floats
 from kdtrain.data.mixup import mixed, pairing
 from kdtrain.errors import UserError
 from kdtrain.feed import batches_of
+from kdtrain.files import Row
 from kdtrain.identity import NUMERICS
 from kdtrain.methods import Batch, Outputs
 from kdtrain.methods.base import Reading
 from kdtrain.shared import NO_ROOM, Cache, SharedFolder, Tensors
-from kdtrain.store import Row
 from kdtrain.streams import stream
 from kdtrain.teacher import CHUNK_IMAGES, Teacher
 

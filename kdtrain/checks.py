@@ -42,7 +42,7 @@ def check_before_teacher(recipe: Recipe, store: Store, data_root: Path, device: 
     """Where a teacher is yet to be trained, which may take days: raises now what the student's training would raise
     afterwards, and what the teacher's own would, in the words of this recipe. Nothing is written."""
     taught_by = teacher_recipe(recipe)
-    if taught_by is None or store.trial(trial_id(taught_by, data_root, "recipe.teacher")).weights.exists():
+    if taught_by is None or store.trial(trial_id(taught_by, data_root, "recipe.teacher")).has_weights():
         return
     data = load(recipe.data, data_root)
     check_images(data)

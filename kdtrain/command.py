@@ -2,18 +2,18 @@
 
 import argparse
 import shlex
-import shutil
 import signal
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdtrain.errors import NoResult, UserError
 
 if TYPE_CHECKING:
     from kdtrain.config import Sweep
+    from kdtrain.files import Folder
     from kdtrain.study import Study
 
 DESCRIPTION = "Searches, confirms and reports: one sweep file in, results/<sweep>/report.md out."
@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as recipe.epochs=3; repeatable"
     )
-    parser.add_argument("--results", default="results", metavar="DIR", help="where results go (default: results)")
+    parser.add_argument(
+        "--results", default="results", metavar="DIR", help="where results go: a folder or a URL (default: results)"
+    )
     parser.add_argument("--data", metavar="DIR", help="where data sets lie (default: KDTRAIN_DATA)")
     parser.add_argument("--address", metavar="ADDR", help="a running Ray cluster (default: a Ray of our own, here)")
     parser.add_argument("--seed", type=int, metavar="S", help="instead of study.seed")
@@ -73,24 +75,25 @@ def _dispatch(chosen: argparse.Namespace) -> int:
 def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
     from kdtrain.data import data_folder
     from kdtrain.describe import describe
+    from kdtrain.distant import results_folder
     from kdtrain.record import Record
     from kdtrain.resources import concurrent_trials, machine_resources
-    from kdtrain.store import Store, results_folder
+    from kdtrain.store import Store
     from kdtrain.study import Study
 
     results, data_root = results_folder(chosen.results), data_folder(chosen.data)
     if chosen.address is None:
         concurrent_trials(sweep.resources, [machine_resources()])
     about = describe(sweep, data_root)
-    folder = results / sweep.name
-    new = not folder.exists()
+    folder = results.folder(sweep.name)
+    new = not folder.path.exists() and not folder.has("study.json")
     signal.signal(signal.SIGTERM, _interrupt)
     with _claimed(folder):
         record = Record(folder)
         try:
             record.open(about, sweep.located.text)
             record.append("opened", command=_again(chosen))
-            return _carry_out(Study(sweep, Store(results), record, data_root), chosen.address)
+            return _carry_out(Study(sweep, Store(results), record, data_root), chosen)
         except UserError:
             if new and record.is_idle():
                 _leave_nothing(folder)
@@ -98,26 +101,25 @@ def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def _claimed(folder: "Folder") -> Iterator[None]:
     """The sweep's folder for this process alone; UserError where another is at work there, or it cannot be written."""
-    from kdtrain.store import locked
-
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder, wait=False))
-        except BlockingIOError:
-            raise UserError(f"{folder}: another run_sweep.py is at work there; wait for it or stop it") from None
+            stack.enter_context(folder.held(f"run_sweep.py {uuid.uuid4().hex}", wait=False))
+        except BlockingIOError as error:
+            where = f" ({error})" if folder.distant else ""
+            raise UserError(f"{folder}: another run_sweep.py is at work there{where}; wait for it or stop it") from None
         except OSError as error:
             text = f"cannot be written ({error.strerror}); name another folder with --results"
             raise UserError(f"{folder}: {text}") from None
         yield
 
 
-def _carry_out(study: "Study", address: str | None) -> int:
+def _carry_out(study: "Study", chosen: argparse.Namespace) -> int:
     from kdtrain.terminal import Display, quiet
 
-    name, folder = study.sweep.name, study.record.folder
-    log = folder / "ray.log"
+    name, folder = study.sweep.name, study.record.files
+    log = folder.path / "ray.log"
     print(f"{name}: results in {folder}, Ray's own messages in {log}", flush=True)
     no_result: NoResult | None = None
     with quiet(log) as terminal:
@@ -125,23 +127,27 @@ def _carry_out(study: "Study", address: str | None) -> int:
 
         try:
             with Display(study, terminal).shown():
-                execute(study, address)
+                execute(study, chosen.address, chosen.data if "://" in (chosen.data or "") else None)
         except NoResult as error:
             no_result = error
     from analysis import build_report
 
-    print(f"{name}: {build_report(folder)}")
+    study.store.fetch_for_reports()
+    folder.fetch_all("*")  # pictures' arrays may come from another node
+    report = build_report(folder.path)
+    folder.publish()
+    print(f"{name}: {report}" + (f", and {folder}/{report.name}" if folder.distant else ""))
     if no_result is not None:
         print("\n".join(no_result.problems), file=sys.stderr)
         return 1
     return 0
 
 
-def _leave_nothing(folder: Path) -> None:
+def _leave_nothing(folder: "Folder") -> None:
     """Removes what a start that was refused has made, and the folder of results if that leaves it empty."""
-    shutil.rmtree(folder, ignore_errors=True)
+    folder.clear()
     with suppress(OSError):
-        folder.parent.rmdir()
+        folder.path.parent.rmdir()
 
 
 def _interrupt(signum: int, frame: Any) -> None:

@@ -6,8 +6,8 @@ from kdtrain.config import Sweep, space
 from kdtrain.config.reading import dump_yaml
 from kdtrain.config.recipe import Recipe
 from kdtrain.data import load
+from kdtrain.files import Row
 from kdtrain.models import Network, build, forward_flops, parameter_count
-from kdtrain.store import Row
 
 
 def plain_yaml(recipe: Recipe, name: str) -> str:

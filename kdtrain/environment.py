@@ -1,6 +1,7 @@
 """The process and machine that a training runs in: set up alike everywhere, and recorded with its outcome."""
 
 import ctypes
+import gc
 import os
 import platform
 import resource
@@ -32,6 +33,15 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_MMAP_THRESHOLD, 2**30)
+
+
+def give_memory_back() -> None:
+    """To the system, after a training: a process that trains one student after the other, each in a thread of its own,
+    would keep what each has freed. 8 such trainings grew from 2.8 to 9.3 GB."""
+    gc.collect()
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 def compile_into(folder: Path) -> None:

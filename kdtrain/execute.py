@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,37 +16,56 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from kdtrain.config import space
 from kdtrain.config.settings import Resources
 from kdtrain.errors import NoResult, UserError
-from kdtrain.launch import run_job
-from kdtrain.resources import concurrent_trials, machine_resources, per_worker
-from kdtrain.study import Job, Study
+from kdtrain.files import write_bytes
+from kdtrain.launch import check_node, ray_storage, run_job
+from kdtrain.resources import (
+    bootstrap,
+    concurrent_trials,
+    machine_resources,
+    nodes_at_least,
+    nodes_at_most,
+    per_worker,
+)
+from kdtrain.study import STARTING, Job, Study
 
 PROCESS_RESTARTS = 2
 OBJECT_STORE_BYTES = 200 << 20
 CONNECT_S = 10.0
+NODES_COME_S = 180.0
 DRIVER_SLOTS = 64
 """Drivers of trials with several workers take a slot, not a CPU: the CPUs are their workers'."""
 
 
-def execute(study: Study, address: str | None) -> None:
-    """Runs every job of the study; raises UserError for what the user can mend, KeyboardInterrupt when interrupted."""
+def execute(study: Study, address: str | None, data: str | None = None) -> None:
+    """Runs every job of the study; raises UserError for what the user can mend, KeyboardInterrupt when interrupted.
+    data: the URL from which each node fetches the data sets, if there is one."""
     resources = study.sweep.resources
     with _connected(resources, address):
-        limit = concurrent_trials(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        if address is not None:
+            _await_nodes(study)
+        limit = concurrent_trials(resources, nodes_at_most(_alive(), bootstrap()))
         if resources.workers > 1:
             limit = min(limit, int(ray.cluster_resources().get("slot", 0)))
             if limit == 0:
                 start = f"ray start --head --resources '{{\"slot\": {DRIVER_SLOTS}}}'"
                 raise UserError(f"--address: the drivers of several workers need a slot; start the head with: {start}")
         reuse = resources.workers == 1
-        searcher = StudySearcher(study, keep_warm=limit if reuse and address is None else 0)
+        rays = study.record.files.folder(".ray")
+        rays.clear()  # of a driver that was killed
+        keep_warm = limit if reuse and address is None else 0
+        searcher = StudySearcher(study, keep_warm, _common(study, address is not None, data))
+        if address is not None:
+            _check_nodes(study, searcher)
         driver = {"slot": 1.0} if resources.workers > 1 else per_worker(resources)
-        storage = study.record.folder.absolute() / ".ray"
-        shutil.rmtree(storage, ignore_errors=True)  # of a driver that was killed
+        storage, files = ray_storage(searcher.common["ray_storage"])
         tuner = tune.Tuner(
             tune.with_resources(run_job, driver),
             tune_config=tune.TuneConfig(
@@ -54,14 +74,14 @@ def execute(study: Study, address: str | None) -> None:
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                name="tune", storage_path=str(storage), verbose=0,
+                name="tune", storage_path=storage, storage_filesystem=files, verbose=0,
                 failure_config=tune.FailureConfig(max_failures=PROCESS_RESTARTS),
             ),
         )  # fmt: skip
         try:
             tuner.fit()
         finally:
-            shutil.rmtree(storage, ignore_errors=True)
+            rays.clear()
     if searcher.error is not None:
         raise searcher.error
     if not searcher.finished:
@@ -76,22 +96,24 @@ class StudySearcher(Searcher):
     hold the processes, and the first trials wait for one another. 0: leave it to Tune.
     """
 
-    def __init__(self, study: Study, keep_warm: int) -> None:
+    def __init__(self, study: Study, keep_warm: int, common: dict[str, Any]) -> None:
         super().__init__()
         self.study = study
+        self.common = common
         self.keep_warm = keep_warm
         self.warmed = 0
         self.waiting_since: float | None = None
         self.pending: Iterator[Job | None] = study.jobs()
         self.by_tune_id: dict[str, Job] = {}
-        self.readings = study.sweep.readings()
         self.error: Exception | None = None
         self.finished = False
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        if self.error is not None:
+            return Searcher.FINISHED
         if self.warmed < self.keep_warm:
             self.warmed += 1
-            return {**self._common(), "kind": "warm", "processes": self.keep_warm}
+            return {**self.common, "kind": "warm", "processes": self.keep_warm}
         try:
             job = next(self.pending)
         except StopIteration:
@@ -105,7 +127,7 @@ class StudySearcher(Searcher):
         self.waiting_since = None
         self.by_tune_id[trial_id] = job
         return {
-            **self._common(),
+            **self.common,
             "kind": job.kind,
             "key": job.key,
             "recipe": job.recipe.model_dump(mode="json"),
@@ -119,24 +141,14 @@ class StudySearcher(Searcher):
         now = time.monotonic()
         self.waiting_since = self.waiting_since or now
         pause_s = min(max(0.05 * (now - self.waiting_since), 0.05), 30.0)
-        return {**self._common(), "kind": "idle", "pause_s": pause_s}
-
-    def _common(self) -> dict[str, Any]:
-        study = self.study
-        folder = study.record.folder.absolute()
-        return {
-            "results": str(study.store.results.absolute()),
-            "sweep_folder": str(folder),
-            "ray_storage": str(folder / ".ray"),
-            "data_root": str(study.data_root),
-            "resources": study.sweep.resources.model_dump(),
-            "readings": self.readings,
-        }
+        return {**self.common, "kind": "idle", "pause_s": pause_s}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         job = self.by_tune_id.pop(trial_id, None)
         if job is None:
             return
+        if (result or {}).get("unfit"):
+            self.error = UserError(str(result["broken"]))  # type: ignore[index]
         died = f"its process died {PROCESS_RESTARTS + 1} times" if error else None
         self.study.ended(job, died or (result or {}).get("broken"))
 
@@ -159,9 +171,67 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         job = self.searcher.by_tune_id.get(trial.trial_id)
+        if self.searcher.error is not None:
+            return TrialScheduler.STOP  # a checkpoint was just written
         if job is not None and "broken" not in result and self.searcher.study.should_prune(job, result["epoch"]):
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
+
+
+def _common(study: Study, on_cluster: bool, data: str | None) -> dict[str, Any]:
+    """What every job's process is told. scratch: a folder of its own node, or of all where they share the results;
+    mark: a file in it that a node which does not share them lacks."""
+    files, store = study.record.files, study.store.folder
+    scratch = files.path.absolute() / ".ray"
+    mark = f"mark-{uuid.uuid4().hex}"
+    write_bytes(scratch / mark, b"")
+    at_url = on_cluster and files.distant is not None
+    return {
+        "results": store.distant.url if store.distant else str(store.path.absolute()),
+        "sweep": study.sweep.name,
+        "scratch": str(scratch),
+        "mark": mark,
+        "ray_storage": f"{store.distant.url}#{study.sweep.name}/.ray" if at_url and store.distant else str(scratch),
+        "data": data or str(study.data_root),
+        "resources": study.sweep.resources.model_dump(),
+        "readings": study.sweep.readings(),
+    }
+
+
+def _alive() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _await_nodes(study: Study) -> None:
+    """Until the nodes that the cluster is to have at least are there; with those that are after a while."""
+    wanted, deadline = nodes_at_least(bootstrap()), time.monotonic() + NODES_COME_S
+    while (there := len(_alive())) < wanted and time.monotonic() < deadline:
+        study.stage = f"waiting for nodes: {there} of {wanted} are there"
+        time.sleep(1.0)
+    study.stage = STARTING
+
+
+def _check_nodes(study: Study, searcher: StudySearcher) -> None:
+    """Raises UserError for every node that is there and cannot carry out the study's jobs."""
+    recipe = study.search.sweep.recipe_for(space.probe_points(study.sweep.tree)[0], 0).model_dump(mode="json")
+    work = ray.remote(num_cpus=0, max_retries=0)(check_node)
+    asked = {
+        node["NodeManagerAddress"]: work.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(searcher.common, recipe)
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    problems = []
+    for address, answer in asked.items():
+        try:
+            problem = ray.get(answer)
+        except RayError as error:  # it has no kdtrain, or another one, or it has just gone
+            problem = f"node {address}: {str(error).strip().splitlines()[-1]}"
+        if problem:
+            problems.append(problem)
+    if problems:
+        raise UserError(*problems)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ epoch: after a worker's death it tells which reports have arrived.
 
 import json
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,13 +21,17 @@ from ray import tune
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util import get_node_ip_address
 
 from kdtrain.answers import Sharing
 from kdtrain.checks import smoke
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.settings import Resources
-from kdtrain.data import load
-from kdtrain.environment import compile_into, prepare_process
+from kdtrain.data import data_folder, load
+from kdtrain.distant import AtUrl, results_folder
+from kdtrain.environment import compile_into, give_memory_back, prepare_process
+from kdtrain.errors import UserError
+from kdtrain.identity import trial_id
 from kdtrain.loop import Metrics
 from kdtrain.pictures import draw_arrays
 from kdtrain.predictions import read_test
@@ -42,6 +47,10 @@ the least that an epoch takes."""
 EPOCH_FILE = "epoch.json"
 
 
+class UnfitNode(UserError):
+    """This node cannot carry out the study's jobs, whatever they are: it lacks the results folder or the data."""
+
+
 def run_job(config: dict[str, Any]) -> None:
     """A Tune trial: carries out one job of the study; reports every epoch, and once more where it broke or has none."""
     if config["kind"] in ("warm", "idle"):
@@ -52,25 +61,56 @@ def run_job(config: dict[str, Any]) -> None:
     on_workers = resources.workers > 1 and config["kind"] in ("train", "test")
     # of several workers each has its own GPU, and the driver has none
     device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
-    broken = _broken_by(
+    broken, unfit = _broken_by(
         lambda: _on_workers(config, resources) if on_workers else _carry_out(config, device, tune.report)
     )
+    give_memory_back()
     if broken is not None or config["kind"] != "train":
-        tune.report({"epoch": 0, "broken": broken})
+        tune.report({"epoch": 0, "broken": broken, "unfit": unfit})
 
 
 def _prepared(config: dict[str, Any]) -> Resources:
     """The resources that the job's processes have, this one set up for them."""
     resources = Resources.model_validate(config["resources"])
     prepare_process(resources.cpus_per_worker)
-    compile_into(Path(config["ray_storage"]) / "compiled")
+    compile_into(Path(config["scratch"]) / "compiled")
     return resources
+
+
+def require_fit_node(config: dict[str, Any], recipe: Recipe) -> None:
+    """Raises UnfitNode, naming this node, where it does not see the study's results or the recipe's data."""
+    here = f"node {get_node_ip_address()} ({socket.gethostname()})"
+    if "://" not in config["results"] and not (Path(config["scratch"]) / config["mark"]).exists():
+        raise UnfitNode(
+            f"--results: {config['results']} on {here} is not the folder that the driver has; name a mount that all"
+            " nodes share, or a URL such as s3://bucket/results"
+        )
+    try:
+        load(recipe.data, data_folder(config["data"]))
+    except UserError as error:
+        raise UnfitNode(f"{here}: {error}") from None
+
+
+def check_node(config: dict[str, Any], recipe: dict[str, Any]) -> str | None:
+    """Why this node is unfit, or None: a Ray task, sent to each node before the study begins."""
+    try:
+        require_fit_node(config, Recipe.model_validate(recipe))
+    except UnfitNode as error:
+        return str(error)
+    return None
 
 
 def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[dict[str, Any]], None]) -> None:
     """The job itself, in this process or in each of its workers."""
     recipe, resources = Recipe.model_validate(config["recipe"]), Resources.model_validate(config["resources"])
-    store, data_root = Store(Path(config["results"])), Path(config["data_root"])
+    require_fit_node(config, recipe)
+    results, data_root = results_folder(config["results"]), data_folder(config["data"])
+    store = Store(results, by=f"{config['sweep']} {config['key']}")
+    if config["kind"] == "train" and trial_id(recipe, data_root) != config["trial_id"]:
+        raise UnfitNode(
+            f"node {get_node_ip_address()} ({socket.gethostname()}): images, weights or kdtrain are not those of the"
+            " driver: the recipe has another trial_id there"
+        )
     sharing = _sharing(config, resources)
     if sharing is not None:  # whatever the job: a process keeps the images of its first
         load(recipe.data, data_root).share(sharing.cache)
@@ -93,7 +133,7 @@ def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[d
                 read_test(Recipe.model_validate(trained), store, data_root, device)
         case "pictures":
             compared = [Recipe.model_validate(trained) for trained in config["also"]]
-            draw_arrays(recipe, store, data_root, Path(config["sweep_folder"]), compared)
+            draw_arrays(recipe, store, data_root, results.folder(config["sweep"]), compared)
 
 
 def _sharing(config: dict[str, Any], resources: Resources) -> Sharing | None:
@@ -107,7 +147,7 @@ def _wait(config: dict[str, Any]) -> None:
     if config["kind"] == "idle":
         time.sleep(config["pause_s"])
         return
-    folder = Path(config["ray_storage"]) / "warm"
+    folder = Path(config["scratch"]) / "warm"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / str(os.getpid())).touch()
     deadline = time.monotonic() + WARM_UP_S
@@ -120,6 +160,7 @@ def _on_workers(config: dict[str, Any], resources: Resources) -> None:
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(REPORT_EVERY_S))
+    storage, files = ray_storage(config["ray_storage"])
     trainer = TorchTrainer(
         _worker,
         train_loop_config=config,
@@ -129,7 +170,8 @@ def _on_workers(config: dict[str, Any], resources: Resources) -> None:
         ),
         run_config=ray_train.RunConfig(
             name=f"{config['trial_id']}-{config['key']}",
-            storage_path=str(Path(config["ray_storage"]) / "train"),
+            storage_path=f"{storage}/train",
+            storage_filesystem=files,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # it is one, by Ray's own documentation
             failure_config=ray_train.FailureConfig(max_failures=WORKER_RESTARTS),
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
@@ -157,7 +199,7 @@ class TrainReports:
     def __init__(self, config: dict[str, Any]) -> None:
         recipe = Recipe.model_validate(config["recipe"])
         self._objective = recipe.objective
-        self._folder = Store(Path(config["results"])).trial(config["trial_id"])
+        self._folder = Store(results_folder(config["results"])).trial(config["trial_id"])
         self.arrived = _last_arrived()
 
     def send(self, metrics: Metrics) -> None:
@@ -191,15 +233,27 @@ def _last_arrived() -> int:
         return int(json.loads((Path(folder) / EPOCH_FILE).read_text())["epoch"])
 
 
-def _broken_by(work: Callable[[], None]) -> str | None:
-    """Why it failed, as a sentence, or None: a failure is data of the study, not a crash of Tune's."""
+def ray_storage(written: str) -> tuple[str, Any]:
+    """(path, pyarrow's file system or None for this machine's) for Ray's own files, of a folder or a URL."""
+    if "://" not in written:
+        return written, None
+    url, _, below = written.rpartition("#")
+    distant = AtUrl(url, "--results")
+    return f"{distant.base}/{below}", distant.files
+
+
+def _broken_by(work: Callable[[], None]) -> tuple[str | None, bool]:
+    """(why it failed, as a sentence, or None; whether a node is unfit): a failure is data of the study, not a crash of
+    Tune's."""
     try:
         work()
     except WorkerGroupError as error:
-        return "; ".join(f"worker {rank}: {_sentence(own)}" for rank, own in sorted(error.worker_failures.items()))
+        failures = sorted(error.worker_failures.items())
+        unfit = next((_sentence(own) for _, own in failures if isinstance(own, UnfitNode)), None)
+        return unfit or "; ".join(f"worker {rank}: {_sentence(own)}" for rank, own in failures), unfit is not None
     except Exception as error:
-        return _sentence(error)
-    return None
+        return _sentence(error), isinstance(error, UnfitNode)
+    return None, False
 
 
 def _sentence(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """How epochs and trials compare, and the outcome that the rows of a training's epochs tell."""
 
+from kdtrain.files import Row
 from kdtrain.progress import SKIPPED
-from kdtrain.store import Row, TrialFolder
+from kdtrain.store import TrialFolder
 
 
 def merit(metrics: Row, objective: str) -> tuple[float, float]:

@@ -12,10 +12,11 @@ from kdtrain import ranks
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import Dataset, load
 from kdtrain.evaluate import logits_of, pair_metrics, student_metrics, tta_logits
+from kdtrain.files import Row
 from kdtrain.identity import trial_id
 from kdtrain.models import build
 from kdtrain.models.weights import load_whole_network
-from kdtrain.store import Row, Store, locked, write_bytes
+from kdtrain.store import Store
 from kdtrain.teacher import trained_teacher
 
 
@@ -24,7 +25,7 @@ def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.devic
     its metrics join the outcome, which is returned."""
     data = load(recipe.data, data_root)
     folder = store.trial(trial_id(recipe, data_root))
-    with locked(folder.path, wait=True) if ranks.rank() == 0 else nullcontext():
+    with folder.held() if ranks.rank() == 0 else nullcontext():
         ranks.barrier()
         outcome = folder.outcome()
         assert outcome is not None
@@ -53,7 +54,7 @@ def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.devic
         ranks.barrier()  # all have read the outcome that rank 0 now writes
         if ranks.rank() == 0:
             arrays = logits | {"val_labels": data.val.labels, "test_labels": data.test.labels}
-            write_arrays(folder.predictions, {name: value.numpy() for name, value in arrays.items()})
+            folder.write_predictions(arrays_file({name: value.numpy() for name, value in arrays.items()}))
             folder.write_outcome(outcome)
         return outcome
 
@@ -72,8 +73,8 @@ def _teacher_test_logits(
     return logits_of(teacher.network, data.test, device) if teacher is not None else None
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """An .npz file, whole or not at all."""
+def arrays_file(arrays: dict[str, np.ndarray]) -> bytes:
+    """The content of an .npz file."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()

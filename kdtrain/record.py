@@ -5,19 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import UserError
-from kdtrain.store import SCHEMA, Row, append_row, read_json, read_rows, write_bytes, write_json
+from kdtrain.files import Folder, Row
+from kdtrain.store import SCHEMA, json_bytes, read_object
+
+FILE = "record.jsonl"
 
 
 class Record:
     """What was planned and how it ended, by (stage, number); kept in memory as in the file."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / "record.jsonl"
+    def __init__(self, folder: Path | Folder) -> None:
+        self.files = folder if isinstance(folder, Folder) else Folder(folder)
+        self.folder = self.files.path
+        self.path = self.folder / FILE
         self._plans: dict[tuple[str, int], Row] = {}
         self._ends: dict[tuple[str, int], Row] = {}
         self._said: dict[str, Row] = {}  # by event, since a job was last planned or ended
-        for row in read_rows(self.path):
+        for row in self.files.rows(FILE):
             self._keep(row)
 
     def open(self, about: Row, file_text: str) -> None:
@@ -26,24 +30,23 @@ class Record:
         about: study.json without its schema. Only `study.trials` may differ, and only grow; resources, report and
         where the file lay may differ freely.
         """
-        path = self.folder / "study.json"
-        if path.exists():
-            earlier = read_json(path)
+        earlier = read_object(self.files, "study.json")
+        if earlier is not None:
             problems = _differences(_owned(earlier), _owned(about))
             before, now = earlier["study"]["trials"], about["study"]["trials"]
             if now < before:
                 problems.append(f"study.trials was {before} and can only grow, got {now}")
             if problems:
                 raise UserError(
-                    f"{self.folder} holds another study of this name: {'; '.join(problems)}; "
+                    f"{self.files} holds another study of this name: {'; '.join(problems)}; "
                     "name another folder with --results"
                 )
-        write_json(path, {"schema": SCHEMA, **about})
-        write_bytes(self.folder / "sweep.yaml", file_text.encode())
+        self.files.write("study.json", json_bytes({"schema": SCHEMA, **about}), durable=True)
+        self.files.write("sweep.yaml", file_text.encode())
 
     def append(self, event: str, **fields: Any) -> None:
         row = {"event": event, "time": time.time(), **fields}
-        append_row(self.path, row)
+        self.files.append(FILE, row)
         self._keep(row)
 
     def is_idle(self) -> bool:

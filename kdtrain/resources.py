@@ -3,6 +3,10 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from kdtrain.config.settings import Resources
 from kdtrain.errors import UserError
@@ -39,6 +43,32 @@ def concurrent_trials(resources: Resources, nodes: Sequence[Mapping[str, float]]
     if resources.concurrent_trials > fit:
         raise UserError(f"resources.concurrent_trials: {fit} trials fit at once, got {resources.concurrent_trials}")
     return int(resources.concurrent_trials)
+
+
+def bootstrap() -> Mapping[str, Any]:
+    """What `ray up` has left on a cluster's head: its nodes, and how many there may be. {} on any other machine."""
+    file = Path("~/ray_bootstrap_config.yaml").expanduser()
+    return yaml.safe_load(file.read_text()) or {} if file.exists() else {}
+
+
+def nodes_at_least(cluster: Mapping[str, Any]) -> int:
+    """How many nodes the cluster is to have whatever there is to do: its head and what `min_workers` says."""
+    types = cluster.get("available_node_types", {})
+    return 1 + sum(kind.get("min_workers", 0) for kind in types.values()) if types else 0
+
+
+def nodes_at_most(alive: Sequence[Mapping[str, float]], cluster: Mapping[str, Any]) -> list[Mapping[str, float]]:
+    """The resources of the nodes when the cluster has grown as far as it may; of those that are there, where it cannot
+    grow or does not say what its nodes will have."""
+    types, head = cluster.get("available_node_types", {}), cluster.get("head_node_type")
+    grown: list[Mapping[str, float]] = []
+    for name, kind in types.items():
+        if name == head:
+            grown.append(kind.get("resources", {}))
+        elif kind.get("resources"):
+            grown += [kind["resources"]] * kind.get("max_workers", 0)
+    limit = 1 + int(cluster.get("max_workers", len(grown)))
+    return grown[:limit] if len(grown[:limit]) > len(alive) else list(alive)
 
 
 def machine_resources() -> dict[str, float]:

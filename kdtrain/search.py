@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kdtrain.config import Sweep, space
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.settings import GridSampler, Tpe
-from kdtrain.store import Row
+from kdtrain.files import Row
 from kdtrain.streams import stream
 
 optuna.logging.set_verbosity(logging.WARNING)

@@ -26,7 +26,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from kdtrain.store import Row, write_bytes
+from kdtrain.files import Row, write_bytes
 
 Tensors = dict[str, Tensor]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

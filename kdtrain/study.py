@@ -15,16 +15,18 @@ from kdtrain.config import Sweep, space
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.describe import plain_yaml
 from kdtrain.errors import NoResult, UserError
+from kdtrain.files import Row
 from kdtrain.identity import trial_id
 from kdtrain.outcome import best_epoch, merit, outcome_row
 from kdtrain.record import Record
 from kdtrain.search import Search, Values
-from kdtrain.store import Row, Store, TrialFolder, write_bytes
+from kdtrain.store import Store, TrialFolder
 from kdtrain.training import require_own_workers
 
 FIRST_CONFIRMING_SEED = 1_000_000
 """Searches take seeds below it, confirming runs from it on, 1,000 for each study seed: no seed that chose is ever
 counted again."""
+STARTING = "starting Ray"
 PARTS = ("data", "method", "teacher", "student")
 """What must fit together: a batch is tried through each of their combinations before anything long."""
 TEACHER_PARTS = ("data", "teacher", "student")
@@ -78,7 +80,7 @@ class Study:
         self.states: dict[str, Row] = {}
         self.confirming: dict[str, list[Job]] = {}  # by candidate
         self.kept: dict[str, Recipe] = {}  # teachers and confirmed recipes, whose weights are kept
-        self.stage, self.stage_size = "starting", 0
+        self.stage, self.stage_size = STARTING, 0
 
     def jobs(self) -> Iterator[Job | None]:
         """Every job that is still to do, stage by stage; None: nothing to start until a running one has ended.
@@ -109,6 +111,7 @@ class Study:
         stop = self._pruned_after(job, [row for row in folder.epochs() if row["epoch"] <= epoch])
         if stop is None:
             return False
+        folder.files.release()
         folder.keep_epochs(stop)
         folder.write_outcome(outcome_row("pruned", self._pruning(stop), folder))
         folder.remove_checkpoints()
@@ -172,7 +175,7 @@ class Study:
         for job, values in zip(jobs, recipes.values(), strict=True):
             if self.states[job.key]["state"] != "complete":
                 folder = self.store.trial(job.trial_id)
-                again = f"remove {folder.path} to try again" if folder.outcome() else "the same command tries again"
+                again = f"remove {folder.files} to try again" if folder.outcome() else "the same command tries again"
                 text = f"training {job.recipe.student.model} failed: {self.states[job.key]['reason']} ({again})"
                 problems += self.sweep.error(values, ("teacher",), text).problems
         if problems:
@@ -286,7 +289,7 @@ class Study:
         recipe = self.sweep.recipe_for(winner.values, self._confirming_seed(0))
         chosen = {"candidate": key, "baseline": winner.baseline, "trial_id": trial_id(recipe, self.data_root)}
         self.record.append_once("winner", **chosen)
-        write_bytes(self.record.folder / "best.yaml", plain_yaml(recipe, self.sweep.name).encode())
+        self.record.files.write("best.yaml", plain_yaml(recipe, self.sweep.name).encode())
         return recipe
 
     def _validation_means(self, candidates: list[Candidate]) -> dict[str, float]:
@@ -389,7 +392,7 @@ class Study:
         if outcome is None or outcome["state"] == "failed":
             return outcome is not None
         if outcome["state"] == "complete":
-            return not job.final or folder.weights.exists()
+            return not job.final or folder.has_weights()
         return self._pruned_after(job, folder.epochs()) is not None
 
     def _pruned_after(self, job: Job, rows: list[Row]) -> int | None:

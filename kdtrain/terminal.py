@@ -99,7 +99,7 @@ class Display:
         """`search 7/24 | running 2, complete 5, pruned 2, failed 0 | best val/accuracy 0.9312 | 0:41 left`."""
         state = self.study.progress()
         if not state["of"]:
-            return "starting Ray"
+            return str(state["stage"])
         ended = state["complete"] + state["pruned"] + state["failed"]
         counts = ", ".join(f"{name} {state[name]}" for name in ("running", "complete", "pruned", "failed"))
         parts = [f"{state['stage']} {ended}/{state['of']}", counts]

@@ -15,13 +15,14 @@ from kdtrain.checks import check_images, require_students_turn
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import load
 from kdtrain.errors import UserError
+from kdtrain.files import Row
 from kdtrain.identity import NUMERICS, file_digest, trial_id
 from kdtrain.loop import Metrics, fit
 from kdtrain.models import parameter_count
 from kdtrain.outcome import outcome_row
 from kdtrain.progress import NonFiniteLoss
 from kdtrain.run import Run
-from kdtrain.store import Row, Store, TrialFolder, locked, write_bytes
+from kdtrain.store import Store, TrialFolder
 from kdtrain.teacher import trained_teacher
 
 
@@ -48,8 +49,7 @@ def train(
     """
     data = load(recipe.data, data_root)
     folder = store.trial(trial_id(recipe, data_root))
-    # a process that outlived its killed driver, or another sweep with the same teacher, may be at work here
-    with locked(folder.path, wait=True) if ranks.rank() == 0 else nullcontext():
+    with folder.held() if ranks.rank() == 0 else nullcontext():
         ranks.barrier()
         require_own_workers(recipe, folder, ranks.size())
         ended = folder.outcome()
@@ -109,7 +109,7 @@ def _train(
         if ranks.size() > 1 and not isinstance(error, NonFiniteLoss):
             raise  # of this rank alone: the others wait for it, so the group must end
         if leads:
-            write_bytes(folder.path / "error.txt", traceback.format_exc().encode())
+            folder.write_error(traceback.format_exc())
         state = "failed"
         reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
     outcome = outcome_row(state, reason, folder)
@@ -117,7 +117,7 @@ def _train(
     if leads:
         if final and state == "complete":
             weights = {name: value.cpu().contiguous() for name, value in run.best_weights.items()}
-            write_bytes(folder.weights, safetensors.torch.save(weights))
+            folder.write_weights(safetensors.torch.save(weights))
         if folder.outcome() is None:  # else the study has pruned it meanwhile
             folder.write_outcome(outcome)
         folder.remove_checkpoints()
@@ -128,7 +128,7 @@ def _train(
 def _serves(outcome: Row, final: bool, folder: TrialFolder) -> bool:
     """Whether an outcome is what a training would end with. A pruned one is some study's choice, no end."""
     if outcome["state"] == "complete":
-        return not final or folder.weights.exists()
+        return not final or folder.has_weights()
     return bool(outcome["state"] == "failed")
 
 
@@ -140,7 +140,7 @@ def require_own_workers(recipe: Recipe, folder: TrialFolder, workers: int) -> No
         before = about["environment"]["workers"]
         raise UserError(
             f"recipe.batch_norm: per_worker makes another training of {workers} workers than of {before}, which"
-            f" {folder.path} was begun with; set resources.workers to {before}, write global, or name other --results"
+            f" {folder.files} was begun with; set resources.workers to {before}, write global, or name other --results"
         )
 
 

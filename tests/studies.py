@@ -106,7 +106,7 @@ def plans(study: Study, stage: str) -> list[dict[str, Any]]:
 
 
 def events(study: Study) -> list[dict[str, Any]]:
-    from kdtrain.store import read_rows
+    from kdtrain.files import read_rows
 
     return read_rows(study.record.path)
 

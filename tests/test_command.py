@@ -12,7 +12,7 @@ import yaml
 from studies import TREE, carry_out, open_study, sweep_file
 
 from kdtrain.command import main
-from kdtrain.store import locked
+from kdtrain.files import locked
 
 ROOT = Path(__file__).parents[1]
 VALID = yaml.safe_dump(TREE, sort_keys=False)

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"methods", "models", "distiller", "ranks", "streams", "fields", "errors"},
-    {"config", "data", "teacher", "store", "shared", "identity"},
+    {"config", "data", "teacher", "store", "files", "distant", "shared", "identity"},
     {
         "run",
         "training",
@@ -29,11 +29,25 @@ FLOORS = [
         "torchrun",
         "__main__",
     },
-    {"describe", "cost", "study", "search", "record", "launch", "execute", "resources", "terminal", "command", "plan"},
+    {
+        "cluster",
+        "job",
+        "describe",
+        "cost",
+        "study",
+        "search",
+        "record",
+        "launch",
+        "execute",
+        "resources",
+        "terminal",
+        "command",
+        "plan",
+    },
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 SOURCES = sorted([*(ROOT / "kdtrain").rglob("*.py"), *(ROOT / "analysis").rglob("*.py"), ROOT / "run_sweep.py"])
-STANDARD_ONLY = ("kdtrain/errors.py", "kdtrain/store.py")
+STANDARD_ONLY = ("kdtrain/errors.py", "kdtrain/files.py", "kdtrain/store.py")
 
 
 def named(path: Path) -> str:
@@ -82,7 +96,7 @@ def test_kdtrain_does_not_know_analysis_but_for_the_command_that_calls_the_repor
 
 
 def test_ray_is_imported_in_two_files() -> None:
-    assert importers("ray") == {"kdtrain/launch.py", "kdtrain/execute.py"}
+    assert importers("ray") == {"kdtrain/launch.py", "kdtrain/execute.py", "kdtrain/job.py"}
 
 
 def test_optuna_is_imported_by_search_space_and_analysis_only() -> None:
@@ -90,10 +104,10 @@ def test_optuna_is_imported_by_search_space_and_analysis_only() -> None:
     assert outside <= {"kdtrain/search.py", "kdtrain/config/space.py"}
 
 
-def test_analysis_needs_of_kdtrain_only_errors_and_store_and_no_torch() -> None:
+def test_analysis_needs_of_kdtrain_only_errors_files_and_store_and_no_torch() -> None:
     own = [path for path in SOURCES if named(path).startswith("analysis/")]
     assert own
-    assert {room(module) for path in own for module in imports(path)} - {None} <= {"errors", "store"}
+    assert {room(module) for path in own for module in imports(path)} - {None} <= {"errors", "files", "store"}
     assert not {name for name in importers("torch") | importers("torchvision") if name.startswith("analysis/")}
 
 

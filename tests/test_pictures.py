@@ -17,6 +17,7 @@ from kdtrain.config.training import Constant, Cosine, CosineInSteps, Exponential
 from kdtrain.data import load
 from kdtrain.environment import prepare_process
 from kdtrain.feed import batches_of
+from kdtrain.files import Folder
 from kdtrain.identity import trial_id
 from kdtrain.loop import load_batch
 from kdtrain.methods.at import at_loss
@@ -179,7 +180,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(results: Path, folder: Path, config: Recipe = DISTILLED) -> dict[str, np.ndarray]:
-    draw_arrays(config, Store(results), NO_DATA, folder, [config, ALONE])
+    draw_arrays(config, Store(results), NO_DATA, Folder(folder), [config, ALONE])
     with np.load(folder / "pictures.npz", allow_pickle=False) as arrays:
         return dict(arrays)
 

@@ -11,9 +11,10 @@ from kills import KILLABLE, command, continue_to_the_end, kill_at_a_random_momen
 from trainings import CPU, KD, NO_DATA, equal_weights, recipe, timeless, trained
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.files import Folder, Row
 from kdtrain.identity import trial_id
 from kdtrain.loop import Metrics
-from kdtrain.store import Row, Store, TrialFolder
+from kdtrain.store import Store, TrialFolder
 from kdtrain.training import train
 
 EPOCHS = 3
@@ -68,12 +69,12 @@ class CutStore(Store):
         self.left = checkpoints
 
     def trial(self, trial_id: str) -> TrialFolder:
-        return CutFolder(super().trial(trial_id).path, self)
+        return CutFolder(super().trial(trial_id).files, self)
 
 
 class CutFolder(TrialFolder):
-    def __init__(self, path: Path, store: CutStore) -> None:
-        super().__init__(path)
+    def __init__(self, files: Folder, store: CutStore) -> None:
+        super().__init__(files, "a training")
         self.store = store
 
     def write_checkpoint(self, step: int, data: bytes) -> None:

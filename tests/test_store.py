@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain import store
+from kdtrain import files
 from kdtrain.errors import UserError
-from kdtrain.store import SCHEMA, Store, append_row, read_json, read_rows, write_bytes, write_json
+from kdtrain.files import append_row, read_rows, write_bytes
+from kdtrain.store import SCHEMA, Store, read_json, write_json
 
 
 def test_a_write_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_an_exception_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Pat
     def stopped(source: str, target: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store.os, "replace", stopped)
+    monkeypatch.setattr(files.os, "replace", stopped)
     with pytest.raises(KeyboardInterrupt):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"

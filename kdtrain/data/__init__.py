@@ -11,6 +11,7 @@ from kdtrain.data.base import Dataset, Split
 from kdtrain.data.cifar10 import Cifar10
 from kdtrain.data.cub200 import Cub200
 from kdtrain.data.digits import Digits
+from kdtrain.data.fetch import fetched
 from kdtrain.data.flowers102 import Flowers102
 from kdtrain.data.hymenoptera import Hymenoptera
 from kdtrain.data.image_folder import ImageFolder
@@ -21,7 +22,10 @@ Data = Annotated[AnyData, Field(discriminator="name")]
 
 
 def data_folder(chosen: str | Path | None) -> Path:
-    """Where data sets lie: --data DIR, else KDTRAIN_DATA, else ~/.cache/kdtrain/data."""
+    """Where data sets lie: --data DIR, else KDTRAIN_DATA, else ~/.cache/kdtrain/data. Of a URL the folder that this
+    machine has fetched it into; see fetch.py for what it raises."""
+    if "://" in str(chosen):
+        return fetched(str(chosen))
     return Path(chosen or os.environ.get("KDTRAIN_DATA") or "~/.cache/kdtrain/data").expanduser().absolute()
 
 

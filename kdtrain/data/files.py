@@ -19,8 +19,8 @@ from torch import Tensor
 from kdtrain.data.base import Dataset, Split, fingerprint
 from kdtrain.data.views import Transform, ViewedImages, Views, described, pixels_of
 from kdtrain.errors import UserError
+from kdtrain.files import Row
 from kdtrain.shared import NO_ROOM, Cache, SharedFolder
-from kdtrain.store import Row
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MEMORY_BYTES = 2 << 30

@@ -9,24 +9,25 @@ from pathlib import Path
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.data import load
+from kdtrain.files import Folder
 from kdtrain.pictures.attention import attention
 from kdtrain.pictures.gradcam import gradcam
 from kdtrain.pictures.networks import Networks
 from kdtrain.pictures.softened import softened
 from kdtrain.pictures.training import lr_schedule, mixed_images
-from kdtrain.predictions import write_arrays
+from kdtrain.predictions import arrays_file
 from kdtrain.store import Store
 
 FILE = "pictures.npz"
 
 
-def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Path, compared: Sequence[Recipe] = ()) -> None:
+def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Folder, compared: Sequence[Recipe] = ()) -> None:
     """Writes pictures.npz for a winning recipe.
 
     compared: distilled students, one for each value of student.freeze, and students alone, the best first; all have
     kept their weights.
     """
-    (folder / FILE).unlink(missing_ok=True)  # of an earlier winner, where this one's cannot be made
+    folder.remove(FILE)  # of an earlier winner, where this one's cannot be made
     networks = Networks(store, data_root)
     data = load(recipe.data, data_root)
     arrays = softened(recipe, data, networks) | attention(recipe, compared, data, networks)
@@ -34,4 +35,4 @@ def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Path, com
         if distilled.teacher is not None:
             arrays |= gradcam(distilled, compared, load(distilled.data, data_root), networks)
     arrays |= lr_schedule(recipe, data) | mixed_images(recipe, data)
-    write_arrays(folder / FILE, arrays)
+    folder.write(FILE, arrays_file(arrays))

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from kdtrain.store import Store, append_row, write_json
+from kdtrain.files import append_row
+from kdtrain.store import Store, write_json
 
 TEMPERATURE = {
     "name": "method.temperature",

@@ -20,7 +20,8 @@ from analysis.frame import read_study
 from analysis.statistics import Estimate
 from analysis.summary import BEAT, UNDECIDED, UNFINISHED, UNREADABLE, Summary, summaries, sweep_folders
 from kdtrain.errors import UserError
-from kdtrain.store import append_row, write_json
+from kdtrain.files import append_row
+from kdtrain.store import write_json
 
 ROOT = Path(__file__).parents[2]
 SEARCH = {

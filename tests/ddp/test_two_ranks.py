@@ -18,11 +18,12 @@ from kdtrain import ranks
 from kdtrain.answers import Sharing
 from kdtrain.config.recipe import teacher_recipe
 from kdtrain.environment import prepare_process
+from kdtrain.files import Row
 from kdtrain.identity import trial_id
 from kdtrain.loop import Metrics
 from kdtrain.predictions import read_test
 from kdtrain.shared import Cache
-from kdtrain.store import Row, Store, TrialFolder
+from kdtrain.store import Store, TrialFolder
 from kdtrain.training import train
 
 pytestmark = pytest.mark.ddp

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3 import s3_server
 from trainings import timeless
 
-from kdtrain.store import Store, read_rows
+from kdtrain.distant import AtUrl
+from kdtrain.files import Folder, read_rows
+from kdtrain.store import Store
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -44,11 +48,16 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def command(file: Path, results: Path, *options: str) -> list[str]:
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def command(file: Path, results: Path | str, *options: str) -> list[str]:
     return [sys.executable, str(ROOT / "run_sweep.py"), str(file), "--results", str(results), *options]
 
 
-def run(file: Path, results: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def run(file: Path, results: Path | str, *options: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command(file, results, *options), capture_output=True, text=True, cwd=ROOT, timeout=500)
     assert "Traceback" not in done.stdout + done.stderr
     return done
@@ -257,3 +266,36 @@ def test_a_cluster_that_does_not_answer_is_a_sentence(sweep: Path, tmp_path: Pat
     assert done.returncode == 2
     assert "--address: no Ray cluster answers at 127.0.0.1:1" in done.stderr
     assert json.dumps(done.stdout).count("Traceback") == 0
+
+
+def test_results_at_a_url_survive_a_killed_driver_and_its_machine(
+    sweep: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a real S3 server: what the first driver's machine had here is gone for the second."""
+    with s3_server(free_port()) as url:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+        driver = subprocess.Popen(command(sweep, url), stdout=subprocess.DEVNULL, cwd=ROOT)
+        seen = Folder(tmp_path / "seen", AtUrl(url, "--results"))
+
+        def ended() -> int:
+            seen.fetch_all("outcome.json", "recipe.json", "epochs.jsonl")
+            return len([1 for folder in Store(seen.path).trials() if folder.outcome() is not None])
+
+        try:
+            wait_for(lambda: ended() >= 6 and running_trial(seen.path, 6), "6 trainings")
+        finally:
+            driver.kill()
+            driver.wait()
+        kept = {folder.trial_id for folder in Store(seen.path).trials() if folder.outcome() is not None}
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+        done = run(sweep, url)
+        assert done.returncode == 0, done.stderr
+        whole = Folder(tmp_path / "whole", AtUrl(url, "--results"))
+        whole.fetch_all("*")
+    began = [row["trial_id"] for row in events(whole.path) if row["event"] == "planned"]
+    assert kept <= set(began)
+    assert tables(whole.path) == tables(undisturbed)
+    assert epochs_by_trial(whole.path) == epochs_by_trial(undisturbed)
+    assert not list(whole.path.rglob(".ray/*")), "Ray's own files are gone"
+    assert not list(whole.path.rglob("claim.json")), "nobody holds anything any more"
+    assert not list(whole.path.rglob("checkpoint-*"))

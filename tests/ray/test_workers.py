@@ -20,7 +20,7 @@ from trainings import NO_DATA, timeless
 
 from kdtrain.config.recipe import teacher_recipe
 from kdtrain.config.settings import Resources
-from kdtrain.store import read_rows
+from kdtrain.files import read_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.ddp]
 

@@ -1,0 +1,205 @@
+"""`ray up cluster.local.yaml` on three hosts, a sweep from the laptop, a host that dies in its middle, `ray down`.
+
+The hosts are network namespaces of this machine (hosts.py); ssh, Ray, the sweep and the kill are real. `-s` shows the
+log.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hosts import Host, hosts, lacking
+
+from kdtrain.store import Store
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).parents[2]
+LAPTOP = "laptop"
+SMALL = "--num-cpus={cpus} --object-store-memory=100000000"
+SWEEP = """
+recipe:
+  data: {name: digits, resolution: 16}
+  teacher: {model: lenet5_teacher, epochs: 3, optimizer: {name: adam, lr: 0.003}}
+  student: {model: lenet5_student}
+  method: {name: kd, balance: {alpha_ce: {uniform: [0, 1]}}, temperature: {loguniform: [1, 20]}}
+  optimizer: {name: adam, lr: {loguniform: [0.0003, 0.03]}}
+  lr_schedule: {name: constant}
+  batch_size: 16
+  epochs: EPOCHS
+study:
+  trials: TRIALS
+  sampler: {name: tpe, startup_trials: 3}
+  confirm: {best: 1, seeds: 2}
+  batch: 4
+resources: {workers: WORKERS}
+"""
+QUICK = {
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+class Laptop:
+    """Where the user sits: a copy of the project, a home, the cluster file, a clock."""
+
+    def __init__(self, base: Path, machines: list[Host]) -> None:
+        self.base, self.hosts = base, machines
+        self.home, self.project = base / LAPTOP, base / LAPTOP / "kdtrain"
+        self.started = time.monotonic()
+        self.project.parent.mkdir()
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(self.project)], check=True)
+        changed = ["--exclude=.git", "--filter=:- .gitignore", f"{ROOT}/", f"{self.project}/"]
+        subprocess.run(["rsync", "-a", *changed], check=True)
+        self.environment = {**os.environ, **QUICK, "HOME": str(self.home), "PYTHONPATH": str(self.project)}
+        self.file = self.project / "cluster.yaml"
+        self.file.write_text(yaml.safe_dump(self._cluster(), sort_keys=False))
+
+    def _cluster(self) -> dict[str, Any]:
+        """cluster.local.yaml with these hosts' addresses and key, and Rays small enough for three on one machine."""
+        cluster: dict[str, Any] = yaml.safe_load((ROOT / "cluster.local.yaml").read_text())
+        head, *workers = self.hosts
+        cluster["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}
+        cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.base / "key")}
+        cluster["file_mounts"]["~/.ray/auth_token"] = f"{self.home}/.ray/auth_token"
+        quick = " ".join(f"{name}={value}" for name, value in QUICK.items())
+        for place, cpus in (("head_start_ray_commands", 0), ("worker_start_ray_commands", 2)):
+            stop, start = cluster[place]
+            cluster[place] = [stop, f"{quick} {start} {SMALL.format(cpus=cpus)}"]
+        return cluster
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:6.1f} s] {text}", flush=True)
+
+    def run(self, *words: str, limit: float = 600) -> str:
+        self.say("$ " + " ".join(words))
+        done = subprocess.run(
+            words, cwd=self.project, env=self.environment, capture_output=True, text=True, timeout=limit, check=False
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout + done.stderr
+
+    def ray(self, *words: str, limit: float = 600) -> str:
+        return self.run(str(Path(sys.executable).with_name("ray")), *words, limit=limit)
+
+    def status(self) -> str:
+        command = ". ~/venv/bin/activate && RAY_AUTH_MODE=token ray status"
+        text = self.ray("exec", str(self.file), command)
+        self.say(text[text.find("Node status") :])
+        return text
+
+    def submit(self, sweep: Path, results: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "kdtrain.cluster", "cluster.yaml", str(sweep.relative_to(self.project))]
+        self.say("$ python -m kdtrain.cluster " + " ".join(words[3:]) + f" --results {results}")
+        process = subprocess.Popen(
+            [*words, "--results", results],
+            cwd=self.project, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self.said: list[str] = []
+        threading.Thread(target=self._listen, args=(process, self.said), daemon=True).start()
+        return process
+
+    def _listen(self, process: "subprocess.Popen[str]", said: list[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            self.say("  " + line.rstrip())
+
+
+@pytest.fixture(scope="module")
+def laptop() -> Iterator[Laptop]:
+    reason = lacking()
+    if reason is not None:
+        pytest.skip(reason)
+    with hosts() as (base, machines):
+        (base / "shared").mkdir()
+        laptop = Laptop(base, machines)
+        laptop.ray("get-auth-token", "--generate")
+        laptop.ray("up", "-y", "cluster.yaml")
+        yield laptop
+        laptop.ray("down", "-y", "cluster.yaml")
+        for machine in machines[:1]:
+            left = subprocess.run(
+                ["ssh", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-i", str(base / "key"),
+                 f"root@{machine.address}", "pgrep -c raylet || true"], capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            assert left.stdout.strip() == "0", "ray down left a raylet"
+
+
+def alive(status: str) -> int:
+    return status.partition("Active:")[2].partition("Pending:")[0].count("node_")
+
+
+def wait_for(condition: Any, what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.3)
+
+
+def busy_host(laptop: Laptop) -> Host:
+    """A worker's host on which something trains."""
+    for machine in laptop.hosts[1:]:
+        words = ["ip", "netns", "pids", machine.name]
+        pids = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        titles = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids if Path(f"/proc/{pid}").exists()]
+        if any(b"ImplicitFunc.train" in title or b"RayTrainWorker" in title for title in titles):
+            return machine
+    raise AssertionError("nothing trains on any host")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sweep_survives_the_death_of_a_host(laptop: Laptop, workers: int) -> None:
+    """With trials of one worker, and of two on different hosts."""
+    wait_for(lambda: alive(laptop.status()) == 3, "three nodes", 120)
+    sweep = laptop.project / f"digits_{workers}.yaml"
+    epochs, trials = (40, 8) if workers == 1 else (12, 4)
+    sweep.write_text(
+        SWEEP.replace("WORKERS", str(workers)).replace("EPOCHS", str(epochs)).replace("TRIALS", str(trials))
+    )
+    results = laptop.base / "shared" / f"results-{workers}"
+    store = Store(results)
+    process = laptop.submit(sweep, str(results))
+
+    def in_the_middle() -> bool:
+        assert process.poll() is None, "".join(laptop.said)[-4000:]
+        ended = sum(folder.outcome() is not None for folder in store.trials())
+        running = [folder for folder in store.trials() if folder.outcome() is None and len(folder.epochs()) >= 2]
+        return ended >= 4 and bool(running)
+
+    wait_for(in_the_middle, "the middle of the sweep", 600)
+    victim = busy_host(laptop)
+    kept = {f.trial_id: json.dumps(f.epochs()) for f in store.trials() if f.outcome() is not None}
+    victim.kill()
+    laptop.say(f"### {victim.name} ({victim.address}) is dead; {len(kept)} trainings had ended")
+    wait_for(lambda: alive(laptop.status()) == 2, "the cluster to notice", 120)
+    assert process.wait(timeout=900) == 0, "".join(laptop.said)[-4000:]
+    report = laptop.project / "results" / sweep.stem / "report.md"
+    assert report.exists(), "the report has come back"
+    laptop.say(f"### the report is here: {report.read_text().splitlines()[2][:200]}")
+
+    for trial_id, rows in kept.items():
+        assert json.dumps(store.trial(trial_id).epochs()) == rows, "what had ended is not trained again"
+    for folder in store.trials():
+        outcome = folder.outcome()
+        assert outcome is not None
+        assert outcome["state"] == "complete"
+        numbers = [row["epoch"] for row in folder.epochs()]
+        assert numbers == list(range(1, len(numbers) + 1)), "no epoch is missing, none is counted twice"
+    record = [json.loads(line) for line in (results / sweep.stem / "record.jsonl").read_text().splitlines()]
+    ends = [row for row in record if row["event"] == "ended" and row["stage"] == "search"]
+    assert [row["number"] for row in sorted(ends, key=lambda row: row["number"])] == list(range(trials))
+    assert record[-1]["event"] == "finished"
+
+    victim.remove()
+    victim.start()
+    laptop.ray("up", "-y", "--no-restart", "cluster.yaml")

@@ -1,0 +1,43 @@
+"""A real S3 server on loopback: moto's, in a process of its own."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SECRET = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+BUCKET = "bucket"
+
+
+@contextmanager
+def s3_server(port: int) -> Iterator[str]:
+    """Yields the URL of a folder in a fresh bucket."""
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _until_it_answers(port)
+        os.environ.update(SECRET)
+        where = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+        from pyarrow import fs
+
+        files, _ = fs.FileSystem.from_uri(f"s3://{BUCKET}?{where}&allow_bucket_creation=true")
+        files.create_dir(BUCKET)
+        yield f"s3://{BUCKET}/results?{where}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _until_it_answers(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)

@@ -67,7 +67,12 @@ def _dispatch(chosen: argparse.Namespace) -> int:
     if chosen.plan:
         from kdtrain.plan import plan
 
-        print(plan(sweep, chosen.data, chosen.address))
+        cluster = None
+        if chosen.address is not None:
+            from kdtrain.execute import cluster_nodes
+
+            cluster = cluster_nodes(chosen.address)
+        print(plan(sweep, chosen.data, cluster))
         return 0
     return _run(chosen, sweep)
 

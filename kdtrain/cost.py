@@ -1,7 +1,7 @@
 """What a sweep costs at most, and what its trials share: for --plan. Needs no data and no Ray."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -11,9 +11,11 @@ from kdtrain import environment
 from kdtrain.answers import LiveAnswers, bytes_of_image, why_not_kept
 from kdtrain.config import Sweep, space
 from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.settings import Resources
 from kdtrain.config.training import Constant, Sgd
 from kdtrain.data import Dataset, Split
 from kdtrain.data.base import TensorImages
+from kdtrain.errors import UserError
 from kdtrain.loop import load_batch, train_step
 from kdtrain.methods import Batch, Outputs
 from kdtrain.models import ImageShape, build, forward_flops
@@ -31,7 +33,21 @@ BACKWARD_OVER_FORWARD = 2
 """A backward pass computes two products for each one of the forward pass: by the inputs and by the weights."""
 
 
-def cost(sweep: Sweep, images: int | None, classes: int, address: str | None) -> str:
+Nodes = Sequence[Mapping[str, float]]
+
+
+def concurrency(resources: Resources, there: Nodes, at_most: Nodes) -> tuple[int, str]:
+    """(how many trials run at once, as a sentence). UserError where not even one ever does."""
+    grown = concurrent_trials(resources, at_most)
+    try:
+        now = concurrent_trials(resources, there)
+    except UserError:
+        now = 0  # a cluster that begins without a node
+    nodes = f"{now} at once on the {len(there)} nodes that are there"
+    return (grown, nodes) if grown <= now else (grown, f"{nodes}, {grown} on the {len(at_most)} that there may be")
+
+
+def cost(sweep: Sweep, images: int | None, classes: int, cluster: tuple[Nodes, Nodes] | None) -> str:
     """An upper bound: every training as dear as the dearest that the space can reach, nothing pruned; evaluation and
     start-up left out and said to be."""
     counts, longest = trainings(sweep), _longest(sweep)
@@ -49,7 +65,11 @@ def cost(sweep: Sweep, images: int | None, classes: int, address: str | None) ->
         ("search and confirm", distilled, (counts["search"] + counts["confirm"]) * longest * images, 0),
         ("teacher's answers", teacher, teacher_images(sweep, images, classes), 1),
     ]
-    at_once = None if address else concurrent_trials(sweep.resources, [machine_resources()])
+    if cluster is None:
+        at_once, where = concurrent_trials(sweep.resources, [machine_resources()]), ""
+    else:
+        at_once, where = concurrency(sweep.resources, *cluster)
+        where = f"\ntrials: {where}"
     rows, total_s, total_flops = [], 0.0, 0.0
     for name, recipe, seen, part in work:
         if recipe is None or seen == 0:
@@ -58,11 +78,12 @@ def cost(sweep: Sweep, images: int | None, classes: int, address: str | None) ->
         rows.append([name, f"{seen:,}", f"{seen * flops / 1e12:,.2f}", f"{seen * seconds / 60:,.1f}"])
         total_s, total_flops = total_s + seen * seconds, total_flops + seen * flops
     stages = table(["stage", "images", "TFLOP", "minutes of one trial slot"], rows)
-    together = f", {total_s / 60 / at_once:,.1f} min with {at_once} trials at once on this machine" if at_once else ""
+    on = "on this machine" if cluster is None else "if its nodes are as fast as this one"
+    together = f", {total_s / 60 / at_once:,.1f} min with {at_once} trials at once {on}"
     return (
         f"{stages}\n\ncost at most: {total_flops / 1e12:,.2f} TFLOP, {total_s / 60:,.1f} min of one slot{together}\n"
         "(every training as dear as the dearest of the space, its steps timed here just now on made-up images, "
-        f"{TIMED_STEPS} each;\nnothing pruned; reading images, validation and start-up come on top)"
+        f"{TIMED_STEPS} each;\nnothing pruned; reading images, validation and start-up come on top){where}"
     )
 
 

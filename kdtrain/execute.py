@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,13 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
         raise searcher.error
     if not searcher.finished:
         raise NoResult("Ray Tune ended before the study did; ray.log may say why. The same command continues")
+
+
+def cluster_nodes(address: str) -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
+    """The resources of the nodes that a cluster has, and of those that it may have. UserError where none answers."""
+    with _connected(Resources(), address):
+        there = _alive()
+        return list(there), nodes_at_most(there, bootstrap())
 
 
 class StudySearcher(Searcher):

@@ -6,6 +6,7 @@ already, and prints what it says until it ends. Exit code: the job's own success
 
 import asyncio
 import os
+import shlex
 import sys
 import time
 
@@ -18,9 +19,12 @@ def main(arguments: list[str]) -> int:
     if len(arguments) < 3 or arguments[1] != "--":
         print("usage: python -m kdtrain.job NAME -- COMMAND ...", file=sys.stderr)
         return 2
-    import shlex
-
-    name, command = arguments[0], shlex.join(arguments[2:])
+    name, words = arguments[0], arguments[2:]
+    if words[0] == "python":
+        words[0] = sys.executable
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    # a job begins in the user's home, with the environment in which Ray was started
+    command = f"cd {shlex.quote(os.getcwd())} && RAY_AUTH_MODE={shlex.quote(mode)} exec {shlex.join(words)}"
     client = JobSubmissionClient(os.environ.get("RAY_API_SERVER_ADDRESS", DASHBOARD))
     submission_id = _running(client, name)
     if submission_id is None:

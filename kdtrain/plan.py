@@ -4,14 +4,17 @@ from pathlib import Path
 
 from kdtrain.config import Sweep, space
 from kdtrain.config.recipe import Recipe
-from kdtrain.cost import cost, sharing, table, trainings
+from kdtrain.cost import Nodes, cost, sharing, table, trainings
 from kdtrain.data import AnyData, data_folder, load
 from kdtrain.describe import networks
 from kdtrain.study import PARTS
 
 
-def plan(sweep: Sweep, data: str | None, address: str | None) -> str:
-    """The plan as text: stages, search space, networks and an upper bound of the cost."""
+def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = None) -> str:
+    """The plan as text: stages, search space, networks and an upper bound of the cost.
+
+    cluster: the nodes that are there and those that there may be; None: this machine.
+    """
     first = sweep.recipe_for(space.probe_points(sweep.tree)[0], sweep.study.seed)
     images, classes = _sizes(first.data, data)
     parts = [
@@ -20,7 +23,7 @@ def plan(sweep: Sweep, data: str | None, address: str | None) -> str:
         table(["parameter", "space", "only where"], _space(sweep)),
         table(["network", "parameters", "MFLOP/image (forward)"], _networks(sweep, first, classes)),
         sharing(sweep, images, classes),
-        cost(sweep, images, classes, address),
+        cost(sweep, images, classes, cluster),
     ]
     return "\n\n".join(part for part in parts if part)
 

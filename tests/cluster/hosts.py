@@ -92,6 +92,7 @@ class Host:
         self.kill()
         _call("ip", "netns", "del", self.name, check=False)
         _call("ip", "link", "del", f"{self.name}out", check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write_files(self) -> None:
         lines = Path("/etc/passwd").read_text().splitlines()
@@ -109,12 +110,13 @@ class Host:
         """~/venv: an environment of its own that sees the packages of this one, so that the set-up commands of a
         cluster file install the project into it and find all else there."""
         venv = self.home / "venv"
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
         packages = venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
         (packages / "shared.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-        ray = venv / "bin" / "ray"
-        ray.write_text(f"#!{venv}/bin/python\nimport sys\nfrom ray.scripts.scripts import main\nsys.exit(main())\n")
-        ray.chmod(0o755)
+        for command, module in (("ray", "ray.scripts.scripts"), ("pip", "pip._internal.cli.main")):
+            file = venv / "bin" / command
+            file.write_text(f"#!{venv}/bin/python\nimport sys\nfrom {module} import main\nsys.exit(main())\n")
+            file.chmod(0o755)
         # there is no index on the bridge: what builds the project is what lies in that environment
         (self.home / ".config" / "pip").mkdir(parents=True)
         settings = "[global]\nno-index = true\nno-build-isolation = false\n"

@@ -6,11 +6,13 @@ log.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from kdtrain.store import Store
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
 LAPTOP = "laptop"
+NAME = f"kdtrain-test-{os.getpid()}"
 SMALL = "--num-cpus={cpus} --object-store-memory=100000000"
 SWEEP = """
 recipe:
@@ -60,6 +63,9 @@ class Laptop:
         subprocess.run(["git", "clone", "-q", str(ROOT), str(self.project)], check=True)
         changed = ["--exclude=.git", "--filter=:- .gitignore", f"{ROOT}/", f"{self.project}/"]
         subprocess.run(["rsync", "-a", *changed], check=True)
+        # there is no index on the bridge: the versions are those that lie here
+        there = sorted({f"{package.name}=={package.version}" for package in metadata.distributions()})
+        (self.project / "constraints.txt").write_text("\n".join(there) + "\n")
         self.environment = {**os.environ, **QUICK, "HOME": str(self.home), "PYTHONPATH": str(self.project)}
         self.file = self.project / "cluster.yaml"
         self.file.write_text(yaml.safe_dump(self._cluster(), sort_keys=False))
@@ -69,6 +75,7 @@ class Laptop:
         cluster: dict[str, Any] = yaml.safe_load((ROOT / "cluster.local.yaml").read_text())
         head, *workers = self.hosts
         cluster["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}
+        cluster["cluster_name"] = NAME
         cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.base / "key")}
         cluster["file_mounts"]["~/.ray/auth_token"] = f"{self.home}/.ray/auth_token"
         quick = " ".join(f"{name}={value}" for name, value in QUICK.items())
@@ -80,22 +87,30 @@ class Laptop:
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.started:6.1f} s] {text}", flush=True)
 
-    def run(self, *words: str, limit: float = 600) -> str:
-        self.say("$ " + " ".join(words))
+    def run(self, *words: str, quietly: bool = False) -> str:
+        if not quietly:
+            self.say("$ " + " ".join([Path(words[0]).name, *words[1:]]))
         done = subprocess.run(
-            words, cwd=self.project, env=self.environment, capture_output=True, text=True, timeout=limit, check=False
+            words, cwd=self.project, env=self.environment, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, f"{words}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout + done.stderr
 
-    def ray(self, *words: str, limit: float = 600) -> str:
-        return self.run(str(Path(sys.executable).with_name("ray")), *words, limit=limit)
+    def ray(self, *words: str, quietly: bool = False) -> str:
+        return self.run(str(Path(sys.executable).with_name("ray")), *words, quietly=quietly)
 
-    def status(self) -> str:
+    def await_nodes(self, count: int, seconds: float) -> None:
+        """Until `ray status` says so; shows what it says."""
         command = ". ~/venv/bin/activate && RAY_AUTH_MODE=token ray status"
-        text = self.ray("exec", str(self.file), command)
-        self.say(text[text.find("Node status") :])
-        return text
+        text = ""
+
+        def there() -> bool:
+            nonlocal text
+            text = self.ray("exec", str(self.file), command, quietly=True)
+            return alive(text) == count
+
+        wait_for(there, f"{count} nodes", seconds)
+        self.say("$ ray status\n" + text[text.find("Node status") :])
 
     def submit(self, sweep: Path, results: str) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "kdtrain.cluster", "cluster.yaml", str(sweep.relative_to(self.project))]
@@ -133,10 +148,14 @@ def laptop() -> Iterator[Laptop]:
                  f"root@{machine.address}", "pgrep -c raylet || true"], capture_output=True, text=True, check=True,
             )  # fmt: skip
             assert left.stdout.strip() == "0", "ray down left a raylet"
+        for kept in Path("/tmp/ray").glob(f"cluster-{NAME}.*"):  # what the local provider remembers of a cluster
+            kept.unlink()
 
 
 def alive(status: str) -> int:
-    return status.partition("Active:")[2].partition("Pending:")[0].count("node_")
+    """Of the lines ` 2 local.cluster.node` below Active and Idle."""
+    there = status.partition("Active:")[2].partition("Pending:")[0]
+    return sum(int(count) for count in re.findall(r"^ (\d+) \S+$", there, re.MULTILINE))
 
 
 def wait_for(condition: Any, what: str, seconds: float) -> None:
@@ -160,7 +179,7 @@ def busy_host(laptop: Laptop) -> Host:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_sweep_survives_the_death_of_a_host(laptop: Laptop, workers: int) -> None:
     """With trials of one worker, and of two on different hosts."""
-    wait_for(lambda: alive(laptop.status()) == 3, "three nodes", 120)
+    laptop.await_nodes(3, 120)
     sweep = laptop.project / f"digits_{workers}.yaml"
     epochs, trials = (40, 8) if workers == 1 else (12, 4)
     sweep.write_text(
@@ -181,7 +200,7 @@ def test_a_sweep_survives_the_death_of_a_host(laptop: Laptop, workers: int) -> N
     kept = {f.trial_id: json.dumps(f.epochs()) for f in store.trials() if f.outcome() is not None}
     victim.kill()
     laptop.say(f"### {victim.name} ({victim.address}) is dead; {len(kept)} trainings had ended")
-    wait_for(lambda: alive(laptop.status()) == 2, "the cluster to notice", 120)
+    laptop.await_nodes(2, 120)
     assert process.wait(timeout=900) == 0, "".join(laptop.said)[-4000:]
     report = laptop.project / "results" / sweep.stem / "report.md"
     assert report.exists(), "the report has come back"

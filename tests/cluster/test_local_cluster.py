@@ -4,6 +4,7 @@ The hosts are network namespaces of this machine (hosts.py); ssh, Ray, the sweep
 log.
 """
 
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 from hosts import Host, hosts, lacking
+from PIL import Image
 
 from kdtrain.store import Store
 
@@ -112,11 +114,11 @@ class Laptop:
         wait_for(there, f"{count} nodes", seconds)
         self.say("$ ray status\n" + text[text.find("Node status") :])
 
-    def submit(self, sweep: Path, results: str) -> subprocess.Popen[str]:
+    def submit(self, sweep: Path, results: str, *options: str) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "kdtrain.cluster", "cluster.yaml", str(sweep.relative_to(self.project))]
         self.say("$ python -m kdtrain.cluster " + " ".join(words[3:]) + f" --results {results}")
         process = subprocess.Popen(
-            [*words, "--results", results],
+            [*words, "--results", results, *options],
             cwd=self.project, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self.said: list[str] = []
@@ -176,15 +178,53 @@ def busy_host(laptop: Laptop) -> Host:
     raise AssertionError("nothing trains on any host")
 
 
+def small_sweep(laptop: Laptop, name: str, workers: int = 1, epochs: int = 2, trials: int = 2) -> Path:
+    file = laptop.project / f"{name}.yaml"
+    for word, number in (("WORKERS", workers), ("EPOCHS", epochs), ("TRIALS", trials)):
+        text = file.read_text() if file.exists() else SWEEP
+        file.write_text(text.replace(word, str(number)))
+    return file
+
+
+def test_a_folder_that_only_the_head_has_is_refused_naming_the_others(laptop: Laptop) -> None:
+    laptop.await_nodes(3, 120)
+    process = laptop.submit(small_sweep(laptop, "unshared"), "/tmp/results")
+    assert process.wait(timeout=300) == 1
+    said = "".join(laptop.said)
+    for worker in laptop.hosts[1:]:
+        assert (
+            f"--results: /tmp/results on node {worker.address} ({worker.name}) is not the folder that the driver"
+            in said
+        )
+    assert "Traceback" not in said
+
+
+def test_a_node_without_the_data_is_named(laptop: Laptop) -> None:
+    for machine in laptop.hosts[:2]:
+        for split, name in itertools.product(("train", "test"), "ab"):
+            folder = machine.folder / "tmp" / "data" / "birds" / split / name
+            folder.mkdir(parents=True)
+            for number in range(8):
+                Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(folder / f"{number}.png")
+    sweep = small_sweep(laptop, "birds")
+    text = sweep.read_text().replace("name: digits", "name: image_folder, folder: birds")
+    sweep.write_text(text)
+    results = str(laptop.base / "shared" / "results-birds")
+    process = laptop.submit(sweep, results, "--data", "/tmp/data")
+    assert process.wait(timeout=300) == 1
+    said = "".join(laptop.said)
+    lacks = laptop.hosts[2]
+    assert re.search(rf"node {re.escape(lacks.address)} \({lacks.name}\): .*birds", said), said[-3000:]
+    assert f"node {laptop.hosts[1].address}" not in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_sweep_survives_the_death_of_a_host(laptop: Laptop, workers: int) -> None:
     """With trials of one worker, and of two on different hosts."""
     laptop.await_nodes(3, 120)
-    sweep = laptop.project / f"digits_{workers}.yaml"
     epochs, trials = (40, 8) if workers == 1 else (12, 4)
-    sweep.write_text(
-        SWEEP.replace("WORKERS", str(workers)).replace("EPOCHS", str(epochs)).replace("TRIALS", str(trials))
-    )
+    sweep = small_sweep(laptop, f"digits_{workers}", workers, epochs, trials)
     results = laptop.base / "shared" / f"results-{workers}"
     store = Store(results)
     process = laptop.submit(sweep, str(results))

@@ -1,12 +1,14 @@
 """The sweep's command line. Nothing heavy is imported before it is needed: --help answers at once."""
 
 import argparse
+import os
 import shlex
 import signal
 import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdtrain.errors import NoResult, UserError
@@ -69,9 +71,12 @@ def _dispatch(chosen: argparse.Namespace) -> int:
 
         cluster = None
         if chosen.address is not None:
-            from kdtrain.execute import cluster_nodes
+            from kdtrain.terminal import quiet
 
-            cluster = cluster_nodes(chosen.address)
+            with quiet(Path(os.devnull)):
+                from kdtrain.execute import cluster_nodes
+
+                cluster = cluster_nodes(chosen.address)
         print(plan(sweep, chosen.data, cluster))
         return 0
     return _run(chosen, sweep)

@@ -233,8 +233,9 @@ def _check_nodes(study: Study, searcher: StudySearcher) -> None:
     for address, answer in asked.items():
         try:
             problem = ray.get(answer)
-        except RayError as error:  # it has no kdtrain, or another one, or it has just gone
-            problem = f"node {address}: {str(error).strip().splitlines()[-1]}"
+        except RayError as error:  # it has no kdtrain, or another one; or it has just gone, which is no mistake
+            still_there = any(node["Alive"] and node["NodeManagerAddress"] == address for node in ray.nodes())
+            problem = f"node {address}: {str(error).strip().splitlines()[-1]}" if still_there else None
         if problem:
             problems.append(problem)
     if problems:

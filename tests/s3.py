@@ -1,4 +1,4 @@
-"""A real S3 server on loopback: moto's, in a process of its own."""
+"""A real S3 server on an address of this machine: moto's, in a process of its own."""
 
 import os
 import subprocess
@@ -13,14 +13,14 @@ BUCKET = "bucket"
 
 
 @contextmanager
-def s3_server(port: int) -> Iterator[str]:
+def s3_server(port: int, address: str = "127.0.0.1") -> Iterator[str]:
     """Yields the URL of a folder in a fresh bucket."""
-    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    words = [sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _until_it_answers(port)
+        _until_it_answers(f"{address}:{port}")
         os.environ.update(SECRET)
-        where = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+        where = f"endpoint_override={address}:{port}&scheme=http&region=us-east-1"
         from pyarrow import fs
 
         files, _ = fs.FileSystem.from_uri(f"s3://{BUCKET}?{where}&allow_bucket_creation=true")
@@ -31,11 +31,11 @@ def s3_server(port: int) -> Iterator[str]:
         process.wait()
 
 
-def _until_it_answers(port: int) -> None:
+def _until_it_answers(server: str) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5).close()
+            urllib.request.urlopen(f"http://{server}/moto-api/", timeout=5).close()
             return
         except OSError:
             if time.monotonic() > deadline:

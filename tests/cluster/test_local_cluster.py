@@ -13,15 +13,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hosts import Host, hosts, lacking
+from hosts import NETWORK, Host, hosts, lacking
 from PIL import Image
+from s3 import SECRET, s3_server
 
+from kdtrain.distant import AtUrl
+from kdtrain.files import Folder
 from kdtrain.store import Store
 
 pytestmark = pytest.mark.cluster
@@ -57,8 +61,8 @@ QUICK = {
 class Laptop:
     """Where the user sits: a copy of the project, a home, the cluster file, a clock."""
 
-    def __init__(self, base: Path, machines: list[Host]) -> None:
-        self.base, self.hosts = base, machines
+    def __init__(self, base: Path, machines: list[Host], s3: str) -> None:
+        self.base, self.hosts, self.s3 = base, machines, s3
         self.home, self.project = base / LAPTOP, base / LAPTOP / "kdtrain"
         self.started = time.monotonic()
         self.project.parent.mkdir()
@@ -80,7 +84,8 @@ class Laptop:
         cluster["cluster_name"] = NAME
         cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.base / "key")}
         cluster["file_mounts"]["~/.ray/auth_token"] = f"{self.home}/.ray/auth_token"
-        quick = " ".join(f"{name}={value}" for name, value in QUICK.items())
+        # what an instance's role is in the cloud
+        quick = " ".join(f"{name}={value}" for name, value in {**QUICK, **SECRET}.items())
         for place, cpus in (("head_start_ray_commands", 0), ("worker_start_ray_commands", 2)):
             stop, start = cluster[place]
             cluster[place] = [stop, f"{quick} {start} {SMALL.format(cpus=cpus)}"]
@@ -137,9 +142,11 @@ def laptop() -> Iterator[Laptop]:
     reason = lacking()
     if reason is not None:
         pytest.skip(reason)
-    with hosts() as (base, machines):
+    with ExitStack() as stack:
+        base, machines = stack.enter_context(hosts())
         (base / "shared").mkdir()
-        laptop = Laptop(base, machines)
+        server = stack.enter_context(s3_server(9000, f"{NETWORK}.1"))
+        laptop = Laptop(base, machines, server)
         laptop.ray("get-auth-token", "--generate")
         laptop.ray("up", "-y", "cluster.yaml")
         yield laptop
@@ -221,16 +228,19 @@ def test_a_node_without_the_data_is_named(laptop: Laptop) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_sweep_survives_the_death_of_a_host(laptop: Laptop, workers: int) -> None:
-    """With trials of one worker, and of two on different hosts."""
+    """With trials of one worker and results on a shared mount; with trials of two workers on different hosts and
+    results on an S3 server."""
     laptop.await_nodes(3, 120)
     epochs, trials = (40, 8) if workers == 1 else (12, 4)
     sweep = small_sweep(laptop, f"digits_{workers}", workers, epochs, trials)
-    results = laptop.base / "shared" / f"results-{workers}"
-    store = Store(results)
-    process = laptop.submit(sweep, str(results))
+    written = str(laptop.base / "shared" / "results") if workers == 1 else laptop.s3
+    seen = Folder(Path(written)) if workers == 1 else Folder(laptop.base / "seen", AtUrl(written, "--results"))
+    results, store = seen.path, Store(seen.path)
+    process = laptop.submit(sweep, written)
 
     def in_the_middle() -> bool:
         assert process.poll() is None, "".join(laptop.said)[-4000:]
+        seen.fetch_all("*.json", "*.jsonl")
         ended = sum(folder.outcome() is not None for folder in store.trials())
         running = [folder for folder in store.trials() if folder.outcome() is None and len(folder.epochs()) >= 2]
         return ended >= 4 and bool(running)
@@ -246,6 +256,7 @@ def test_a_sweep_survives_the_death_of_a_host(laptop: Laptop, workers: int) -> N
     assert report.exists(), "the report has come back"
     laptop.say(f"### the report is here: {report.read_text().splitlines()[2][:200]}")
 
+    seen.fetch_all("*")
     for trial_id, rows in kept.items():
         assert json.dumps(store.trial(trial_id).epochs()) == rows, "what had ended is not trained again"
     for folder in store.trials():

@@ -5,6 +5,7 @@ Tune's own snapshots are not used: the study and the store are the truth, and ev
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -49,6 +50,8 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
     data: the URL from which each node fetches the data sets, if there is one."""
     resources = study.sweep.resources
     with _connected(resources, address):
+        # Ray puts a handler of its own in this place, which aborts
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         if address is not None:
             _await_nodes(study)
         limit = concurrent_trials(resources, nodes_at_most(_alive(), bootstrap()))

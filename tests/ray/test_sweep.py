@@ -197,7 +197,10 @@ def test_a_killed_trial_process_loses_nothing(sweep: Path, undisturbed: Path, tm
     assert epochs_by_trial(tmp_path) == epochs_by_trial(undisturbed)
 
 
-def test_ctrl_c_ends_soon_and_says_how_to_continue(sweep: Path, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_soon_and_says_how_to_continue(
+    sent: signal.Signals, sweep: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     driver = subprocess.Popen(
         command(sweep, tmp_path),
         stdout=subprocess.PIPE,
@@ -209,7 +212,10 @@ def test_ctrl_c_ends_soon_and_says_how_to_continue(sweep: Path, undisturbed: Pat
     wait_for(lambda: running_trial(tmp_path, 2), "a training")
     below = children(driver.pid)
     started = time.monotonic()
-    os.killpg(driver.pid, signal.SIGINT)  # a terminal sends it to every process of the group
+    if sent == signal.SIGINT:
+        os.killpg(driver.pid, sent)  # a terminal sends it to every process of the group
+    else:
+        driver.send_signal(sent)
     out, err = driver.communicate(timeout=30)
     assert time.monotonic() - started < 20  # 5 s where nothing else runs
     assert driver.returncode == 130

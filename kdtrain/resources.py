@@ -60,15 +60,12 @@ def nodes_at_least(cluster: Mapping[str, Any]) -> int:
 def nodes_at_most(alive: Sequence[Mapping[str, float]], cluster: Mapping[str, Any]) -> list[Mapping[str, float]]:
     """The resources of the nodes when the cluster has grown as far as it may; of those that are there, where it cannot
     grow or does not say what its nodes will have."""
-    types, head = cluster.get("available_node_types", {}), cluster.get("head_node_type")
-    grown: list[Mapping[str, float]] = []
-    for name, kind in types.items():
-        if name == head:
-            grown.append(kind.get("resources", {}))
-        elif kind.get("resources"):
-            grown += [kind["resources"]] * kind.get("max_workers", 0)
-    limit = 1 + int(cluster.get("max_workers", len(grown)))
-    return grown[:limit] if len(grown[:limit]) > len(alive) else list(alive)
+    types = dict(cluster.get("available_node_types", {}))
+    head = types.pop(cluster.get("head_node_type"), {})
+    if not types or not all(kind.get("resources") for kind in types.values()):
+        return list(alive)
+    workers = [kind["resources"] for kind in types.values() for _ in range(kind.get("max_workers", 0))]
+    return [head.get("resources", {}), *workers[: cluster.get("max_workers")]]
 
 
 def machine_resources() -> dict[str, float]:

@@ -136,10 +136,10 @@ class Host:
 
 
 @contextmanager
-def hosts() -> Iterator[tuple[Path, list[Host]]]:
+def machines(count: int = COUNT) -> Iterator[tuple[Path, list[Host]]]:
     """(a folder that all hosts see, the hosts)."""
     base = Path(tempfile.mkdtemp(prefix="kd-cluster-", dir="/var/tmp"))
-    made = [Host(number, base) for number in range(COUNT)]
+    made = [Host(number, base) for number in range(count)]
     try:
         for name in ("key", "host_key"):
             _call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(base / name))

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hosts import NETWORK, Host, hosts, lacking
+from hosts import NETWORK, Host, lacking, machines
 from PIL import Image
 from s3 import SECRET, s3_server
 
@@ -61,8 +62,8 @@ QUICK = {
 class Laptop:
     """Where the user sits: a copy of the project, a home, the cluster file, a clock."""
 
-    def __init__(self, base: Path, machines: list[Host], s3: str) -> None:
-        self.base, self.hosts, self.s3 = base, machines, s3
+    def __init__(self, base: Path, hosts: list[Host], s3: str) -> None:
+        self.base, self.hosts, self.s3 = base, hosts, s3
         self.home, self.project = base / LAPTOP, base / LAPTOP / "kdtrain"
         self.started = time.monotonic()
         self.project.parent.mkdir()
@@ -125,6 +126,7 @@ class Laptop:
         process = subprocess.Popen(
             [*words, "--results", results, *options],
             cwd=self.project, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
         )  # fmt: skip
         self.said: list[str] = []
         threading.Thread(target=self._listen, args=(process, self.said), daemon=True).start()
@@ -132,26 +134,27 @@ class Laptop:
 
     def _listen(self, process: "subprocess.Popen[str]", said: list[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            said.append(line)
-            self.say("  " + line.rstrip())
+        with process.stdout:
+            for line in process.stdout:
+                said.append(line)
+                self.say("  " + line.rstrip())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def laptop() -> Iterator[Laptop]:
     reason = lacking()
     if reason is not None:
         pytest.skip(reason)
     with ExitStack() as stack:
-        base, machines = stack.enter_context(hosts())
+        base, hosts = stack.enter_context(machines())
         (base / "shared").mkdir()
         server = stack.enter_context(s3_server(9000, f"{NETWORK}.1"))
-        laptop = Laptop(base, machines, server)
+        laptop = Laptop(base, hosts, server)
         laptop.ray("get-auth-token", "--generate")
         laptop.ray("up", "-y", "cluster.yaml")
         yield laptop
         laptop.ray("down", "-y", "cluster.yaml")
-        for machine in machines[:1]:
+        for machine in hosts[:1]:
             left = subprocess.run(
                 ["ssh", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-i", str(base / "key"),
                  f"root@{machine.address}", "pgrep -c raylet || true"], capture_output=True, text=True, check=True,
@@ -193,8 +196,13 @@ def small_sweep(laptop: Laptop, name: str, workers: int = 1, epochs: int = 2, tr
     return file
 
 
-def test_a_folder_that_only_the_head_has_is_refused_naming_the_others(laptop: Laptop) -> None:
+def test_what_a_node_lacks_is_said_with_its_name_before_anything_is_trained(laptop: Laptop) -> None:
     laptop.await_nodes(3, 120)
+    a_folder_that_only_the_head_has(laptop)
+    data_that_one_node_has_not(laptop)
+
+
+def a_folder_that_only_the_head_has(laptop: Laptop) -> None:
     process = laptop.submit(small_sweep(laptop, "unshared"), "/tmp/results")
     assert process.wait(timeout=300) == 1
     said = "".join(laptop.said)
@@ -206,7 +214,7 @@ def test_a_folder_that_only_the_head_has_is_refused_naming_the_others(laptop: La
     assert "Traceback" not in said
 
 
-def test_a_node_without_the_data_is_named(laptop: Laptop) -> None:
+def data_that_one_node_has_not(laptop: Laptop) -> None:
     for machine in laptop.hosts[:2]:
         for split, name in itertools.product(("train", "test"), "ab"):
             folder = machine.folder / "tmp" / "data" / "birds" / split / name
@@ -246,6 +254,11 @@ def test_a_sweep_survives_the_death_of_a_host(laptop: Laptop, workers: int) -> N
         return ended >= 4 and bool(running)
 
     wait_for(in_the_middle, "the middle of the sweep", 600)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    laptop.say("### the laptop is closed; the same command again")
+    process = laptop.submit(sweep, written)
+    wait_for(lambda: any("is running already" in line for line in laptop.said), "the job to be found", 60)
     victim = busy_host(laptop)
     kept = {f.trial_id: json.dumps(f.epochs()) for f in store.trials() if f.outcome() is not None}
     victim.kill()
@@ -269,7 +282,3 @@ def test_a_sweep_survives_the_death_of_a_host(laptop: Laptop, workers: int) -> N
     ends = [row for row in record if row["event"] == "ended" and row["stage"] == "search"]
     assert [row["number"] for row in sorted(ends, key=lambda row: row["number"])] == list(range(trials))
     assert record[-1]["event"] == "finished"
-
-    victim.remove()
-    victim.start()
-    laptop.ray("up", "-y", "--no-restart", "cluster.yaml")

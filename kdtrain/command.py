@@ -146,7 +146,7 @@ def _carry_out(study: "Study", chosen: argparse.Namespace) -> int:
     folder.fetch_all("*")  # pictures' arrays may come from another node
     report = build_report(folder.path)
     folder.publish()
-    print(f"{name}: {report}" + (f", and {folder}/{report.name}" if folder.distant else ""))
+    print(f"{name}: {report}" + (f", and in {folder}" if folder.distant else ""))
     if no_result is not None:
         print("\n".join(no_result.problems), file=sys.stderr)
         return 1

@@ -132,7 +132,10 @@ class Folder:
         self._claim: str | None = None
 
     def __str__(self) -> str:
-        return str(self.path) if self.distant is None else f"{self.distant.url}/{self._below}".rstrip("/")
+        if self.distant is None:
+            return str(self.path)
+        url, mark, query = self.distant.url.partition("?")
+        return f"{url}/{self._below}".rstrip("/") + mark + query
 
     def folder(self, name: str) -> "Folder":
         return Folder(self.path / name, self.distant, f"{self._below}{name}/")

@@ -170,3 +170,5 @@ def test_a_url_has_its_copies_in_the_users_cache(tmp_path: Path, monkeypatch: py
     folder = results_folder(f"file://{tmp_path}/there")
     assert folder.path.parent == tmp_path / "cache" / "kdtrain" / "results"
     assert str(folder.folder("digits_kd")) == f"file://{tmp_path}/there/digits_kd"
+    folder.distant.url += "?region=x"  # type: ignore[union-attr]
+    assert str(folder.folder("digits_kd")) == f"file://{tmp_path}/there/digits_kd?region=x"

@@ -49,9 +49,9 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
     """Runs every job of the study; raises UserError for what the user can mend, KeyboardInterrupt when interrupted.
     data: the URL from which each node fetches the data sets, if there is one."""
     resources = study.sweep.resources
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with _connected(resources, address):
-        # Ray puts a handler of its own in this place, which aborts
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put two of its own there: one exits, the other aborts
         if address is not None:
             _await_nodes(study)
         limit = concurrent_trials(resources, nodes_at_most(_alive(), bootstrap()))

@@ -1,14 +1,12 @@
 """Folders at a URL, through pyarrow's file systems: s3://, gs://, abfs://, hdfs://, file://, and what fsspec adds."""
 
-import hashlib
-import os
 import uuid
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from kdtrain.errors import UserError
-from kdtrain.files import Folder
+from kdtrain.files import Folder, digest, user_cache
 
 WHOLE_BY_NATURE = ("s3", "gcs", "abfs")
 """File systems whose files appear when their writing has ended."""
@@ -22,13 +20,7 @@ def results_folder(written: str) -> Folder:
     if "@" in urlsplit(written).netloc:
         raise UserError("--results: a URL is written into files; leave the secret out and set it in the environment")
     distant = AtUrl(written, "--results")
-    return Folder(copies_folder() / "results" / digest(written), distant)
-
-
-def copies_folder() -> Path:
-    """XDG_CACHE_HOME/kdtrain or ~/.cache/kdtrain: of this machine."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "kdtrain"
+    return Folder(user_cache() / "results" / digest(written.encode()), distant)
 
 
 class AtUrl:
@@ -115,7 +107,3 @@ def _file_system(url: str) -> tuple[Any, str]:
         scheme, path = urlsplit(url).scheme, url.partition("://")[2]
         files = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme)))
     return files, path.rstrip("/")
-
-
-def digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

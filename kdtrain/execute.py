@@ -195,13 +195,12 @@ def _common(study: Study, on_cluster: bool, data: str | None) -> dict[str, Any]:
     scratch = files.path.absolute() / ".ray"
     mark = f"mark-{uuid.uuid4().hex}"
     write_bytes(scratch / mark, b"")
-    at_url = on_cluster and files.distant is not None
     return {
         "results": store.distant.url if store.distant else str(store.path.absolute()),
         "sweep": study.sweep.name,
         "scratch": str(scratch),
         "mark": mark,
-        "ray_storage": f"{store.distant.url}#{study.sweep.name}/.ray" if at_url and store.distant else str(scratch),
+        "ray_storage": f"{store.distant.url}#{study.sweep.name}/.ray" if on_cluster and store.distant else str(scratch),
         "data": data or str(study.data_root),
         "resources": study.sweep.resources.model_dump(),
         "readings": study.sweep.readings(),

@@ -6,6 +6,7 @@ a URL asks there each time, so that what another node has written is seen at onc
 
 import fcntl
 import fnmatch
+import hashlib
 import json
 import os
 import shutil
@@ -50,6 +51,17 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def digest(data: bytes) -> str:
+    """16 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def user_cache() -> Path:
+    """XDG_CACHE_HOME/kdtrain or ~/.cache/kdtrain: of this machine."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "kdtrain"
 
 
 def append_row(path: Path, row: Row) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from kdtrain.files import Row, write_bytes
+from kdtrain.files import Row, digest, user_cache, write_bytes
 
 Tensors = dict[str, Tensor]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -39,8 +39,7 @@ POLL_S = 0.02
 def cache_folder() -> Path:
     """KDTRAIN_CACHE, or kdtrain/shared in the user's cache folder: of this node, whatever other nodes have."""
     named = os.environ.get("KDTRAIN_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named) if named else home / "kdtrain" / "shared"
+    return Path(named) if named else user_cache() / "shared"
 
 
 class Cache:
@@ -163,7 +162,7 @@ class SharedFolder:
             return self._whole[unit]
         for path in self.path.glob(f"unit-{unit}-*.safetensors"):
             try:
-                whole = path.stem.endswith(_digest(path.read_bytes()))
+                whole = path.stem.endswith(digest(path.read_bytes()))
             except FileNotFoundError:
                 continue
             if whole:
@@ -174,7 +173,7 @@ class SharedFolder:
 
     def _write(self, unit: int, tensors: Tensors) -> None:
         data = safetensors.torch.save({name: value.cpu().contiguous() for name, value in tensors.items()})
-        path = self.path / f"unit-{unit}-{_digest(data)}.safetensors"
+        path = self.path / f"unit-{unit}-{digest(data)}.safetensors"
         write_bytes(path, data)
         self._whole[unit] = path
         self.computed += 1
@@ -215,10 +214,6 @@ def _remove_unless_held(path: Path) -> bool:
         os.close(handle)
     shutil.rmtree(doomed, ignore_errors=True)
     return True
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def _size(folder: Path) -> int:

@@ -7,7 +7,6 @@
     checkpoint-*.safetensors while running; weights.safetensors, predictions.npz where they are kept
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import UserError
-from kdtrain.files import Folder, Row, write_bytes
+from kdtrain.files import Folder, Row, digest, write_bytes
 
 SCHEMA = 1
 
@@ -146,7 +145,7 @@ class TrialFolder:
         Later ones are damaged, or the training would not have gone back to this step.
         """
         of_step = f"checkpoint-{step:09d}-"
-        written = f"{of_step}{_digest(data)}.safetensors"
+        written = f"{of_step}{digest(data)}.safetensors"
         self.files.write(written, data)
         names = self._checkpoints()
         earlier = [name for name in names if name < of_step]
@@ -159,7 +158,7 @@ class TrialFolder:
         """The newest whole checkpoint; one that was cut off or changed is passed over."""
         for name in reversed(self._checkpoints()):
             data = self.files.read(name)
-            if data is not None and Path(name).stem.endswith(_digest(data)):
+            if data is not None and Path(name).stem.endswith(digest(data)):
                 return data
         return None
 
@@ -169,7 +168,3 @@ class TrialFolder:
 
     def _checkpoints(self) -> list[str]:
         return self.files.names("checkpoint-*.safetensors")
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=8).hexdigest()

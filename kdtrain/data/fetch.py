@@ -8,9 +8,9 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from kdtrain.distant import AtUrl, copies_folder, digest
+from kdtrain.distant import AtUrl
 from kdtrain.errors import UserError
-from kdtrain.files import TRANSFERS, locked, write_bytes
+from kdtrain.files import TRANSFERS, digest, locked, user_cache, write_bytes
 
 WHOLE = ".whole.json"
 SUMS = "SHA256SUMS"
@@ -24,7 +24,7 @@ def fetched(url: str) -> Path:
     What has changed at the URL since is not noticed: give other data another name. Raises UserError where there is
     nothing, or something else than was listed; OSError where it does not fit onto the disk.
     """
-    folder = copies_folder() / "data" / digest(url)
+    folder = user_cache() / "data" / digest(url.encode())
     with locked(folder.with_name(f"{folder.name}.lock"), wait=True):
         if not (folder / WHOLE).exists():
             shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed while it fetched

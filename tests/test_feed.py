@@ -293,6 +293,7 @@ def test_loaders_end_where_their_training_is_killed(tmp_path: Path) -> None:
         require_gone(loaders)
 
 
+@pytest.mark.slow
 def test_a_killed_loader_ends_the_command_with_one_sentence_and_its_checkpoint_stays(tmp_path: Path) -> None:
     with command(tmp_path, 100_000) as (process, loaders):
         os.kill(loaders[0], signal.SIGKILL)

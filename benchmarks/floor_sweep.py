@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import torch
-from sweep_parts import EPOCHS, SETUPS, Setup, hyperparameters, image_sets, network
+from sweep_parts import EPOCHS, Setup, hyperparameters, image_sets, network, setup_from
 from torch import multiprocessing
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -17,8 +17,9 @@ PROCESSES = 2
 
 
 def prepare(setup: Setup, teacher_file: Path, data: Path, ready: Path) -> dict[str, float]:
-    """Writes every epoch's batches, as bytes of pixels, and the teacher's logits; returns T and S: seconds of an image
-    in the teacher's forward pass and in the student's step."""
+    """Writes every epoch's views, float32, and the teacher's logits; returns T: CPU seconds of an image in the
+    teacher's forward pass, one thread."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     teacher = network(setup.teacher, setup.classes).eval()
     teacher.load_state_dict(torch.load(teacher_file, weights_only=True))
@@ -40,9 +41,9 @@ def prepare(setup: Setup, teacher_file: Path, data: Path, ready: Path) -> dict[s
     return {"T": seconds / images}
 
 
-def work(name: str, ready: Path, first: int) -> None:
-    setup = SETUPS[name]
+def work(setup: Setup, ready: Path, first: int) -> None:
     torch.set_num_threads(1)
+    stepping = steps = 0.0
     epochs = [torch.load(file, weights_only=True) for file in sorted(ready.glob("train-*.pt"))]
     val_images, val_labels = torch.load(ready / "val.pt", weights_only=True)
     layout = torch.contiguous_format if setup.student.startswith("lenet5") else torch.channels_last
@@ -54,6 +55,7 @@ def work(name: str, ready: Path, first: int) -> None:
         for epoch in range(EPOCHS):
             images_all, labels_all, logits_all = epochs[epoch % len(epochs)]
             student.train()
+            started = time.process_time()
             for at in torch.randperm(len(labels_all)).split(setup.batch_size):
                 logits = student(images_all[at].contiguous(memory_format=layout))
                 wanted = functional.softmax(logits_all[at] / temperature, dim=1)
@@ -63,17 +65,19 @@ def work(name: str, ready: Path, first: int) -> None:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+            stepping, steps = stepping + time.process_time() - started, steps + len(labels_all)
             student.eval()
             with torch.inference_mode():
                 parts = val_images.split(256)
                 named = torch.cat([student(part.contiguous(memory_format=layout)).argmax(1) for part in parts])
             right = (named == val_labels).float().mean().item()
-        print(f"{right:.4f}", flush=True)
+        print(f"accuracy {right:.4f}, S {stepping / steps * 1e3:.4f} ms an image", flush=True)
 
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(sys.argv[1], Path(sys.argv[2]), i)) for i in range(PROCESSES)]
+    chosen = setup_from(sys.argv[1]), Path(sys.argv[2])
+    workers = [context.Process(target=work, args=(*chosen, number)) for number in range(PROCESSES)]
     for worker in workers:
         worker.start()
     for worker in workers:

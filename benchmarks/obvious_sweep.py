@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from ray import tune
-from sweep_parts import EPOCHS, SETUPS, hyperparameters, image_sets, network
+from sweep_parts import EPOCHS, hyperparameters, image_sets, network, setup_from
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 
 def train(config):
-    setup, chosen = SETUPS[config["setup"]], config["chosen"]
+    setup, chosen = setup_from(config["setup"]), config["chosen"]
     torch.set_num_threads(1)
     torch.manual_seed(0)
     train_set, val_set = image_sets(setup, Path(config["data"]))
@@ -45,9 +45,9 @@ def train(config):
 
 
 if __name__ == "__main__":
-    name, teacher, data, folder = sys.argv[1:]
-    space = {"setup": name, "teacher": teacher, "data": data}
-    space["chosen"] = tune.grid_search(hyperparameters(SETUPS[name].trials))
+    setup, teacher, data, folder = sys.argv[1:]
+    space = {"setup": setup, "teacher": teacher, "data": data}
+    space["chosen"] = tune.grid_search(hyperparameters(setup_from(setup).trials))
     tuner = tune.Tuner(
         tune.with_resources(train, {"cpu": 1}),
         param_space=space,

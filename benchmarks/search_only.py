@@ -6,16 +6,17 @@ from pathlib import Path
 
 from kdtrain.config import load_sweep
 from kdtrain.describe import describe
-from kdtrain.execute import execute
 from kdtrain.record import Record
 from kdtrain.store import Store
 from kdtrain.study import Job, Study
+from kdtrain.terminal import Display, quiet
 
 
 class SearchOnly(Study):
     """Without smoke, baselines, confirming runs and pictures, which the other two sweeps do not have."""
 
     def jobs(self) -> Iterator[Job | None]:
+        self.stage, self.stage_size = "search", self.search.trials
         yield from self._searched(self.search)
 
 
@@ -24,7 +25,13 @@ if __name__ == "__main__":
     sweep = load_sweep(file)
     study = SearchOnly(sweep, Store(results), Record(results / sweep.name), data)
     study.record.open(describe(sweep, data), file.read_text())
-    execute(study, None)
+    with quiet(results / sweep.name / "ray.log") as terminal:
+        from kdtrain.execute import execute
+
+        with Display(study, terminal).shown():
+            execute(study, None)
     outcomes = [folder.outcome() or {} for folder in study.store.trials()]
-    computed = sum(outcome["teacher_images_computed"] for outcome in outcomes)
-    print(f"trials {len(outcomes)}, teacher images computed {computed}")
+    used, computed = (
+        sum(outcome[name] for outcome in outcomes) for name in ("teacher_images", "teacher_images_computed")
+    )
+    print(f"{len(outcomes)} trials, teacher images used {used}, computed {computed}")

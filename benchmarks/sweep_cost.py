@@ -1,31 +1,34 @@
-"""What a sweep of 16 trials costs: kdtrain against (a) the obvious Ray Tune script and (b) the floor.
+"""What a sweep costs: kdtrain against (a) the obvious Ray Tune script and (b) the floor.
 
 `python benchmarks/sweep_cost.py --setup mnist --data DIR --rounds 3`: interleaved rounds; CPU seconds of the whole
-tree of processes and wall seconds, medians and ranges, and their ratios within this run. The trained teacher (random
-weights: its cost is the same) is given to all; nothing is pruned; every variant starts with an empty cache and folder.
+tree of processes and wall seconds, medians and ranges, and their ratios within this run. All three train the same
+recipes. The trained teacher (random weights: its cost is the same) is given to all; nothing is pruned; each starts with
+an empty cache and folder. Several `--trials`: also what a trial costs beyond the first ones' share.
 """
 
 import argparse
 import ctypes
-import json
+import itertools
+import math
 import os
-import resource
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from floor_sweep import prepare
-from sweep_parts import SETUPS, Setup, network, recipe
+from sweep_parts import SETUPS, Setup, network, sweep
 
 HERE = Path(__file__).parent
 PR_SET_CHILD_SUBREAPER = 36
+POLL_S = 0.1
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -36,83 +39,111 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=["floor", "kdtrain", "obvious"], default=["floor", "kdtrain", "obvious"]
     )
+    parser.add_argument("--trials", type=int, nargs="+", default=[16])
+    parser.add_argument("--images", type=int, help="of training (default: the setup's)")
     chosen = parser.parse_args()
     # Ray's processes outlive their parents: whoever is left behind becomes ours, and its CPU time is counted
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    setup = SETUPS[chosen.setup]
+    one = SETUPS[chosen.setup]
+    setups = [replace(one, trials=trials, images=chosen.images or one.images) for trials in chosen.trials]
+    data = chosen.data.absolute()
     with tempfile.TemporaryDirectory(prefix="sweep-cost-") as folder:
         scratch = Path(folder)
         teacher = scratch / "teacher.pth"
         torch.manual_seed(1)
-        torch.save(network(setup.teacher, setup.classes).state_dict(), teacher)
+        torch.save(network(one.teacher, one.classes).state_dict(), teacher)
         (scratch / "ready").mkdir()
-        times = prepare(setup, teacher, chosen.data.absolute(), scratch / "ready")
-        print(json.dumps({"setup": setup.as_json(), **times}), flush=True)
-        spent: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen.only}
+        times = prepare(setups[0], teacher, data, scratch / "ready")
+        print(f"{setups[0].text()}\nT {times['T'] * 1e3:.4f} ms an image", flush=True)
+        spent: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for number in range(chosen.rounds):
-            for name in chosen.only:
-                spent[name].append(measured(command(name, setup, teacher, chosen.data.absolute(), scratch, number)))
-                cpu, wall = spent[name][-1]
-                print(f"round {number + 1} {name}: {cpu:.1f} CPU s, {wall:.1f} s wall", flush=True)
+            for setup, name in itertools.product(setups, chosen.only):
+                of_this = measured(command(name, setup, teacher, data, scratch, number))
+                spent.setdefault((name, setup.trials), []).append(of_this)
+                print(
+                    f"round {number + 1} {name}, {setup.trials} trials: {of_this[0]:.1f} CPU s, {of_this[1]:.1f} s wall"
+                )
     report(spent)
 
 
 def command(name: str, setup: Setup, teacher: Path, data: Path, scratch: Path, number: int) -> list[str]:
     """What is timed; its folders are fresh."""
-    folder = scratch / f"{name}-{number}"
+    folder = scratch / f"{name}-{setup.trials}-{number}"
     folder.mkdir()
     os.environ["KDTRAIN_CACHE"] = str(folder / "cache")
     if name == "floor":
-        return [sys.executable, str(HERE / "floor_sweep.py"), setup.name, str(scratch / "ready")]
+        return [sys.executable, str(HERE / "floor_sweep.py"), setup.text(), str(scratch / "ready")]
     if name == "obvious":
-        return [sys.executable, str(HERE / "obvious_sweep.py"), setup.name, str(teacher), str(data), str(folder)]
-    study = {"trials": setup.trials, "sampler": {"name": "random"}, "confirm": {"best": 1, "seeds": 1}}
+        return [sys.executable, str(HERE / "obvious_sweep.py"), setup.text(), str(teacher), str(data), str(folder)]
     file = folder / f"{setup.name}.yaml"
-    file.write_text(yaml.safe_dump({"recipe": recipe(setup, teacher), "study": study}, sort_keys=False))
+    file.write_text(yaml.safe_dump(sweep(setup, teacher), sort_keys=False))
     return [sys.executable, str(HERE / "search_only.py"), str(file), str(folder / "results"), str(data)]
 
 
 def measured(words: list[str]) -> tuple[float, float]:
     """(CPU seconds of the process and all below it, wall seconds)."""
-    before, started = _cpu_of_children(), time.perf_counter()
+    started, spent = time.perf_counter(), {}
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    wall = time.perf_counter() - started
-    if done.returncode:
-        sys.exit(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    print("  " + done.stdout.strip().splitlines()[-1], flush=True)
-    while True:  # processes that it left behind
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            break
-    return _cpu_of_children() - before, wall
+    with tempfile.TemporaryFile("w+") as told:
+        running = subprocess.Popen(words, env=environment, stdout=told, stderr=subprocess.STDOUT)
+        while os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            spent |= cpu_seconds_below()
+            time.sleep(POLL_S)
+        wall = time.perf_counter() - started
+        while below := cpu_seconds_below():  # those that it left behind, and their ends
+            spent |= below
+            running.poll()
+            with suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+            time.sleep(POLL_S)
+        told.seek(0)
+        lines = told.read().strip().splitlines()
+    if running.returncode:
+        sys.exit("\n".join([f"{' '.join(words)} failed:", *lines[-40:]]))
+    print("  " + lines[-1], flush=True)
+    return sum(spent.values()), wall
 
 
-def _cpu_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def cpu_seconds_below() -> dict[tuple[int, int], float]:
+    """By (process, start) of everything below this process: its own CPU seconds so far. A parent's sum of its ended
+    children would not do: Ray's raylet ignores them, and the kernel then adds nothing up."""
+    rows = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            fields = file.read_text().rpartition(")")[2].split()
+            rows[int(file.parent.name)] = (int(fields[1]), int(fields[19]), int(fields[11]) + int(fields[12]))
+    found, parents = {}, {os.getpid()}
+    while parents:
+        parents = {process for process, (parent, *_) in rows.items() if parent in parents}
+        found |= {(process, rows[process][1]): rows[process][2] / TICKS for process in parents}
+    return found
 
 
-def report(spent: dict[str, list[tuple[float, float]]]) -> None:
+def report(spent: dict[tuple[str, int], list[tuple[float, float]]]) -> None:
     print(
-        "\n| sweep | CPU s, median (range) | wall s, median (range) | CPU / floor | wall / floor |"
-        "\n|---|--:|--:|--:|--:|"
+        "\n| sweep | trials | CPU s, median (range) | wall s, median (range) | CPU / floor | wall / floor |"
+        "\n|---|--:|--:|--:|--:|--:|"
     )
-    medians: dict[str, Any] = {
-        name: [statistics.median(each) for each in zip(*rows, strict=True)] for name, rows in spent.items()
-    }
-    for name, rows in spent.items():
+    medians = {key: [statistics.median(each) for each in zip(*rows, strict=True)] for key, rows in spent.items()}
+    for (name, trials), rows in spent.items():
         shown = [
             f"{statistics.median(each):.1f} ({min(each):.1f} to {max(each):.1f})" for each in zip(*rows, strict=True)
         ]
-        floor = medians.get("floor")
-        ratios = [f"{mine / its:.2f}" for mine, its in zip(medians[name], floor, strict=True)] if floor else ["—", "—"]
-        print(f"| {name} | {' | '.join([*shown, *ratios])} |")
-    if {"kdtrain", "obvious"} <= spent.keys():
-        times = [other / ours for other, ours in zip(medians["obvious"], medians["kdtrain"], strict=True)]
-        print(f"\nobvious / kdtrain: {times[0]:.2f} in CPU time, {times[1]:.2f} in wall time")
-    shutil.rmtree(os.environ["KDTRAIN_CACHE"], ignore_errors=True)
+        floor = medians.get(("floor", trials), [math.nan, math.nan])
+        ratios = [f"{mine / its:.2f}" for mine, its in zip(medians[name, trials], floor, strict=True)]
+        print(f"| {name} | {trials} | {' | '.join([*shown, *ratios])} |")
+    for trials in sorted(
+        {trials for name, trials in spent if {("kdtrain", trials), ("obvious", trials)} <= set(spent)}
+    ):
+        cpu, wall = (
+            other / ours for other, ours in zip(medians["obvious", trials], medians["kdtrain", trials], strict=True)
+        )
+        print(f"\nobvious / kdtrain at {trials} trials: {cpu:.2f} in CPU time, {wall:.2f} in wall time")
+    for name in dict.fromkeys(name for name, _ in spent):
+        counts = sorted(trials for other, trials in spent if other == name)
+        for fewer, more in itertools.pairwise(counts):
+            each = (medians[name, more][0] - medians[name, fewer][0]) / (more - fewer)
+            print(f"\n{name}: {each:.3f} CPU s for each trial from {fewer} to {more}")
 
 
 if __name__ == "__main__":

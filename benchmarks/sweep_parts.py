@@ -1,5 +1,6 @@
 """What the three sweeps of `sweep_cost.py` have in common: images, networks, settings, drawn hyperparameters."""
 
+import json
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ HELD_OUT = 5_000
 
 @dataclass(frozen=True)
 class Setup:
-    """One pair. images: of training; kdtrain_*: how a recipe calls the networks."""
+    """One pair; its networks by their names in a recipe. images: of training."""
 
     name: str
     data: str
@@ -29,13 +30,19 @@ class Setup:
     student: str
     trials: int = 16
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def text(self) -> str:
+        """For a command line; `setup_from` reads it."""
+        return json.dumps(asdict(self))
+
+
+def setup_from(text: str) -> Setup:
+    return Setup(**json.loads(text))
 
 
 SETUPS = {
     "mnist": Setup("mnist", "mnist", 32, 10, 128, 55_000, "lenet5_teacher", "lenet5_student"),
     "mnist_small": Setup("mnist_small", "mnist", 32, 10, 128, 12_800, "lenet5_teacher", "lenet5_student"),
+    "mnist_tiny": Setup("mnist_tiny", "mnist", 32, 10, 128, 640, "lenet5_teacher", "lenet5_student"),
     "resnet50": Setup("resnet50", "flowers102", 64, 102, 64, 1_020, "resnet50", "mobilenetv2"),
     "efficientnet": Setup("efficientnet", "flowers102", 64, 102, 64, 1_020, "efficientnet_v2_s", "mobilenetv2"),
     "bit": Setup("bit", "flowers102", 64, 102, 64, 510, "bit_resnet50x1", "resnet50v2"),
@@ -70,14 +77,16 @@ class LeNet5(nn.Module):
 
     def __init__(self, channels: int, first: int, second: int, classes: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, channels, 3), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(channels * 36, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(),
-            nn.Linear(second, classes),
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.MaxPool2d(2), nn.ReLU(),
+            nn.Conv2d(6, channels, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
         )  # fmt: skip
+        self.head = nn.Sequential(
+            nn.Linear(channels * 36, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, classes)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.layers(images)
+        logits: Tensor = self.head(self.encoder(images))
         return logits
 
 
@@ -100,22 +109,26 @@ def image_sets(setup: Setup, root: Path) -> tuple[Dataset[Any], Dataset[Any]]:
     return Subset(sets[0], range(setup.images)), Subset(sets[1], range(setup.images))
 
 
-def recipe(setup: Setup, teacher_file: Path) -> dict[str, Any]:
-    """The same training as a recipe of kdtrain, with its search spaces."""
-    limit = (
-        {} if setup.data == "mnist" and setup.images == 55_000 else {"limit_per_class": setup.images // setup.classes}
-    )
-    return {
+def sweep(setup: Setup, teacher_file: Path) -> dict[str, Any]:
+    """The same trainings as a sweep file of kdtrain; the drawn hyperparameters are its published points."""
+    every = {"mnist": 55_000, "flowers102": 1_020}[setup.data]
+    limit = {} if setup.images == every else {"limit_per_class": setup.images // setup.classes}
+    recipe = {
         "data": {"name": setup.data, "resolution": setup.px, **limit},
         "teacher": {"model": setup.teacher, "file": str(teacher_file)},
         "student": {"model": setup.student, "weights": None},
-        "method": {
-            "name": "kd",
-            "balance": {"alpha": {"uniform": [0, 1]}},
-            "temperature": {"loguniform": [1, 20]},
-        },
-        "optimizer": {"name": "sgd", "lr": {"loguniform": [0.001, 0.0316]}, "momentum": 0.9},
+        "method": {"name": "kd", "balance": {"alpha": {"uniform": [0, 1]}}, "temperature": {"loguniform": [1, 20]}},
+        "optimizer": {"name": "sgd", "lr": {"loguniform": [0.001, 0.0317]}, "momentum": 0.9},
         "lr_schedule": {"name": "constant"},
         "batch_size": setup.batch_size,
         "epochs": EPOCHS,
     }
+    points = [
+        {
+            "method": {"balance": {"alpha": chosen["alpha"]}, "temperature": chosen["temperature"]},
+            "optimizer": {"lr": chosen["lr"]},
+        }
+        for chosen in hyperparameters(setup.trials)
+    ]
+    study = {"trials": setup.trials, "published": points, "confirm": {"best": 1, "seeds": 1}}
+    return {"recipe": recipe, "study": study}

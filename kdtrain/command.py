@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdtrain.errors import NoResult, UserError
 
@@ -97,7 +97,7 @@ def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
     about = describe(sweep, data_root)
     folder = results.folder(sweep.name)
     new = not folder.path.exists() and not folder.has("study.json")
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _claimed(folder):
         record = Record(folder)
         try:
@@ -158,10 +158,6 @@ def _leave_nothing(folder: "Folder") -> None:
     folder.clear()
     with suppress(OSError):
         folder.path.parent.rmdir()
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _again(chosen: argparse.Namespace) -> str:

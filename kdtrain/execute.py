@@ -10,7 +10,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,7 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
     """Runs every job of the study; raises UserError for what the user can mend, KeyboardInterrupt when interrupted.
     data: the URL from which each node fetches the data sets, if there is one."""
     resources = study.sweep.resources
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    with _connected(resources, address):
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put two of its own there: one exits, the other aborts
+    with _connected(resources, address), _Interruption() as interruption:
         if address is not None:
             _await_nodes(study)
         limit = concurrent_trials(resources, nodes_at_most(_alive(), bootstrap()))
@@ -64,7 +62,8 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
         rays = study.record.files.folder(".ray")
         rays.clear()  # of a driver that was killed
         keep_warm = limit if reuse and address is None else 0
-        searcher = StudySearcher(study, keep_warm, _common(study, address is not None, data))
+        common = _common(study, address is not None, data)
+        searcher = StudySearcher(study, keep_warm, common, interruption.check)
         if address is not None:
             _check_nodes(study, searcher)
         driver = {"slot": 1.0} if resources.workers > 1 else per_worker(resources)
@@ -91,6 +90,35 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
         raise NoResult("Ray Tune ended before the study did; ray.log may say why. The same command continues")
 
 
+class _Interruption:
+    """Ctrl-C and SIGTERM while a Ray is there, in place of the two handlers that Ray has put on SIGTERM: one exits, the
+    other aborts. `check` raises again where the first KeyboardInterrupt was swallowed: in a destructor it only prints.
+    """
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def __enter__(self) -> "_Interruption":
+        self._handle(self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle(signal.default_int_handler)
+
+    @staticmethod
+    def _handle(handler: Callable[[int, Any], Any]) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        if self.told:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.told = True
+        raise KeyboardInterrupt
+
+
 def cluster_nodes(address: str) -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
     """The resources of the nodes that a cluster has, and of those that it may have. UserError where none answers."""
     with _connected(Resources(), address):
@@ -106,10 +134,13 @@ class StudySearcher(Searcher):
     hold the processes, and the first trials wait for one another. 0: leave it to Tune.
     """
 
-    def __init__(self, study: Study, keep_warm: int, common: dict[str, Any]) -> None:
+    def __init__(
+        self, study: Study, keep_warm: int, common: dict[str, Any], check_interrupted: Callable[[], None]
+    ) -> None:
         super().__init__()
         self.study = study
         self.common = common
+        self.check_interrupted = check_interrupted
         self.keep_warm = keep_warm
         self.warmed = 0
         self.waiting_since: float | None = None
@@ -119,6 +150,7 @@ class StudySearcher(Searcher):
         self.finished = False
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        self.check_interrupted()
         if self.error is not None:
             return Searcher.FINISHED
         if self.warmed < self.keep_warm:
@@ -180,6 +212,7 @@ class StudyScheduler(FIFOScheduler):
         self.searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        self.searcher.check_interrupted()
         job = self.searcher.by_tune_id.get(trial.trial_id)
         if self.searcher.error is not None:
             return TrialScheduler.STOP  # a checkpoint was just written

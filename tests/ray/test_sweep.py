@@ -169,8 +169,8 @@ def test_trials_in_warm_processes_equal_the_recipe_trained_in_a_fresh_one(undist
         assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("ended", [3, 12])
-def test_a_killed_driver_loses_nothing(sweep: Path, undisturbed: Path, tmp_path: Path, ended: int) -> None:
+def test_a_killed_driver_loses_nothing(sweep: Path, undisturbed: Path, tmp_path: Path) -> None:
+    ended = 8  # the baselines and some of the search
     driver = subprocess.Popen(command(sweep, tmp_path), stdout=subprocess.DEVNULL, cwd=ROOT)
     try:
         wait_for(lambda: running_trial(tmp_path, ended), f"{ended} trainings")
@@ -218,7 +218,7 @@ def test_ctrl_c_ends_soon_and_says_how_to_continue(
         driver.send_signal(sent)
     out, err = driver.communicate(timeout=30)
     assert time.monotonic() - started < 20  # 5 s where nothing else runs
-    assert driver.returncode == 130
+    assert driver.returncode == 130, out + err
     assert f"Continue: python run_sweep.py {sweep} --results {tmp_path}" in err
     assert "Traceback" not in out + err
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), "Ray's processes to end", 20)
@@ -234,23 +234,26 @@ def test_another_study_of_the_same_name_is_refused(sweep: Path, undisturbed: Pat
 
 @pytest.mark.ddp
 def test_two_workers_of_ray_train_agree_with_one(sweep: Path, tmp_path: Path) -> None:
-    """Two trials through TorchTrainer (gloo): the same images, updates and prunings, float32 sums in another order.
+    """Trials through TorchTrainer (gloo): the same images, updates and prunings, float32 sums in another order.
 
-    A pruned trial also shows that its workers make room: the next ones could not start otherwise.
+    A pruned trial also shows that its workers make room: the next ones could not start otherwise. The sweep of two
+    workers is stopped once its search has begun: starting processes is most of what it does.
     """
     options = ["--trials", "2", "--set", "study.batch=1", "--set", "study.confirm.seeds=1"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert run(sweep, one, *options).returncode == 0
-    done = run(sweep, two, *options, "--set", "resources.workers=2")
-    assert done.returncode == 0, done.stderr
-    assert states(one) == states(two)
+    driver = subprocess.Popen(command(sweep, two, *options, "--set", "resources.workers=2"), cwd=ROOT)
+    wait_for(lambda: any(key[:2] == ("search", 0) for key in states(two)), "the search", 400)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == 130
+    assert len(states(two)) >= 5
+    assert set(states(two)) <= set(states(one))
     assert "pruned" in {state for _, _, state, _ in states(two)}
     alone, together = epochs_by_trial(one), epochs_by_trial(two)
     same = alone.keys() & together.keys()
-    assert len(same) >= 5, "the searches' first suggestions do not depend on workers"
-    for trial_id in same:
-        outcome = Store(two).trial(trial_id).outcome()
-        assert outcome is not None
+    ended = {trial_id: outcome for trial_id in same if (outcome := Store(two).trial(trial_id).outcome())}
+    assert len(ended) >= 4, "the searches' first suggestions do not depend on workers"
+    for trial_id, outcome in ended.items():
         assert outcome["workers"] == 2
         for row, other in zip(alone[trial_id], together[trial_id], strict=True):
             # Adam turns rounding of near-zero gradients into whole steps: 4e-6 in the first epoch, then mostly 1e-7 to

@@ -41,11 +41,13 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
     trial, taught_by = trial_of(config, tmp_path), teacher_recipe(config)
     shutil.copytree(trial_of(taught_by, undisturbed).path, trial_of(taught_by, tmp_path).path)
     begun = kill_at_a_random_moment(case, tmp_path, WORKERS, latest=0.3)  # Tune has not heard of these epochs
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "mark").touch()
     job = {
         "kind": "train", "key": "search-0", "recipe": config.model_dump(mode="json"), "trial_id": trial.trial_id,
-        "final": True, "also": [], "results": str(tmp_path / "results"), "sweep_folder": str(tmp_path / "sweep"),
-        "ray_storage": str(tmp_path / "storage"), "data_root": str(NO_DATA),
-        "resources": Resources(workers=WORKERS, checkpoint_every_steps=17).model_dump(),
+        "final": True, "also": [], "results": str(tmp_path / "results"), "sweep": "tested", "data": str(NO_DATA),
+        "ray_storage": str(tmp_path / "storage"), "scratch": str(tmp_path / "scratch"), "mark": "mark", "readings": (),
+        "resources": Resources(workers=WORKERS, checkpoint_every_steps=17, teacher_cache="none").model_dump(),
     }  # fmt: skip
     (tmp_path / "job.json").write_text(json.dumps(job))
     seed = random.randrange(1_000_000)
@@ -56,7 +58,7 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
     try:
         deadline = time.monotonic() + PATIENCE_S
         while steps_saved(trial) <= step:
-            assert driver.poll() is None, "it ended by itself"
+            assert driver.poll() is None, f"it ended by itself: {driver.communicate()}"
             assert time.monotonic() < deadline, f"no checkpoint after step {step}"
             time.sleep(0.01)
         workers = workers_below(driver.pid)
@@ -66,6 +68,9 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
         _, err = driver.communicate(timeout=PATIENCE_S)
     finally:
         driver.kill()
+        driver.wait()
+        assert driver.stderr is not None
+        driver.stderr.close()
     assert driver.returncode == 0, err
     expected = trial_of(config, undisturbed)
     assert [timeless(row) for row in trial.epochs()] == [timeless(row) for row in expected.epochs()], killed

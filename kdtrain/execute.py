@@ -49,7 +49,7 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
     """Runs every job of the study; raises UserError for what the user can mend, KeyboardInterrupt when interrupted.
     data: the URL from which each node fetches the data sets, if there is one."""
     resources = study.sweep.resources
-    with _connected(resources, address), _Interruption() as interruption:
+    with _connected(resources, address), Interruption() as interruption:
         if address is not None:
             _await_nodes(study)
         limit = concurrent_trials(resources, nodes_at_most(_alive(), bootstrap()))
@@ -90,7 +90,7 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
         raise NoResult("Ray Tune ended before the study did; ray.log may say why. The same command continues")
 
 
-class _Interruption:
+class Interruption:
     """Ctrl-C and SIGTERM while a Ray is there, in place of the two handlers that Ray has put on SIGTERM: one exits, the
     other aborts. `check` raises again where the first KeyboardInterrupt was swallowed: in a destructor it only prints.
     """
@@ -98,7 +98,7 @@ class _Interruption:
     def __init__(self) -> None:
         self.told = False
 
-    def __enter__(self) -> "_Interruption":
+    def __enter__(self) -> "Interruption":
         self._handle(self._interrupt)
         return self
 

@@ -1,8 +1,10 @@
 """The groups that test files share."""
 
+import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from groups import RANKS, Group, asked
 
 
@@ -12,4 +14,7 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     modules = {item.module for item in request.session.items if isinstance(item, pytest.Function)}
     here = {module.__name__ for module in modules if Path(module.__file__).parent == Path(__file__).parent}
     files = sorted(module.__name__ for module in modules if module.__name__ in here and hasattr(module, "answers"))
-    return asked(request.param, tmp_path_factory.mktemp("group"), tuple(files))
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"group-{request.param}"
+    with FileLock(folder.with_suffix(".lock")):  # of several test processes one asks
+        return asked(request.param, folder, tuple(files))

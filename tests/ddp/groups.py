@@ -38,5 +38,9 @@ def work(rank: int, ranks: int, folder: str, files: tuple[str, ...]) -> None:
 
 
 def asked(ranks: int, folder: Path, files: tuple[str, ...]) -> Group:
-    torch.multiprocessing.spawn(work, (ranks, str(folder), files), nprocs=ranks)
-    return Group(ranks, [torch.load(folder / f"rank-{rank}.pt") for rank in range(ranks)])
+    """What they said, in `folder`; they are started where they have not said it yet."""
+    saved = [folder / f"rank-{rank}.pt" for rank in range(ranks)]
+    if not all(file.exists() for file in saved):
+        folder.mkdir(exist_ok=True)
+        torch.multiprocessing.spawn(work, (ranks, str(folder), files), nprocs=ranks)
+    return Group(ranks, [torch.load(file) for file in saved])

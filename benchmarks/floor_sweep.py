@@ -21,7 +21,7 @@ def prepare(setup: Setup, teacher_file: Path, data: Path, ready: Path) -> dict[s
     teacher's forward pass, one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    teacher = network(setup.teacher, setup.classes).eval()
+    teacher = network(setup.teacher, setup.class_count).eval()
     teacher.load_state_dict(torch.load(teacher_file, weights_only=True))
     train_set, val_set = image_sets(setup, data)
     epochs = 1 if setup.data == "mnist" else EPOCHS  # MNIST's views are the same in every epoch
@@ -49,7 +49,7 @@ def work(setup: Setup, ready: Path, first: int) -> None:
     layout = torch.contiguous_format if setup.student.startswith("lenet5") else torch.channels_last
     for chosen in hyperparameters(setup.trials)[first::PROCESSES]:
         torch.manual_seed(0)
-        student = network(setup.student, setup.classes).to(memory_format=layout)
+        student = network(setup.student, setup.class_count).to(memory_format=layout)
         optimizer = torch.optim.SGD(student.parameters(), lr=chosen["lr"], momentum=0.9, fused=True)
         temperature, alpha = chosen["temperature"], chosen["alpha"]
         for epoch in range(EPOCHS):

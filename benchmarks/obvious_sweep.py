@@ -19,10 +19,10 @@ def train(config):
     torch.manual_seed(0)
     train_set, val_set = image_sets(setup, Path(config["data"]))
     loader, val_loader = DataLoader(train_set, setup.batch_size, shuffle=True), DataLoader(val_set, 256)
-    teacher = network(setup.teacher, setup.classes)
+    teacher = network(setup.teacher, setup.class_count)
     teacher.load_state_dict(torch.load(config["teacher"], weights_only=True))
     teacher.eval()
-    student = network(setup.student, setup.classes)
+    student = network(setup.student, setup.class_count)
     optimizer = torch.optim.SGD(student.parameters(), lr=chosen["lr"], momentum=0.9)
     temperature, alpha = chosen["temperature"], chosen["alpha"]
     for _ in range(EPOCHS):

@@ -51,7 +51,7 @@ def main() -> None:
         scratch = Path(folder)
         teacher = scratch / "teacher.pth"
         torch.manual_seed(1)
-        torch.save(network(one.teacher, one.classes).state_dict(), teacher)
+        torch.save(network(one.teacher, one.class_count).state_dict(), teacher)
         (scratch / "ready").mkdir()
         times = prepare(setups[0], teacher, data, scratch / "ready")
         print(f"{setups[0].text()}\nT {times['T'] * 1e3:.4f} ms an image", flush=True)

@@ -23,7 +23,7 @@ class Setup:
     name: str
     data: str
     px: int
-    classes: int
+    class_count: int
     batch_size: int
     images: int
     teacher: str
@@ -112,7 +112,7 @@ def image_sets(setup: Setup, root: Path) -> tuple[Dataset[Any], Dataset[Any]]:
 def sweep(setup: Setup, teacher_file: Path) -> dict[str, Any]:
     """The same trainings as a sweep file of kdtrain; the drawn hyperparameters are its published points."""
     every = {"mnist": 55_000, "flowers102": 1_020}[setup.data]
-    limit = {} if setup.images == every else {"limit_per_class": setup.images // setup.classes}
+    limit = {} if setup.images == every else {"limit_per_class": setup.images // setup.class_count}
     recipe = {
         "data": {"name": setup.data, "resolution": setup.px, **limit},
         "teacher": {"model": setup.teacher, "file": str(teacher_file)},

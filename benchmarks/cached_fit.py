@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from sweep_parts import network
+from sweep_parts import EPOCHS, network
 
 from kdtrain.answers import Sharing
 from kdtrain.config.recipe import Recipe
@@ -27,7 +27,6 @@ from kdtrain.shared import Cache
 from kdtrain.store import Store
 from kdtrain.training import train
 
-EPOCHS = 3
 CUB_CLASSES = 20
 MNIST_HELD_OUT = 5_000
 PAIRS = {"cub": ("resnet50", "mobilenetv2", CUB_CLASSES, 64), "mnist": ("lenet5_teacher", "lenet5_student", 10, 128)}

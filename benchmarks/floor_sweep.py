@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 PROCESSES = 2
 
 
-def prepare(setup: Setup, teacher_file: Path, data: Path, ready: Path) -> dict[str, float]:
+def prepare(setup: Setup, teacher_file: Path, data: Path, ready: Path) -> float:
     """Writes every epoch's views, float32, and the teacher's logits; returns T: CPU seconds of an image in the
     teacher's forward pass, one thread."""
     torch.set_num_threads(1)
@@ -38,7 +38,7 @@ def prepare(setup: Setup, teacher_file: Path, data: Path, ready: Path) -> dict[s
         torch.save([torch.cat(part) for part in parts], ready / f"train-{epoch}.pt")
     val = [torch.cat(part) for part in zip(*DataLoader(val_set, 256), strict=True)]
     torch.save(val, ready / "val.pt")
-    return {"T": seconds / images}
+    return seconds / images
 
 
 def work(setup: Setup, ready: Path, first: int) -> None:

@@ -53,8 +53,8 @@ def main() -> None:
         torch.manual_seed(1)
         torch.save(network(one.teacher, one.class_count).state_dict(), teacher)
         (scratch / "ready").mkdir()
-        times = prepare(setups[0], teacher, data, scratch / "ready")
-        print(f"{setups[0].text()}\nT {times['T'] * 1e3:.4f} ms an image", flush=True)
+        teacher_s = prepare(setups[0], teacher, data, scratch / "ready")
+        print(f"{setups[0].text()}\nT {teacher_s * 1e3:.4f} ms an image", flush=True)
         spent: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for number in range(chosen.rounds):
             for setup, name in itertools.product(setups, chosen.only):

@@ -1,6 +1,7 @@
 """A real S3 server on an address of this machine: moto's, in a process of its own."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,11 @@ from contextlib import contextmanager
 
 SECRET = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 BUCKET = "bucket"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3 import s3_server
+from s3 import free_port, s3_server
 from trainings import timeless
 
 from kdtrain.distant import AtUrl
@@ -47,11 +46,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("sweep") / "small.yaml"
     file.write_text(SWEEP)
     return file
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def command(file: Path, results: Path | str, *options: str) -> list[str]:

@@ -69,6 +69,10 @@ class Record:
         row = self._plans.get((stage, number))
         return row["values"] if row else None
 
+    def trial_ids(self) -> list[str]:
+        """Of all that was planned, each once."""
+        return list(dict.fromkeys(row["trial_id"] for row in self._plans.values() if row["trial_id"] is not None))
+
     def ends(self, stage: str) -> dict[int, Row]:
         """How each job of a stage ended, by number."""
         return {number: row for (own, number), row in self._ends.items() if own == stage}

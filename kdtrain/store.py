@@ -8,7 +8,7 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,12 @@ class Store:
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if (path / "recipe.json").exists():
                 yield self.trial(path.name)
+
+    def remove_leftovers(self, trial_ids: Iterable[str]) -> None:
+        """Checkpoints of trials that have ended: of a process that died between the outcome and their removal."""
+        for trial in map(self.trial, trial_ids):
+            if trial.has_checkpoints() and trial.outcome() is not None:
+                trial.remove_checkpoints()
 
 
 class TrialFolder:
@@ -161,6 +167,9 @@ class TrialFolder:
             if data is not None and Path(name).stem.endswith(digest(data)):
                 return data
         return None
+
+    def has_checkpoints(self) -> bool:
+        return bool(self._checkpoints())
 
     def remove_checkpoints(self) -> None:
         for name in self._checkpoints():

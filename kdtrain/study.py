@@ -99,6 +99,7 @@ class Study:
             raise NoResult("confirm: none of the best recipes completed all its seeds; trials.csv has the reasons")
         yield from self._tested(winner)
         yield from self._all([self._job("pictures", 0, winner, kind="pictures", also=self._compared(candidates))])
+        self.store.remove_leftovers(self.record.trial_ids())
         self.record.append_once("finished")
 
     def should_prune(self, job: Job, epoch: int) -> bool:

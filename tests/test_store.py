@@ -114,6 +114,18 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     assert list(trial.path.iterdir()) == []
 
 
+def test_leftover_checkpoints_are_those_of_trials_with_an_outcome(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    ended, cut = store.trial("ended"), store.trial("cut")
+    for trial in (ended, cut):
+        trial.write_checkpoint(1, b"first epoch")
+    ended.write_outcome({"state": "complete"})
+    store.remove_leftovers(["ended", "cut", "never begun"])
+    assert not ended.has_checkpoints()
+    assert cut.read_checkpoint() == b"first epoch"
+    assert not store.trial("never begun").path.exists()
+
+
 def test_a_checkpoint_with_changed_or_cut_bytes_is_passed_over_for_the_one_before_it(tmp_path: Path) -> None:
     trial = Store(tmp_path).trial("a")
     trial.write_checkpoint(1, b"first epoch")

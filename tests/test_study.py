@@ -141,6 +141,15 @@ def test_a_study_cut_off_anywhere_ends_as_the_undisturbed_one(finished: Study, t
     assert not ended_before & {job.key for job in ran_again}
 
 
+def test_checkpoints_of_a_training_that_was_killed_at_its_very_end_are_removed(finished: Study, tmp_path: Path) -> None:
+    """Between its outcome and their removal: nobody goes back to them."""
+    results = shutil.copytree(finished.store.results, tmp_path / "results")
+    folder = results / "trials" / plans(finished, "search")[0]["trial_id"]
+    (folder / "checkpoint-000000001-0.safetensors").write_bytes(b"left")
+    carry_out(open_study(sweep_file(tmp_path), results))
+    assert not list(folder.glob("checkpoint-*"))
+
+
 def test_pruning_looks_at_earlier_batches_only(tmp_path: Path) -> None:
     """With one batch for everything nothing can be compared, so nothing is pruned."""
     study = open_study(sweep_file(tmp_path, study={"batch": 6}), tmp_path / "results")

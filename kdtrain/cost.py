@@ -1,7 +1,7 @@
 """What a sweep costs at most, and what its trials share: for --plan. Needs no data and no Ray."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -11,15 +11,13 @@ from kdtrain import environment
 from kdtrain.answers import LiveAnswers, bytes_of_image, why_not_kept
 from kdtrain.config import Sweep, space
 from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.config.settings import Resources
 from kdtrain.config.training import Constant, Sgd
 from kdtrain.data import Dataset, Split
 from kdtrain.data.base import TensorImages
-from kdtrain.errors import UserError
 from kdtrain.loop import load_batch, train_step
 from kdtrain.methods import Batch, Outputs
 from kdtrain.models import ImageShape, build, forward_flops
-from kdtrain.resources import concurrent_trials, machine_resources
+from kdtrain.resources import Nodes, concurrency, concurrent_trials, machine_resources
 from kdtrain.run import Run
 from kdtrain.search import Search
 from kdtrain.study import PARTS, TEACHER_PARTS
@@ -31,20 +29,6 @@ COUNTED_IMAGES = 2
 PLAIN_SGD = Sgd(name="sgd", lr=0.1, momentum=0.0)
 BACKWARD_OVER_FORWARD = 2
 """A backward pass computes two products for each one of the forward pass: by the inputs and by the weights."""
-
-
-Nodes = Sequence[Mapping[str, float]]
-
-
-def concurrency(resources: Resources, there: Nodes, at_most: Nodes) -> tuple[int, str]:
-    """(how many trials run at once, as a sentence). UserError where not even one ever does."""
-    grown = concurrent_trials(resources, at_most)
-    try:
-        now = concurrent_trials(resources, there)
-    except UserError:
-        now = 0  # a cluster that begins without a node
-    nodes = f"{now} at once on the {len(there)} nodes that are there"
-    return (grown, nodes) if grown <= now else (grown, f"{nodes}, {grown} on the {len(at_most)} that there may be")
 
 
 def cost(sweep: Sweep, images: int | None, classes: int, cluster: tuple[Nodes, Nodes] | None) -> str:

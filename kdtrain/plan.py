@@ -4,9 +4,10 @@ from pathlib import Path
 
 from kdtrain.config import Sweep, space
 from kdtrain.config.recipe import Recipe
-from kdtrain.cost import Nodes, cost, sharing, table, trainings
+from kdtrain.cost import cost, sharing, table, trainings
 from kdtrain.data import AnyData, data_folder, load
 from kdtrain.describe import networks
+from kdtrain.resources import Nodes
 from kdtrain.study import PARTS
 
 

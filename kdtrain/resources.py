@@ -11,6 +11,9 @@ import yaml
 from kdtrain.config.settings import Resources
 from kdtrain.errors import UserError
 
+Nodes = Sequence[Mapping[str, float]]
+"""What each has: {"CPU": n, "GPU": n}."""
+
 
 def per_worker(resources: Resources) -> dict[str, float]:
     needed = {"cpu": float(resources.cpus_per_worker + resources.loaders)}
@@ -19,7 +22,7 @@ def per_worker(resources: Resources) -> dict[str, float]:
     return needed
 
 
-def concurrent_trials(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
+def concurrent_trials(resources: Resources, nodes: Nodes) -> int:
     """How many trials fit at once onto `nodes` ([{"CPU": n, "GPU": n}]); UserError where not even one does.
 
     A worker lies on one node; the workers of a trial may lie on several.
@@ -45,6 +48,17 @@ def concurrent_trials(resources: Resources, nodes: Sequence[Mapping[str, float]]
     return int(resources.concurrent_trials)
 
 
+def concurrency(resources: Resources, there: Nodes, at_most: Nodes) -> tuple[int, str]:
+    """(how many trials run at once, as a sentence). UserError where not even one ever does."""
+    grown = concurrent_trials(resources, at_most)
+    try:
+        now = concurrent_trials(resources, there)
+    except UserError:
+        now = 0  # a cluster that begins without a node
+    nodes = f"{now} at once on the {len(there)} nodes that are there"
+    return (grown, nodes) if grown <= now else (grown, f"{nodes}, {grown} on the {len(at_most)} that there may be")
+
+
 def bootstrap() -> Mapping[str, Any]:
     """What `ray up` has left on a cluster's head: its nodes, and how many there may be. {} on any other machine."""
     file = Path("~/ray_bootstrap_config.yaml").expanduser()
@@ -57,7 +71,7 @@ def nodes_at_least(cluster: Mapping[str, Any]) -> int:
     return 1 + sum(kind.get("min_workers", 0) for kind in types.values()) if types else 0
 
 
-def nodes_at_most(alive: Sequence[Mapping[str, float]], cluster: Mapping[str, Any]) -> list[Mapping[str, float]]:
+def nodes_at_most(alive: Nodes, cluster: Mapping[str, Any]) -> list[Mapping[str, float]]:
     """The resources of the nodes when the cluster has grown as far as it may; of those that are there, where it cannot
     grow or does not say what its nodes will have."""
     types = dict(cluster.get("available_node_types", {}))

@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from kdtrain.config.settings import Resources
-from kdtrain.cost import concurrency
 from kdtrain.errors import UserError
-from kdtrain.resources import bootstrap, concurrent_trials, nodes_at_least, nodes_at_most
+from kdtrain.resources import bootstrap, concurrency, concurrent_trials, nodes_at_least, nodes_at_most
 
 ROOT = Path(__file__).parents[1]
 HEAD: dict[str, float] = {"CPU": 0, "slot": 64}

@@ -3,6 +3,7 @@
 N images, H x W pixels, P points.
 """
 
+import textwrap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,8 @@ Arrays = Mapping[str, Any]
 FREEZES = ("none", "encoder_but_norm", "encoder")
 CLASSES_DRAWN = 10
 GRID = 5
+LETTERS = 20
+"""Of a class's name below a bar."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +90,25 @@ def softened(arrays: Arrays) -> Figure:
     """One image, and the answers of teacher and student at each temperature; of many classes the top."""
     teacher_MK, student_MK = np.asarray(arrays["softened_teacher"]), np.asarray(arrays["softened_student"])
     temperatures = np.asarray(arrays["softened_temperatures"])
-    label = int(arrays["softened_label"])
+    numbers = np.arange(teacher_MK.shape[1])  # where earlier results have no names
+    names = [str(name).replace("_", " ") for name in arrays.get("softened_classes", numbers)]
     each = CLASSES_DRAWN if teacher_MK.shape[1] <= CLASSES_DRAWN else CLASSES_DRAWN // 2
     tops = [np.argsort(-answers_MK[0], kind="stable")[:each] for answers_MK in (teacher_MK, student_MK)]
     classes = np.union1d(*tops)
+    shown = [names[k] if len(names[k]) <= LETTERS else f"{names[k][: LETTERS - 1]}…" for k in classes]
+    rotated = {"rotation": 40, "ha": "right"} if max(map(len, shown)) > 2 else {}
     of_all = f" (the {each} likeliest of each network)" if len(classes) < teacher_MK.shape[1] else ""
-    made = style.figure(2.5 + 3.4 * len(temperatures), 3.1)
+    made = style.figure(2.5 + 3.4 * len(temperatures), 3.1 + (0.07 * max(map(len, shown)) if rotated else 0))
     ratios = [2.2, *[3.4] * len(temperatures)]
     picture, *panels = made.subplots(1, len(ratios), width_ratios=ratios)
     picture.imshow(arrays["softened_image"], cmap="gray", interpolation="nearest")
-    picture.set_title(f"label: class {label}")
+    picture.set_title(textwrap.fill(f"label: {names[int(arrays['softened_label'])]}", 22))
     picture.set_axis_off()
     for axes, temperature, teacher_K, student_K in zip(panels, temperatures, teacher_MK, student_MK, strict=True):
         at = np.arange(len(classes))
         axes.bar(at - 0.21, teacher_K[classes], width=0.4, color=style.BLUE, label="teacher")
         axes.bar(at + 0.21, student_K[classes], width=0.4, color=style.ORANGE, label="student distilled")
-        axes.set_xticks(at, [str(c) for c in classes])
+        axes.set_xticks(at, shown, **rotated)
         axes.set_ylim(0, 1.08 * max(teacher_K.max(), student_K.max()))
         axes.grid(visible=False, axis="x")
         axes.set(xlabel=f"class{of_all}", title=f"T = {temperature:.3g}")

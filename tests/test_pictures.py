@@ -217,6 +217,7 @@ def test_the_softened_image_is_the_one_that_the_teacher_gets_right_with_the_leas
     right = [n for n in range(len(labels)) if logits[0][n].argmax() == labels[n]]
     least = min(right, key=lambda n: float(probabilities[0][n]))
     assert arrays["softened_label"] == labels[least]
+    assert arrays["softened_classes"].tolist() == [str(digit) for digit in range(10)]
     assert arrays["softened_temperatures"].tolist() == [1.0, 4.0]
     for name, own in zip(("teacher", "student"), logits, strict=True):
         for row, temperature in zip(arrays[f"softened_{name}"], (1.0, 4.0), strict=True):

@@ -38,7 +38,7 @@ def table(rows: Rows) -> str:
     return (
         f"{markdown(pd.DataFrame([*cells, *(_measured(row) for row in rows)]))}\n"
         f"{INTERVALS} "
-        "The document chose and reported on the same 10,000 images; here the choice is made on 5,000 images of train.\n"
+        "The document chose and reported on the same 10,000 images; here images of train choose.\n"
     )
 
 

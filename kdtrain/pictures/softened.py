@@ -12,7 +12,8 @@ from kdtrain.pictures.networks import Arrays, Networks, drawable
 
 
 def softened(recipe: Recipe, data: Dataset, networks: Networks) -> Arrays:
-    """softmax(logits / T) of teacher and student at T = 1 and at the recipe's own T; nothing where it has none."""
+    """softmax(logits / T) of teacher and student at T = 1 and at the recipe's own T, and the names of the classes [K].
+    Nothing where the recipe has no T."""
     temperature = getattr(recipe.method, "temperature", None)
     if recipe.teacher is None or temperature is None:
         return {}
@@ -30,7 +31,8 @@ def softened(recipe: Recipe, data: Dataset, networks: Networks) -> Arrays:
             "softened_teacher": torch.stack([_softmax(teacher(image), t) for t in temperatures]),
             "softened_student": torch.stack([_softmax(student(image), t) for t in temperatures]),
         }
-    return {"softened_image": drawable(image)[0]} | {name: value.numpy() for name, value in arrays.items()}
+    shown = {"softened_image": drawable(image)[0], "softened_classes": np.array(data.classes)}
+    return shown | {name: value.numpy() for name, value in arrays.items()}
 
 
 def _least_sure(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ def every_array() -> dict[str, Any]:
     maps = {f"attention_maps_{s}_{role}": noise(4, 64 // int(s), 64 // int(s)) for s in ("16", "32") for role in ROLES}
     return {
         "softened_image": np.arange(64, dtype=np.uint8).reshape(8, 8),
+        "softened_classes": np.array([f"species {k}" for k in range(20)]),
         "softened_label": np.array(3),
         "softened_temperatures": np.array([1.0, 5.0]),
         "softened_teacher": np.full((2, 20), 0.05),

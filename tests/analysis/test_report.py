@@ -293,6 +293,7 @@ def test_two_builds_are_equal_byte_for_byte(whole: Maker) -> None:
     made = whole()
     arrays = {
         "softened_image": np.arange(64, dtype=np.uint8).reshape(8, 8),
+        "softened_classes": np.array([f"species {k}" for k in range(10)]),
         "softened_label": 3,
         "softened_temperatures": [1.0, 5.0],
         "softened_teacher": np.full((2, 10), 0.1),

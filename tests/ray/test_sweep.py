@@ -313,5 +313,5 @@ def test_results_at_a_url_survive_a_killed_driver_and_its_machine(
     assert tables(whole.path) == tables(undisturbed)
     assert epochs_by_trial(whole.path) == epochs_by_trial(undisturbed)
     assert not list(whole.path.rglob(".ray/*")), "Ray's own files are gone"
-    assert len(list(whole.path.rglob("claim.json"))) <= 2, "of the two killed processes, if they had just ended a trial"
+    assert not list(whole.path.rglob("claim.json")), "nobody holds anything any more"
     assert not list(whole.path.rglob("checkpoint-*"))

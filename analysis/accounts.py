@@ -110,17 +110,19 @@ def _teacher_accounts(outcomes: list[Row]) -> dict[str, str]:
         "teacher's answers, images": count(asked),
         "of them computed": f"{count(computed)} (in {duration(seconds)})",
         "of them read, not computed again": f"{count(saved)}{about}",
-        **_caches_off(outcomes),
+        "computed once more, to check what was read": count(_total(known, "teacher_images_checked")),
     }
 
 
+CACHES = {
+    "teacher_cache_off": "trainings that asked live, though they were to read",
+    "image_cache_off": "trainings that decoded images themselves, though they were to read",
+}
+
+
 def _caches_off(outcomes: list[Row]) -> dict[str, str]:
-    reasons = [outcome["teacher_cache_off"] for outcome in outcomes if outcome.get("teacher_cache_off")]
-    return (
-        {"trainings that asked live, though they were to read": f"{len(reasons)}: {_distinct(reasons)}"}
-        if reasons
-        else {}
-    )
+    reasons = {said: [o[name] for o in outcomes if o.get(name)] for name, said in CACHES.items()}
+    return {said: f"{len(each)}: {_distinct(each)}" for said, each in reasons.items() if each}
 
 
 def _over_floor(outcomes: list[Row]) -> dict[str, str]:
@@ -143,6 +145,7 @@ def cost_section(study: Study) -> str:
         "epochs": count(_total(outcomes, "epochs")),
         "images seen in training": count(images),
         **_teacher_accounts(outcomes),
+        **_caches_off(outcomes),
         **_skipped(outcomes),
         "wall time of the study": duration(wall_seconds(study)),
         "time in training, summed over trials": duration(seconds),

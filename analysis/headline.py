@@ -43,16 +43,17 @@ def answer_section(study: Study, winner: Candidate | None, baseline: Candidate |
 
 
 def setup_section(study: Study, winner: Candidate | None, baseline: Candidate | None, found: list[Single]) -> str:
-    rows = [_teacher_row(single, "teacher" if i == 0 else "other teacher") for i, single in enumerate(found)]
+    rows = [_teacher_row(study, single, "teacher" if i == 0 else "other teacher") for i, single in enumerate(found)]
     if not rows:
         from_file = any((recipe.get("teacher") or {}).get("file") for recipe in study.recipes.values())
         rows.append(_row("teacher (from a file, not measured here)" if from_file else "teacher (not trained yet)"))
     rows += [
-        _student_row("student alone (baseline)", baseline),
-        _student_row("student distilled (winner)", winner),
+        _student_row(study, "student alone (baseline)", baseline),
+        _student_row(study, "student distilled (winner)", winner),
     ]
     legend = (
         "Students: mean ± half-width of its 95 % t interval over n confirming seeds; the difference is paired by seed."
+        " MFLOP: of a forward pass, 2 operations a multiply-add."
     )
     if any(single.interval for single in found):
         images = " and ".join(sorted({count(single.test_images) for single in found if single.interval}))
@@ -183,29 +184,32 @@ def _last_command(study: Study) -> str:
 
 
 def _row(network: str, **cells: Any) -> dict[str, Any]:
-    columns = ("model", "parameters", "test accuracy, %", "n", "difference to the student alone, points")
+    columns = (
+        "model", "parameters", "MFLOP an image", "test accuracy, %", "n", "difference to the student alone, points"
+    )  # fmt: skip
     return {"network": network} | dict.fromkeys(columns, MISSING) | cells
 
 
-def _teacher_row(teacher: Single, network: str) -> dict[str, Any]:
+def _network(study: Study, of: Single | Candidate) -> dict[str, str]:
+    """Name and size: parameters, and the FLOPs of one image's forward pass, 2 a multiply-add."""
+    flops = study.description.get("models", {}).get(of.model, {}).get("flops_per_image")
+    mflop = MISSING if missing(flops) else f"{flops / 1e6:,.2f}".replace(",", " ")
+    return {"model": of.model, "parameters": count(of.parameters), "MFLOP an image": mflop}
+
+
+def _teacher_row(study: Study, teacher: Single, network: str) -> dict[str, Any]:
     interval = teacher.interval
     accuracy = percent(teacher.test)
     if interval is not None:
         accuracy += f" [{percent(interval.low)} to {percent(interval.high)}] \\*"
-    return _row(
-        network,
-        model=teacher.model,
-        parameters=count(teacher.parameters),
-        **{"test accuracy, %": accuracy, "n": "1"},
-    )
+    return _row(network, **_network(study, teacher), **{"test accuracy, %": accuracy, "n": "1"})
 
 
-def _student_row(network: str, candidate: Candidate | None) -> dict[str, Any]:
+def _student_row(study: Study, network: str, candidate: Candidate | None) -> dict[str, Any]:
     if candidate is None:
         return _row(network, **{"test accuracy, %": "not confirmed yet"})
     cells = {
-        "model": candidate.model,
-        "parameters": count(candidate.parameters),
+        **_network(study, candidate),
         "test accuracy, %": estimate_percent(candidate.test),
         "n": str(candidate.test.n) if candidate.test else "0",
         "difference to the student alone, points": bold_if(

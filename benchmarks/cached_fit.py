@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from sweep_parts import EPOCHS, network
 
-from kdtrain.answers import Sharing
 from kdtrain.config.recipe import Recipe
 from kdtrain.environment import prepare_process
+from kdtrain.keeping import Sharing
 from kdtrain.shared import Cache
 from kdtrain.store import Store
 from kdtrain.training import train

@@ -31,7 +31,6 @@ if __name__ == "__main__":
         with Display(study, terminal).shown():
             execute(study, None)
     outcomes = [folder.outcome() or {} for folder in study.store.trials()]
-    used, computed = (
-        sum(outcome[name] for outcome in outcomes) for name in ("teacher_images", "teacher_images_computed")
-    )
-    print(f"{len(outcomes)} trials, teacher images used {used}, computed {computed}")
+    names = ("teacher_images", "teacher_images_computed", "teacher_images_checked")
+    used, computed, checked = (sum(outcome[name] for outcome in outcomes) for name in names)
+    print(f"{len(outcomes)} trials, teacher images used {used}, computed {computed}, again to check {checked}")

@@ -8,12 +8,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain import environment
-from kdtrain.answers import LiveAnswers, bytes_of_image, why_not_kept
+from kdtrain.answers import LiveAnswers
 from kdtrain.config import Sweep, space
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.config.training import Constant, Sgd
 from kdtrain.data import Dataset, Split
 from kdtrain.data.base import TensorImages
+from kdtrain.keeping import bytes_of_image, why_not_kept
 from kdtrain.loop import load_batch, train_step
 from kdtrain.methods import Batch, Outputs
 from kdtrain.models import ImageShape, build, forward_flops
@@ -75,7 +76,7 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> str:
     """Which trials read what a teacher said once, what is kept of it, and which values have groups of their own."""
     if sweep.resources.teacher_cache == "none":
         return "teachers are asked in every trial (resources.teacher_cache: none)"
-    kept, live = _kept_and_live(sweep, classes)
+    kept, live = _kept_and_live(sweep, images, classes)
     lines = [f"asked in every trial: {reason}" for reason in dict.fromkeys(live.values())]
     for recipe, size in kept.items():
         streams, views = _streams(sweep, recipe), _views(sweep, recipe)
@@ -97,7 +98,7 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
     every training where they are not."""
     counts, longest = trainings(sweep), _longest(sweep)
     in_every_training = (counts["search"] + counts["confirm"]) * longest * images
-    kept, live = _kept_and_live(sweep, classes)
+    kept, live = _kept_and_live(sweep, images, classes)
     if live or sweep.resources.teacher_cache == "none":
         return in_every_training
     groups = {(recipe.teacher, recipe.data, recipe.mixup): recipe for recipe in kept}
@@ -105,18 +106,18 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
     return min(passes * images, in_every_training)
 
 
-def _kept_and_live(sweep: Sweep, classes: int) -> tuple[dict[Recipe, int], dict[Recipe, str]]:
+def _kept_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[dict[Recipe, int], dict[Recipe, str]]:
     """Of each way to choose: the bytes that are kept of an image, or why nothing is."""
     kept: dict[Recipe, int] = {}
     live: dict[Recipe, str] = {}
     for recipe in _reachable(sweep, (*PARTS, "mixup")):
         run = _made_up_run(recipe, COUNTED_IMAGES, classes)
         assert isinstance(run.answers, LiveAnswers)
-        reason = why_not_kept(recipe, recipe.method.readings, run.answers)
+        reason = why_not_kept(run.answers, recipe.method.readings, images or 0, sweep.resources.cache_bytes)
         if reason:
             live[recipe] = reason
         else:
-            kept[recipe] = bytes_of_image(recipe.method.readings, run.answers, recipe.batch_size)
+            kept[recipe] = bytes_of_image(run.answers, recipe.method.readings)
     return kept, live
 
 
@@ -187,7 +188,7 @@ def _seconds(recipe: Recipe, classes: int) -> tuple[float, float]:
 class _Ready:
     """A teacher's answers for the one batch of a run, known before its first step; seconds: what they took."""
 
-    asked = computed = 0
+    asked = computed = checked = 0
     off: str | None = None
 
     def __init__(self, run: Run) -> None:

@@ -23,7 +23,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util import get_node_ip_address
 
-from kdtrain.answers import Sharing
 from kdtrain.checks import smoke
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.settings import Resources
@@ -32,6 +31,7 @@ from kdtrain.distant import AtUrl, results_folder
 from kdtrain.environment import compile_into, give_memory_back, prepare_process
 from kdtrain.errors import UserError
 from kdtrain.identity import trial_id
+from kdtrain.keeping import Sharing
 from kdtrain.loop import Metrics
 from kdtrain.pictures import draw_arrays
 from kdtrain.predictions import read_test

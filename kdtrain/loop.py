@@ -186,11 +186,13 @@ def _seed_dropout(device: torch.device, seed: int) -> None:
 
 
 def _spent(run: "Run") -> Metrics:
-    """What views and answers have cost so far: images that the teacher computed for all ranks, seconds of this one."""
+    """What views and answers have cost so far: images that the teacher computed for all ranks and those
+    that it answered for again, seconds of this one."""
     spent: Metrics = {"views_seconds": run.feed.seconds}
     if run.answers is not None:
-        computed = torch.tensor(run.answers.computed, device=run.device)
-        spent["teacher_images_computed"] = int(ranks.sum_over_ranks(computed))
+        counts = torch.tensor([run.answers.computed, run.answers.checked], device=run.device)
+        computed, checked = ranks.sum_over_ranks(counts).tolist()
+        spent |= {"teacher_images_computed": computed, "teacher_images_checked": checked}
         spent["teacher_seconds"] = run.answers.seconds
     return spent
 

@@ -64,6 +64,15 @@ class Cache:
                     write_bytes(path / "about.json", (json.dumps(ingredients, indent=1) + "\n").encode())
                 return shared
 
+    @property
+    def no_room(self) -> str:
+        """Said where `folder` gives None."""
+        return f"no room within {self.budget_bytes:,} bytes (resources.cache_bytes)"
+
+    def unwritable(self, error: OSError) -> str:
+        """Said of an error in NO_ROOM."""
+        return f"{self.root} cannot be written to ({error.strerror})"
+
     def used_bytes(self) -> int:
         return sum(_size(path) for path in self._folders())
 

@@ -1,5 +1,6 @@
 """train(): one recipe from its folder in the store to its outcome."""
 
+import logging
 import traceback
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -10,13 +11,15 @@ import safetensors.torch
 import torch
 
 from kdtrain import environment, ranks
-from kdtrain.answers import LiveAnswers, Sharing, shared_answers
+from kdtrain.answers import LiveAnswers
+from kdtrain.cached_answers import shared_answers
 from kdtrain.checks import check_images, require_students_turn
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import load
 from kdtrain.errors import UserError
 from kdtrain.files import Row
 from kdtrain.identity import NUMERICS, file_digest, trial_id
+from kdtrain.keeping import Sharing
 from kdtrain.loop import Metrics, fit
 from kdtrain.models import parameter_count
 from kdtrain.outcome import outcome_row
@@ -55,8 +58,9 @@ def train(
         ended = folder.outcome()
         if ended is not None and _serves(ended, final, folder):
             return ended
-        if sharing is not None:
-            data.share(sharing.cache)
+        decoded_here = data.share(sharing.cache) if sharing is not None else None
+        if decoded_here is not None:
+            logging.getLogger(__name__).warning("images are decoded in every process: %s", decoded_here)
         check_images(data)
         run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device, loaders=loaders)
         require_students_turn(run)
@@ -64,7 +68,7 @@ def train(
             run.answers = shared_answers(run.answers, sharing)
         _open(run, folder, data_root)
         with closing(run.feed), closing(run.answers) if run.answers is not None else nullcontext():
-            return _train(run, folder, final, on_epoch, checkpoint_every_steps)
+            return _train(run, folder, final, on_epoch, checkpoint_every_steps, decoded_here)
 
 
 def _open(run: Run, folder: TrialFolder, data_root: Path) -> None:
@@ -85,7 +89,9 @@ def _train(
     final: bool,
     on_epoch: Callable[[Metrics], None],
     checkpoint_every_steps: int | None,
+    decoded_here: str | None,
 ) -> Row:
+    """decoded_here: why this process has decoded its images itself, though they were to be shared."""
     leads = ranks.rank() == 0
 
     def checkpoint(run: Run) -> None:
@@ -113,7 +119,7 @@ def _train(
         state = "failed"
         reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
     outcome = outcome_row(state, reason, folder)
-    outcome["teacher_cache_off"] = run.answers.off if run.answers else None
+    outcome |= {"teacher_cache_off": run.answers.off if run.answers else None, "image_cache_off": decoded_here}
     if leads:
         if final and state == "complete":
             weights = {name: value.cpu().contiguous() for name, value in run.best_weights.items()}

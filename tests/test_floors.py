@@ -19,6 +19,8 @@ FLOORS = [
         "loop",
         "feed",
         "answers",
+        "keeping",
+        "cached_answers",
         "progress",
         "averaging",
         "optim",

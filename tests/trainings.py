@@ -9,11 +9,11 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from kdtrain.answers import Sharing
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.environment import prepare_process
 from kdtrain.files import Row
 from kdtrain.identity import trial_id
+from kdtrain.keeping import Sharing
 from kdtrain.loop import Metrics
 from kdtrain.predictions import read_test
 from kdtrain.store import Store, TrialFolder
@@ -26,6 +26,7 @@ TIMINGS = (
     "images_per_s",
     "peak_memory_bytes",
     "teacher_images_computed",
+    "teacher_images_checked",
     "teacher_seconds",
     "views_seconds",
 )

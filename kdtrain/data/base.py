@@ -73,9 +73,9 @@ class Images(Protocol):
         """The same images, whose views come on `device` where they can be held or made there, else on the CPU."""
         ...
 
-    def share(self, cache: Cache) -> None:
+    def share(self, cache: Cache) -> str | None:
         """Before `check`: decoded images are read from the node's cache, where they are written by whoever decodes
-        them first. Nothing to share where they are in memory anyway, or where the cache has no room."""
+        them first. Nothing to share where they are in memory anyway. The reason where it could not be done."""
         ...
 
     def check(self) -> None:
@@ -113,10 +113,10 @@ class Dataset:
     test: Split
     fingerprint: str
 
-    def share(self, cache: Cache) -> None:
+    def share(self, cache: Cache) -> str | None:
         """See Images.share."""
-        for split in (self.train, self.val, self.test):
-            split.images.share(cache)
+        reasons = [split.images.share(cache) for split in (self.train, self.val, self.test)]
+        return next(filter(None, reasons), None)
 
     def summary(self) -> dict[str, object]:
         """For a trial's recipe.json: what was trained on, in numbers."""
@@ -155,8 +155,9 @@ class TensorImages:
             self._elsewhere[device] = TensorImages(self.pixels.to(device))
         return self._elsewhere[device]
 
-    def share(self, cache: Cache) -> None:
+    def share(self, cache: Cache) -> str | None:
         """Nothing to do: the pixels are in memory."""
+        return None
 
     def check(self) -> None:
         """Nothing to do: the pixels were read when the set was loaded."""

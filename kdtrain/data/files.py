@@ -45,6 +45,7 @@ class FileSource:
         self.full = False
         self.checked = False
         self._folder: SharedFolder | None = None  # held as long as its pages are read
+        self._unshared: str | None = None
         self.shared: list[Tensor] | None = None  # uint8 [H, W, 3], memory-mapped
 
     def __len__(self) -> int:
@@ -72,9 +73,12 @@ class FileSource:
             return None
         return [pixels_of(self.images[index]) for index in range(len(self.files))]
 
-    def share(self, cache: Cache) -> None:
-        if self.shared is not None or self.checked:
-            return
+    def share(self, cache: Cache) -> str | None:
+        if self.shared is None and not self.checked:
+            self._unshared = self._share(cache)
+        return self._unshared
+
+    def _share(self, cache: Cache) -> str | None:
         units = list(torch.arange(len(self.files)).split(UNIT_IMAGES))
 
         def decoded(number: int) -> dict[str, Tensor]:
@@ -89,15 +93,16 @@ class FileSource:
         try:
             self._folder = cache.folder(self._ingredients(), estimate)
             if self._folder is None:
-                return
+                return cache.no_room
             self._folder.fill(range(len(units)), decoded)
             loaded = [self._folder.load(number) for number in range(len(units))]
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            return
+            return cache.unwritable(error)
         self.shared = [unit[name] for unit in loaded for name in sorted(unit)]
         self.checked = True  # every file was read, or had been
+        return None
 
     def _ingredients(self) -> Row:
         stats = [(str(file), stat.st_size, stat.st_mtime_ns) for file in self.files for stat in [file.stat()]]

@@ -68,7 +68,7 @@ class Source(Protocol):
         """head(image), uint8 [C, H, W], of all images; None where they are not kept in memory, or not all of them."""
         ...
 
-    def share(self, cache: Cache) -> None:
+    def share(self, cache: Cache) -> str | None:
         """See Images.share."""
         ...
 
@@ -130,8 +130,8 @@ class ViewedImages:
             self._on[device] = held if held.at_once else self
         return self._on[device]
 
-    def share(self, cache: Cache) -> None:
-        self.source.share(cache)
+    def share(self, cache: Cache) -> str | None:
+        return self.source.share(cache)
 
     def check(self) -> None:
         self.source.check()
@@ -177,8 +177,8 @@ class HeldImages:
     def on(self, device: torch.device) -> "ViewedImages | HeldImages":
         return self.images.on(device)
 
-    def share(self, cache: Cache) -> None:
-        self.images.share(cache)
+    def share(self, cache: Cache) -> str | None:
+        return self.images.share(cache)
 
     def check(self) -> None:
         self.images.check()
@@ -210,8 +210,9 @@ class ArraySource:
     def heads(self, head: Transform) -> Tensor | None:
         return torch.from_numpy(self.pixels).permute(0, 3, 1, 2) if head is unchanged else None
 
-    def share(self, cache: Cache) -> None:
+    def share(self, cache: Cache) -> str | None:
         """Nothing to do: the pixels are in memory."""
+        return None
 
     def check(self) -> None:
         """Nothing to do: the pixels were read when the set was loaded."""

@@ -71,7 +71,10 @@ class MadeUpStudy:
             "resources": {"workers": 1},
             "report": {},
             "parameters": list(parameters),
-            "models": {"lenet5_student": {"parameters": 46164, "flops_per_image": 560000}},
+            "models": {
+                "lenet5_teacher": {"parameters": 81194, "flops_per_image": 1_096_000},
+                "lenet5_student": {"parameters": 46164, "flops_per_image": 560_000},
+            },
         }
         write_json(folder / "study.json", self.description)
         self.event("opened", command="python run_sweep.py sweeps/made_up.yaml")

@@ -93,7 +93,7 @@ def test_two_seeds_are_too_few_for_a_claim_and_one_gives_no_interval(whole: Make
     one = text_of(whole(tmp_path / "one", gain=0.05, seeds=1))
     assert "undecided: 1 seed is too few, a claim needs 3; the difference is +" in one
     assert "(no interval; mean of paired differences by seed, n = 1 seed)" in one
-    assert cells(one, "student alone (baseline)")[3] == cells(one, "student alone (baseline)")[3].split(" ±")[0]
+    assert cells(one, "student alone (baseline)")[4] == cells(one, "student alone (baseline)")[4].split(" ±")[0]
 
 
 def test_the_teacher_is_one_run_with_the_binomial_interval_of_its_test_images(whole: Maker) -> None:
@@ -102,6 +102,7 @@ def test_the_teacher_is_one_run_with_the_binomial_interval_of_its_test_images(wh
     assert row[1:] == [
         "lenet5_teacher",
         "81 194",
+        "1.10",
         f"97.50 [{100 * expected.low:.2f} to {100 * expected.high:.2f}] \\*",
         "1",
         "—",
@@ -262,7 +263,7 @@ def test_an_unfinished_study_says_so_on_top_and_shows_what_is_there(made_up: Mak
         "`python run_sweep.py sweeps/made_up.yaml`."  # as it was started
     )
     assert "The teacher ends below the student alone" in text
-    assert cells(text, "student distilled (winner)")[3] == "not confirmed yet"
+    assert cells(text, "student distilled (winner)")[4] == "not confirmed yet"
     assert "| 1 | — | — | 0.2 | — | — | — | not ended |" in text or "| 1 | 0.2 | — | — | — | not ended |" in text
     assert (build_report(made.folder)).exists()
 
@@ -393,6 +394,7 @@ def test_the_report_accounts_for_what_teachers_computed_and_what_reading_saved(w
         folder.write_outcome(
             outcome
             | {"teacher_images": 1077, "teacher_images_computed": computed, "teacher_seconds": computed / 1000}
+            | {"teacher_images_checked": 32, "image_cache_off": "disk full" if number < 2 else None}
             | {"seconds": 10.0, "views_seconds": 0.0, "teacher_cache_off": "no room" if number == 1 else None}
         )
     cost = section(text_of(made), "Cost and versions")
@@ -400,7 +402,9 @@ def test_the_report_accounts_for_what_teachers_computed_and_what_reading_saved(w
     assert cells(cost, "teacher's answers, images")[1] == count(saved + 1077)
     assert cells(cost, "of them computed")[1] == "1 077 (in 1.1 s)"
     assert cells(cost, "of them read, not computed again")[1] == f"{count(saved)} (about {duration(saved / 1000)})"
+    assert cells(cost, "computed once more, to check what was read")[1] == count(32 * len(folders))
     assert cells(cost, "trainings that asked live, though they were to read")[1] == "1: no room"
+    assert cells(cost, "trainings that decoded images themselves, though they were to read")[1] == "2: disk full"
     spent = 10 * len(folders)
     floor = cells(cost, "of it without teachers and views (the floor)")[1]
     assert floor == f"{duration(spent - 1.077)}: x {spent / (spent - 1.077):.2f}"

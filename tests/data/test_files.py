@@ -4,6 +4,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from kdtrain.data.cub200 import Cub200
 from kdtrain.data.files import FileSource
+from kdtrain.data.hymenoptera import Hymenoptera
 from kdtrain.data.views import unchanged
 from kdtrain.errors import UserError
 from kdtrain.shared import Cache
@@ -182,6 +184,25 @@ def test_decoded_images_are_shared_by_the_node_and_equal_those_of_a_process(tmp_
             assert np.array_equal(heads[number].permute(1, 2, 0).numpy(), expected)
 
 
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "config",
+    [Hymenoptera(name="hymenoptera", limit_per_class=20), Cub200(name="cub200", limit_per_class=1)],
+    ids=["crop and flip", "AutoAugment"],
+)
+def test_views_of_shared_photographs_are_those_of_their_files(config: Any, real_data: Path, tmp_path: Path) -> None:
+    plain, first, second = (config.load(real_data) for _ in range(3))
+    for data in (first, second):
+        assert data.share(Cache(tmp_path / "cache", 1 << 30)) is None
+    every = torch.arange(len(plain.train))
+    for data in (first, second):
+        assert data.train.images.source.shared is not None
+        for epoch in (0, 1):
+            views = (each.train.images.train_view(every, 3, epoch) for each in (plain, data))
+            assert torch.equal(*views)
+        assert torch.equal(plain.train.images.eval_view(every), data.train.images.eval_view(every))
+
+
 def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
     file = paint(tmp_path / "a.png")
     cache = Cache(tmp_path / "cache", 1 << 20)
@@ -202,7 +223,9 @@ def test_a_damaged_file_is_named_though_images_are_shared(tmp_path: Path) -> Non
 def test_without_room_each_process_keeps_its_own(tmp_path: Path) -> None:
     files = [paint(tmp_path / f"{number}.png") for number in range(3)]
     source = FileSource(files, unchanged)
-    source.share(Cache(tmp_path / "cache", 100))
+    reason = "no room within 100 bytes (resources.cache_bytes)"
+    assert source.share(Cache(tmp_path / "cache", 100)) == reason
     source.check()
+    assert source.share(Cache(tmp_path / "cache", 1 << 20)) == reason  # the process has its own by now
     assert source.shared is None
     assert source.image(2, unchanged).size == (24, 30)

@@ -112,6 +112,13 @@ def test_a_view_depends_on_nothing_seen_before_and_leaves_the_callers_random_num
     assert torch.equal(images.train_view(torch.tensor([2, 1, 4]), 5, 7), first[[2, 0, 1]])
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_config_says_beforehand_whether_training_draws_its_views(name: str, tmp_path: Path) -> None:
+    made_up, config, _, _ = CASES[name]
+    made_up(tmp_path)
+    assert config.drawn == config.load(tmp_path).train.images.drawn == (name != "cub200 plain")
+
+
 @pytest.mark.parametrize("name", ["cub200", "image_folder"])
 def test_ten_crops_are_torchvisions_and_are_seen_in_every_split(name: str, tmp_path: Path) -> None:
     made_up, config, _, _ = CASES[name]

@@ -15,11 +15,11 @@ import torch.distributed as dist
 from trainings import CPU, KD, NO_DATA, equal_weights, recipe, timeless, trained
 
 from kdtrain import ranks
-from kdtrain.answers import Sharing
 from kdtrain.config.recipe import teacher_recipe
 from kdtrain.environment import prepare_process
 from kdtrain.files import Row
 from kdtrain.identity import trial_id
+from kdtrain.keeping import Sharing
 from kdtrain.loop import Metrics
 from kdtrain.predictions import read_test
 from kdtrain.shared import Cache
@@ -67,7 +67,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 FAILING = {"optimizer": {"name": "sgd", "lr": 1e30}}
 ORDER = ("teacher", "kd", "adamw", "bf16", "critic", "sp", "mgd", "mixup", "mixup published", "ema")
 CUT = ("adamw", "critic")
-READ = ("kd", "sp", "mixup")
+READ = ("kd", "sp", "mgd", "mixup")
 
 
 def work(rank: int, folder: str) -> None:

@@ -1,0 +1,250 @@
+"""Answers read from a node's cache, bit for bit what the teacher would say; see `answers`.
+
+N images, K classes, C channels.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from kdtrain import environment, ranks
+from kdtrain.answers import UNIT_IMAGES, Answers, LiveAnswers, views_change
+from kdtrain.errors import UserError
+from kdtrain.feed import batches_of
+from kdtrain.files import Row
+from kdtrain.identity import NUMERICS
+from kdtrain.keeping import SMALL_BYTES, Sharing, bytes_of_image, readings_kept, why_not_kept
+from kdtrain.methods import Batch, Outputs
+from kdtrain.methods.base import Reading
+from kdtrain.shared import NO_ROOM, Cache, SharedFolder, Tensors
+from kdtrain.streams import stream
+from kdtrain.teacher import CHUNK_IMAGES
+
+EPOCHS_PER_CHECK = 8
+"""Every so many epochs something that was read is computed again and compared."""
+TOLERANCE = 1e-4
+"""Relative and absolute, of that comparison on a GPU; on a CPU the bits must agree."""
+
+
+def shared_answers(live: LiveAnswers, sharing: Sharing | None) -> Answers:
+    """Cached where that is wanted and there is no reason against it, else live; then `off` says the reason."""
+    if sharing is None or live.teacher.digest is None:
+        return live
+    own = live.recipe.method.readings
+    live.off = why_not_kept(live, own, len(live.data.train), sharing.cache.budget_bytes)
+    if live.off is not None:
+        return live
+    return CachedAnswers(live, sharing.cache, live.teacher.digest, readings_kept(live, sharing))
+
+
+class CachedAnswers:
+    """Rows of a node's cache. What is missing there is asked of the network, by whichever trial needs it first.
+
+    Where the cache cannot be written to or has no room, `off` says why, and the network is asked live from then on.
+    """
+
+    def __init__(self, live: LiveAnswers, cache: Cache, weights: str, readings: Sequence[Reading]) -> None:
+        """weights: the digest of the teacher's. readings: what is kept beside the logits, the recipe's own among it."""
+        self.live, self.cache, self.weights, self.readings = live, cache, weights, tuple(readings)
+        self.by_batch = any(reading.of_batch for reading in readings)
+        self.wanted = ("logits", *(reading.name for reading in live.recipe.method.readings))
+        self.off: str | None = None
+        self.asked = self.checked = 0
+        self._begun_s = 0.0
+        self._now: _Kept | None = None
+        live.teacher.stages = tuple(dict.fromkeys(reading.stage for reading in readings))
+
+    @property
+    def computed(self) -> int:
+        return self.live.computed - self.checked
+
+    @property
+    def seconds(self) -> float:
+        return self._begun_s + self.live.seconds
+
+    def begin(self, epoch: int) -> None:
+        started = time.perf_counter()
+        self._begin(epoch)
+        self._begun_s += time.perf_counter() - started
+
+    def _begin(self, epoch: int) -> None:
+        shown = epoch if views_change(self.live) or self.by_batch else 0
+        if self._now is None or self._now.epoch != shown:
+            self.close()
+            units = self._batches(epoch) if self.by_batch else self._units(len(self.live.data.train))
+            self._now = self._kept("train", shown, units, lambda unit: self._rows(unit, shown))
+        if self._now is not None and epoch % EPOCHS_PER_CHECK == 0:
+            self._check(self._now)
+
+    def of(self, images: Tensor, batch: Batch) -> Outputs:
+        self.asked += len(images)
+        if self._now is None:
+            return self.live.of(images, batch)
+        if self.by_batch:
+            rows = self._now.unit(batch.epoch_step)
+            own = ranks.share(torch.arange(batch.size)) if batch.count else torch.tensor([0])
+            return Outputs(rows.pop("logits")[own.to(self.live.device)], read=rows)
+        rows = self._now.rows(batch.indices)
+        read = self.live.recipe.method.readings
+        features = {each.stage: rows[each.name] for each in read if each.kind == "features"}
+        return Outputs(rows.pop("logits"), features, rows)
+
+    def val_logits(self) -> Tensor:
+        units = self._units(len(self.live.data.val))
+        kept = self._kept("val", 0, units, lambda unit: {"logits": self.live.of_val(unit)})
+        if kept is not None:
+            kept.folder.close()
+        if ranks.sum_over_ranks(torch.tensor(kept is None, dtype=torch.int, device=self.live.device)):
+            return self.live.val_logits()  # all ranks together, or none
+        assert kept is not None
+        return torch.cat([rows["logits"] for rows in kept.loaded])
+
+    def close(self) -> None:
+        """Others may make room of what was read here."""
+        if self._now is not None:
+            self._now.folder.close()
+        self._now = None
+
+    def _kept(
+        self, split: str, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors]
+    ) -> "_Kept | None":
+        if self.off is not None:
+            return None
+        readings = self.readings if split == "train" else ()
+
+        def size() -> int:
+            return bytes_of_image(self.live, readings) * sum(map(len, units))
+
+        folder = None
+        try:
+            folder = self.cache.folder(self._ingredients(split, epoch), size)
+            if folder is None:
+                self._turn_off(self.cache.no_room)
+                return None
+            folder.fill(range(len(units)), lambda number: compute(units[number]))
+            loaded = [folder.load(number) for number in range(len(units))]
+        except OSError as error:
+            if folder is not None:
+                folder.close()
+            if error.errno not in NO_ROOM:
+                raise
+            self._turn_off(self.cache.unwritable(error))
+            return None
+        wanted = self.wanted if split == "train" else ()
+        return _Kept(folder, epoch, units, loaded, wanted, self.live.device, self.by_batch)
+
+    def _turn_off(self, reason: str) -> None:
+        self.off = reason
+        self.live.teacher.stages = self.live.recipe.method.needed_stages
+        logging.getLogger(__name__).warning("the teacher is asked live from here on: %s", reason)
+
+    def _rows(self, indices: Tensor, epoch: int) -> Tensors:
+        """As they are kept: logits and readings of training images, which are a whole batch where the readings are."""
+        outputs = self.live.of_train(indices, epoch)
+        made = (as_kept(each.name, each.make(outputs.features[each.stage]).float()) for each in self.readings)
+        return {"logits": outputs.logits.float(), **dict(made)}
+
+    def _check(self, kept: "_Kept") -> None:
+        """Computes a unit's beginning again. Raises UserError where it is not what was read."""
+        recipe, device = self.live.recipe, self.live.device
+        number = stream(recipe.seed, "cache check", kept.epoch) % len(kept.units)
+        count = len(kept.units[number]) if self.by_batch else CHUNK_IMAGES
+        before = self.live.computed
+        again = self._rows(kept.units[number][:count], kept.epoch)
+        self.checked += self.live.computed - before
+        for name, values in again.items():
+            read = kept.loaded[number][name][: len(values)].to(device)
+            near = torch.equal if device.type == "cpu" else _near
+            if not near(values, read):
+                largest = (values - read).abs().max().item()
+                raise UserError(
+                    f"teacher cache: {kept.folder.path}: unit {number} is not what the teacher says ({name} differs by"
+                    f" up to {largest:.3g}); remove that folder, or write resources: {{teacher_cache: none}}"
+                )
+
+    def _ingredients(self, split: str, epoch: int) -> Row:
+        """Everything that a kept row depends on."""
+        live, recipe = self.live, self.live.recipe
+        assert recipe.teacher is not None
+        data = live.data
+        images = (data.train if split == "train" else data.val).images
+        seen = split == "train" and views_change(live)
+        batches = {"size": recipe.batch_size, "seed": recipe.seed, "epoch": epoch} if self.by_batch else None
+        return {
+            "what": "what a teacher says",
+            "numerics": NUMERICS,
+            "weights": self.weights,
+            "network": recipe.teacher.model_dump(mode="json", include=NETWORK),
+            "data": data.fingerprint,
+            "set": recipe.data.model_dump(mode="json"),
+            "split": split,
+            "view": images.described,
+            "drawn by": [recipe.seed, epoch] if seen else None,
+            "mixup": recipe.mixup.model_dump() if recipe.mixup and split == "train" else None,
+            "precision": recipe.precision if split == "train" else "fp32",
+            "chunk": CHUNK_IMAGES,
+            "unit": UNIT_IMAGES,
+            "kept": [each.name for each in self.readings] if split == "train" else [],
+            "batches": batches if split == "train" else None,
+            "machine": environment.rounding(live.device),
+        }
+
+    def _units(self, total: int) -> list[Tensor]:
+        return list(torch.arange(total).split(UNIT_IMAGES))
+
+    def _batches(self, epoch: int) -> list[Tensor]:
+        return list(batches_of(self.live.recipe, len(self.live.data.train), epoch))
+
+
+NETWORK = {"model", "head", "normalization", "channels_last", "compile"}
+LAST = " NHWC"
+"""Ends the name of maps [N, H, W, C], whose channels lay last as the teacher gave them: the order of a sum's terms."""
+
+
+def as_kept(name: str, values: Tensor) -> tuple[str, Tensor]:
+    """What a file holds is contiguous; `as_given` gives back name and layout."""
+    last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    return (name + LAST, values.permute(0, 2, 3, 1)) if last and not values.is_contiguous() else (name, values)
+
+
+def as_given(name: str, values: Tensor) -> tuple[str, Tensor]:
+    return (name.removesuffix(LAST), values.permute(0, 3, 1, 2)) if name.endswith(LAST) else (name, values)
+
+
+class _Kept:
+    """One epoch's rows. What is small lies on the device; larger rows stay in the mapped files until they are asked
+    for."""
+
+    def __init__(
+        self, folder: SharedFolder, epoch: int, units: list[Tensor], loaded: list[Tensors], wanted: Sequence[str],
+        device: torch.device, by_batch: bool,
+    ) -> None:  # fmt: skip
+        """units: the indices of each one's images. wanted: the names of those rows that will be asked for."""
+        self.folder, self.epoch, self.units, self.loaded, self.device = folder, epoch, units, loaded, device
+        names = [name for name in loaded[0] if name.removesuffix(LAST) in wanted] if loaded else []
+        self._by_batch = [{name: rows[name].to(device) for name in names} for rows in loaded] if by_batch else []
+        self._large = [name for name in names if 4 * loaded[0][name][0].numel() > SMALL_BYTES]
+        small = [] if by_batch else [name for name in names if name not in self._large]
+        self._small = {name: torch.cat([rows[name] for rows in loaded]).to(device) for name in small}
+
+    def unit(self, number: int) -> Tensors:
+        """Of a batch."""
+        return dict(self._by_batch[number])
+
+    def rows(self, indices: Tensor) -> Tensors:
+        """Of these images [n]."""
+        at = indices.to(self.device, non_blocking=True)
+        rows = {name: values[at] for name, values in self._small.items()}
+        rows |= {name: self._gathered(name, indices.tolist()) for name in self._large}
+        return dict(as_given(name, values) for name, values in rows.items())
+
+    def _gathered(self, name: str, indices: list[int]) -> Tensor:
+        rows = torch.stack([self.loaded[index // UNIT_IMAGES][name][index % UNIT_IMAGES] for index in indices])
+        return rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows
+
+
+def _near(values: Tensor, read: Tensor) -> bool:
+    return torch.allclose(values, read, rtol=TOLERANCE, atol=TOLERANCE)

@@ -178,8 +178,12 @@ def test_two_ranks_learn_with_each_method_and_trick_what_one_learns(name: str, g
 @pytest.mark.parametrize("name", READ)
 def test_two_ranks_that_read_what_a_teacher_said_learn_what_two_learn_that_ask(name: str, group: Group) -> None:
     live, *others = (group.trial(name, results) for results in ("results", "fills", "reads"))
-    computed = [sum(row["teacher_images_computed"] for row in other.epochs()) for other in others]
-    assert 0 < computed[1] < computed[0]
+    computed, checked = (
+        [sum(row[f"teacher_images_{name}"] for row in other.epochs()) for other in others]
+        for name in ("computed", "checked")
+    )
+    assert computed[1] == 0 < computed[0]
+    assert all(count > 0 for count in checked)
     for other in others:
         assert [timeless(row) for row in other.epochs()] == [timeless(row) for row in live.epochs()]
         assert weights(other).keys() == weights(live).keys()

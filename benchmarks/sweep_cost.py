@@ -139,11 +139,15 @@ def report(spent: dict[tuple[str, int], list[tuple[float, float]]]) -> None:
             other / ours for other, ours in zip(medians["obvious", trials], medians["kdtrain", trials], strict=True)
         )
         print(f"\nobvious / kdtrain at {trials} trials: {cpu:.2f} in CPU time, {wall:.2f} in wall time")
-    for name in dict.fromkeys(name for name, _ in spent):
-        counts = sorted(trials for other, trials in spent if other == name)
-        for fewer, more in itertools.pairwise(counts):
-            each = (medians[name, more][0] - medians[name, fewer][0]) / (more - fewer)
-            print(f"\n{name}: {each:.3f} CPU s for each trial from {fewer} to {more}")
+    for fewer, more in itertools.pairwise(sorted({trials for _, trials in spent})):
+        each = {
+            name: (medians[name, more][0] - medians[name, fewer][0]) / (more - fewer)
+            for name in dict.fromkeys(name for name, _ in spent)
+        }
+        shown = ", ".join(f"{name} {seconds:.3f}" for name, seconds in each.items())
+        print(f"\nCPU s for each trial from {fewer} to {more}: {shown}")
+        if {"floor", "kdtrain"} <= set(each):
+            print(f"kdtrain beyond the floor: Ray, study, store, teacher: {each['kdtrain'] - each['floor']:.3f}")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ def image_sets(setup: Setup, root: Path) -> tuple[Dataset[Any], Dataset[Any]]:
     if setup.data == "mnist":
         views = v2.Compose([v2.Resize(setup.px), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
         whole = torchvision.datasets.MNIST(root, transform=views)
-        return Subset(whole, range(setup.images)), Subset(whole, range(60_000 - HELD_OUT, 60_000))
+        held_out = range(60_000 - min(HELD_OUT, setup.images), 60_000)  # a limit of kdtrain's is each split's
+        return Subset(whole, range(setup.images)), Subset(whole, held_out)
     to_tensor = [
         v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     ]  # fmt: skip

@@ -95,11 +95,9 @@ class CachedAnswers:
     def val_logits(self) -> Tensor:
         units = self._units(len(self.live.data.val))
         kept = self._kept("val", 0, units, lambda unit: {"logits": self.live.of_val(unit)})
-        if kept is not None:
-            kept.folder.close()
-        if ranks.sum_over_ranks(torch.tensor(kept is None, dtype=torch.int, device=self.live.device)):
-            return self.live.val_logits()  # all ranks together, or none
-        assert kept is not None
+        if kept is None:
+            return self.live.val_logits()
+        kept.folder.close()
         return torch.cat([rows["logits"] for rows in kept.loaded])
 
     def close(self) -> None:
@@ -111,8 +109,20 @@ class CachedAnswers:
     def _kept(
         self, split: str, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors]
     ) -> "_Kept | None":
+        """On all ranks, or on none: asked live, ranks talk to one another."""
         if self.off is not None:
             return None
+        kept = self._own_kept(split, epoch, units, compute)
+        if ranks.sum_over_ranks(torch.tensor(kept is None, dtype=torch.int, device=self.live.device)):
+            if kept is not None:
+                kept.folder.close()
+                self._turn_off("another worker could not read or write it")
+            return None
+        return kept
+
+    def _own_kept(
+        self, split: str, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors]
+    ) -> "_Kept | None":
         readings = self.readings if split == "train" else ()
 
         def size() -> int:

@@ -210,7 +210,7 @@ SHARED: list[tuple[dict[str, Any], list[str]]] = [
     ({"data": {"name": "digits", "resolution": 64}, "teacher": {**FIXED, "model": "resnet10t", "weights": None},
       "student": {"model": "resnet10t", "weights": None},
       "method": {"name": "mgd", "balance": {"weight": {"loguniform": [0.1, 1]}}, "stage": "8"}},
-     ["asked in every trial: what mgd reads of an image is"]),
+     ["computed once for all trials: 32,808 bytes of an image, the same view in every epoch, 0.03 GB"]),
 ]  # fmt: skip
 
 
@@ -225,6 +225,18 @@ def test_a_plan_says_what_trials_share_and_what_splits_them(
     assert all(text in out for text in said), out
     assert main([str(file), "--plan", "--set", "resources.teacher_cache=none"]) == 0
     assert "teachers are asked in every trial (resources.teacher_cache: none)" in capsys.readouterr().out
+
+
+def test_a_plan_says_that_whole_maps_do_not_fit_into_the_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sweep_file(tmp_path, recipe=SHARED[-1][0], study={"published": None, "trials": 2, "pruner": None})
+    needed = 32_808 * 898
+    assert main([str(file), "--plan", "--set", f"resources.cache_bytes={needed}"]) == 0
+    assert "asked in every trial" not in capsys.readouterr().out
+    assert main([str(file), "--plan", "--set", f"resources.cache_bytes={needed - 1}"]) == 0
+    reads = f"what mgd reads takes 32,808 bytes of an image and view, {needed:,} in all: more than {needed - 1:,}"
+    assert f"- asked in every trial: {reads} (resources.cache_bytes)" in capsys.readouterr().out
 
 
 def test_plan_of_mnist_needs_no_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Answers read from a node's cache, bit for bit what the teacher would say; see `answers`.
 
-N images, K classes, C channels.
+N images, K classes.
 """
 
 import logging
@@ -16,10 +16,11 @@ from kdtrain.errors import UserError
 from kdtrain.feed import batches_of
 from kdtrain.files import Row
 from kdtrain.identity import NUMERICS
-from kdtrain.keeping import SMALL_BYTES, Sharing, bytes_of_image, readings_kept, why_not_kept
+from kdtrain.keeping import Sharing, bytes_of_image, readings_kept, why_not_kept
+from kdtrain.kept import Kept, as_kept
 from kdtrain.methods import Batch, Outputs
 from kdtrain.methods.base import Reading
-from kdtrain.shared import NO_ROOM, Cache, SharedFolder, Tensors
+from kdtrain.shared import NO_ROOM, Cache, Tensors
 from kdtrain.streams import stream
 from kdtrain.teacher import CHUNK_IMAGES
 
@@ -54,7 +55,7 @@ class CachedAnswers:
         self.off: str | None = None
         self.asked = self.checked = 0
         self._begun_s = 0.0
-        self._now: _Kept | None = None
+        self._now: Kept | None = None
         live.teacher.stages = tuple(dict.fromkeys(reading.stage for reading in readings))
 
     @property
@@ -106,9 +107,7 @@ class CachedAnswers:
             self._now.folder.close()
         self._now = None
 
-    def _kept(
-        self, split: str, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors]
-    ) -> "_Kept | None":
+    def _kept(self, split: str, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors]) -> Kept | None:
         """On all ranks, or on none: asked live, ranks talk to one another."""
         if self.off is not None:
             return None
@@ -122,7 +121,7 @@ class CachedAnswers:
 
     def _own_kept(
         self, split: str, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors]
-    ) -> "_Kept | None":
+    ) -> Kept | None:
         readings = self.readings if split == "train" else ()
 
         def size() -> int:
@@ -144,7 +143,7 @@ class CachedAnswers:
             self._turn_off(self.cache.unwritable(error))
             return None
         wanted = self.wanted if split == "train" else ()
-        return _Kept(folder, epoch, units, loaded, wanted, self.live.device, self.by_batch)
+        return Kept(folder, epoch, units, loaded, wanted, self.live.device, self.by_batch)
 
     def _turn_off(self, reason: str) -> None:
         self.off = reason
@@ -157,7 +156,7 @@ class CachedAnswers:
         made = (as_kept(each.name, each.make(outputs.features[each.stage]).float()) for each in self.readings)
         return {"logits": outputs.logits.float(), **dict(made)}
 
-    def _check(self, kept: "_Kept") -> None:
+    def _check(self, kept: Kept) -> None:
         """Computes a unit's beginning again. Raises UserError where it is not what was read."""
         recipe, device = self.live.recipe, self.live.device
         number = stream(recipe.seed, "cache check", kept.epoch) % len(kept.units)
@@ -210,50 +209,6 @@ class CachedAnswers:
 
 
 NETWORK = {"model", "head", "normalization", "channels_last", "compile"}
-LAST = " NHWC"
-"""Ends the name of maps [N, H, W, C], whose channels lay last as the teacher gave them: the order of a sum's terms."""
-
-
-def as_kept(name: str, values: Tensor) -> tuple[str, Tensor]:
-    """What a file holds is contiguous; `as_given` gives back name and layout."""
-    last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
-    return (name + LAST, values.permute(0, 2, 3, 1)) if last and not values.is_contiguous() else (name, values)
-
-
-def as_given(name: str, values: Tensor) -> tuple[str, Tensor]:
-    return (name.removesuffix(LAST), values.permute(0, 3, 1, 2)) if name.endswith(LAST) else (name, values)
-
-
-class _Kept:
-    """One epoch's rows. What is small lies on the device; larger rows stay in the mapped files until they are asked
-    for."""
-
-    def __init__(
-        self, folder: SharedFolder, epoch: int, units: list[Tensor], loaded: list[Tensors], wanted: Sequence[str],
-        device: torch.device, by_batch: bool,
-    ) -> None:  # fmt: skip
-        """units: the indices of each one's images. wanted: the names of those rows that will be asked for."""
-        self.folder, self.epoch, self.units, self.loaded, self.device = folder, epoch, units, loaded, device
-        names = [name for name in loaded[0] if name.removesuffix(LAST) in wanted] if loaded else []
-        self._by_batch = [{name: rows[name].to(device) for name in names} for rows in loaded] if by_batch else []
-        self._large = [name for name in names if 4 * loaded[0][name][0].numel() > SMALL_BYTES]
-        small = [] if by_batch else [name for name in names if name not in self._large]
-        self._small = {name: torch.cat([rows[name] for rows in loaded]).to(device) for name in small}
-
-    def unit(self, number: int) -> Tensors:
-        """Of a batch."""
-        return dict(self._by_batch[number])
-
-    def rows(self, indices: Tensor) -> Tensors:
-        """Of these images [n]."""
-        at = indices.to(self.device, non_blocking=True)
-        rows = {name: values[at] for name, values in self._small.items()}
-        rows |= {name: self._gathered(name, indices.tolist()) for name in self._large}
-        return dict(as_given(name, values) for name, values in rows.items())
-
-    def _gathered(self, name: str, indices: list[int]) -> Tensor:
-        rows = torch.stack([self.loaded[index // UNIT_IMAGES][name][index % UNIT_IMAGES] for index in indices])
-        return rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows
 
 
 def _near(values: Tensor, read: Tensor) -> bool:

@@ -16,6 +16,7 @@ from trainings import KD, Trained, equal_weights, recipe, trained
 from kdtrain import cached_answers, environment
 from kdtrain.errors import UserError
 from kdtrain.keeping import Sharing
+from kdtrain.kept import LAST, Kept, as_given, as_kept
 from kdtrain.shared import Cache, SharedFolder
 
 MIB = 1 << 20
@@ -296,17 +297,17 @@ def test_a_method_without_maps_keeps_them_for_those_that_read_them(tmp_path: Pat
 
 
 def test_memory_holds_no_maps_that_a_method_does_not_read(tmp_path: Path) -> None:
-    kept = {"logits": torch.zeros(4, 3), "features:8" + cached_answers.LAST: torch.zeros(4, 2, 2, 8)}
+    kept = {"logits": torch.zeros(4, 3), "features:8" + LAST: torch.zeros(4, 2, 2, 8)}
     folder = sharing(tmp_path).cache.folder({"of": "a test"}, lambda: 1)
     assert folder is not None
-    rows = cached_answers._Kept(folder, 0, [torch.arange(4)], [kept], ("logits",), torch.device("cpu"), False)
+    rows = Kept(folder, 0, [torch.arange(4)], [kept], ("logits",), torch.device("cpu"), False)
     assert list(rows.rows(torch.tensor([3, 1]))) == ["logits"]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_maps_come_back_in_the_layout_that_the_teacher_gave_them(layout: torch.memory_format, tmp_path: Path) -> None:
     given = torch.rand(5, 4, 3, 2).contiguous(memory_format=layout)
-    name, kept = cached_answers.as_kept("features:8", given)
+    name, kept = as_kept("features:8", given)
     assert kept.is_contiguous()
-    name, back = cached_answers.as_given(name, kept)
+    name, back = as_given(name, kept)
     assert (name, back.stride(), torch.equal(back, given)) == ("features:8", given.stride(), True)

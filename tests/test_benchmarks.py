@@ -1,21 +1,27 @@
 """The benchmark of one training: both loops do the same work, and FLOPs are counted as they are by hand."""
 
 import importlib
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+import yaml
+from made_up_data import mnist
 from torch import nn
 from trainings import CPU
 
 from kdtrain.config import load_sweep
 from kdtrain.environment import prepare_process
+from kdtrain.models import build, parameter_count
+from kdtrain.models.weights import load_whole_network
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-ROOMS = ("flops", "phases", "plain_loop", "pairs", "train_step", "all_sweeps")
+ROOMS = ("flops", "phases", "plain_loop", "pairs", "train_step", "all_sweeps", "sweep_parts", "floor_sweep")
 ROUNDING = 1e-4
 
 # expansion, channels, repeats, stride: Sandler et al. 2018 (arXiv:1801.04381), table 2
@@ -110,3 +116,71 @@ def test_every_sweep_file_is_valid_and_so_is_its_small_version() -> None:
             sweep = load_sweep(file, small[name])
             assert (sweep.study.trials >= 4, sweep.study.confirm.seeds) == (True, 2)
             assert sweep.report.published == sweep.tree["data"]["name"]
+
+
+SWEEPS = ("mnist", "mnist_small", "mnist_tiny", "resnet50", "efficientnet", "bit")
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_kdtrains_sweep_has_the_hyperparameters_that_the_other_two_draw(name: str, tmp_path: Path) -> None:
+    parts = importlib.import_module("sweep_parts")
+    assert tuple(parts.SETUPS) == SWEEPS
+    setup = parts.SETUPS[name]
+    file = tmp_path / "compared.yaml"
+    file.write_text(yaml.safe_dump(parts.sweep(setup, tmp_path / "teacher.pth")))
+    sweep = load_sweep(file)
+    assert len(sweep.published) == sweep.study.trials == setup.trials
+    recipes = [sweep.recipe_for(point, 0) for point in sweep.published]
+    ours = [
+        {"lr": each.optimizer.lr, "temperature": each.method.temperature, "alpha": each.method.balance.alpha}
+        for each in recipes
+    ]
+    assert ours == parts.hyperparameters(setup.trials)
+    assert {(each.epochs, each.batch_size, each.optimizer.momentum) for each in recipes} == {
+        (parts.EPOCHS, setup.batch_size, 0.9)
+    }
+
+
+@pytest.mark.parametrize("name", ["mnist", "resnet50", "efficientnet", "bit"])
+def test_the_compared_networks_are_kdtrains(name: str, tmp_path: Path) -> None:
+    """The plain teacher's file is read by kdtrain, strictly; the students have as many parameters."""
+    parts = importlib.import_module("sweep_parts")
+    setup = parts.SETUPS[name]
+    file = tmp_path / "teacher.pth"
+    torch.save(parts.network(setup.teacher, setup.class_count).state_dict(), file)
+    sweep_file = tmp_path / "compared.yaml"
+    sweep_file.write_text(yaml.safe_dump(parts.sweep(setup, file)))
+    sweep = load_sweep(sweep_file)
+    recipe = sweep.recipe_for(sweep.published[0], 0)
+    shape = recipe.data.image_shape
+    load_whole_network(build(recipe.teacher, shape, setup.class_count, 0, pretrained=False), file, "recipe.teacher")
+    student = build(recipe.student, shape, setup.class_count, 0, pretrained=False)
+    assert parameter_count(student) == parameter_count(parts.network(setup.student, setup.class_count))
+
+
+def test_the_floor_learns_from_ready_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts, floor = (importlib.import_module(name) for name in ("sweep_parts", "floor_sweep"))
+    mnist(tmp_path, train=60_000)
+    setup = replace(parts.SETUPS["mnist_tiny"], images=256, trials=2)
+    torch.save(parts.network(setup.teacher, 10).state_dict(), tmp_path / "teacher.pth")
+    assert floor.prepare(setup, tmp_path / "teacher.pth", tmp_path, tmp_path) > 0
+    ready = torch.load(tmp_path / "train-0.pt", weights_only=True)
+    assert [len(part) for part in ready] == [256, 256, 256]
+    floor.work(setup, tmp_path, 0)
+    assert capsys.readouterr().out.count("accuracy") == 1  # one of two trials is the other process's
+
+
+@pytest.mark.ray
+def test_the_three_sweeps_are_compared(tmp_path: Path) -> None:
+    mnist(tmp_path, train=60_000)
+    command = [sys.executable, BENCHMARKS / "sweep_cost.py", "--setup", "mnist_tiny", "--data", tmp_path]
+    done = subprocess.run(
+        [*command, "--rounds", "1", "--trials", "2", "4"], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for trials in (2, 4):  # the teacher is asked once, however many trials there are
+        used = trials * (3 * 640 + 640)
+        counts = f"{trials} trials, teacher images used {used}, computed {640 + 640}, again to check {32 * trials}"
+        assert counts in done.stdout
+        assert f"obvious / kdtrain at {trials} trials" in done.stdout
+    assert "kdtrain beyond the floor" in done.stdout

@@ -20,6 +20,7 @@ FLOORS = [
         "feed",
         "answers",
         "keeping",
+        "kept",
         "cached_answers",
         "progress",
         "averaging",

@@ -104,14 +104,19 @@ def _teacher_accounts(outcomes: list[Row]) -> dict[str, str]:
         return {"teacher forwards, images": count(asked)}
     computed = _total(known, "teacher_images_computed")
     saved = max(_total(known, "teacher_images") - computed, 0.0)
-    seconds = _total(known, "teacher_seconds")
-    about = f" (about {duration(saved * seconds / computed)})" if computed else ""
+    checked, seconds = _total(known, "teacher_images_checked"), _total(known, "teacher_forward_seconds")
+    timed = seconds > 0 and all(_on_cpu(outcome) for outcome in known)  # a GPU still runs when its time is taken
+    each = seconds / (computed + checked) if timed else 0.0
     return {
         "teacher's answers, images": count(asked),
-        "of them computed": f"{count(computed)} (in {duration(seconds)})",
-        "of them read, not computed again": f"{count(saved)}{about}",
-        "computed once more, to check what was read": count(_total(known, "teacher_images_checked")),
+        "of them computed": count(computed) + (f" (in {duration(computed * each)})" if timed else ""),
+        "of them read, not computed again": count(saved) + (f" (about {duration(saved * each)})" if timed else ""),
+        "computed once more, to check what was read": count(checked),
     }
+
+
+def _on_cpu(outcome: Row) -> bool:
+    return str(outcome.get("device", "")).startswith("cpu")
 
 
 CACHES = {
@@ -126,8 +131,9 @@ def _caches_off(outcomes: list[Row]) -> dict[str, str]:
 
 
 def _over_floor(outcomes: list[Row]) -> dict[str, str]:
-    """Training time over what is left of it without teachers and views: what ready targets and batches would cost."""
-    known = [outcome for outcome in outcomes if outcome.get("views_seconds") is not None]
+    """Training time over what is left of it without teachers and views: what ready targets and batches would cost. Not
+    told of a GPU, which still runs when its time is taken."""
+    known = [outcome for outcome in outcomes if outcome.get("views_seconds") is not None and _on_cpu(outcome)]
     seconds = _total(known, "seconds")
     floor = seconds - _total(known, "teacher_seconds") - _total(known, "views_seconds")
     if not known or floor <= 0:

@@ -14,6 +14,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 PROCESSES = 2
+LAYOUTS: dict[str, torch.memory_format] = {}
+"""Of students that are slower in channels_last."""
 
 
 def prepare(setup: Setup, teacher_file: Path, data: Path, ready: Path) -> float:
@@ -28,7 +30,7 @@ def prepare(setup: Setup, teacher_file: Path, data: Path, ready: Path) -> float:
     seconds = images = 0.0
     for epoch in range(epochs):
         parts = [[], [], []]
-        for pixels, labels in DataLoader(train_set, 256):
+        for pixels, labels in DataLoader(train_set, setup.batch_size):
             started = time.process_time()
             with torch.inference_mode():
                 logits = teacher(pixels)
@@ -46,7 +48,7 @@ def work(setup: Setup, ready: Path, first: int) -> None:
     stepping = steps = 0.0
     epochs = [torch.load(file, weights_only=True) for file in sorted(ready.glob("train-*.pt"))]
     val_images, val_labels = torch.load(ready / "val.pt", weights_only=True)
-    layout = torch.contiguous_format if setup.student.startswith("lenet5") else torch.channels_last
+    layout = LAYOUTS.get(setup.student, torch.channels_last)
     for chosen in hyperparameters(setup.trials)[first::PROCESSES]:
         torch.manual_seed(0)
         student = network(setup.student, setup.class_count).to(memory_format=layout)
@@ -77,9 +79,10 @@ def work(setup: Setup, ready: Path, first: int) -> None:
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     chosen = setup_from(sys.argv[1]), Path(sys.argv[2])
-    workers = [context.Process(target=work, args=(*chosen, number)) for number in range(PROCESSES)]
-    for worker in workers:
+    others = [context.Process(target=work, args=(*chosen, number)) for number in range(1, PROCESSES)]
+    for worker in others:
         worker.start()
-    for worker in workers:
+    work(*chosen, 0)
+    for worker in others:
         worker.join()
-    sys.exit(max(worker.exitcode or 0 for worker in workers))
+    sys.exit(max(worker.exitcode or 0 for worker in others))

@@ -69,7 +69,9 @@ def network(name: str, classes: int) -> nn.Module:
             {"bit_resnet50x1": "resnetv2_50x1_bit", "resnet50v2": "resnetv2_50"}[name], num_classes=classes
         )
         return built
-    return torchvision.models.get_model({"mobilenetv2": "mobilenet_v2"}.get(name, name), num_classes=classes)
+    plain = {"mobilenetv2": "mobilenet_v2"}.get(name, name)
+    without = {"dropout": 0.0} if plain == "mobilenet_v2" else {}  # as the recipe has it
+    return torchvision.models.get_model(plain, num_classes=classes, **without)
 
 
 class LeNet5(nn.Module):

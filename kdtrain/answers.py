@@ -43,7 +43,12 @@ class Answers(Protocol):
 
     @property
     def seconds(self) -> float:
-        """Spent on answers; on a GPU without what still runs there."""
+        """Spent on answers, asked or read, views for the teacher among it; on a GPU without what still runs there."""
+        ...
+
+    @property
+    def forward_seconds(self) -> float:
+        """Spent in the network itself."""
         ...
 
     def begin(self, epoch: int) -> None:
@@ -76,6 +81,10 @@ class LiveAnswers:
     def computed(self) -> int:
         return self.teacher.images
 
+    @property
+    def forward_seconds(self) -> float:
+        return self.teacher.seconds
+
     def begin(self, epoch: int) -> None:
         """Nothing to prepare."""
 
@@ -91,11 +100,14 @@ class LiveAnswers:
         """Nothing is held."""
 
     def val_logits(self) -> Tensor:
+        started = time.perf_counter()
         split = self.data.val
         own = ranks.share(torch.arange(len(split)))
         asked = own if len(own) else torch.tensor([0])  # a rank without images gives no row
         rows = torch.cat([self.of_val(indices) for indices in asked.split(UNIT_IMAGES)])
-        return ranks.gather_rows(rows[: len(own)], len(split)).cpu()
+        logits = ranks.gather_rows(rows[: len(own)], len(split)).cpu()
+        self.seconds += time.perf_counter() - started
+        return logits
 
     def of_val(self, indices: Tensor) -> Tensor:
         """Logits [n, K] of validation images, in float32 throughout."""

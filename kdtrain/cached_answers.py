@@ -20,7 +20,7 @@ from kdtrain.keeping import Sharing, bytes_of_image, readings_kept, why_not_kept
 from kdtrain.kept import Kept, as_kept
 from kdtrain.methods import Batch, Outputs
 from kdtrain.methods.base import Reading
-from kdtrain.shared import NO_ROOM, Cache, Tensors
+from kdtrain.shared import NO_ROOM, Cache, Tensors, key_of
 from kdtrain.streams import stream
 from kdtrain.teacher import CHUNK_IMAGES
 
@@ -54,7 +54,7 @@ class CachedAnswers:
         self.wanted = ("logits", *(reading.name for reading in live.recipe.method.readings))
         self.off: str | None = None
         self.asked = self.checked = 0
-        self._begun_s = 0.0
+        self._reading_s = 0.0
         self._now: Kept | None = None
         live.teacher.stages = tuple(dict.fromkeys(reading.stage for reading in readings))
 
@@ -64,12 +64,16 @@ class CachedAnswers:
 
     @property
     def seconds(self) -> float:
-        return self._begun_s + self.live.seconds
+        return self._reading_s + self.live.seconds
+
+    @property
+    def forward_seconds(self) -> float:
+        return self.live.forward_seconds
 
     def begin(self, epoch: int) -> None:
         started = time.perf_counter()
         self._begin(epoch)
-        self._begun_s += time.perf_counter() - started
+        self._reading_s += time.perf_counter() - started
 
     def _begin(self, epoch: int) -> None:
         shown = epoch if views_change(self.live) or self.by_batch else 0
@@ -78,7 +82,7 @@ class CachedAnswers:
             units = self._batches(epoch) if self.by_batch else self._units(len(self.live.data.train))
             self._now = self._kept("train", shown, units, lambda unit: self._rows(unit, shown))
         if self._now is not None and epoch % EPOCHS_PER_CHECK == 0:
-            self._check(self._now)
+            self._check(self._now, epoch)
 
     def of(self, images: Tensor, batch: Batch) -> Outputs:
         self.asked += len(images)
@@ -94,8 +98,10 @@ class CachedAnswers:
         return Outputs(rows.pop("logits"), features, rows)
 
     def val_logits(self) -> Tensor:
+        started = time.perf_counter()
         units = self._units(len(self.live.data.val))
         kept = self._kept("val", 0, units, lambda unit: {"logits": self.live.of_val(unit)})
+        self._reading_s += time.perf_counter() - started
         if kept is None:
             return self.live.val_logits()
         kept.folder.close()
@@ -135,18 +141,19 @@ class CachedAnswers:
                 return None
             folder.fill(range(len(units)), lambda number: compute(units[number]))
             loaded = [folder.load(number) for number in range(len(units))]
-        except OSError as error:
+        except BaseException as error:
             if folder is not None:
                 folder.close()
-            if error.errno not in NO_ROOM:
-                raise
-            self._turn_off(self.cache.unwritable(error))
-            return None
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                self._turn_off(self.cache.unwritable(error))
+                return None
+            raise
         wanted = self.wanted if split == "train" else ()
         return Kept(folder, epoch, units, loaded, wanted, self.live.device, self.by_batch)
 
     def _turn_off(self, reason: str) -> None:
         self.off = reason
+        self.close()
         self.live.teacher.stages = self.live.recipe.method.needed_stages
         logging.getLogger(__name__).warning("the teacher is asked live from here on: %s", reason)
 
@@ -156,16 +163,21 @@ class CachedAnswers:
         made = (as_kept(each.name, each.make(outputs.features[each.stage]).float()) for each in self.readings)
         return {"logits": outputs.logits.float(), **dict(made)}
 
-    def _check(self, kept: Kept) -> None:
-        """Computes a unit's beginning again. Raises UserError where it is not what was read."""
+    def _check(self, kept: Kept, epoch: int) -> None:
+        """Computes a chunk again, or a batch: each trial and epoch another. Raises UserError where it is not what was
+        read."""
         recipe, device = self.live.recipe, self.live.device
-        number = stream(recipe.seed, "cache check", kept.epoch) % len(kept.units)
-        count = len(kept.units[number]) if self.by_batch else CHUNK_IMAGES
+        drawn = stream(recipe.seed, f"cache check {key_of(recipe.model_dump(mode='json'))}", epoch)
+        number = drawn % len(kept.units)
+        indices, first = kept.units[number], 0
+        if not self.by_batch:
+            first = CHUNK_IMAGES * (drawn // len(kept.units) % -(-len(indices) // CHUNK_IMAGES))
+            indices = indices[first : first + CHUNK_IMAGES]
         before = self.live.computed
-        again = self._rows(kept.units[number][:count], kept.epoch)
+        again = self._rows(indices, kept.epoch)
         self.checked += self.live.computed - before
         for name, values in again.items():
-            read = kept.loaded[number][name][: len(values)].to(device)
+            read = kept.loaded[number][name][first : first + len(values)].to(device)
             near = torch.equal if device.type == "cpu" else _near
             if not near(values, read):
                 largest = (values - read).abs().max().item()
@@ -193,10 +205,11 @@ class CachedAnswers:
             "view": images.described,
             "drawn by": [recipe.seed, epoch] if seen else None,
             "mixup": recipe.mixup.model_dump() if recipe.mixup and split == "train" else None,
-            "precision": recipe.precision if split == "train" else "fp32",
+            # autocast is training's; TF32 is the convolutions' wherever they run
+            "precision": recipe.precision if split == "train" or recipe.precision == "tf32" else "fp32",
             "chunk": CHUNK_IMAGES,
             "unit": UNIT_IMAGES,
-            "kept": [each.name for each in self.readings] if split == "train" else [],
+            "kept": sorted(each.name for each in self.readings) if split == "train" else [],
             "batches": batches if split == "train" else None,
             "machine": environment.rounding(live.device),
         }

@@ -85,7 +85,7 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> str:
         shown = f" and view, {of_search}" if streams > 1 else ", the same view in every epoch"
         lines.append(f"computed once for all trials: {size:,} bytes of an image{shown}{stored}")
     lines = list(dict.fromkeys(lines))
-    splits = ["teacher", "data", *(["mixup"] if "mixup" in sweep.tree else [])]
+    splits = ["teacher", "data", *(name for name in ("mixup", "precision") if name in sweep.tree)]
     by_batch = any(reading.of_batch for recipe in kept for reading in recipe.method.readings)
     named = [p.name for p in sweep.parameters if p.path[0] in splits or (by_batch and p.path[0] == "batch_size")]
     if named:
@@ -101,16 +101,22 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
     kept, live = _kept_and_live(sweep, images, classes)
     if live or sweep.resources.teacher_cache == "none":
         return in_every_training
-    groups = {(recipe.teacher, recipe.data, recipe.mixup): recipe for recipe in kept}
+    groups = {_group(recipe): recipe for recipe in kept}
     passes = sum(_streams(sweep, recipe) * _views(sweep, recipe) for recipe in groups.values())
     return min(passes * images, in_every_training)
+
+
+def _group(recipe: Recipe) -> tuple[object, ...]:
+    """Recipes of one group read the same answers."""
+    batches = recipe.batch_size if any(each.of_batch for each in recipe.method.readings) else None
+    return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, batches
 
 
 def _kept_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[dict[Recipe, int], dict[Recipe, str]]:
     """Of each way to choose: the bytes that are kept of an image, or why nothing is."""
     kept: dict[Recipe, int] = {}
     live: dict[Recipe, str] = {}
-    for recipe in _reachable(sweep, (*PARTS, "mixup")):
+    for recipe in _reachable(sweep, (*PARTS, "mixup", "precision", "batch_size")):
         run = _made_up_run(recipe, COUNTED_IMAGES, classes)
         assert isinstance(run.answers, LiveAnswers)
         reason = why_not_kept(run.answers, recipe.method.readings, images or 0, sweep.resources.cache_bytes)
@@ -192,7 +198,7 @@ class _Ready:
     off: str | None = None
 
     def __init__(self, run: Run) -> None:
-        self.seconds = 0.0
+        self.seconds = self.forward_seconds = 0.0
         if run.teacher is None:
             return
         pixels, _ = load_batch(run, torch.arange(len(run.data.train)), 0)

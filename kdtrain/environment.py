@@ -4,8 +4,10 @@ import ctypes
 import gc
 import os
 import platform
+import re
 import resource
 import subprocess
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -77,10 +79,18 @@ def describe(device: torch.device, workers: int) -> dict[str, Any]:
 
 
 def rounding(device: torch.device) -> dict[str, Any]:
-    """What decides how pixels and products are rounded."""
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+    """What decides how pixels and products are rounded: a library chooses its kernels by the kind of processor."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({_processor()})"
     libraries = {name: version for name, version in _versions().items() if name in ("torch", "torchvision", "pillow")}
     return {"device": kind, "threads": torch.get_num_threads(), **libraries}
+
+
+@lru_cache
+def _processor() -> str:
+    """Its model, as Linux has it, and the instructions that torch uses of it."""
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
+    return f"{model[1] if model else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def peak_memory_bytes(device: torch.device) -> int:

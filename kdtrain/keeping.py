@@ -26,16 +26,17 @@ class Sharing:
 
 def readings_kept(live: LiveAnswers, sharing: Sharing) -> tuple[Reading, ...]:
     """What is kept beside the logits: what the recipe's method reads, and, as far as there is room, what the sweep's
-    other methods do. Only for a recipe whose own are kept."""
-    kept = live.recipe.method.readings
-    if any(each.of_batch for each in kept):
+    other methods do. Only for a recipe whose own are kept. (A compiled teacher gives the stages that it was compiled
+    for.)"""
+    kept, teacher = live.recipe.method.readings, live.recipe.teacher
+    if any(each.of_batch for each in kept) or (teacher is not None and teacher.compile):
         return kept
     for each in sharing.readings:
         if each not in kept and not each.of_batch:
             more = (*kept, each)
             if why_not_kept(live, more, len(live.data.train), sharing.cache.budget_bytes) is None:
                 kept = more
-    return tuple(sorted(kept, key=lambda each: each.name))
+    return kept
 
 
 def why_not_kept(live: LiveAnswers, readings: Sequence[Reading], images: int, budget_bytes: int) -> str | None:
@@ -45,7 +46,8 @@ def why_not_kept(live: LiveAnswers, readings: Sequence[Reading], images: int, bu
     if recipe.mixup is not None and recipe.mixup.convention == "published":
         return "mixup.convention published mixes by batch"
     size = bytes_of_image(live, readings)
-    views = recipe.epochs if recipe.data.drawn or recipe.mixup is not None else 1
+    by_batch = any(each.of_batch for each in readings)
+    views = recipe.epochs if recipe.data.drawn or recipe.mixup is not None or by_batch else 1
     if size > SMALL_BYTES and size * images * views > budget_bytes:
         return (
             f"what {recipe.method.name} reads takes {size:,} bytes of an image and view, {size * images * views:,} in"

@@ -42,18 +42,14 @@ def fit(
     when the epoch ends.
     """
     while run.epoch < total_epochs and not _out_of_patience(run):
-        run.progress.mark(_asked(run))
-        before = _spent(run)
+        run.progress.mark(_spent(run))
         metrics = train_epoch(run, checkpoint, every_steps)
         metrics |= evaluate(run)
         _require_finite(metrics, run)
         run.epoch += 1
         run.remember_best(metrics)
-        run.progress.advance(_asked(run))
-        metrics["images"] = len(run.data.train)
-        metrics["teacher_images"] = run.progress.teacher_images
-        metrics |= {name: value - before[name] for name, value in _spent(run).items()}
-        metrics["seconds"] = run.progress.seconds
+        run.progress.advance(_spent(run))
+        metrics |= {"images": len(run.data.train), **run.progress.spent}
         run.progress = EpochProgress(run.epoch)
         report({"epoch": run.epoch, "step": run.step, **metrics}, run)
 
@@ -72,7 +68,7 @@ def train_epoch(
         run.progress.add(run.step, train_step(run, batches[epoch_step], epoch_step), len(batches[epoch_step]))
         run.step += 1
         if every_steps and run.progress.steps % every_steps == 0 and run.progress.steps < len(batches):
-            run.progress.advance(_asked(run))
+            run.progress.advance(_spent(run))
             checkpoint(run)
     return {"lr": lr, **run.progress.means()}
 
@@ -186,20 +182,17 @@ def _seed_dropout(device: torch.device, seed: int) -> None:
 
 
 def _spent(run: "Run") -> Metrics:
-    """What views and answers have cost so far: images that the teacher computed for all ranks and those
-    that it answered for again, seconds of this one."""
+    """What views and answers have cost so far: images of all ranks, asked about, answered by the network, and answered
+    again to check; seconds of this rank, in views, answers, and the network itself."""
     spent: Metrics = {"views_seconds": run.feed.seconds}
-    if run.answers is not None:
-        counts = torch.tensor([run.answers.computed, run.answers.checked], device=run.device)
-        computed, checked = ranks.sum_over_ranks(counts).tolist()
-        spent |= {"teacher_images_computed": computed, "teacher_images_checked": checked}
-        spent["teacher_seconds"] = run.answers.seconds
+    answers = run.answers
+    counts = (answers.asked, answers.computed, answers.checked) if answers is not None else (0, 0, 0)
+    of_all = ranks.sum_over_ranks(torch.tensor(counts, device=run.device)).tolist()
+    names = ("teacher_images", "teacher_images_computed", "teacher_images_checked")
+    spent |= dict(zip(names, of_all, strict=True))
+    if answers is not None:
+        spent |= {"teacher_seconds": answers.seconds, "teacher_forward_seconds": answers.forward_seconds}
     return spent
-
-
-def _asked(run: "Run") -> Tensor:
-    """How many images this rank's teacher has answered for."""
-    return torch.tensor(run.answers.asked if run.answers else 0, device=run.device)
 
 
 def _out_of_patience(run: "Run") -> bool:

@@ -37,6 +37,7 @@ def outcome_row(state: str, reason: str | None, folder: TrialFolder) -> Row:
         "teacher_images_computed": sum(row.get("teacher_images_computed", 0) for row in rows),
         "teacher_images_checked": sum(row.get("teacher_images_checked", 0) for row in rows),
         "teacher_seconds": sum(row.get("teacher_seconds", 0.0) for row in rows),
+        "teacher_forward_seconds": sum(row.get("teacher_forward_seconds", 0.0) for row in rows),
         "views_seconds": sum(row.get("views_seconds", 0.0) for row in rows),
         **({SKIPPED: sum(row[SKIPPED] for row in rows)} if rows and SKIPPED in rows[0] else {}),
         "seconds": seconds,

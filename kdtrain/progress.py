@@ -34,15 +34,14 @@ class _Waiting:
 
 @dataclass
 class EpochProgress:
-    """One epoch's steps done, teacher images and seconds, and the terms of its steps.
+    """One epoch's steps done, what they have cost, and the terms of its steps.
 
     A step only leaves a small tensor on the device: nothing waits for it until `read`.
     """
 
     epoch: int
     steps: int = 0
-    seconds: float = 0.0
-    teacher_images: int = 0  # of all ranks
+    spent: dict[str, float] = field(default_factory=dict)  # seconds, and what `mark` and `advance` were told of
     terms: dict[str, list[float]] = field(default_factory=dict)  # each step's sum over the images of the global batch
     images: dict[str, int] = field(default_factory=dict)  # how many images these sums are over
     waiting: list[_Waiting] = field(default_factory=list)
@@ -73,16 +72,16 @@ class EpochProgress:
                 self.terms.setdefault(name, []).append(value)
                 self.images[name] = self.images.get(name, 0) + each.images
 
-    def mark(self, asked: Tensor) -> None:
-        """From here seconds and teacher images are counted; `asked` is what this rank's teacher has answered so far."""
-        self._mark = time.perf_counter(), asked
+    def mark(self, so_far: dict[str, float]) -> None:
+        """From here seconds are counted, and the growth of counters that the training has had so far."""
+        self._mark = {**so_far, "seconds": time.perf_counter()}
 
-    def advance(self, asked: Tensor) -> None:
-        """Counts both up to here and reads the waiting steps."""
-        started, asked_before = self._mark
-        self.teacher_images += int(ranks.sum_over_ranks(asked - asked_before))
-        self.seconds += time.perf_counter() - started
-        self.mark(asked)
+    def advance(self, so_far: dict[str, float]) -> None:
+        """Counts up to here and reads the waiting steps."""
+        before = self._mark
+        self.mark(so_far)
+        for name, value in self._mark.items():
+            self.spent[name] = self.spent.get(name, 0) + value - before[name]
         self.read()
 
     def means(self) -> dict[str, float]:

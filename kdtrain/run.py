@@ -109,7 +109,8 @@ class Run:
         progress = json.loads(json.loads(checkpoint[8 : 8 + header_bytes])["__metadata__"]["progress"])
         self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
         terms = {name: values.tolist() for name, values in _below("terms.", tensors).items()}
-        self.progress = EpochProgress(self.epoch, terms=terms, **progress["within_epoch"])
+        within = {name: value for name, value in progress["within_epoch"].items() if name in WITHIN_EPOCH}
+        self.progress = EpochProgress(self.epoch, terms=terms, **within)
         self.best_weights = {name: value.to(self.device) for name, value in _below("best.", tensors).items()}
         for part, owner in self._parts():
             owner.load_state_tensors(_below(f"{part}.", tensors))
@@ -122,7 +123,7 @@ class Run:
         return [(name, part) for name, part in parts.items() if part is not None]
 
 
-WITHIN_EPOCH = ("steps", "seconds", "teacher_images", "images")
+WITHIN_EPOCH = ("steps", "spent", "images")
 
 
 def setting_for(recipe: Recipe, data: Dataset, student: Classifier, teacher: Teacher | None) -> Setting:

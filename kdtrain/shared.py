@@ -6,9 +6,10 @@ memory-mapped, so that the pages are shared between processes. Who needs units t
 claimed by a lock that goes with its process, so that trials that start together share the work.
 
 <cache>/<key>/
-    about.json                          the ingredients of the key
+    about.json                          the ingredients of the key, and the bytes that its units will take
     unit-<number>-<digest>.safetensors
     .claims, .in_use                    locks
+<cache>/.lock                           held while room is made
 """
 
 import errno
@@ -19,7 +20,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +32,16 @@ from torch import Tensor
 from kdtrain.files import Row, digest, user_cache, write_bytes
 
 Tensors = dict[str, Tensor]
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Where a cache cannot be written to: then it is done without."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK)
+"""Where a cache cannot be written to, or has no locks: then it is done without."""
 PATIENCE_S = 300.0
-"""How long a unit is waited for that another process has claimed: then it is computed here too, to the same bits."""
+"""How long a unit is waited for that another process has claimed, since the last one came: then it is computed here
+too, to the same bits."""
 POLL_S = 0.02
 
 
 def cache_folder() -> Path:
-    """KDTRAIN_CACHE, or kdtrain/shared in the user's cache folder: of this node, whatever other nodes have."""
+    """KDTRAIN_CACHE, or kdtrain/shared in the user's cache folder."""
     named = os.environ.get("KDTRAIN_CACHE")
     return Path(named) if named else user_cache() / "shared"
 
@@ -52,17 +56,20 @@ class Cache:
         """The folder of these ingredients, held for reading until it is closed; None where it is not there yet and its
         bytes do not fit into the budget beside what running trials hold. Raises OSError where nothing can be written.
         """
-        name = key_of(ingredients)
+        path = self.root / key_of(ingredients)
+        wanted = None
         while True:
-            path = self.root / name
-            if not path.exists() and not self._make_room(expected_bytes()):
-                return None
-            path.mkdir(parents=True, exist_ok=True)
             shared = SharedFolder(path)
             if shared.hold():
-                if not (path / "about.json").exists():
-                    write_bytes(path / "about.json", (json.dumps(ingredients, indent=1) + "\n").encode())
                 return shared
+            wanted = expected_bytes() if wanted is None else wanted
+            with self._alone():
+                if not path.exists():
+                    if not self._make_room(wanted):
+                        return None
+                    path.mkdir()
+                    about = {**ingredients, "expected_bytes": wanted}
+                    write_bytes(path / "about.json", (json.dumps(about, indent=1) + "\n").encode())
 
     @property
     def no_room(self) -> str:
@@ -76,14 +83,28 @@ class Cache:
     def used_bytes(self) -> int:
         return sum(_size(path) for path in self._folders())
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Of all processes the only one that makes room or a new folder."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
     def _make_room(self, wanted: int) -> bool:
-        """Removes folders that nobody holds, the least recently used first, until so many bytes fit."""
-        if wanted > self.budget_bytes:
-            return False
-        by_age = sorted(self._folders(), key=lambda path: _mtime(path / ".in_use"))
-        used = {path: _size(path) for path in by_age}
+        """Removes folders that nobody holds, the least recently used first, until so many bytes fit; none where they
+        would not fit even so."""
+        for doomed in self.root.glob(".*.removed"):  # by a process that died meanwhile
+            shutil.rmtree(doomed, ignore_errors=True)
+        used = {path: _size(path) for path in self._folders()}
+        free = {path: size for path, size in used.items() if not _held(path)}
         total = sum(used.values())
-        for path in by_age:
+        if total - sum(free.values()) + wanted > self.budget_bytes:
+            return False
+        for path in sorted(free, key=lambda path: _mtime(path / ".in_use")):
             if total + wanted <= self.budget_bytes:
                 break
             if _remove_unless_held(path):
@@ -107,50 +128,48 @@ class SharedFolder:
         self._claims: int | None = None
 
     def hold(self) -> bool:
-        """False where the folder was removed at this very moment."""
-        handle = os.open(self.path / ".in_use", os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        try:
-            held = os.fstat(handle).st_ino == os.stat(self.path / ".in_use").st_ino
-        except FileNotFoundError:
-            held = False
-        if not held:
-            os.close(handle)
+        """False where there is no such folder, or it was removed at this very moment."""
+        handle = _locked(self.path, fcntl.LOCK_SH)
+        if handle is None:
             return False
         os.utime(self.path / ".in_use")
         self._in_use = handle
         return True
 
     def close(self) -> None:
-        for handle in (self._in_use, self._claims):
-            if handle is not None:
-                os.close(handle)
+        if self._in_use is not None:
+            _unlocked(self._in_use)
+        if self._claims is not None:
+            os.close(self._claims)
         self._in_use = self._claims = None
 
     def fill(self, units: Iterable[int], compute: Callable[[int], Tensors]) -> None:
         """Until each unit is there: computes those that nobody else is computing. Raises what `compute` raises, and
         OSError where a unit cannot be written."""
         missing = [unit for unit in units if self._find(unit) is None]
-        deadline = time.monotonic() + PATIENCE_S
+        progress = time.monotonic()
         while missing:
             left = []
             for unit in missing:
-                if self._find(unit) is not None:
-                    continue
-                impatient = time.monotonic() > deadline
-                if not self._claim(unit) and not impatient:
+                impatient = time.monotonic() > progress + PATIENCE_S
+                if self._find(unit) is not None or self._computed_here(unit, compute, impatient):
+                    progress = time.monotonic()
+                else:
                     left.append(unit)
-                    continue
-                try:
-                    if self._find(unit) is None:
-                        self._write(unit, compute(unit))
-                finally:
-                    self._release(unit)
-            if len(left) < len(missing):
-                deadline = time.monotonic() + PATIENCE_S
-            else:
+            if len(left) == len(missing):
                 time.sleep(POLL_S)
             missing = left
+
+    def _computed_here(self, unit: int, compute: Callable[[int], Tensors], impatient: bool) -> bool:
+        """False where another process has claimed it, unless it is waited for no longer."""
+        if not self._claim(unit) and not impatient:
+            return False
+        try:
+            if self._find(unit) is None:
+                self._write(unit, compute(unit))
+        finally:
+            self._release(unit)
+        return True
 
     def load(self, unit: int) -> Tensors:
         """A unit that is there, memory-mapped: not to be written to. Raises KeyError for one that is missing."""
@@ -207,32 +226,62 @@ def key_of(ingredients: dict[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _remove_unless_held(path: Path) -> bool:
-    """Renamed first, so that nobody opens what is half removed."""
+def _locked(folder: Path, kind: int) -> int | None:
+    """The handle of a folder's lock; None where the folder is gone, or another process holds it against this kind."""
     try:
-        handle = os.open(path / ".in_use", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(folder / ".in_use", os.O_RDWR | os.O_CREAT, 0o644)
     except FileNotFoundError:
-        return True
+        return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        doomed = path.with_name(f".{path.name}.{os.getpid()}")
-        path.rename(doomed)
+        fcntl.flock(handle, kind)
+        if os.fstat(handle).st_ino == os.stat(folder / ".in_use").st_ino:
+            return handle
     except (BlockingIOError, FileNotFoundError):
-        return False
-    finally:
+        pass
+    except BaseException:
         os.close(handle)
+        raise
+    os.close(handle)  # of what was removed, or put elsewhere, before the lock was there
+    return None
+
+
+def _unlocked(handle: int) -> None:
+    """Whatever child process has inherited it."""
+    fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
+
+
+def _held(folder: Path) -> bool:
+    handle = _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if handle is not None:
+        _unlocked(handle)
+    return handle is None
+
+
+def _remove_unless_held(folder: Path) -> bool:
+    """Renamed first, so that nobody opens what is half removed."""
+    handle = _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if handle is None:
+        return False
+    doomed = folder.with_name(f".{uuid.uuid4().hex}.removed")
+    folder.rename(doomed)
+    _unlocked(handle)
     shutil.rmtree(doomed, ignore_errors=True)
     return True
 
 
 def _size(folder: Path) -> int:
+    """Of its units, or what they are expected to take once they are there."""
     sizes = 0
     for file in folder.glob("unit-*"):
         try:
             sizes += file.stat().st_size
         except FileNotFoundError:
             continue
-    return sizes
+    try:
+        return max(sizes, int(json.loads((folder / "about.json").read_text())["expected_bytes"]))
+    except (OSError, ValueError, KeyError):
+        return sizes
 
 
 def _mtime(file: Path) -> float:

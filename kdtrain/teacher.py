@@ -1,5 +1,6 @@
 """Teacher: a trained network that is only read. Evaluation mode, no gradient, never in a student's checkpoint."""
 
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,7 +24,8 @@ image alone, bit for bit, whatever the batch. (Chunks of 16 and more agree on a 
 
 
 class Teacher:
-    """Answers with Outputs for images [N, C, H, W] and counts the images that it was asked."""
+    """Answers with Outputs for images [N, C, H, W]; counts the images that it was asked, and the seconds that this took
+    (on a GPU without what still runs there)."""
 
     def __init__(
         self, network: Classifier, device: torch.device, stages: tuple[str, ...] = (), digest: str | None = None
@@ -33,14 +35,17 @@ class Teacher:
         self.network = network.eval().requires_grad_(False).to(device)
         self.stages = stages
         self.images = 0
+        self.seconds = 0.0
 
     def __call__(self, images: Tensor) -> Outputs:
-        self.images += len(images)
+        started = time.perf_counter()
         with torch.inference_mode():
             parts = [self._chunk(chunk) for chunk in images.split(CHUNK_IMAGES)]
         # copies outside of it: a loss may keep these tensors for its backward
         logits = torch.cat([logits for logits, _ in parts])
-        return Outputs(logits, {stage: torch.cat([maps[stage] for _, maps in parts]) for stage in self.stages})
+        features = {stage: torch.cat([maps[stage] for _, maps in parts]) for stage in self.stages}
+        self.images, self.seconds = self.images + len(images), self.seconds + time.perf_counter() - started
+        return Outputs(logits, features)
 
     def _chunk(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         count = len(images)

@@ -28,6 +28,7 @@ TIMINGS = (
     "teacher_images_computed",
     "teacher_images_checked",
     "teacher_seconds",
+    "teacher_forward_seconds",
     "views_seconds",
 )
 

@@ -90,16 +90,20 @@ class FileSource:
             sample = [self._decoded(index, self.kept) for index in range(min(SAMPLE_IMAGES, len(self.files)))]
             return round(3 * sum(image.width * image.height for image in sample) / len(sample) * len(self.files))
 
+        folder = None
         try:
-            self._folder = cache.folder(self._ingredients(), estimate)
-            if self._folder is None:
+            folder = cache.folder(self._ingredients(), estimate)
+            if folder is None:
                 return cache.no_room
-            self._folder.fill(range(len(units)), decoded)
-            loaded = [self._folder.load(number) for number in range(len(units))]
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            return cache.unwritable(error)
+            folder.fill(range(len(units)), decoded)
+            loaded = [folder.load(number) for number in range(len(units))]
+        except BaseException as error:
+            if folder is not None:
+                folder.close()
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                return cache.unwritable(error)
+            raise
+        self._folder = folder
         self.shared = [unit[name] for unit in loaded for name in sorted(unit)]
         self.checked = True  # every file was read, or had been
         return None

@@ -1,9 +1,21 @@
 """What the tests share. Nothing heavy is imported here: the tests of analysis and config need no torch."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What trials of a node share lies in a folder of these tests, not of their user."""
+    before = os.environ.get("KDTRAIN_CACHE")
+    os.environ["KDTRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["KDTRAIN_CACHE"]
+    if before is not None:
+        os.environ["KDTRAIN_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

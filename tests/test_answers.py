@@ -10,12 +10,15 @@ from typing import Any
 import made_up_data
 import pytest
 import torch
-from runs import BATCH_NORM_STUDENT
+from runs import BATCH_NORM_STUDENT, fresh_run
 from trainings import KD, Trained, equal_weights, recipe, trained
 
-from kdtrain import cached_answers, environment
+from kdtrain import cached_answers, environment, shared
+from kdtrain.answers import LiveAnswers
+from kdtrain.cached_answers import CachedAnswers
 from kdtrain.errors import UserError
-from kdtrain.keeping import Sharing
+from kdtrain.files import Row
+from kdtrain.keeping import Sharing, readings_kept
 from kdtrain.kept import LAST, Kept, as_given, as_kept
 from kdtrain.shared import Cache, SharedFolder
 
@@ -143,25 +146,84 @@ def folders(tmp_path: Path) -> int:
     return len(list((tmp_path / "cache").glob("*/about.json")))
 
 
-CHANGES: dict[str, dict[str, Any]] = {
-    "weights": {"teacher": KD["teacher"] | {"epochs": 1}},
-    "network": {"teacher": {"model": "lenet5_student", "epochs": 2}},
-    "resolution": {"data": {"name": "digits", "resolution": 20, "limit_per_class": 6}},
-    "images": {"data": {"name": "digits", "resolution": 16, "limit_per_class": 5}},
-    "splits": {"data": {"name": "digits", "resolution": 16, "limit_per_class": 6, "split_seed": 1}},
-    "mixup": {"mixup": {}, "method": {"name": "kd", "temperature": 2.0, "balance": {"alpha": 1.0}}},
-    "readings": {"method": {"name": "rkd_distance", "balance": {"weight": 5.0}}},
-    "precision": {"precision": "bf16"},
+def ingredients(teacher_file: Path, split: str = "train", epoch: int = 0, **changes: Any) -> Row:
+    """Of what a teacher in a file says, its digest left as it is whatever is changed."""
+    teacher = {"model": "lenet5_teacher", "file": str(teacher_file)} | changes.pop("teacher", {})
+    run = fresh_run(recipe(**KD | {"teacher": teacher} | changes))
+    assert isinstance(run.answers, LiveAnswers)
+    return CachedAnswers(run.answers, Cache(Path("unused"), 1), "a digest", run.recipe.method.readings)._ingredients(
+        split, epoch
+    )
+
+
+RELATIONS = {"name": "rkd_distance", "balance": {"weight": 5.0}}
+SIMILARITY = {"name": "sp", "balance": {"weight": 5.0}, "stages": ["4"]}
+FUNMATCH = {"name": "kd", "temperature": 2.0, "balance": {"alpha": 1.0}}
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "its head": ("network", {"teacher": {"head": "hidden", "dropout": 0.5}}),
+    "its memory layout": ("network", {"teacher": {"channels_last": False}}),
+    "its normalisation": ("network", {"teacher": {"normalization": "half"}}),
+    "its compilation": ("network", {"teacher": {"compile": True}}),
+    "resolution": ("set", {"data": {"name": "digits", "resolution": 20, "limit_per_class": 6}}),
+    "images": ("data", {"data": {"name": "digits", "resolution": 16, "limit_per_class": 5}}),
+    "splits": ("data", {"data": {"name": "digits", "resolution": 16, "limit_per_class": 6, "split_seed": 1}}),
+    "mixup": ("mixup", {"mixup": {}, "method": FUNMATCH}),
+    "mixup's seed": ("drawn by", {"mixup": {}, "method": FUNMATCH, "seed": 1}),
+    "readings": ("kept", {"method": RELATIONS}),
+    "precision": ("precision", {"precision": "bf16"}),
+    "batches": ("batches", {"method": SIMILARITY}),
 }
 
 
-@pytest.mark.parametrize("ingredient", list(CHANGES))
-def test_another_ingredient_is_another_entry(ingredient: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    file.touch()  # its digest is given
+    return file
+
+
+@pytest.mark.parametrize("what", list(CHANGES))
+def test_each_ingredient_is_in_the_key_by_itself(what: str, teacher_file: Path) -> None:
+    ingredient, changes = CHANGES[what]
+    plain, changed = ingredients(teacher_file), ingredients(teacher_file, **changes)
+    assert plain[ingredient] != changed[ingredient]
+    assert shared.key_of(plain) != shared.key_of(changed)
+    assert plain["weights"] == changed["weights"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch_size": 20}, {"seed": 1}, {"student": {"model": "lenet5_teacher"}}, {"epochs": 5}, {"label_smoothing": 0.1},
+     {"optimizer": {"name": "adam", "lr": 0.1}}, {"method": {"name": "logit_mse", "balance": {"weight": 1.0}}}],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_what_changes_no_answer_is_not_in_the_key(changes: dict[str, Any], teacher_file: Path) -> None:
+    assert ingredients(teacher_file, **changes) == ingredients(teacher_file)
+
+
+def test_similarities_are_of_the_same_batches_only(teacher_file: Path) -> None:
+    keys = {
+        shared.key_of(ingredients(teacher_file, method=SIMILARITY, epoch=epoch, **changes))
+        for epoch, changes in ((0, {}), (1, {}), (0, {"seed": 1}), (0, {"batch_size": 20}))
+    }
+    assert len(keys) == 4
+
+
+def test_validation_is_in_float32_but_for_tf32(teacher_file: Path) -> None:
+    assert ingredients(teacher_file, "val", precision="bf16") == ingredients(teacher_file, "val")
+    run = fresh_run(recipe(**KD))
+    assert isinstance(run.answers, LiveAnswers)
+    run.answers.recipe = run.recipe.model_copy(update={"precision": "tf32"})
+    asked = CachedAnswers(run.answers, Cache(Path("unused"), 1), "a digest", ())
+    assert asked._ingredients("val", 0)["precision"] == "tf32"
+
+
+def test_other_weights_are_another_entry(tmp_path: Path) -> None:
     config = KD | {"epochs": 1}
     trained(recipe(**config), tmp_path / "one", sharing=sharing(tmp_path))
-    before = folders(tmp_path)
-    trained(recipe(**config | CHANGES[ingredient]), tmp_path / "one", sharing=sharing(tmp_path))
-    assert folders(tmp_path) > before == 2  # training and validation
+    assert folders(tmp_path) == 2  # training and validation
+    trained(recipe(**config | {"teacher": KD["teacher"] | {"epochs": 1}}), tmp_path / "one", sharing=sharing(tmp_path))
+    assert folders(tmp_path) == 4
 
 
 def test_another_transform_is_another_entry(tmp_path: Path) -> None:
@@ -176,14 +238,6 @@ def test_another_transform_is_another_entry(tmp_path: Path) -> None:
     shown = [about["view"] for about in abouts if about.get("split") == "train"]
     assert len(set(shown)) == 2
     assert any("AutoAugment" in view for view in shown)
-
-
-def test_another_normalisation_of_the_same_weights_is_another_entry(tmp_path: Path) -> None:
-    for normalization in ("imagenet", "half"):
-        teacher = CONV_TEACHER | {"normalization": normalization}
-        config = recipe(**KD | {"teacher": teacher, "epochs": 1, "data": ON_DIGITS["attention"]["data"]})
-        trained(config, tmp_path / "one", sharing=sharing(tmp_path))
-    assert folders(tmp_path) == 4
 
 
 def test_another_epoch_and_another_seed_of_drawn_views_are_other_entries(tmp_path: Path) -> None:
@@ -261,6 +315,52 @@ def test_a_full_disk_turns_the_cache_off_and_the_training_goes_on(
     reason = f"{small_disk / 'cache'} cannot be written to (No space left on device)"
     assert without.outcome["teacher_cache_off"] == reason
     assert f"the teacher is asked live from here on: {reason}" in caplog.text
+
+
+def test_a_cache_that_is_turned_off_in_mid_training_is_not_read_any_more(tmp_path: Path) -> None:
+    """The views of training have room, those of validation have not; the ninth epoch would check what was read."""
+    maps = ON_DIGITS["attention"]
+    config = recipe(**maps | {"method": KD["method"], "epochs": 9})
+    readings = recipe(**maps).method.readings
+    live = trained(config, tmp_path / "live")
+    whole = Sharing(sharing(tmp_path).cache, readings)
+    trained(config, tmp_path / "whole", sharing=whole)
+    expected = [json.loads(about.read_text()) for about in (tmp_path / "cache").glob("*/about.json")]
+    budget = next(about["expected_bytes"] for about in expected if about["split"] == "train") + 1
+    part = trained(config, tmp_path / "part", sharing=Sharing(Cache(tmp_path / "small", budget), readings))
+    require_equal(live, part)
+    assert part.outcome["teacher_cache_off"] == f"no room within {budget:,} bytes (resources.cache_bytes)"
+
+
+def test_each_trial_checks_another_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    of_train = LiveAnswers.of_train
+
+    def watched(self: LiveAnswers, indices: torch.Tensor, epoch: int) -> Any:
+        asked.append(tuple(indices.tolist()))
+        return of_train(self, indices, epoch)
+
+    monkeypatch.setattr(LiveAnswers, "of_train", watched)
+    data = {"data": {"name": "digits", "resolution": 16}, "epochs": 1}
+    teacher = recipe(**KD | data).teacher
+    for lr in (0.01, 0.02, 0.03, 0.04):
+        config = recipe(**KD | data | {"optimizer": {"name": "sgd", "lr": lr}})
+        trained(
+            config.model_copy(update={"teacher": teacher}), tmp_path / "one", final=False, sharing=sharing(tmp_path)
+        )
+    units, checks = asked[:4], asked[4:]
+    assert sorted(index for unit in units for index in unit) == list(range(898))
+    assert [0 < len(check) <= 32 for check in checks] == [True] * 4
+    assert len(set(checks)) > 1
+
+
+def test_a_compiled_teacher_is_asked_for_its_own_stages_only(tmp_path: Path) -> None:
+    maps = ON_DIGITS["attention"]
+    of_all = Sharing(sharing(tmp_path).cache, recipe(**maps).method.readings)
+    for compiled, kept in ((False, of_all.readings), (True, ())):
+        run = fresh_run(recipe(**maps | {"method": KD["method"], "teacher": CONV_TEACHER | {"compile": compiled}}))
+        assert isinstance(run.answers, LiveAnswers)
+        assert readings_kept(run.answers, of_all) == kept
 
 
 def test_without_room_the_teacher_is_asked_live(tmp_path: Path) -> None:

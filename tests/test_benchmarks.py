@@ -1,4 +1,4 @@
-"""The benchmark of one training: both loops do the same work, and FLOPs are counted as they are by hand."""
+"""The benchmarks: what is compared does the same work, and FLOPs are counted as they are by hand."""
 
 import importlib
 import subprocess
@@ -16,6 +16,8 @@ from torch import nn
 from trainings import CPU
 
 from kdtrain.config import load_sweep
+from kdtrain.config.recipe import Recipe
+from kdtrain.cost import _flops
 from kdtrain.environment import prepare_process
 from kdtrain.models import build, parameter_count
 from kdtrain.models.weights import load_whole_network
@@ -45,8 +47,8 @@ def forward_and_backward_flops(network: nn.Module, images: torch.Tensor) -> int:
     return counted
 
 
-def mobilenet_v2_by_hand(px: int, classes: int) -> int:
-    """Forward and backward of one image: two gradients cost what the forward costs, but for the images'."""
+def mobilenet_v2_by_hand(px: int, classes: int) -> tuple[int, int]:
+    """FLOPs of one image: forward; and with backward, whose two gradients cost as much each, but for the images'."""
     size = px // 2
     first = size**2 * 32 * 3 * 9
     forward, channels = first, 32
@@ -58,14 +60,28 @@ def mobilenet_v2_by_hand(px: int, classes: int) -> int:
             forward += size**2 * (hidden * 9 + hidden * out)
             channels = out
     forward += size**2 * channels * 1280 + 1280 * classes
-    return 2 * (3 * forward - first)
+    return 2 * forward, 2 * (3 * forward - first)
 
 
 def test_mobilenet_v2_needs_what_is_counted_by_hand() -> None:
-    by_hand = mobilenet_v2_by_hand(224, 200)
+    _, by_hand = mobilenet_v2_by_hand(224, 200)
     assert by_hand / 1e9 == pytest.approx(1.78, abs=0.005)
     network = torchvision.models.mobilenet_v2(num_classes=200)
     assert forward_and_backward_flops(network, torch.zeros(2, 3, 224, 224)) == 2 * by_hand
+
+
+def test_a_plan_counts_a_network_of_depthwise_convolutions_as_by_hand() -> None:
+    config = {
+        "data": {"name": "flowers102", "resolution": 64},
+        "student": {"model": "mobilenetv2", "weights": None},
+        "method": {"name": "none"},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "lr_schedule": {"name": "constant"},
+        "batch_size": 8,
+        "epochs": 1,
+    }
+    forward, _ = mobilenet_v2_by_hand(64, 102)
+    assert _flops(Recipe.model_validate(config), 102) == (3 * forward, 0)
 
 
 def test_a_transposed_and_a_grouped_convolution_cost_three_times_their_forward() -> None:

@@ -202,6 +202,8 @@ SHARED: list[tuple[dict[str, Any], list[str]]] = [
       "values of mixup have answers of their own"]),
     ({"data": {"name": "digits", "resolution": {"choice": [16, 20]}}},
      ["values of data.resolution have answers of their own"]),
+    ({"teacher": {**FIXED, "model": {"choice": ["lenet5_teacher", "lenet5_student"]}}, "precision":
+      {"choice": ["fp32", "bf16"]}}, ["values of teacher.model, precision have answers of their own"]),
     ({"data": {"name": "digits", "resolution": 32}, "batch_size": {"choice": [16, 32]},
       "teacher": {**FIXED, "model": "test_resnet", "weights": None},
       "student": {"model": "test_resnet", "weights": None},
@@ -214,7 +216,7 @@ SHARED: list[tuple[dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "said"), SHARED, ids=["kd", "mixup", "resolution", "sp", "mgd"])
+@pytest.mark.parametrize(("changes", "said"), SHARED, ids=["kd", "mixup", "resolution", "teacher", "sp", "mgd"])
 def test_a_plan_says_what_trials_share_and_what_splits_them(
     changes: dict[str, Any], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +227,14 @@ def test_a_plan_says_what_trials_share_and_what_splits_them(
     assert all(text in out for text in said), out
     assert main([str(file), "--plan", "--set", "resources.teacher_cache=none"]) == 0
     assert "teachers are asked in every trial (resources.teacher_cache: none)" in capsys.readouterr().out
+
+
+def test_a_plan_does_not_split_by_what_changes_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = {"batch_size": {"choice": [16, 32]}, "teacher": {**FIXED, "model": "lenet5_teacher"}}
+    assert main([str(sweep_file(tmp_path, recipe=changes)), "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert "computed once for all trials" in out
+    assert "answers of their own" not in out
 
 
 def test_a_plan_says_that_whole_maps_do_not_fit_into_the_budget(

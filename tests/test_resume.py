@@ -128,6 +128,15 @@ def test_interrupted_in_mid_epoch_and_continued_equals_uninterrupted(name: str, 
         assert without_versions(continued.outcome) == without_versions(straight.outcome)
 
 
+def test_what_was_computed_before_a_cut_in_mid_epoch_is_counted(tmp_path: Path) -> None:
+    config = recipe(**KD)
+    straight = trained(config, tmp_path / "straight").outcome
+    cut_in_mid_epoch(config, tmp_path / "cut", 2)
+    continued = trained(config, tmp_path / "cut").outcome
+    assert continued["teacher_images_computed"] == straight["teacher_images_computed"] > 0
+    assert continued["teacher_images"] == straight["teacher_images"]
+
+
 def test_interrupted_after_every_step_equals_uninterrupted(tmp_path: Path) -> None:
     config = recipe(**RECIPES["discriminator"])
     straight = trained(config, tmp_path / "straight")

@@ -117,6 +117,75 @@ def test_a_claim_that_hangs_is_waited_for_no_longer_than_the_patience(
     process.join()
 
 
+def fill_for_long(root: Path, start: float, out: "multiprocessing.Queue[int]") -> None:
+    folder = opened(root)
+    time.sleep(max(0.0, start - time.time()))
+
+    def slowly(number: int) -> Tensors:
+        time.sleep(0.1)
+        return rows(number)
+
+    folder.fill(range(40), slowly)
+    out.put(folder.computed)
+
+
+def test_work_is_shared_however_long_all_of_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the patience, which is for one unit."""
+    monkeypatch.setattr(shared, "PATIENCE_S", 1.5)
+    context = multiprocessing.get_context("fork")
+    out: multiprocessing.Queue[int] = context.Queue()
+    processes = [context.Process(target=fill_for_long, args=(tmp_path, time.time() + 0.3, out)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    counts = [out.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sum(counts) == 40
+
+
+def hold_until(event: "multiprocessing.synchronize.Event") -> None:
+    event.wait(60)
+
+
+def test_a_closed_folder_is_free_though_a_child_process_has_inherited_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    event = context.Event()
+    folder = opened(tmp_path)
+    child = context.Process(target=hold_until, args=(event,))
+    child.start()
+    assert shared._held(folder.path)
+    folder.close()
+    assert not shared._held(folder.path)
+    event.set()
+    child.join()
+
+
+def test_there_is_nothing_to_hold_of_a_folder_that_was_removed(tmp_path: Path) -> None:
+    assert not SharedFolder(tmp_path / "gone").hold()
+
+
+def test_room_that_is_yet_to_be_filled_is_taken(tmp_path: Path) -> None:
+    opened(tmp_path, "first", 600, 1000)
+    assert Cache(tmp_path, 1000).folder({"name": "second"}, lambda: 600) is None
+
+
+def test_nothing_is_removed_where_it_would_not_be_enough(tmp_path: Path) -> None:
+    opened(tmp_path, "old", 500, 1000).close()
+    opened(tmp_path, "held", 400, 1000)
+    assert Cache(tmp_path, 1000).folder({"name": "large"}, lambda: 700) is None
+    assert len(list(tmp_path.glob("*/about.json"))) == 2
+    assert Cache(tmp_path, 1000).folder({"name": "fits"}, lambda: 600) is not None
+    assert not any('"old"' in about.read_text() for about in tmp_path.glob("*/about.json"))
+
+
+def test_what_a_killed_process_was_removing_goes_with_the_next(tmp_path: Path) -> None:
+    half = tmp_path / f".{'0' * 32}.removed"
+    half.mkdir(parents=True)
+    (half / "unit-0-1.safetensors").write_bytes(b"half")
+    opened(tmp_path)
+    assert not half.exists()
+
+
 def test_the_least_recently_used_make_room_but_not_what_is_held(tmp_path: Path) -> None:
     size = 1000
     for age, name in enumerate(("old", "held", "new")):

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
+from kdtrain.data.resample import resized
 from kdtrain.fields import Config, Count, Seed
 from kdtrain.shared import Cache
 from kdtrain.streams import generator
@@ -163,11 +163,13 @@ class TensorImages:
         """Nothing to do: the pixels were read when the set was loaded."""
 
 
+RESIZED_AT_ONCE = 4096
+
+
 def resize_grey(images_NHW: np.ndarray, resolution: int) -> Tensor:
     """uint8 [N, H, W] -> uint8 [N, 1, resolution, resolution], as torchvision's Resize does on PIL images: bilinear."""
-    size = (resolution, resolution)
-    resized = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in images_NHW]
-    return torch.from_numpy(np.stack(resized)[:, None])
+    pixels = torch.from_numpy(np.ascontiguousarray(images_NHW))[:, None]
+    return torch.cat([resized(part, resolution) for part in pixels.split(RESIZED_AT_ONCE)])
 
 
 def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> Tensor:

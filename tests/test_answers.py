@@ -148,8 +148,9 @@ def folders(tmp_path: Path) -> int:
 
 def ingredients(teacher_file: Path, split: str = "train", epoch: int = 0, **changes: Any) -> Row:
     """Of what a teacher in a file says, its digest left as it is whatever is changed."""
-    teacher = {"model": "lenet5_teacher", "file": str(teacher_file)} | changes.pop("teacher", {})
-    run = fresh_run(recipe(**KD | {"teacher": teacher} | changes))
+    teacher = {"model": "test_resnet", "file": str(teacher_file)} | changes.pop("teacher", {})
+    on_maps = {"student": BATCH_NORM_STUDENT, "data": {"name": "digits", "resolution": 32, "limit_per_class": 6}}
+    run = fresh_run(recipe(**KD | on_maps | {"teacher": teacher} | changes))
     assert isinstance(run.answers, LiveAnswers)
     return CachedAnswers(run.answers, Cache(Path("unused"), 1), "a digest", run.recipe.method.readings)._ingredients(
         split, epoch
@@ -165,8 +166,8 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "its normalisation": ("network", {"teacher": {"normalization": "half"}}),
     "its compilation": ("network", {"teacher": {"compile": True}}),
     "resolution": ("set", {"data": {"name": "digits", "resolution": 20, "limit_per_class": 6}}),
-    "images": ("data", {"data": {"name": "digits", "resolution": 16, "limit_per_class": 5}}),
-    "splits": ("data", {"data": {"name": "digits", "resolution": 16, "limit_per_class": 6, "split_seed": 1}}),
+    "images": ("data", {"data": {"name": "digits", "resolution": 32, "limit_per_class": 5}}),
+    "splits": ("data", {"data": {"name": "digits", "resolution": 32, "limit_per_class": 6, "split_seed": 1}}),
     "mixup": ("mixup", {"mixup": {}, "method": FUNMATCH}),
     "mixup's seed": ("drawn by", {"mixup": {}, "method": FUNMATCH, "seed": 1}),
     "readings": ("kept", {"method": RELATIONS}),

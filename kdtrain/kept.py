@@ -49,7 +49,7 @@ class Kept:
     def rows(self, indices: Tensor) -> Tensors:
         """Of these images [n]."""
         at = indices.to(self.device, non_blocking=True)
-        rows = {name: values[at] for name, values in self._small.items()}
+        rows = {name: values.index_select(0, at) for name, values in self._small.items()}
         rows |= {name: self._gathered(name, indices.tolist()) for name in self._large}
         return dict(as_given(name, values) for name, values in rows.items())
 

@@ -163,7 +163,7 @@ FUNMATCH = {"name": "kd", "temperature": 2.0, "balance": {"alpha": 1.0}}
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "its head": ("network", {"teacher": {"head": "hidden", "dropout": 0.5}}),
     "its memory layout": ("network", {"teacher": {"channels_last": False}}),
-    "its normalisation": ("network", {"teacher": {"normalization": "half"}}),
+    "its normalisation": ("network", {"teacher": {"normalization": "imagenet"}}),
     "its compilation": ("network", {"teacher": {"compile": True}}),
     "resolution": ("set", {"data": {"name": "digits", "resolution": 20, "limit_per_class": 6}}),
     "images": ("data", {"data": {"name": "digits", "resolution": 32, "limit_per_class": 5}}),
@@ -342,13 +342,11 @@ def test_each_trial_checks_another_chunk(tmp_path: Path, monkeypatch: pytest.Mon
         return of_train(self, indices, epoch)
 
     monkeypatch.setattr(LiveAnswers, "of_train", watched)
-    data = {"data": {"name": "digits", "resolution": 16}, "epochs": 1}
-    teacher = recipe(**KD | data).teacher
+    taught = KD["teacher"] | {"epochs": 1, "optimizer": {"name": "sgd", "lr": 0.05}}
+    config = KD | {"teacher": taught, "data": {"name": "digits", "resolution": 16}, "epochs": 1}
     for lr in (0.01, 0.02, 0.03, 0.04):
-        config = recipe(**KD | data | {"optimizer": {"name": "sgd", "lr": lr}})
-        trained(
-            config.model_copy(update={"teacher": teacher}), tmp_path / "one", final=False, sharing=sharing(tmp_path)
-        )
+        own = recipe(**config | {"optimizer": {"name": "sgd", "lr": lr}})
+        trained(own, tmp_path / "one", final=False, sharing=sharing(tmp_path))
     units, checks = asked[:4], asked[4:]
     assert sorted(index for unit in units for index in unit) == list(range(898))
     assert [0 < len(check) <= 32 for check in checks] == [True] * 4

@@ -202,8 +202,8 @@ SHARED: list[tuple[dict[str, Any], list[str]]] = [
       "values of mixup have answers of their own"]),
     ({"data": {"name": "digits", "resolution": {"choice": [16, 20]}}},
      ["values of data.resolution have answers of their own"]),
-    ({"teacher": {**FIXED, "model": {"choice": ["lenet5_teacher", "lenet5_student"]}}, "precision":
-      {"choice": ["fp32", "bf16"]}}, ["values of teacher.model, precision have answers of their own"]),
+    ({"teacher": {**FIXED, "precision": "fp32", "model": {"choice": ["lenet5_teacher", "lenet5_student"]}},
+      "precision": {"choice": ["fp32", "bf16"]}}, ["values of teacher.model, precision have answers of their own"]),
     ({"data": {"name": "digits", "resolution": 32}, "batch_size": {"choice": [16, 32]},
       "teacher": {**FIXED, "model": "test_resnet", "weights": None},
       "student": {"model": "test_resnet", "weights": None},

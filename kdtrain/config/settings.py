@@ -99,7 +99,8 @@ class Resources(Config):
     teacher_cache: Annotated[
         Literal["auto", "none"],
         Field(
-            description="auto: what a teacher says is computed once on a node for all trials that see the same images"
+            description="auto: what a teacher says, and decoded images, are computed once on a node for all trials that"
+            " see the same images; none: by each for itself"
         ),
     ] = "auto"
     cache_bytes: Annotated[Count, Field(description="of a node, for what trials share")] = 20 << 30

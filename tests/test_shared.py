@@ -54,27 +54,34 @@ def test_a_missing_unit_is_no_silence(tmp_path: Path) -> None:
         opened(tmp_path).load(5)
 
 
-def fill_slowly(root: Path, start: float, out: "multiprocessing.Queue[int]") -> None:
+def fill_slowly(root: Path, start: float, units: int, unit_s: float, out: "multiprocessing.Queue[int]") -> None:
     folder = opened(root)
     time.sleep(max(0.0, start - time.time()))
 
     def slowly(number: int) -> Tensors:
-        time.sleep(0.02)
+        time.sleep(unit_s)
         return rows(number)
 
-    folder.fill(range(20), slowly)
+    folder.fill(range(units), slowly)
     out.put(folder.computed)
 
 
-def test_processes_that_start_together_share_the_work(tmp_path: Path) -> None:
+def filled_together(root: Path, processes: int, units: int, unit_s: float) -> list[int]:
+    """How many units each of the processes, which start together, has computed."""
     context = multiprocessing.get_context("fork")
     out: multiprocessing.Queue[int] = context.Queue()
-    processes = [context.Process(target=fill_slowly, args=(tmp_path, time.time() + 0.3, out)) for _ in range(3)]
-    for process in processes:
+    arguments = (root, time.time() + 0.3, units, unit_s, out)
+    started = [context.Process(target=fill_slowly, args=arguments) for _ in range(processes)]
+    for process in started:
         process.start()
-    counts = [out.get(timeout=60) for _ in processes]
-    for process in processes:
+    counts = [out.get(timeout=60) for _ in started]
+    for process in started:
         process.join()
+    return counts
+
+
+def test_processes_that_start_together_share_the_work(tmp_path: Path) -> None:
+    counts = filled_together(tmp_path, processes=3, units=20, unit_s=0.02)
     assert sum(counts) == 20
     assert min(counts) > 0
 
@@ -117,30 +124,10 @@ def test_a_claim_that_hangs_is_waited_for_no_longer_than_the_patience(
     process.join()
 
 
-def fill_for_long(root: Path, start: float, out: "multiprocessing.Queue[int]") -> None:
-    folder = opened(root)
-    time.sleep(max(0.0, start - time.time()))
-
-    def slowly(number: int) -> Tensors:
-        time.sleep(0.1)
-        return rows(number)
-
-    folder.fill(range(40), slowly)
-    out.put(folder.computed)
-
-
 def test_work_is_shared_however_long_all_of_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than the patience, which is for one unit."""
     monkeypatch.setattr(shared, "PATIENCE_S", 1.5)
-    context = multiprocessing.get_context("fork")
-    out: multiprocessing.Queue[int] = context.Queue()
-    processes = [context.Process(target=fill_for_long, args=(tmp_path, time.time() + 0.3, out)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    counts = [out.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
-    assert sum(counts) == 40
+    assert sum(filled_together(tmp_path, processes=2, units=40, unit_s=0.1)) == 40
 
 
 def hold_until(event: "multiprocessing.synchronize.Event") -> None:

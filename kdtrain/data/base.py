@@ -142,7 +142,7 @@ class TensorImages:
         return self.eval_view(indices)
 
     def eval_view(self, indices: Tensor) -> Tensor:
-        # not pixels[indices], which takes one value after the other: 2.6 % of a LeNet5 step
+        # not pixels[indices], which takes one value after the other: 128 MNIST images in 0.22 ms in place of 0.08
         return self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
 
     def tta_view(self, indices: Tensor) -> Tensor | None:

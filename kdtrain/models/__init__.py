@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain.errors import UserError
 from kdtrain.models.classifier import Classifier
@@ -78,7 +77,9 @@ def parameter_count(network: nn.Module) -> int:
 
 def forward_flops(network: nn.Module, image_shape: ImageShape) -> int:
     """FLOPs (2 per multiply-add) of one image's forward pass in evaluation mode, counted by running it."""
+    from kdtrain.models.flops import Flops  # it imports triton
+
     device = next(network.parameters()).device
-    with torch.no_grad(), evaluating(network), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), evaluating(network), Flops() as counted:
         network(torch.zeros(1, *image_shape, device=device))
-    return int(counter.get_total_flops())
+    return counted.total

@@ -82,4 +82,4 @@ def forward_flops(network: nn.Module, image_shape: ImageShape) -> int:
     device = next(network.parameters()).device
     with torch.no_grad(), evaluating(network), Flops() as counted:
         network(torch.zeros(1, *image_shape, device=device))
-    return counted.total
+    return int(counted.total)

@@ -11,7 +11,9 @@ class Flops(TorchDispatchMode):
     """Counts 2 for each multiply-add of products and convolutions, as torch's FlopCounterMode does; that one imports
     torch's compiler first, which takes a process 2 CPU s."""
 
-    total: int = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

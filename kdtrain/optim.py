@@ -96,7 +96,7 @@ def _adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
 
 class Eager(torch.optim.Optimizer):
     """An optimizer whose methods do not tell torch's compiler to keep out of them: for that torch imports it, which
-    costs each process 2 CPU s and 100 MB, compiled networks or not. A step's arithmetic is torch's own."""
+    costs each process 2 CPU s and 150 MB, compiled networks or not. A step's arithmetic is torch's own."""
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)

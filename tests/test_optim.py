@@ -1,6 +1,8 @@
 """Schedules against torch's own schedulers, optimizers against their formulas by hand."""
 
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -248,3 +250,61 @@ def test_a_training_ends_when_its_objective_has_not_improved_for_so_many_epochs(
     stopping = EarlyStopping(patience_epochs=3)
     assert [early_stop(4, epoch, stopping) for epoch in range(4, 9)] == [False, False, False, True, True]
     assert not early_stop(1, 1000, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "torchs_own"),
+    [
+        (Sgd(name="sgd", lr=LR, momentum=0.9, weight_decay=0.01), (torch.optim.SGD, {"momentum": 0.9})),
+        (Adam(name="adam", lr=LR, weight_decay=0.01), (torch.optim.Adam, {})),
+        (AdamW(name="adamw", lr=LR, weight_decay=0.01, decay_on="all"), (torch.optim.AdamW, {})),
+    ],
+)
+def test_steps_have_the_bits_of_torchs_own_optimizers(config, torchs_own) -> None:
+    kind, options = torchs_own
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(5, 4), nn.Linear(5, 4)
+    theirs.load_state_dict(ours.state_dict())
+    by_us = build_optimizer(config, ours)
+    by_torch = kind(theirs.parameters(), LR, weight_decay=0.01, fused=True, **options)
+    assert type(by_us) is not kind
+    for _ in range(5):
+        images = torch.randn(8, 5)
+        for network, optimizer in ((ours, by_us), (theirs, by_torch)):
+            optimizer.zero_grad()
+            network(images).square().mean().backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+    again = build_optimizer(config, ours)
+    again.load_state_dict(by_us.state_dict())
+    assert all(
+        torch.equal(value, by_us.state[parameter][key])
+        for parameter, state in again.state.items()
+        for key, value in state.items()
+    )
+
+
+NO_COMPILER = """
+import sys
+import torch
+from kdtrain.config.training import Adam, AdamW, Sgd
+from kdtrain.models import build, forward_flops
+from kdtrain.config.recipe import Student
+from kdtrain.optim import build_optimizer
+network = build(Student(model="lenet5_student"), (1, 32, 32), 10, 0)
+print(forward_flops(network, (1, 32, 32)))
+for config in (Sgd(name="sgd", lr=0.1), Adam(name="adam", lr=0.1), AdamW(name="adamw", lr=0.1)):
+    optimizer = build_optimizer(config, network)
+    network(torch.zeros(2, 1, 32, 32)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_neither_training_nor_counting_flops_imports_torchs_compiler() -> None:
+    told = subprocess.run([sys.executable, "-c", NO_COMPILER], capture_output=True, text=True, check=True)
+    flops, compiler_is_there = told.stdout.split()
+    assert int(flops) > 0
+    assert compiler_is_there == "False"

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from made import config, images, made, shapes_only
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain.errors import UserError
 from kdtrain.models import MODELS, build, forward_flops, has_randomness, known_model, parameter_count
@@ -108,6 +109,15 @@ def test_a_network_that_takes_one_size_only_is_refused_at_another() -> None:
 def test_the_flops_of_depthwise_convolutions_are_counted_by_group() -> None:
     assert forward_flops(shapes_only("mobilenetv2", classes=1000), (3, 224, 224)) == pytest.approx(0.6e9, rel=0.02)
     assert forward_flops(shapes_only("resnet18", classes=1000), (3, 224, 224)) == pytest.approx(3.63e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["lenet5_teacher", "mobilenetv2", "vit_b_32"])
+def test_flops_are_those_of_torchs_own_counter(name: str) -> None:
+    shape = (1, 32, 32) if name == "lenet5_teacher" else (3, 224, 224)
+    network = made(name, shape).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *shape))
+    assert forward_flops(network, shape) == counter.get_total_flops() > 0
 
 
 def test_counting_flops_and_measuring_stages_leave_mode_and_buffers() -> None:

@@ -18,6 +18,8 @@ import torch
 from kdtrain.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MOST_KEPT = 1.25
+"""So many times what a training needs may stay with a process."""
 PACKAGES = ("kdtrain", "torch", "torchvision", "pillow", "ray", "optuna", "numpy")
 
 
@@ -33,7 +35,7 @@ def prepare_process(threads: int) -> None:
 @lru_cache
 def keep_imports() -> None:
     """What the imports have made is no garbage as long as the process lives: collections no longer go over it, 0.4 s
-    each with Ray and torch, and one follows each training (`give_memory_back`)."""
+    each with Ray and torch, and one follows each training (`FreedMemory`)."""
     gc.freeze()
     atexit.register(gc.unfreeze)  # triton prints what was not taken apart in the end
 
@@ -47,13 +49,37 @@ def _keep_freed_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
-def give_memory_back() -> None:
-    """To the system, after a training: a process that trains one student after the other, each in a thread of its own,
-    would keep what each has freed. 8 such trainings grew from 2.8 to 9.3 GB."""
-    gc.collect()
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)
+class FreedMemory:
+    """What trainings have freed, in a process that trains one student after the other.
+
+    It is kept for the next one: given back and faulted in again, it makes a MobileNetV2's training 20 % dearer. But in
+    threads of their own, as Tune has it, trainings may each leave more (8 of them grew from 2.8 to 9.3 GB), so it is
+    given back once a process has grown beyond what a training alone needs.
+    """
+
+    def __init__(self) -> None:
+        self._needed_bytes = 0
+        self._fresh = True
+
+    def after_training(self) -> None:
+        gc.collect()
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if malloc_trim is not None and self.too_much(resident_bytes()):
+            malloc_trim(0)
+
+    def too_much(self, resident_bytes: int) -> bool:
+        """Whether so much, after a training, is to be given back. What it needs is known of the first one, and of the
+        one after each time that it was."""
+        if self._fresh:
+            self._needed_bytes, self._fresh = max(self._needed_bytes, resident_bytes), False
+            return False
+        self._fresh = resident_bytes > MOST_KEPT * self._needed_bytes
+        return self._fresh
+
+
+def resident_bytes() -> int:
+    """Of this process, as Linux has it."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def compile_into(folder: Path) -> None:

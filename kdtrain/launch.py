@@ -28,7 +28,7 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.settings import Resources
 from kdtrain.data import data_folder, load
 from kdtrain.distant import AtUrl, results_folder
-from kdtrain.environment import compile_into, give_memory_back, prepare_process
+from kdtrain.environment import FreedMemory, compile_into, prepare_process
 from kdtrain.errors import UserError
 from kdtrain.identity import trial_id
 from kdtrain.keeping import Sharing
@@ -45,6 +45,7 @@ REPORT_EVERY_S = 0.2
 """How often Ray Train fetches a report from its workers, who wait with the next one until then: its own 2 s would be
 the least that an epoch takes."""
 EPOCH_FILE = "epoch.json"
+FREED = FreedMemory()
 
 
 class UnfitNode(UserError):
@@ -64,7 +65,7 @@ def run_job(config: dict[str, Any]) -> None:
     broken, unfit = _broken_by(
         lambda: _on_workers(config, resources) if on_workers else _carry_out(config, device, tune.report)
     )
-    give_memory_back()
+    FREED.after_training()
     if broken is not None or config["kind"] != "train":
         tune.report({"epoch": 0, "broken": broken, "unfit": unfit})
 

@@ -2,7 +2,9 @@
 
 import gc
 
-from kdtrain.environment import prepare_process
+import torch
+
+from kdtrain.environment import FreedMemory, prepare_process, resident_bytes
 
 
 def test_what_imports_made_is_left_out_of_collections_and_nothing_that_came_later() -> None:
@@ -12,3 +14,20 @@ def test_what_imports_made_is_left_out_of_collections_and_nothing_that_came_late
     prepare_process(1)
     assert gc.get_freeze_count() == frozen > 10_000
     assert len(later) == 1000
+
+
+def test_freed_memory_stays_until_a_process_has_grown_beyond_what_a_training_needs() -> None:
+    freed = FreedMemory()
+    grown = [2.8, 3.0, 3.4, 3.6, 1.2, 3.0, 3.6]  # GB after each: what the fourth left is given back, then the seventh's
+    assert [freed.too_much(int(size * 1e9)) for size in grown] == [False, False, False, True, False, False, True]
+
+
+def test_a_larger_training_is_given_back_once() -> None:
+    freed = FreedMemory()
+    assert [freed.too_much(size) for size in (100, 300, 300, 300, 370, 380)] == [False, True, False, False, False, True]
+
+
+def test_resident_memory_is_this_processs_own() -> None:
+    before = resident_bytes()
+    kept = torch.ones(64 << 20, dtype=torch.uint8)
+    assert resident_bytes() - before > len(kept) // 2

@@ -22,6 +22,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from kdtrain.bell import Bell
 from kdtrain.config import space
 from kdtrain.config.settings import Resources
 from kdtrain.environment import keep_imports
@@ -71,8 +72,10 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
         reuse = resources.workers == 1
         rays = study.record.files.folder(".ray")
         rays.clear()  # of a driver that was killed
-        keep_warm = limit if reuse and address is None else 0
-        common = _common(study, address is not None, data)
+        alone = reuse and address is None  # this machine's processes, one for a trial
+        keep_warm = limit if alone else 0
+        bell = Bell(rays.path.absolute() / "bell") if alone else None
+        common = _common(study, address is not None, data) | {"bell": str(bell.file) if bell else None}
         searcher = StudySearcher(study, keep_warm, common, interruption.check)
         if address is not None:
             _check_nodes(study, searcher)
@@ -87,6 +90,7 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
             ),
             run_config=tune.RunConfig(
                 name="tune", storage_path=storage, storage_filesystem=files, verbose=0,
+                callbacks=[Rest(bell)] if bell else [],
                 failure_config=tune.FailureConfig(max_failures=PROCESS_RESTARTS),
             ),
         )  # fmt: skip
@@ -229,6 +233,16 @@ class StudyScheduler(FIFOScheduler):
         if job is not None and "broken" not in result and self.searcher.study.should_prune(job, result["epoch"]):
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
+
+
+class Rest(tune.Callback):
+    """Lets Tune's loop rest while no trial has news."""
+
+    def __init__(self, bell: Bell) -> None:
+        self.bell = bell
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.bell.rest()
 
 
 def _common(study: Study, on_cluster: bool, data: str | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util import get_node_ip_address
 
+from kdtrain.bell import Bell
 from kdtrain.checks import smoke
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.settings import Resources
@@ -54,20 +55,34 @@ class UnfitNode(UserError):
 
 def run_job(config: dict[str, Any]) -> None:
     """A Tune trial: carries out one job of the study; reports every epoch, and once more where it broke or has none."""
+    ring = Bell(Path(config["bell"])).ring if config["bell"] else lambda: None
+
+    def report(metrics: dict[str, Any]) -> None:
+        ring()
+        tune.report(metrics)
+
+    ring()
+    try:
+        _do(config, report)
+    finally:
+        ring()
+
+
+def _do(config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     if config["kind"] in ("warm", "idle"):
         _wait(config)
-        tune.report({"epoch": 0})
+        report({"epoch": 0})
         return
     resources = _prepared(config)
     on_workers = resources.workers > 1 and config["kind"] in ("train", "test")
     # of several workers each has its own GPU, and the driver has none
     device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
     broken, unfit = _broken_by(
-        lambda: _on_workers(config, resources) if on_workers else _carry_out(config, device, tune.report)
+        lambda: _on_workers(config, resources) if on_workers else _carry_out(config, device, report)
     )
     FREED.after_training()
     if broken is not None or config["kind"] != "train":
-        tune.report({"epoch": 0, "broken": broken, "unfit": unfit})
+        report({"epoch": 0, "broken": broken, "unfit": unfit})
 
 
 def _prepared(config: dict[str, Any]) -> Resources:

@@ -40,6 +40,7 @@ FLOORS = [
         "study",
         "search",
         "record",
+        "bell",
         "launch",
         "execute",
         "resources",

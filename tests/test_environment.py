@@ -1,8 +1,7 @@
 """What a training's process is prepared with."""
 
 import gc
-
-import torch
+import resource
 
 from kdtrain.environment import FreedMemory, prepare_process, resident_bytes
 
@@ -28,6 +27,5 @@ def test_a_larger_training_is_given_back_once() -> None:
 
 
 def test_resident_memory_is_this_processs_own() -> None:
-    before = resident_bytes()
-    kept = torch.ones(64 << 20, dtype=torch.uint8)
-    assert resident_bytes() - before > len(kept) // 2
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 100e6 < resident_bytes() <= 1.1 * peak  # torch alone is larger

@@ -52,8 +52,8 @@ def _keep_freed_memory() -> None:
 class FreedMemory:
     """What trainings have freed, in a process that trains one student after the other.
 
-    It is kept for the next one: given back and faulted in again, it makes a MobileNetV2's training 20 % dearer. But in
-    threads of their own, as Tune has it, trainings may each leave more (8 of them grew from 2.8 to 9.3 GB), so it is
+    It is kept for the next one: given back, it is faulted in again, 1 GB of a MobileNetV2's. But in threads of
+    their own, as Tune has it, trainings may each leave more (8 of them grew from 2.8 to 9.3 GB), so it is
     given back once a process has grown beyond what a training alone needs.
     """
 

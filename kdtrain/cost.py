@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain import environment
 from kdtrain.answers import LiveAnswers
@@ -18,6 +17,7 @@ from kdtrain.keeping import bytes_of_image, why_not_kept
 from kdtrain.loop import load_batch, train_step
 from kdtrain.methods import Batch, Outputs
 from kdtrain.models import ImageShape, build, forward_flops
+from kdtrain.models.flops import Flops
 from kdtrain.resources import Nodes, concurrency, concurrent_trials, machine_resources
 from kdtrain.run import Run
 from kdtrain.search import Search
@@ -166,10 +166,10 @@ def _counted_flops(recipe: Recipe, classes: int) -> tuple[float, float]:
     run.answers = _Ready(run)
     images, batch = load_batch(run, torch.arange(COUNTED_IMAGES), 0)
     critic = run.adversary.loss.critic if run.adversary else None
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), Flops() as counted:
         run.distiller(images, run.answers.of(images, batch) if run.teacher else None, batch, critic)
     by_teacher = forward_flops(run.teacher.network, recipe.data.image_shape) if run.teacher else 0
-    return (1 + BACKWARD_OVER_FORWARD) * counter.get_total_flops() / COUNTED_IMAGES, float(by_teacher)
+    return (1 + BACKWARD_OVER_FORWARD) * counted.total / COUNTED_IMAGES, float(by_teacher)
 
 
 @lru_cache(maxsize=16)

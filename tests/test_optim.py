@@ -293,7 +293,8 @@ from kdtrain.config.recipe import Student
 from kdtrain.optim import build_optimizer
 network = build(Student(model="lenet5_student"), (1, 32, 32), 10, 0)
 print(forward_flops(network, (1, 32, 32)))
-for config in (Sgd(name="sgd", lr=0.1), Adam(name="adam", lr=0.1), AdamW(name="adamw", lr=0.1)):
+adamw = [AdamW(name="adamw", lr=0.1, decay_times=times) for times in ("lr", "nothing")]
+for config in (Sgd(name="sgd", lr=0.1), Adam(name="adam", lr=0.1), *adamw):
     optimizer = build_optimizer(config, network)
     network(torch.zeros(2, 1, 32, 32)).sum().backward()
     optimizer.step()

@@ -49,14 +49,19 @@ def _fetch(url: str, folder: Path) -> None:
 
 
 def _fetch_file(at: AtUrl, folder: Path, name: str, size: int, wanted: str | None) -> None:
-    if ".." in PurePosixPath(name).parts:
-        raise UserError(f"--data: {at.url} has a file {name}, which would lie outside of the folder")
+    _require_inside(name, at.url)
     data = at.read(name) or b""
     if len(data) != size:
         raise UserError(f"--data: {name} of {at.url} has {len(data)} bytes, and its listing says {size}; try again")
     if wanted is not None and hashlib.sha256(data).hexdigest() != wanted:
         raise UserError(f"--data: {name} of {at.url} is not what its {SUMS} says: it is damaged there")
     write_bytes(folder / name, data)
+
+
+def _require_inside(name: str, url: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"--data: {url} has a file {name}, which would lie outside of the folder")
 
 
 def _fetch_archive(url: str, folder: Path) -> None:
@@ -70,12 +75,30 @@ def _fetch_archive(url: str, folder: Path) -> None:
                 at.files.open_input_stream(f"{at.base}/{name}", compression=None) as stream,
                 tarfile.open(fileobj=stream, mode="r|*") as archive,
             ):
-                archive.extractall(unpacked, filter="data")
+                _unpack(archive, unpacked, url)
         except FileNotFoundError:
             raise UserError(f"--data: {url} holds no file") from None
         except tarfile.TarError as error:
             raise UserError(f"--data: {url} cannot be unpacked ({error})") from None
         unpacked.rename(folder)
+
+
+def _unpack(archive: tarfile.TarFile, folder: Path, url: str) -> None:
+    """Only files, and inside of the folder; tarfile's own filter for that is younger than Python 3.11."""
+    folder.mkdir()
+    for member in archive:
+        _require_inside(member.name, url)
+        if member.isdir():
+            continue
+        if (source := archive.extractfile(member) if member.isreg() else None) is None:
+            raise UserError(
+                f"--data: {member.name} of {url} is a link or a device, and only files are unpacked; tar's"
+                " --dereference --hard-dereference pack what links lead to"
+            )
+        target = folder / member.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with source, target.open("wb") as file:
+            shutil.copyfileobj(source, file)
 
 
 def _sums(text: bytes) -> dict[str, str]:

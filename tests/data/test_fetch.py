@@ -48,6 +48,28 @@ def test_an_archive_comes_unpacked(kind: str, there: Path, tmp_path: Path) -> No
     assert content(data_folder(f"file://{file}")) == content(there)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("../outside.jpg", tarfile.REGTYPE, "would lie outside of the folder"),
+        ("/outside.jpg", tarfile.REGTYPE, "would lie outside of the folder"),
+        ("link.jpg", tarfile.SYMTYPE, "link.jpg of file://.* is a link or a device"),
+        ("link.jpg", tarfile.LNKTYPE, "link.jpg of file://.* is a link or a device"),
+    ],
+)
+def test_an_archive_writes_nothing_but_files_and_those_inside(
+    name: str, kind: bytes, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "data.tar"
+    with tarfile.open(file, "w") as archive:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc/hostname" if kind != tarfile.REGTYPE else ""
+        archive.addfile(member)
+    with pytest.raises(UserError, match=said):
+        data_folder(f"file://{file}")
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
 def test_what_was_cut_off_is_fetched_anew(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = AtUrl.read
 

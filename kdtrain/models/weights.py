@@ -2,9 +2,11 @@
 
 import hashlib
 import pickle
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from kdtrain.models.parts import Parts
 from kdtrain.models.table import model
 
 SHOWN = 3
+SETTLED_S = 1.0
+"""A file that was written less long ago may be written again without another time of its change."""
 WITHOUT_HEAD = "part: encoder leaves the head out"
 TORCH_BEGINNINGS = (b"PK", b"\x80")
 """Of what torch.save writes: a zip archive, before PyTorch 1.6 a pickle. Any text may be read as some pickle."""
@@ -118,8 +122,24 @@ def weights_source(network: Network, place: str = "recipe.student") -> str | Non
 
 
 def content_digest(path: str | Path, place: str) -> str:
-    """SHA-256 of a file, in hexadecimal digits. Raises UserError, beginning with `place`, where it cannot be read."""
-    with _readable(path, place) as path, path.open("rb") as file:
+    """SHA-256 of a file, in hexadecimal digits. Raises UserError, beginning with `place`, where it cannot be read.
+
+    A process reads a file once, as long as it is the same: a trial's identity is asked for several times.
+    """
+    with _readable(path, place) as path:
+        about = path.stat()
+        stamp = about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+        settled = time.time() > about.st_ctime + SETTLED_S
+        return _digest_once(path, stamp) if settled else _digest(path)
+
+
+@lru_cache(maxsize=64)
+def _digest_once(path: Path, stamp: tuple[int, ...]) -> str:
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,8 +1,10 @@
 """Weights from files and libraries, and the sentence for each that cannot be loaded."""
 
 import hashlib
+import os
 import re
 import sys
+import time
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from kdtrain.errors import UserError
-from kdtrain.models import Classifier, build, read_state, weights_source
+from kdtrain.models import Classifier, build, read_state, weights, weights_source
 from kdtrain.models.timm_source import LITE_PACKAGES, Timm
 from kdtrain.models.weights import load_state
 
@@ -208,6 +210,39 @@ def test_the_source_of_weights_is_a_librarys_name_or_a_files_content(tmp_path: P
         weights_source(config("resnet18", weights={"file": "nowhere.pth"}), "recipe.teacher")
     with pytest.raises(UserError, match=r"recipe\.student\.weights: timm has no ImageNet weights for botnet50ts_256"):
         weights_source(config("botnet50ts_256", weights="imagenet"))
+
+
+def test_a_file_is_read_once_for_its_digest_as_long_as_it_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sha256(content: bytes) -> str:
+        return hashlib.sha256(content).hexdigest()
+
+    def digest(path: Path) -> str:
+        read.append(path)
+        return sha256(path.read_bytes())
+
+    read: list[Path] = []
+    monkeypatch.setattr(weights, "_digest", digest)
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"before")
+    assert [weights.content_digest(file, "") for _ in range(2)] == [sha256(b"before")] * 2
+    assert len(read) == 2, "written a moment ago, it may be written again within one tick of the clock"
+    monkeypatch.setattr(weights, "SETTLED_S", 0.1)
+    time.sleep(0.2)
+    assert {weights.content_digest(file, "") for _ in range(3)} == {sha256(b"before")}
+    assert len(read) == 3
+    stamp = file.stat().st_mtime_ns
+    file.write_bytes(b"behind")
+    os.utime(file, ns=(stamp, stamp))
+    time.sleep(0.2)
+    assert weights.content_digest(file, "") == sha256(b"behind"), "of the same size, and its time set back"
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"beyond")
+    os.utime(other, ns=(stamp, stamp))
+    other.replace(file)
+    time.sleep(0.2)
+    assert weights.content_digest(file, "") == sha256(b"beyond"), "another file in its place"
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -51,6 +52,9 @@ OWN_RAY = {
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # nobody reads Tune's snapshots
 }
 """The environment of a Ray of our own."""
+IDLE_DAEMONS = "log_monitor", "monitor"
+"""Of a Ray of our own, by Ray's names: one sends the processes' output to the driver, which does not ask for it, the
+other adds machines to a cluster. `ray.init` cannot leave them out, and they never rest."""
 DRIVER_SLOTS = 64
 """Drivers of trials with several workers take a slot, not a CPU: the CPUs are their workers'."""
 
@@ -329,6 +333,7 @@ def _connected(resources: Resources, address: str | None) -> Iterator[None]:
             include_dashboard=resources.workers > 1, dashboard_host="127.0.0.1",
             object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, _temp_dir=temporary,
         )  # fmt: skip
+        _end_daemons(IDLE_DAEMONS if resources.workers > 1 else (*IDLE_DAEMONS, "dashboard"))
         # without it the cleaner of Ray Train gives up where another Ray runs on this machine, and the workers of a
         # pruned trial keep their CPUs for ever
         address_file = Path(temporary) / "ray" / "ray_current_cluster"
@@ -339,6 +344,15 @@ def _connected(resources: Resources, address: str | None) -> Iterator[None]:
         ray.shutdown()
         os.environ.pop("RAY_TMPDIR", None)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _end_daemons(names: Sequence[str]) -> None:
+    """Ends what serves nobody. Only Ray's private node knows these processes; without it they merely cost time."""
+    node = getattr(ray_worker, "_global_node", None)
+    for name in names:
+        end = getattr(node, f"kill_{name}", None)
+        if end is not None:
+            end(check_alive=False)
 
 
 def _sweep_up() -> None:

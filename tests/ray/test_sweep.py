@@ -184,8 +184,11 @@ def test_a_killed_driver_loses_nothing(sweep: Path, undisturbed: Path, tmp_path:
 def test_a_killed_trial_process_loses_nothing(sweep: Path, undisturbed: Path, tmp_path: Path) -> None:
     driver = subprocess.Popen(command(sweep, tmp_path), stdout=subprocess.DEVNULL, cwd=ROOT)
     wait_for(lambda: running_trial(tmp_path, 2), "a training")
-    trainers = [pid for pid, title in children(driver.pid).items() if "ImplicitFunc.train" in title]
-    assert trainers, children(driver.pid)
+    below = children(driver.pid)
+    trainers = [pid for pid, title in below.items() if "ImplicitFunc.train" in title]
+    assert trainers, below
+    idle = ("log_monitor.py", "monitor.py", "dashboard.py")
+    assert not [title for title in below.values() if any(name in title for name in idle)]
     os.kill(trainers[0], signal.SIGKILL)
     assert driver.wait(timeout=240) == 0
     assert tables(tmp_path) == tables(undisturbed)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdtrain import quick_imports  # noqa: F401  # isort: skip  # as run_sweep.py
 from kdtrain.config import load_sweep
 from kdtrain.describe import describe
 from kdtrain.record import Record

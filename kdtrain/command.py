@@ -1,6 +1,7 @@
 """The sweep's command line. Nothing heavy is imported before it is needed: --help answers at once."""
 
 import argparse
+import gc
 import os
 import shlex
 import signal
@@ -24,6 +25,7 @@ DESCRIPTION = "Searches, confirms and reports: one sweep file in, results/<sweep
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: done; 1: the study ended without a result; 2: something to mend in what was asked; 130: stopped."""
     chosen = _parser().parse_args(arguments)
+    gc.disable()  # as in `quick_imports`, until the sweep begins
     try:
         return _dispatch(chosen)
     except UserError as error:
@@ -39,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"stopped; everything finished is kept. Continue: {_again(chosen)}", file=sys.stderr)
         return 130
+    finally:
+        gc.enable()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -35,8 +35,10 @@ def prepare_process(threads: int) -> None:
 @lru_cache
 def keep_imports() -> None:
     """What the imports have made is no garbage as long as the process lives: collections no longer go over it, 0.4 s
-    each with Ray and torch, and one follows each training (`FreedMemory`)."""
+    each with Ray and torch, and one follows each training (`FreedMemory`). Where they rested until now
+    (`quick_imports`), they are made again from here on."""
     gc.freeze()
+    gc.enable()
     atexit.register(gc.unfreeze)  # triton prints what was not taken apart in the end
 
 
@@ -63,8 +65,10 @@ class FreedMemory:
 
     def after_training(self) -> None:
         gc.collect()
+        if not self._needed_bytes:  # after the first one: what it has imported and read stays, too
+            gc.freeze()
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if malloc_trim is not None and self.too_much(resident_bytes()):
+        if self.too_much(resident_bytes()) and malloc_trim is not None:
             malloc_trim(0)
 
     def too_much(self, resident_bytes: int) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kdtrain import quick_imports  # noqa: F401  # isort: skip  # before all that follow
 import torch
 from ray import train as ray_train
 from ray import tune
@@ -29,7 +30,7 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.settings import Resources
 from kdtrain.data import data_folder, load
 from kdtrain.distant import AtUrl, results_folder
-from kdtrain.environment import FreedMemory, compile_into, prepare_process
+from kdtrain.environment import FreedMemory, compile_into, keep_imports, prepare_process
 from kdtrain.errors import UserError
 from kdtrain.identity import trial_id
 from kdtrain.keeping import Sharing
@@ -39,6 +40,8 @@ from kdtrain.predictions import read_test
 from kdtrain.shared import Cache, cache_folder
 from kdtrain.store import Store
 from kdtrain.training import train
+
+keep_imports()
 
 WORKER_RESTARTS = 2
 WARM_UP_S = 60.0

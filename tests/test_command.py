@@ -1,5 +1,6 @@
 """run_sweep.py from outside: exit codes, sentences, and nothing left behind by what was refused."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -145,6 +146,7 @@ def test_check_only_validates(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main([str(sweep_file(tmp_path)), "--check", "--results", str(tmp_path / "results")]) == 0
     assert "valid; 2 searched parameters, 6 trials" in capsys.readouterr().out
     assert not (tmp_path / "results").exists()
+    assert gc.isenabled()
 
 
 def test_plan_names_stages_space_networks_and_cost_and_starts_nothing(

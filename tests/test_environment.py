@@ -2,6 +2,8 @@
 
 import gc
 import resource
+import subprocess
+import sys
 
 from kdtrain.environment import FreedMemory, prepare_process, resident_bytes
 
@@ -13,6 +15,25 @@ def test_what_imports_made_is_left_out_of_collections_and_nothing_that_came_late
     prepare_process(1)
     assert gc.get_freeze_count() == frozen > 10_000
     assert len(later) == 1000
+
+
+def test_a_trials_process_imports_without_collections_and_collects_from_then_on() -> None:
+    script = "import gc, kdtrain.launch\nprint(gc.isenabled(), gc.get_stats()[2]['collections'], gc.get_freeze_count())"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert told[0] == "True"
+    assert int(told[1]) < 3, "with collections there are a dozen"
+    assert int(told[2]) > 100_000
+
+
+def test_what_the_first_training_leaves_is_left_out_of_collections_too() -> None:
+    freed, read_once = FreedMemory(), [[number] for number in range(5000)]
+    counts = [gc.get_freeze_count()]
+    for _ in range(3):
+        freed.after_training()
+        counts.append(gc.get_freeze_count())
+    assert counts[1] > counts[0] + 5000
+    assert counts[1] == counts[2] == counts[3]
+    assert len(read_once) == 5000
 
 
 def test_freed_memory_stays_until_a_process_has_grown_beyond_what_a_training_needs() -> None:

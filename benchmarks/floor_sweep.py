@@ -70,7 +70,7 @@ def work(setup: Setup, ready: Path, first: int) -> None:
             stepping, steps = stepping + time.process_time() - started, steps + len(labels_all)
             student.eval()
             with torch.inference_mode():
-                parts = val_images.split(256)
+                parts = val_images.split(64)  # faster than larger ones: they stay in the cache
                 named = torch.cat([student(part.contiguous(memory_format=layout)).argmax(1) for part in parts])
             right = (named == val_labels).float().mean().item()
         print(f"accuracy {right:.4f}, S {stepping / steps * 1e3:.4f} ms an image", flush=True)

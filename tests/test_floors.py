@@ -41,6 +41,7 @@ FLOORS = [
         "search",
         "record",
         "bell",
+        "quick_imports",
         "launch",
         "execute",
         "resources",

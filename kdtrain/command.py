@@ -25,7 +25,8 @@ DESCRIPTION = "Searches, confirms and reports: one sweep file in, results/<sweep
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: done; 1: the study ended without a result; 2: something to mend in what was asked; 130: stopped."""
     chosen = _parser().parse_args(arguments)
-    gc.disable()  # as in `quick_imports`, until the sweep begins
+    from kdtrain import quick_imports  # noqa: F401  # until the sweep begins
+
     try:
         return _dispatch(chosen)
     except UserError as error:

@@ -26,7 +26,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from kdtrain.bell import Bell
 from kdtrain.config import space
 from kdtrain.config.settings import Resources
-from kdtrain.environment import keep_imports
 from kdtrain.errors import NoResult, UserError
 from kdtrain.files import write_bytes
 from kdtrain.launch import check_node, ray_storage, run_job
@@ -62,7 +61,6 @@ DRIVER_SLOTS = 64
 def execute(study: Study, address: str | None, data: str | None = None) -> None:
     """Runs every job of the study; raises UserError for what the user can mend, KeyboardInterrupt when interrupted.
     data: the URL from which each node fetches the data sets, if there is one."""
-    keep_imports()
     resources = study.sweep.resources
     with _connected(resources, address), Interruption() as interruption:
         if address is not None:

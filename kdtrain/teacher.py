@@ -67,11 +67,9 @@ def trained_teacher(
         weights, place = Path(recipe.teacher.file), "recipe.teacher.file"
     else:
         weights, place = store.trial(trial_id(taught_by, data_root)).weights, "recipe.teacher"
-    stamp = weights.stat().st_mtime_ns if weights.exists() else 0
+    digest = content_digest(weights, place)
     compiled_for = recipe.method.needed_stages if recipe.teacher.compile else ()
-    network, digest = _read_once(
-        recipe.teacher, data.image_shape, len(data.classes), weights, place, stamp, compiled_for
-    )
+    network = _read_once(recipe.teacher, data.image_shape, len(data.classes), weights, place, digest, compiled_for)
     return Teacher(network, device, recipe.method.needed_stages, digest)
 
 
@@ -82,14 +80,14 @@ def _read_once(
     classes: int,
     weights: Path,
     place: str,
-    stamp: int,
+    digest: str,
     compiled_for: tuple[str, ...],
-) -> tuple[Classifier, str]:
-    """The trained network and the digest of its file: a process that trains one student after the other reads it once,
-    as long as the file is the same."""
+) -> Classifier:
+    """The trained network: a process that trains one student after the other reads it once, as long as its file has the
+    same digest."""
     network = build(teacher, shape, classes, stream(teacher.seed, "init"), pretrained=False, place="recipe.teacher")
     load_whole_network(network, weights, place)
-    return network, content_digest(weights, place)
+    return network
 
 
 def fresh_teacher(recipe: Recipe, data: Dataset, *, pretrained: bool = False) -> Classifier:

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint-every-steps",
         type=int,
         metavar="N",
-        help="a checkpoint in mid-epoch too (default: after each epoch)",
+        help="checkpoints in mid-epoch too (default: after each epoch, large ones about once a minute)",
     )
     parser.add_argument(
         "--loaders", type=int, default=0, metavar="N", help="processes that read and augment images (default: none)"

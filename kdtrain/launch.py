@@ -222,9 +222,11 @@ class TrainReports:
         self.arrived = _last_arrived()
 
     def send(self, metrics: Metrics) -> None:
-        """An epoch's metrics, after those of earlier epochs that were lost on their way."""
+        """An epoch's metrics, after those of earlier epochs that were lost on their way; nothing of an epoch that is
+        done again, from an earlier checkpoint."""
         self.catch_up(before=int(metrics["epoch"]))
-        self._send(metrics)
+        if self.arrived < metrics["epoch"]:
+            self._send(metrics)
 
     def catch_up(self, before: int | None = None) -> None:
         """Reports the epochs that the store has and Ray has not."""

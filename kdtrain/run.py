@@ -92,15 +92,15 @@ class Run:
 
     def checkpoint(self) -> bytes:
         """Everything that resuming needs, as one safetensors file."""
-        tensors = {
-            f"{part}.{name}": value for part, owner in self._parts() for name, value in owner.state_tensors().items()
-        }
-        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
-        tensors |= {f"terms.{name}": value for name, value in self.progress.state_tensors().items()}
+        tensors = self._state_tensors()
         within = {name: getattr(self.progress, name) for name in WITHIN_EPOCH}
         progress = {"epoch": self.epoch, "step": self.step, "best": self.best, "within_epoch": within}
         contiguous = {name: value.contiguous() for name, value in tensors.items()}
         return safetensors.torch.save(contiguous, {"progress": json.dumps(progress)})
+
+    def checkpoint_bytes(self) -> int:
+        """How large `checkpoint()` is, but for the names in it; nothing is copied."""
+        return sum(value.nbytes for value in self._state_tensors().values())
 
     def restore(self, checkpoint: bytes) -> None:
         """Continues from `checkpoint()`, bit for bit."""
@@ -114,6 +114,13 @@ class Run:
         self.best_weights = {name: value.to(self.device) for name, value in _below("best.", tensors).items()}
         for part, owner in self._parts():
             owner.load_state_tensors(_below(f"{part}.", tensors))
+
+    def _state_tensors(self) -> dict[str, Tensor]:
+        tensors = {
+            f"{part}.{name}": value for part, owner in self._parts() for name, value in owner.state_tensors().items()
+        }
+        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        return tensors | {f"terms.{name}": value for name, value in self.progress.state_tensors().items()}
 
     def _parts(self) -> list[tuple[str, Learner | Average]]:
         """What holds state, by the name under which a checkpoint has it."""

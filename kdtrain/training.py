@@ -1,6 +1,7 @@
 """train(): one recipe from its folder in the store to its outcome."""
 
 import logging
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -28,6 +29,11 @@ from kdtrain.run import Run
 from kdtrain.store import Store, TrialFolder
 from kdtrain.teacher import trained_teacher
 
+SMALL_CHECKPOINT_BYTES = 8 << 20
+CHECKPOINT_BYTES_PER_S = 5e6
+"""Written at an epoch's end on average at most, beside small ones: about 2 % of the time of a training on one core,
+and what hundreds of them at once may ask of a shared disk."""
+
 
 def train(
     recipe: Recipe,
@@ -44,8 +50,9 @@ def train(
     """Trains a recipe to its outcome, which is returned; continues what was cut off, returns what has ended.
 
     final: keep the best epoch's weights, from which `read_test` reads the test split; a training never reads it.
-    on_epoch is called on every rank after the row and checkpoint of an epoch are written.
-    checkpoint_every_steps: checkpoints in mid-epoch too; where a training is cut changes nothing of what it gives.
+    on_epoch is called on every rank after the row and checkpoint of an epoch are written (see `is_due`).
+    checkpoint_every_steps: checkpoints in mid-epoch too, and after every epoch; where a training is cut changes nothing
+    of what it gives.
     loaders: processes beside this one that make the training's views; their number changes nothing either.
     sharing: a node's cache of what teachers say; on a CPU it changes no bit.
     A training that breaks ends as `failed` with its reason; what a user can mend (UserError, OSError) is raised.
@@ -71,6 +78,15 @@ def train(
             return _train(run, folder, final, on_epoch, checkpoint_every_steps, decoded_here)
 
 
+def is_due(checkpoint_bytes: int, seconds: float) -> bool:
+    """Whether an epoch ends with a checkpoint, so many seconds after the last one, or after the training began.
+
+    Always where it is small; a large one when what a kill would lose is worth its writing. The 285 MB of a ResNet50's
+    training are due once a minute.
+    """
+    return checkpoint_bytes <= SMALL_CHECKPOINT_BYTES or checkpoint_bytes <= seconds * CHECKPOINT_BYTES_PER_S
+
+
 def _open(run: Run, folder: TrialFolder, data_root: Path) -> None:
     """The trial's folder made ready, and the run where its newest whole checkpoint left off."""
     saved = folder.read_checkpoint()
@@ -93,16 +109,20 @@ def _train(
 ) -> Row:
     """decoded_here: why this process has decoded its images itself, though they were to be shared."""
     leads = ranks.rank() == 0
+    written_s = time.monotonic()
 
     def checkpoint(run: Run) -> None:
+        nonlocal written_s
         if leads:
             folder.write_checkpoint(run.step, run.checkpoint())
+            written_s = time.monotonic()
 
     def report(metrics: Metrics, run: Run) -> None:
         metrics["peak_memory_bytes"] = environment.peak_memory_bytes(run.device)
         if leads:
             folder.append_epoch(metrics)
-            checkpoint(run)
+            if checkpoint_every_steps or is_due(run.checkpoint_bytes(), time.monotonic() - written_s):
+                checkpoint(run)
         ranks.barrier()  # all ranks sum up the rows in the end
         on_epoch(metrics)
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 from kills import KILLABLE, command, continue_to_the_end, kill_at_a_random_moment, require_equal, trial_of
+from runs import fitted, fresh_run
 from trainings import CPU, KD, NO_DATA, equal_weights, recipe, timeless, trained
 
+from kdtrain import training
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.files import Folder, Row
 from kdtrain.identity import trial_id
@@ -279,6 +281,39 @@ def test_while_running_the_last_two_checkpoints_are_kept_and_in_them_the_best_we
         tensors = safetensors.torch.load_file(path)
         best = {name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")}
         assert equal_weights(best, straight.weights)
+
+
+def test_a_large_checkpoint_waits_for_the_time_that_is_worth_its_writing() -> None:
+    small, resnet50 = 8 << 20, 285_000_000
+    assert training.is_due(small, 0.0)
+    assert not training.is_due(small + 1, 1.0)
+    assert training.is_due(small + 1, 2.0)
+    assert not training.is_due(resnet50, 56.0)
+    assert training.is_due(resnet50, 57.0)
+
+
+@pytest.mark.parametrize(("every", "kept"), [(None, []), (1000, [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH])])
+def test_what_has_no_checkpoint_yet_begins_again_and_who_asks_has_one_after_every_epoch(
+    every: int | None, kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe(epochs=EPOCHS)
+    straight = trained(config, tmp_path / "straight")
+    monkeypatch.setattr(training, "SMALL_CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_BYTES_PER_S", 1.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Store(tmp_path / "cut"), NO_DATA, CPU, on_epoch=killed_after(2), checkpoint_every_steps=every)
+    folder = Store(tmp_path / "cut").trial(straight.folder.trial_id)
+    assert [int(path.name.split("-")[1]) for path in sorted(folder.path.glob("checkpoint-*"))] == kept
+    train(config, Store(tmp_path / "cut"), NO_DATA, CPU, final=True)
+    assert [timeless(row) for row in folder.epochs()] == straight.rows
+    assert equal_weights(safetensors.torch.load_file(folder.weights), straight.weights)
+
+
+def test_the_bytes_of_a_checkpoint_are_known_before_it_is_made() -> None:
+    run = fresh_run(recipe(**RECIPES["ema"]))
+    fitted(run)
+    made = run.checkpoint()
+    assert len(made) - int.from_bytes(made[:8], "little") - 8 == run.checkpoint_bytes() > 0
 
 
 @pytest.mark.parametrize("damaged", [1, 2])

@@ -94,7 +94,11 @@ class Resources(Config):
     ] = 0
     concurrent_trials: Literal["auto"] | Count = "auto"
     checkpoint_every_steps: Annotated[
-        Count | None, Field(description="a checkpoint in mid-epoch too, for epochs that are too long to lose")
+        Count | None,
+        Field(
+            description="checkpoints in mid-epoch too, for epochs that are too long to lose, and one after every epoch,"
+            " whatever it costs"
+        ),
     ] = None
     teacher_cache: Annotated[
         Literal["auto", "none"],

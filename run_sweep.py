@@ -1,8 +1,6 @@
 """python run_sweep.py sweeps/digits_kd.yaml"""
 
-import sys
-
-from kdtrain.command import main
+from kdtrain.command import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrain import quick_imports  # noqa: F401  # isort: skip  # as run_sweep.py
+from kdtrain.command import leave
 from kdtrain.config import load_sweep
 from kdtrain.describe import describe
 from kdtrain.record import Record
@@ -35,3 +36,4 @@ if __name__ == "__main__":
     names = ("teacher_images", "teacher_images_computed", "teacher_images_checked")
     used, computed, checked = (sum(outcome[name] for outcome in outcomes) for name in names)
     print(f"{len(outcomes)} trials, teacher images used {used}, computed {computed}, again to check {checked}")
+    leave(0)

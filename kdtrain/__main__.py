@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         group.complain("\n".join(error.problems))
         return 2
     except KeyboardInterrupt:
-        group.complain("stopped; finished epochs and checkpoints are kept: the same command continues")
+        group.complain("stopped; the same command continues from the newest checkpoint")
         return 130
     except RuntimeError:  # of the connection, where the one at its other end has complained and gone
         if group.left_by_another():

@@ -273,3 +273,17 @@ def test_help_answers_within_two_seconds_without_torch_or_ray() -> None:
     assert done.returncode == 0, done.stderr
     assert "--set KEY=VALUE" in done.stdout
     assert time.monotonic() - started < 2
+
+
+def test_what_was_printed_is_whole_when_the_process_ends_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "run_sweep.py", "sweeps/digits_kd.yaml", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("trials\n")
+    refused = subprocess.run([*command, "--trials", "0"], capture_output=True, text=True, cwd=ROOT)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.endswith("\n")
+    with open("/dev/full", "w") as full:
+        unwritten = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert unwritten.returncode != 0
+    assert "No space left on device" in unwritten.stderr

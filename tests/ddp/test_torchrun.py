@@ -26,7 +26,7 @@ from kdtrain.config.recipe import Recipe
 pytestmark = pytest.mark.ddp
 
 WORKERS = 2
-STOPPED = "stopped; finished epochs and checkpoints are kept: the same command continues"
+STOPPED = "stopped; the same command continues from the newest checkpoint"
 
 
 def launched(config: Recipe, folder: Path, *options: str, processes: int = WORKERS) -> subprocess.CompletedProcess[str]:

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint-every-steps",
         type=int,
         metavar="N",
-        help="checkpoints in mid-epoch too (default: after each epoch, large ones about once a minute)",
+        help="checkpoints in mid-epoch too, and after each epoch (default: after each, large ones more seldom)",
     )
     parser.add_argument(
         "--loaders", type=int, default=0, metavar="N", help="processes that read and augment images (default: none)"

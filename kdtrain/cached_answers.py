@@ -91,7 +91,8 @@ class CachedAnswers:
         if self.by_batch:
             rows = self._now.unit(batch.epoch_step)
             own = ranks.share(torch.arange(batch.size)) if batch.count else torch.tensor([0])
-            return Outputs(rows.pop("logits")[own.to(self.live.device)], read=rows)
+            own = own.to(self.live.device, non_blocking=True)
+            return Outputs(rows.pop("logits").index_select(0, own), read=rows)
         rows = self._now.rows(batch.indices)
         read = self.live.recipe.method.readings
         features = {each.stage: rows[each.name] for each in read if each.kind == "features"}
@@ -200,6 +201,7 @@ class CachedAnswers:
             "weights": self.weights,
             "network": recipe.teacher.model_dump(mode="json", include=NETWORK),
             "data": data.fingerprint,
+            "files written": data.written,
             "set": recipe.data.model_dump(mode="json"),
             "split": split,
             "view": images.described,

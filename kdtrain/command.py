@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(_again(chosen), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"stopped; everything finished is kept. Continue: {_again(chosen)}", file=sys.stderr)
+        print(f"stopped; trainings go on from their checkpoints. Continue: {_again(chosen)}", file=sys.stderr)
         return 130
     finally:
         gc.enable()
@@ -50,8 +50,8 @@ def leave(exit_code: int) -> NoReturn:
     """Ends the process at once, with nothing left to do: Python would first take torch and Ray apart, module by module,
     which takes 2 CPU s. (Profilers and debuggers that want the end of a process call `main`.)"""
     with suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os._exit(exit_code)
     sys.exit(exit_code)  # what was printed cannot be written: Python says so
 

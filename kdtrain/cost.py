@@ -80,7 +80,11 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> str:
     lines = [f"asked in every trial: {reason}" for reason in dict.fromkeys(live.values())]
     for recipe, size in kept.items():
         streams, views = _streams(sweep, recipe), _views(sweep, recipe)
-        stored = "" if images is None else f", {size * images * views * streams / 1e9:,.2f} GB"
+        kept_bytes = size * (images or 0) * views * streams
+        stored = "" if images is None else f", {kept_bytes / 1e9:,.2f} GB"
+        if kept_bytes > sweep.resources.cache_bytes:
+            budget = f"{sweep.resources.cache_bytes / 1e9:,.2f} GB of resources.cache_bytes"
+            stored += f", more than the {budget}: shared only by trials that are at the same epoch"
         of_search = f"{streams} streams of views (the search's, one for each confirming seed), {views} epochs each"
         shown = f" and view, {of_search}" if streams > 1 else ", the same view in every epoch"
         lines.append(f"computed once for all trials: {size:,} bytes of an image{shown}{stored}")
@@ -101,9 +105,11 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
     kept, live = _kept_and_live(sweep, images, classes)
     if live or sweep.resources.teacher_cache == "none":
         return in_every_training
-    groups = {_group(recipe): recipe for recipe in kept}
-    passes = sum(_streams(sweep, recipe) * _views(sweep, recipe) for recipe in groups.values())
-    return min(passes * images, in_every_training)
+    groups = {_group(recipe): (recipe, size) for recipe, size in kept.items()}
+    passes = [(_streams(sweep, recipe) * _views(sweep, recipe), size) for recipe, size in groups.values()]
+    if images * sum(views * size for views, size in passes) > sweep.resources.cache_bytes:
+        return in_every_training  # earlier views make room for later ones
+    return min(images * sum(views for views, _ in passes), in_every_training)
 
 
 def _group(recipe: Recipe) -> tuple[object, ...]:

@@ -20,7 +20,7 @@ from kdtrain.errors import UserError
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MOST_KEPT = 1.25
 """So many times what a training needs may stay with a process."""
-PACKAGES = ("kdtrain", "torch", "torchvision", "pillow", "ray", "optuna", "numpy")
+PACKAGES = ("kdtrain", "torch", "torchvision", "timm", "pillow", "ray", "optuna", "numpy")
 
 
 def prepare_process(threads: int) -> None:
@@ -121,7 +121,9 @@ def describe(device: torch.device, workers: int) -> dict[str, Any]:
 def rounding(device: torch.device) -> dict[str, Any]:
     """What decides how pixels and products are rounded: a library chooses its kernels by the kind of processor."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({_processor()})"
-    libraries = {name: version for name, version in _versions().items() if name in ("torch", "torchvision", "pillow")}
+    libraries = {
+        name: version for name, version in _versions().items() if name in ("torch", "torchvision", "timm", "pillow")
+    }
     return {"device": kind, "threads": torch.get_num_threads(), **libraries}
 
 

@@ -231,7 +231,7 @@ class StudyScheduler(FIFOScheduler):
         self.searcher.check_interrupted()
         job = self.searcher.by_tune_id.get(trial.trial_id)
         if self.searcher.error is not None:
-            return TrialScheduler.STOP  # a checkpoint was just written
+            return TrialScheduler.STOP
         if job is not None and "broken" not in result and self.searcher.study.should_prune(job, result["epoch"]):
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE

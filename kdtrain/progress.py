@@ -80,9 +80,13 @@ class EpochProgress:
         """Counts up to here and reads the waiting steps."""
         before = self._mark
         self.mark(so_far)
-        for name, value in self._mark.items():
-            self.spent[name] = self.spent.get(name, 0) + value - before[name]
+        self.charge({name: value - before[name] for name, value in self._mark.items()})
         self.read()
+
+    def charge(self, costs: dict[str, float]) -> None:
+        """Adds what was spent on this epoch before, beside what is counted."""
+        for name, value in costs.items():
+            self.spent[name] = self.spent.get(name, 0) + value
 
     def means(self) -> dict[str, float]:
         """Each term's mean over the images that it was computed for, and how many steps were skipped.

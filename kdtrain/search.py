@@ -83,8 +83,10 @@ class Search:
 
     def pruned_after(self, number: int, rows: Sequence[Row]) -> int | None:
         """The epoch after which trial `number` is to stop, or None. Every row is judged once, in the order of epochs,
-        so it does not matter how many rows there are when the question is asked."""
-        if number not in self.judged:
+        so it does not matter how many rows there are when the question is asked. Fewer than were judged: they are done
+        again, from an earlier checkpoint, and elsewhere they may be others."""
+        again = bool(rows) and number in self.judged and rows[-1]["epoch"] < self.judged[number].epoch
+        if number not in self.judged or again:
             self.judged[number] = Judged(self._comparison(number))
         judged = self.judged[number]
         for row in rows:

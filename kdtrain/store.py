@@ -157,8 +157,7 @@ class TrialFolder:
         earlier = [name for name in names if name < of_step]
         for name in set(names) - {written, *earlier[-1:]}:
             self.files.remove(name)
-        for torn in self.path.glob(".checkpoint-*"):  # of a process that was killed while it wrote: they can be large
-            torn.unlink(missing_ok=True)
+        self._remove_torn()
 
     def read_checkpoint(self) -> bytes | None:
         """The newest whole checkpoint; one that was cut off or changed is passed over."""
@@ -174,6 +173,12 @@ class TrialFolder:
     def remove_checkpoints(self) -> None:
         for name in self._checkpoints():
             self.files.remove(name)
+        self._remove_torn()
+
+    def _remove_torn(self) -> None:
+        """What processes left that were killed while they wrote; it can be large."""
+        for torn in self.path.glob(".checkpoint-*"):
+            torn.unlink(missing_ok=True)
 
     def _checkpoints(self) -> list[str]:
         return self.files.names("checkpoint-*.safetensors")

@@ -397,12 +397,13 @@ class Study:
         return self._pruned_after(job, folder.epochs()) is not None
 
     def _pruned_after(self, job: Job, rows: list[Row]) -> int | None:
-        """The epoch after which this study stops the job, or None: as it once decided, else decided from the rows."""
+        """The epoch after which this study stops the job, or None: as it once decided, as soon as there are the rows,
+        else decided from them."""
         if not job.prunable:
             return None
         known = self.record.ends(job.stage).get(job.number)
         if known is not None and known["trial_id"] == job.trial_id and known["state"] == "pruned":
-            return int(known["epochs"])
+            return int(known["epochs"]) if rows and rows[-1]["epoch"] >= known["epochs"] else None
         return self._search(job).pruned_after(job.number, [row for row in rows if row["epoch"] < job.recipe.epochs])
 
     def _pruning(self, epoch: int) -> str:

@@ -31,8 +31,11 @@ from kdtrain.teacher import trained_teacher
 
 SMALL_CHECKPOINT_BYTES = 8 << 20
 CHECKPOINT_BYTES_PER_S = 5e6
-"""Written at an epoch's end on average at most, beside small ones: about 2 % of the time of a training on one core,
-and what hundreds of them at once may ask of a shared disk."""
+"""On average at most, of larger ones: about 2 % of the time of a training on one core, and what hundreds of them at
+once may ask of a shared disk."""
+WRITING_SHARE = 0.02
+"""Of a training's time at most, where writing is slower than that."""
+SPENT_ON_ANSWERS = ("teacher_images_computed", "teacher_images_checked", "teacher_seconds", "teacher_forward_seconds")
 
 
 def train(
@@ -78,22 +81,28 @@ def train(
             return _train(run, folder, final, on_epoch, checkpoint_every_steps, decoded_here)
 
 
-def is_due(checkpoint_bytes: int, seconds: float) -> bool:
-    """Whether an epoch ends with a checkpoint, so many seconds after the last one, or after the training began.
+def is_due(checkpoint_bytes: int, seconds: float, writing_s: float) -> bool:
+    """Whether an epoch ends with a checkpoint, so many seconds after the last one, or after the training began; that
+    one took `writing_s`, 0 where there was none.
 
     Always where it is small; a large one when what a kill would lose is worth its writing. The 285 MB of a ResNet50's
-    training are due once a minute.
+    training are due once a minute, or every ten minutes where they are 12 s on their way to a URL.
     """
-    return checkpoint_bytes <= SMALL_CHECKPOINT_BYTES or checkpoint_bytes <= seconds * CHECKPOINT_BYTES_PER_S
+    paid = checkpoint_bytes <= seconds * CHECKPOINT_BYTES_PER_S and writing_s <= seconds * WRITING_SHARE
+    return checkpoint_bytes <= SMALL_CHECKPOINT_BYTES or paid
 
 
 def _open(run: Run, folder: TrialFolder, data_root: Path) -> None:
-    """The trial's folder made ready, and the run where its newest whole checkpoint left off."""
+    """The trial's folder made ready, and the run where its newest whole checkpoint left off. What epochs that are done
+    again have cost of a teacher's time stays in the accounts: their answers are kept."""
     saved = folder.read_checkpoint()
     if saved is not None:
         run.restore(saved)
     ranks.barrier()  # all have read what rank 0 now writes
     if ranks.rank() == 0:
+        for row in folder.epochs():
+            if row["epoch"] > run.epoch:
+                run.progress.charge({name: row[name] for name in SPENT_ON_ANSWERS if name in row})
         folder.remove_outcome()
         folder.write_recipe(_recipe_row(run, folder, data_root))
         folder.keep_epochs(run.epoch)
@@ -109,19 +118,21 @@ def _train(
 ) -> Row:
     """decoded_here: why this process has decoded its images itself, though they were to be shared."""
     leads = ranks.rank() == 0
-    written_s = time.monotonic()
+    written, writing_s = time.monotonic(), 0.0
 
     def checkpoint(run: Run) -> None:
-        nonlocal written_s
+        nonlocal written, writing_s
         if leads:
+            begun = time.monotonic()
             folder.write_checkpoint(run.step, run.checkpoint())
-            written_s = time.monotonic()
+            written = time.monotonic()
+            writing_s = written - begun
 
     def report(metrics: Metrics, run: Run) -> None:
         metrics["peak_memory_bytes"] = environment.peak_memory_bytes(run.device)
         if leads:
             folder.append_epoch(metrics)
-            if checkpoint_every_steps or is_due(run.checkpoint_bytes(), time.monotonic() - written_s):
+            if checkpoint_every_steps or is_due(run.checkpoint_bytes(), time.monotonic() - written, writing_s):
                 checkpoint(run)
         ranks.barrier()  # all ranks sum up the rows in the end
         on_epoch(metrics)

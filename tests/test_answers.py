@@ -272,6 +272,20 @@ def test_another_chunk_code_or_machine_is_another_entry(
     assert folders(tmp_path) == 4
 
 
+def test_files_written_anew_with_as_many_bytes_are_another_entry(tmp_path: Path) -> None:
+    made_up_data.hymenoptera(tmp_path / "data")
+    config = KD | {"data": {"name": "hymenoptera", "resolution": 32}, "batch_size": 8, "epochs": 1}
+    trained(recipe(**config), tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
+    before = folders(tmp_path)
+    file = next(path for path in (tmp_path / "data").rglob("*") if path.is_file())
+    os.utime(file, (1, 1))
+    other = recipe(**config | {"optimizer": {"name": "sgd", "lr": 0.01}}).model_copy(
+        update={"teacher": recipe(**config).teacher}
+    )
+    trained(other, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
+    assert folders(tmp_path) == 2 * before
+
+
 def test_another_seed_is_no_other_entry_where_no_view_is_drawn(tmp_path: Path) -> None:
     for seed in (1, 2):
         config = recipe(**KD | {"seed": seed, "epochs": 1, "optimizer": {"name": "sgd", "lr": 0.01 * seed}})

@@ -13,6 +13,8 @@ import yaml
 from studies import TREE, carry_out, open_study, sweep_file
 
 from kdtrain.command import main
+from kdtrain.config import load_sweep
+from kdtrain.cost import teacher_images, trainings
 from kdtrain.files import locked
 
 ROOT = Path(__file__).parents[1]
@@ -249,6 +251,18 @@ def test_a_plan_says_that_whole_maps_do_not_fit_into_the_budget(
     assert main([str(file), "--plan", "--set", f"resources.cache_bytes={needed - 1}"]) == 0
     reads = f"what mgd reads takes 32,808 bytes of an image and view, {needed:,} in all: more than {needed - 1:,}"
     assert f"- asked in every trial: {reads} (resources.cache_bytes)" in capsys.readouterr().out
+
+
+def test_a_plan_says_that_views_make_room_for_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sweep_file(tmp_path, recipe={"mixup": {}}, study={"published": None, "trials": 2, "pruner": None})
+    said = "more than the 0.00 GB of resources.cache_bytes: shared only by trials that are at the same epoch"
+    asked = []
+    for budget, too_small in ((1 << 30, False), (10_000, True)):
+        assert main([str(file), "--plan", "--set", f"resources.cache_bytes={budget}"]) == 0
+        assert (said in capsys.readouterr().out) == too_small
+        asked.append(teacher_images(load_sweep(file, [f"resources.cache_bytes={budget}"]), 150, 10))
+    counts, streams, epochs = trainings(load_sweep(file)), 1 + 2, 4
+    assert asked == [streams * epochs * 150, (counts["search"] + counts["confirm"]) * epochs * 150]
 
 
 def test_plan_of_mnist_needs_no_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

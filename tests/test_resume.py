@@ -15,7 +15,9 @@ from kdtrain import training
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.files import Folder, Row
 from kdtrain.identity import trial_id
+from kdtrain.keeping import Sharing
 from kdtrain.loop import Metrics
+from kdtrain.shared import Cache
 from kdtrain.store import Store, TrialFolder
 from kdtrain.training import train
 
@@ -137,6 +139,23 @@ def test_what_was_computed_before_a_cut_in_mid_epoch_is_counted(tmp_path: Path) 
     continued = trained(config, tmp_path / "cut").outcome
     assert continued["teacher_images_computed"] == straight["teacher_images_computed"] > 0
     assert continued["teacher_images"] == straight["teacher_images"]
+
+
+def test_what_was_computed_in_epochs_that_are_done_again_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They find the answers in the cache: without the accounts of the first time nobody would have computed them."""
+    config, kept = recipe(**KD, epochs=EPOCHS), Sharing(Cache(tmp_path / "cache", 1 << 30))
+    straight = trained(config, tmp_path / "straight", sharing=Sharing(Cache(tmp_path / "other cache", 1 << 30)))
+    monkeypatch.setattr(training, "SMALL_CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_BYTES_PER_S", 1.0)
+    for epoch in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            trained(config, tmp_path / "cut", on_epoch=killed_after(epoch), sharing=kept)
+    continued = trained(config, tmp_path / "cut", sharing=kept).outcome
+    assert continued["teacher_images_computed"] == straight.outcome["teacher_images_computed"] > 0
+    assert continued["teacher_images"] == straight.outcome["teacher_images"]
+    assert continued["teacher_images_checked"] == 3 * straight.outcome["teacher_images_checked"]
 
 
 def test_interrupted_after_every_step_equals_uninterrupted(tmp_path: Path) -> None:
@@ -285,11 +304,13 @@ def test_while_running_the_last_two_checkpoints_are_kept_and_in_them_the_best_we
 
 def test_a_large_checkpoint_waits_for_the_time_that_is_worth_its_writing() -> None:
     small, resnet50 = 8 << 20, 285_000_000
-    assert training.is_due(small, 0.0)
-    assert not training.is_due(small + 1, 1.0)
-    assert training.is_due(small + 1, 2.0)
-    assert not training.is_due(resnet50, 56.0)
-    assert training.is_due(resnet50, 57.0)
+    assert training.is_due(small, seconds=0.0, writing_s=9.0)
+    assert not training.is_due(small + 1, seconds=1.0, writing_s=0.0)
+    assert training.is_due(small + 1, seconds=2.0, writing_s=0.0)
+    assert not training.is_due(resnet50, seconds=56.0, writing_s=1.0)
+    assert training.is_due(resnet50, seconds=57.0, writing_s=1.0)
+    assert not training.is_due(resnet50, seconds=599.0, writing_s=12.0)
+    assert training.is_due(resnet50, seconds=600.0, writing_s=12.0)
 
 
 @pytest.mark.parametrize(("every", "kept"), [(None, []), (1000, [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH])])
@@ -304,7 +325,10 @@ def test_what_has_no_checkpoint_yet_begins_again_and_who_asks_has_one_after_ever
         train(config, Store(tmp_path / "cut"), NO_DATA, CPU, on_epoch=killed_after(2), checkpoint_every_steps=every)
     folder = Store(tmp_path / "cut").trial(straight.folder.trial_id)
     assert [int(path.name.split("-")[1]) for path in sorted(folder.path.glob("checkpoint-*"))] == kept
+    torn = folder.path / ".checkpoint-000000008-0123456789abcdef.safetensors.x1y2z3"
+    torn.write_bytes(b"of a process that was killed while it wrote")
     train(config, Store(tmp_path / "cut"), NO_DATA, CPU, final=True)
+    assert not torn.exists()
     assert [timeless(row) for row in folder.epochs()] == straight.rows
     assert equal_weights(safetensors.torch.load_file(folder.weights), straight.weights)
 

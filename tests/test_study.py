@@ -365,6 +365,30 @@ def test_workers_that_run_ahead_do_not_change_where_a_trial_is_pruned(finished: 
     assert [job.kind for job in carry_out(open_study(sweep_file(tmp_path), tmp_path / "results"))] == ["pictures"]
 
 
+def test_epochs_that_are_done_again_are_judged_again(finished: Study) -> None:
+    """From an earlier checkpoint, and on another kind of processor with other bits."""
+    plan, outcome = pruned(finished)[0]
+    rows = finished.store.trial(plan["trial_id"]).epochs()
+    search, number = finished.search, plan["number"]
+    perfect = [row | {"val/accuracy": 1.0, "val/nll": 0.0} for row in rows]
+    assert search.pruned_after(number, perfect) is None
+    assert search.pruned_after(number, rows[:-1]) is None
+    assert search.pruned_after(number, rows) == outcome["epochs"]
+
+
+def test_what_was_pruned_and_is_begun_again_is_pruned_where_it_was(finished: Study, tmp_path: Path) -> None:
+    """Another sweep began it again and was killed: its outcome is gone, and rows are missing."""
+    shutil.copytree(finished.store.results, tmp_path / "results")
+    plan, outcome = pruned(finished)[0]
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+    folder = study.store.trial(plan["trial_id"])
+    folder.remove_outcome()
+    folder.keep_epochs(0)
+    carry_out(study)
+    assert len(folder.epochs()) == folder.outcome()["epochs"] == outcome["epochs"] > 1
+    assert decisions(study) == decisions(finished)
+
+
 def pruned(study: Study) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     pairs = zip(plans(study, "search"), outcomes(study, "search"), strict=True)
     return [(plan, outcome) for plan, outcome in pairs if outcome["state"] == "pruned"]

@@ -112,6 +112,9 @@ class Dataset:
     val: Split
     test: Split
     fingerprint: str
+    written: str = ""
+    """When its files were, as a digest: what a node keeps goes by it, since the fingerprint has their sizes alone.
+    Empty where the fingerprint has every pixel."""
 
     def share(self, cache: Cache) -> str | None:
         """See Images.share."""

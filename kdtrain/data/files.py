@@ -175,7 +175,8 @@ def file_dataset(
 ) -> Dataset:  # fmt: skip
     """A Dataset of image files below `folder` from their labels [N] and the indices of train, val and test.
 
-    The fingerprint names files by path and size, labels and splits; how images are seen is part of the recipe.
+    The fingerprint names files by path and size, labels and splits, and `written` their times; how images are seen is
+    part of the recipe.
     Raises UserError for a split without images.
     """
     for split, part in zip(("train", "validation", "test"), parts, strict=True):
@@ -186,8 +187,11 @@ def file_dataset(
         Split(ViewedImages(FileSource([files[i] for i in part], head), views), labels[part])
         for part, head in zip(parts, heads, strict=True)
     )
-    names = "\n".join(f"{path.relative_to(folder)} {path.stat().st_size}" for path in files).encode()
-    return Dataset(name, classes, image_shape, train, val, test, fingerprint(name, names, labels, *parts))
+    stats = [path.stat() for path in files]
+    names = "\n".join(f"{path.relative_to(folder)} {stat.st_size}" for path, stat in zip(files, stats, strict=True))
+    mark = fingerprint(name, names.encode(), labels, *parts)
+    times = hashlib.blake2b(repr([stat.st_mtime_ns for stat in stats]).encode(), digest_size=16).hexdigest()
+    return Dataset(name, classes, image_shape, train, val, test, mark, times)
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:

@@ -9,12 +9,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from trainings import NO_DATA, equal_weights, recipe, timeless
 
+from kdtrain.cached_answers import CachedAnswers, shared_answers
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data import load
 from kdtrain.environment import prepare_process
+from kdtrain.feed import batches_of
+from kdtrain.keeping import Sharing
 from kdtrain.loop import Metrics, train_step
 from kdtrain.predictions import read_test
 from kdtrain.run import Run
+from kdtrain.shared import Cache
 from kdtrain.store import Store
 from kdtrain.teacher import Teacher, fresh_teacher
 from kdtrain.training import train
@@ -69,11 +73,18 @@ def trained(config: Recipe, results: Path, **options: Any) -> tuple[list[Metrics
     return [timeless(row) for row in folder.epochs()], load_file(folder.weights)
 
 
+@pytest.mark.parametrize("answers", ["asked", "read"])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_no_step_waits_for_the_device(method: str, precision: str) -> None:
+def test_no_step_waits_for_the_device(method: str, precision: str, answers: str, tmp_path: Path) -> None:
     run = fresh_run(recipe(**RESNETS, method=METHODS[method], precision=precision))
     batches = torch.arange(60).split(20)
+    if answers == "read":
+        run.teacher.digest = "of no file"
+        run.answers = shared_answers(run.answers, Sharing(Cache(tmp_path, 1 << 30)))
+        assert isinstance(run.answers, CachedAnswers)
+        batches = batches_of(run.recipe, 60, 0)  # SP's are kept as they stand
+        run.answers.begin(0)
     for step, batch in enumerate(batches[:2]):  # each player's first turn makes its optimizer's state
         train_step(run, batch, step)
         run.step += 1
@@ -112,6 +123,16 @@ def test_interrupted_in_mid_epoch_and_continued_equals_uninterrupted(
     continued = trained(config, tmp_path / "cut", checkpoint_every_steps=2)
     assert continued[0] == straight[0]
     assert equal_weights(continued[1], straight[1])
+
+
+@pytest.mark.parametrize("method", ["kd", "at", "sp", "mgd"])
+def test_a_training_that_reads_answers_is_the_one_that_asks_but_for_rounding(method: str, tmp_path: Path) -> None:
+    config = recipe(**RESNETS, method=METHODS[method], epochs=2)
+    asked = trained(config, tmp_path / "asked")
+    read = trained(config, tmp_path / "read", sharing=Sharing(Cache(tmp_path / "cache", 1 << 30)))
+    for name in ("train/loss", "val/loss", "val/nll"):
+        values = [[row[name] for row in rows if name in row] for rows, _ in (asked, read)]
+        assert values[1] == pytest.approx(values[0], rel=1e-2), name
 
 
 def test_float32_on_the_gpu_is_the_cpus_but_for_rounding() -> None:

@@ -66,10 +66,15 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
             time.sleep(0.01)
         workers = workers_below(driver.pid)
         assert len(workers) == WORKERS
+        reached = len(trial.epochs())
         os.kill(chance.choice(workers), signal.SIGKILL)
         if checkpoints == "lost":
             time.sleep(1.0)  # the other one may be writing one
             trial.remove_checkpoints()
+            while len(trial.epochs()) >= reached:  # until they are done again
+                assert driver.poll() is None, f"it ended by itself: {driver.communicate()}"
+                assert time.monotonic() < deadline, "nothing is done again"
+                time.sleep(0.01)
         killed = f"{begun}; then on Ray, seed {seed}: killed after step {step}"
         _, err = driver.communicate(timeout=PATIENCE_S)
     finally:

@@ -17,9 +17,9 @@ from kdtrain.store import Store
 from kdtrain.teacher import Teacher, fresh_teacher
 
 
-def check_images(data: Dataset) -> None:
-    """Every image file of all three splits can be read; raises UserError naming the first that cannot."""
-    for split in (data.train, data.val, data.test):
+def check_images(data: Dataset, *, test: bool = True) -> None:
+    """Every image file of the splits can be read; raises UserError naming the first that cannot."""
+    for split in data.splits(test=test):
         split.images.check()
 
 

@@ -132,7 +132,7 @@ def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[d
         )
     sharing = _sharing(config, resources)
     if sharing is not None:  # whatever the job: a process keeps the images of its first
-        load(recipe.data, data_root).share(sharing.cache)
+        load(recipe.data, data_root).share(sharing.cache, test=config["kind"] != "train" or config["final"])
 
     def on_epoch(metrics: Metrics) -> None:
         report({"epoch": metrics["epoch"], recipe.objective: metrics[recipe.objective]})

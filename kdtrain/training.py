@@ -68,10 +68,11 @@ def train(
         ended = folder.outcome()
         if ended is not None and _serves(ended, final, folder):
             return ended
-        decoded_here = data.share(sharing.cache) if sharing is not None else None
+        # the test split's images are decoded by smoke, which refuses what is broken, and by whoever may read it
+        decoded_here = data.share(sharing.cache, test=final) if sharing is not None else None
         if decoded_here is not None:
             logging.getLogger(__name__).warning("images are decoded in every process: %s", decoded_here)
-        check_images(data)
+        check_images(data, test=final)
         run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device, loaders=loaders)
         require_students_turn(run)
         if isinstance(run.answers, LiveAnswers):

@@ -11,11 +11,13 @@ import made_up_data
 import pytest
 import torch
 from runs import BATCH_NORM_STUDENT, fresh_run
-from trainings import KD, Trained, equal_weights, recipe, trained
+from trainings import CPU, KD, Trained, equal_weights, recipe, trained
 
 from kdtrain import cached_answers, environment, shared
 from kdtrain.answers import LiveAnswers
 from kdtrain.cached_answers import CachedAnswers
+from kdtrain.checks import smoke
+from kdtrain.data import load
 from kdtrain.errors import UserError
 from kdtrain.files import Row
 from kdtrain.keeping import Sharing, readings_kept
@@ -275,15 +277,34 @@ def test_another_chunk_code_or_machine_is_another_entry(
 def test_files_written_anew_with_as_many_bytes_are_another_entry(tmp_path: Path) -> None:
     made_up_data.hymenoptera(tmp_path / "data")
     config = KD | {"data": {"name": "hymenoptera", "resolution": 32}, "batch_size": 8, "epochs": 1}
-    trained(recipe(**config), tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
-    before = folders(tmp_path)
-    file = next(path for path in (tmp_path / "data").rglob("*") if path.is_file())
-    os.utime(file, (1, 1))
-    other = recipe(**config | {"optimizer": {"name": "sgd", "lr": 0.01}}).model_copy(
-        update={"teacher": recipe(**config).teacher}
-    )
-    trained(other, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
-    assert folders(tmp_path) == 2 * before
+    teacher, counts = recipe(**config).teacher, []
+    for lr, written in ((0.01, False), (0.02, False), (0.03, True)):
+        if written:
+            os.utime(next(path for path in (tmp_path / "data").rglob("*") if path.is_file()), (1, 1))
+            load.cache_clear()  # as in another process
+        own = recipe(**config | {"optimizer": {"name": "sgd", "lr": lr}}).model_copy(update={"teacher": teacher})
+        trained(own, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
+        abouts = [json.loads(file.read_text()) for file in (tmp_path / "cache").glob("*/about.json")]
+        counts.append(sum(about["what"] == "what a teacher says" for about in abouts))
+    assert counts == [2, 2, 4]
+
+
+def test_a_searched_trial_leaves_the_test_splits_images_alone_and_whoever_may_read_them_does_not(
+    tmp_path: Path,
+) -> None:
+    made_up_data.hymenoptera(tmp_path / "data")
+    config = recipe(data={"name": "hymenoptera", "resolution": 32}, batch_size=8, epochs=1)
+    broken = config.data.load(tmp_path / "data").test.images.source.files[-1]
+    broken.write_bytes(b"no image")
+    searched = trained(config, tmp_path / "one", data_root=tmp_path / "data", final=False, sharing=sharing(tmp_path))
+    assert searched.outcome["state"] == "complete"
+    assert folders(tmp_path) == 2  # training's and validation's
+    for refused in (
+        lambda: smoke(config, tmp_path / "data", CPU),
+        lambda: trained(config, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path)),
+    ):
+        with pytest.raises(UserError, match=str(broken)):
+            refused()
 
 
 def test_another_seed_is_no_other_entry_where_no_view_is_drawn(tmp_path: Path) -> None:

@@ -116,9 +116,13 @@ class Dataset:
     """When its files were, as a digest: what a node keeps goes by it, since the fingerprint has their sizes alone.
     Empty where the fingerprint has every pixel."""
 
-    def share(self, cache: Cache) -> str | None:
+    def splits(self, *, test: bool = True) -> tuple[Split, ...]:
+        """Training, validation and test; test=False: what a searched trial sees."""
+        return (self.train, self.val, self.test) if test else (self.train, self.val)
+
+    def share(self, cache: Cache, *, test: bool = True) -> str | None:
         """See Images.share."""
-        reasons = [split.images.share(cache) for split in (self.train, self.val, self.test)]
+        reasons = [split.images.share(cache) for split in self.splits(test=test)]
         return next(filter(None, reasons), None)
 
     def summary(self) -> dict[str, object]:

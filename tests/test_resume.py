@@ -149,10 +149,12 @@ def test_what_was_computed_in_epochs_that_are_done_again_is_counted(
     straight = trained(config, tmp_path / "straight", sharing=Sharing(Cache(tmp_path / "other cache", 1 << 30)))
     monkeypatch.setattr(training, "SMALL_CHECKPOINT_BYTES", 0)
     monkeypatch.setattr(training, "CHECKPOINT_BYTES_PER_S", 1.0)
+    store = Store(tmp_path / "cut")
+    train(teacher_recipe(config), store, NO_DATA, CPU, final=True)
     for epoch in (1, 2):
         with pytest.raises(KeyboardInterrupt):
-            trained(config, tmp_path / "cut", on_epoch=killed_after(epoch), sharing=kept)
-    continued = trained(config, tmp_path / "cut", sharing=kept).outcome
+            train(config, store, NO_DATA, CPU, on_epoch=killed_after(epoch), sharing=kept)
+    continued = train(config, store, NO_DATA, CPU, final=True, sharing=kept)
     assert continued["teacher_images_computed"] == straight.outcome["teacher_images_computed"] > 0
     assert continued["teacher_images"] == straight.outcome["teacher_images"]
     assert continued["teacher_images_checked"] == 3 * straight.outcome["teacher_images_checked"]

@@ -54,8 +54,7 @@ def recipe(**changes: Any) -> Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left: its outcome, its rows, the kept weights, the newest checkpoint after each epoch as bytes:
-    that of this epoch, unless it is a large one that was not due."""
+    """What a training left: its outcome, its rows, the kept weights, each epoch's checkpoint as bytes."""
 
     folder: TrialFolder
     outcome: Row
@@ -92,8 +91,8 @@ def trained(
 
     def keep(metrics: Metrics) -> None:
         checkpoint = folder.read_checkpoint()
-        if checkpoint is not None:
-            checkpoints.append(checkpoint)
+        assert checkpoint is not None
+        checkpoints.append(checkpoint)
         on_epoch(metrics)
 
     outcome = train(recipe, store, data_root, CPU, final=final, on_epoch=keep, sharing=sharing)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import safetensors.torch
 import torch
 
+from kdtrain import training
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.environment import prepare_process
 from kdtrain.files import Row
@@ -95,7 +97,9 @@ def trained(
         checkpoints.append(checkpoint)
         on_epoch(metrics)
 
-    outcome = train(recipe, store, data_root, CPU, final=final, on_epoch=keep, sharing=sharing)
+    with pytest.MonkeyPatch.context() as each:
+        each.setattr(training, "SMALL_CHECKPOINT_BYTES", 1 << 40)  # of whatever size, one is due after every epoch
+        outcome = train(recipe, store, data_root, CPU, final=final, on_epoch=keep, sharing=sharing)
     if final and outcome["state"] == "complete":
         outcome = read_test(recipe, store, data_root, CPU)
     return Trained(folder, outcome, checkpoints)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from kdtrain import ranks
 from kdtrain.data import Split
 from kdtrain.data.base import as_floats
+from kdtrain.models.folding import folded
 from kdtrain.streams import generator
 
 CHUNK_IMAGES = {"cpu": 64, "cuda": 256}
@@ -133,7 +134,8 @@ def _rows_of_split(network: nn.Module, rows: Callable[[Tensor], Tensor], total: 
     _take_buffers_of_rank_0(network)
     own = ranks.share(torch.arange(total))
     chunks = own.split(chunk_images) if len(own) else (torch.tensor([0]),)  # a rank without images gives no row
-    found = torch.cat([rows(chunk) for chunk in chunks])
+    with folded(network):
+        found = torch.cat([rows(chunk) for chunk in chunks])
     return ranks.gather_rows(found[: len(own)], total).cpu()
 
 

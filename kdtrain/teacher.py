@@ -13,6 +13,7 @@ from kdtrain.data import Dataset
 from kdtrain.identity import trial_id
 from kdtrain.methods import Outputs
 from kdtrain.models import Classifier, build
+from kdtrain.models.folding import fold
 from kdtrain.models.parts import ImageShape
 from kdtrain.models.weights import content_digest, load_whole_network
 from kdtrain.store import Store
@@ -83,10 +84,11 @@ def _read_once(
     digest: str,
     compiled_for: tuple[str, ...],
 ) -> Classifier:
-    """The trained network: a process that trains one student after the other reads it once, as long as its file has the
-    same digest."""
+    """The trained network, ready to answer: a process that trains one student after the other reads it once, as long as
+    its file has the same digest."""
     network = build(teacher, shape, classes, stream(teacher.seed, "init"), pretrained=False, place="recipe.teacher")
     load_whole_network(network, weights, place)
+    fold(network.eval())
     return network
 
 

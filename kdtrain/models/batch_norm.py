@@ -25,12 +25,16 @@ def over_global_batch(module: nn.Module, device: torch.device) -> None:
     """
     for each in module.modules():
         if isinstance(each, PLAIN):
-            # timm's BatchNormAct2d is one too, with an activation and a dropout of its own
-            if type(each) not in PLAIN and not (hasattr(each, "drop") and hasattr(each, "act")):
+            if not is_known(each):
                 raise UserError(
                     f"recipe.batch_norm: {type(each).__name__} has no form over several workers; write per_worker"
                 )
             each.__class__ = ReducedBatchNorm if device.type == "cpu" else SyncBatchNorm  # type: ignore[assignment]
+
+
+def is_known(norm: nn.Module) -> bool:
+    """Whether it only normalises, or is timm's BatchNormAct2d, with a dropout and an activation of its own."""
+    return type(norm) in (*PLAIN, SyncBatchNorm, ReducedBatchNorm) or (hasattr(norm, "drop") and hasattr(norm, "act"))
 
 
 def trains_batch_norm(module: nn.Module) -> bool:

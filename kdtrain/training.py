@@ -30,8 +30,8 @@ from kdtrain.store import Store, TrialFolder
 from kdtrain.teacher import trained_teacher
 
 SMALL_CHECKPOINT_BYTES = 8 << 20
-CHECKPOINT_BYTES_PER_S = 5e6
-"""On average at most, of larger ones: about 2 % of the time of a training on one core, and what hundreds of them at
+CHECKPOINT_BYTES_PER_S = 2.5e6
+"""On average at most, of larger ones: about 1 % of the time of a training on one core, and what hundreds of them at
 once may ask of a shared disk."""
 WRITING_SHARE = 0.02
 """Of a training's time at most, where writing is slower than that."""
@@ -87,7 +87,7 @@ def is_due(checkpoint_bytes: int, seconds: float, writing_s: float) -> bool:
     one took `writing_s`, 0 where there was none.
 
     Always where it is small; a large one when what a kill would lose is worth its writing. The 285 MB of a ResNet50's
-    training are due once a minute, or every ten minutes where they are 12 s on their way to a URL.
+    training are due every two minutes, or every ten where they are 12 s on their way to a URL.
     """
     paid = checkpoint_bytes <= seconds * CHECKPOINT_BYTES_PER_S and writing_s <= seconds * WRITING_SHARE
     return checkpoint_bytes <= SMALL_CHECKPOINT_BYTES or paid

@@ -307,10 +307,10 @@ def test_while_running_the_last_two_checkpoints_are_kept_and_in_them_the_best_we
 def test_a_large_checkpoint_waits_for_the_time_that_is_worth_its_writing() -> None:
     small, resnet50 = 8 << 20, 285_000_000
     assert training.is_due(small, seconds=0.0, writing_s=9.0)
-    assert not training.is_due(small + 1, seconds=1.0, writing_s=0.0)
-    assert training.is_due(small + 1, seconds=2.0, writing_s=0.0)
-    assert not training.is_due(resnet50, seconds=56.0, writing_s=1.0)
-    assert training.is_due(resnet50, seconds=57.0, writing_s=1.0)
+    assert not training.is_due(small + 1, seconds=3.0, writing_s=0.0)
+    assert training.is_due(small + 1, seconds=4.0, writing_s=0.0)
+    assert not training.is_due(resnet50, seconds=113.0, writing_s=1.0)
+    assert training.is_due(resnet50, seconds=114.0, writing_s=1.0)
     assert not training.is_due(resnet50, seconds=599.0, writing_s=12.0)
     assert training.is_due(resnet50, seconds=600.0, writing_s=12.0)
 

@@ -22,7 +22,7 @@ from kdtrain.methods import Batch, Outputs
 from kdtrain.methods.base import Reading
 from kdtrain.shared import NO_ROOM, Cache, Tensors, key_of
 from kdtrain.streams import stream
-from kdtrain.teacher import CHUNK_IMAGES
+from kdtrain.teacher import CHUNK_IMAGES, folds
 
 EPOCHS_PER_CHECK = 8
 """Every so many epochs something that was read is computed again and compared."""
@@ -200,6 +200,7 @@ class CachedAnswers:
             "numerics": NUMERICS,
             "weights": self.weights,
             "network": recipe.teacher.model_dump(mode="json", include=NETWORK),
+            "folded": folds(recipe),
             "data": data.fingerprint,
             "files written": data.written,
             "set": recipe.data.model_dump(mode="json"),

@@ -18,11 +18,12 @@ from kdtrain.loop import load_batch, train_step
 from kdtrain.methods import Batch, Outputs
 from kdtrain.models import ImageShape, build, forward_flops
 from kdtrain.models.flops import Flops
+from kdtrain.models.folding import fold
 from kdtrain.resources import Nodes, concurrency, concurrent_trials, machine_resources
 from kdtrain.run import Run
 from kdtrain.search import Search
 from kdtrain.study import PARTS, TEACHER_PARTS
-from kdtrain.teacher import Teacher
+from kdtrain.teacher import Teacher, folds
 
 TIMED_STEPS = 5
 TIMED_FLOPS = 1e11  # at most so many in a timed step: a large network is timed on fewer images than a batch
@@ -233,6 +234,8 @@ def _made_up_run(recipe: Recipe, images: int, classes: int) -> Run:
     teacher = None
     if recipe.teacher is not None:
         network = build(recipe.teacher, shape, classes, 0, pretrained=False, place="recipe.teacher")
+        if folds(recipe):
+            fold(network.eval())
         teacher = Teacher(network, device, recipe.method.needed_stages)
     return Run(recipe, _made_up(images, shape, classes), teacher, device, pretrained=False)
 

@@ -11,6 +11,7 @@ from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.config.recipe import Teacher as TeacherConfig
 from kdtrain.data import Dataset
 from kdtrain.identity import trial_id
+from kdtrain.loop import HALF
 from kdtrain.methods import Outputs
 from kdtrain.models import Classifier, build
 from kdtrain.models.folding import fold
@@ -70,7 +71,9 @@ def trained_teacher(
         weights, place = store.trial(trial_id(taught_by, data_root)).weights, "recipe.teacher"
     digest = content_digest(weights, place)
     compiled_for = recipe.method.needed_stages if recipe.teacher.compile else ()
-    network = _read_once(recipe.teacher, data.image_shape, len(data.classes), weights, place, digest, compiled_for)
+    network = _read_once(
+        recipe.teacher, data.image_shape, len(data.classes), weights, place, digest, compiled_for, folds(recipe)
+    )
     return Teacher(network, device, recipe.method.needed_stages, digest)
 
 
@@ -83,13 +86,21 @@ def _read_once(
     place: str,
     digest: str,
     compiled_for: tuple[str, ...],
+    folding: bool,
 ) -> Classifier:
     """The trained network, ready to answer: a process that trains one student after the other reads it once, as long as
     its file has the same digest."""
     network = build(teacher, shape, classes, stream(teacher.seed, "init"), pretrained=False, place="recipe.teacher")
     load_whole_network(network, weights, place)
-    fold(network.eval())
+    if folding:
+        fold(network.eval())
     return network
+
+
+def folds(recipe: Recipe) -> bool:
+    """Whether the teacher's batch normalisation is folded into its convolutions: not where it answers in half
+    precision, in which a shift, rounded, is a constant error of all pixels."""
+    return recipe.precision not in HALF
 
 
 def fresh_teacher(recipe: Recipe, data: Dataset, *, pretrained: bool = False) -> Classifier:

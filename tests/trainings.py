@@ -97,8 +97,8 @@ def trained(
         checkpoints.append(checkpoint)
         on_epoch(metrics)
 
-    with pytest.MonkeyPatch.context() as each:
-        each.setattr(training, "SMALL_CHECKPOINT_BYTES", 1 << 40)  # of whatever size, one is due after every epoch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "SMALL_CHECKPOINT_BYTES", 1 << 40)  # of whatever size, one is due after every epoch
         outcome = train(recipe, store, data_root, CPU, final=final, on_epoch=keep, sharing=sharing)
     if final and outcome["state"] == "complete":
         outcome = read_test(recipe, store, data_root, CPU)

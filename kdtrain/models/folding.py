@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -33,7 +34,8 @@ def folded(network: nn.Module) -> Iterator[None]:
 
 
 def fold(network: nn.Module) -> Modules:
-    """For good; gives the modules in whose places it has put others. A compiled network is left as it is.
+    """Until the modules are put back that it gives: those in whose places it has put others, of a Classifier in
+    evaluation mode. A compiled network is left as it is.
 
     Of Wx + b, and (y - mean) / deviation * scale + shift of that, it makes one convolution, whose weights are
     W * scale / deviation (Jacob et al. 2018, arXiv:1712.05877, section 3.2).
@@ -59,67 +61,77 @@ def _put(network: nn.Module, modules: Modules) -> None:
 
 def _after(norm: _BatchNorm) -> nn.Module:
     """What timm's BatchNormAct2d does after normalising; nothing in a plain one."""
-    return nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)))
+    after = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
+    return nn.Sequential(*after) if after else nn.Identity()
 
 
-_known: dict[tuple[str, str, tuple[int, ...]], Pairs] = {}
+_known: dict[tuple[object, ...], Pairs] = {}
 """By a network's name, structure and images: one process trains many of a kind, and a dry forward takes 55 ms."""
 
 
 def _pairs(network: Classifier) -> Pairs:
-    key = network.name, repr(network), network.image_shape
+    structure = tuple((name, type(module)) for name, module in network.named_modules())
+    key = network.name, network.image_shape, structure
     if key not in _known:
         _known[key] = _found(network)
     return _known[key]
 
 
+@torch.inference_mode()  # which operations there are depends on it
 def _found(network: Classifier) -> Pairs:
-    """By a dry forward: a residual, or a stage, may read what a convolution gives, too."""
-    norms = {name: each for name, each in network.named_modules() if isinstance(each, _BatchNorm)}
+    """By a dry forward: a residual may read what a convolution gives, too. What has two names, or is called twice, is
+    left. (A stage is never such a convolution's output: the last map at a stride counts, and the norm's comes later.)
+    """
+    named = list(network.named_modules(remove_duplicate=False))
+    names = Counter(id(module) for _, module in named)
+    once = {name: module for name, module in named if names[id(module)] == 1}
+    convolutions = {name: each for name, each in once.items() if type(each) is nn.Conv2d}
+    norms = {
+        name: each
+        for name, each in once.items()
+        if isinstance(each, _BatchNorm) and is_known(each) and each.track_running_stats
+    }
     if not norms:
         return ()
-    given: dict[int, tuple[str, Tensor]] = {}
     calls: Counter[str] = Counter()
-    pairs = []
+    pairs: list[tuple[str, str, int]] = []
 
     def note_convolution(name: str, output: Tensor) -> None:
         calls[name] += 1
-        given[id(output)] = name, output
-        reads.of.pop(id(output), None)  # of one that is gone
+        reads.given[id(output)] = name, output
 
     def note_norm(name: str, taken: Tensor) -> None:
         calls[name] += 1
-        if id(taken) in given:
-            pairs.append((given[id(taken)][0], name, id(taken)))
+        if id(taken) in reads.given:
+            pairs.append((reads.given[id(taken)][0], name, id(taken)))
 
     with ExitHooks() as hooks, _Reads() as reads:
-        for name, module in network.named_modules():
-            if type(module) is nn.Conv2d:
-                hooks.add(module, lambda _, inputs, output, name=name: note_convolution(name, output))
+        for name, convolution in convolutions.items():
+            hooks.add(convolution, lambda _, inputs, output, name=name: note_convolution(name, output))
         for name, norm in norms.items():
-            if is_known(norm) and norm.track_running_stats:
-                hooks.add(norm, lambda _, inputs, output, name=name: note_norm(name, inputs[0]))
+            hooks.add(norm, lambda _, inputs, output, name=name: note_norm(name, inputs[0]))
         dry_forward(network, network.image_shape)
     return tuple(
-        (convolution, norm)
-        for convolution, norm, taken in pairs
-        if calls[convolution] == calls[norm] == 1 and reads.of[taken] == 1
+        (of_convolution, of_norm)
+        for of_convolution, of_norm, taken in pairs
+        if calls[of_convolution] == calls[of_norm] == 1 and reads.of[taken] == 1
     )
 
 
 class _Reads(TorchDispatchMode):
-    """Counts the operations that read a tensor."""
+    """Counts the operations that read a tensor which a convolution has given; it keeps these, and so their ids."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.given: dict[int, tuple[str, Tensor]] = {}
         self.of: Counter[int] = Counter()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False
+        return False  # as `flops.Flops`: without it torch's compiler is imported
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.of.update({id(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)})
+        self.of.update(self.given.keys() & {id(each) for each in tree_leaves((args, kwargs))})
         return func(*args, **(kwargs or {}))

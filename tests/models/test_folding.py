@@ -1,6 +1,7 @@
 """Batch normalisation folded into convolutions: the same answers, and nothing of the network changed afterwards."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from made import RGB, images, made
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdtrain.models import MODELS, Classifier
+from kdtrain.models import MODELS, Classifier, folding
 from kdtrain.models.batch_norm import over_global_batch
 from kdtrain.models.folding import fold, folded
 
@@ -67,9 +68,26 @@ def test_answers_and_stages_are_the_same_and_the_network_is_itself_again(model: 
 def test_it_is_itself_again_after_an_error() -> None:
     network = lively(made("resnet18"))
     before = dict(network.named_modules())
-    with pytest.raises(KeyboardInterrupt), folded(network):
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with folded(network):
+            assert not norms(network)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert dict(network.named_modules()) == before
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_what_is_folded_does_not_depend_on_who_asks_first(
+    mode: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folding, "_known", {})
+    network = lively(made("ghostnet"))
+    with mode():
+        fold(network)
+    assert not norms(network)
 
 
 def test_what_is_folded_has_the_weights_of_that_time() -> None:
@@ -89,6 +107,13 @@ class Weighed(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         return self._conv_forward(images, self.weight * 2, self.bias)
+
+
+class Doubled(nn.BatchNorm2d):
+    """Does more than normalising."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 2 * super().forward(images)
 
 
 class Residual(nn.Module):
@@ -116,21 +141,63 @@ class Twice(nn.Module):
         return normalised
 
 
-@pytest.mark.parametrize(
-    "layers",
-    [
-        lambda: [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8)],
-        lambda: [Weighed(3, 8, 3), nn.BatchNorm2d(8)],
-        lambda: [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)],
-        lambda: [Residual()],
-        lambda: [nn.Conv2d(3, 8, 3), Twice()],
-    ],
-    ids=["something between", "other weights", "no statistics", "read twice", "called twice"],
-)  # fmt: skip
-def test_what_cannot_be_folded_is_left(layers: Callable[[], list[nn.Module]]) -> None:
-    network = around(*layers())
+class Norms(nn.Module):
+    """Two for one convolution, which is called once for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.one, self.other = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        normalised: Tensor = self.one(self.convolution(images)) + self.other(self.convolution(images))
+        return normalised
+
+
+class Convolutions(nn.Module):
+    """Two with one norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(self.one(images)) + self.norm(self.other(images))
+        return normalised
+
+
+class Named(nn.Module):
+    """Its convolution has two names, and is called by the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = nn.Conv2d(3, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(self.second(images))
+        return normalised
+
+
+LEFT: dict[str, Callable[[], list[nn.Module]]] = {
+    "something between": lambda: [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8)],
+    "something in place between": lambda: [nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(8)],
+    "other weights": lambda: [Weighed(3, 8, 3), nn.BatchNorm2d(8)],
+    "another norm": lambda: [nn.Conv2d(3, 8, 3), Doubled(8)],
+    "no statistics": lambda: [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)],
+    "read twice": lambda: [Residual()],
+    "called twice": lambda: [nn.Conv2d(3, 8, 3), Twice()],
+    "two norms": lambda: [Norms()],
+    "two convolutions": lambda: [Convolutions()],
+    "two names": lambda: [Named()],
+}
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_what_cannot_be_folded_is_left(what: str) -> None:
+    network = around(*LEFT[what]())
+    before = dict(network.named_modules())
     assert fold(network) == {}
-    assert len(norms(network)) == 1
+    assert dict(network.named_modules()) == before
 
 
 def test_a_compiled_network_and_what_is_no_classifier_are_left() -> None:
@@ -153,5 +220,5 @@ def test_a_norm_over_several_workers_is_folded_as_on_one() -> None:
 
 def test_folding_again_changes_nothing() -> None:
     network = lively(made("mobilenetv2"))
-    fold(network)
+    assert len(fold(network)) == 2 * 52
     assert fold(network) == {}

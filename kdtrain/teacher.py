@@ -11,7 +11,6 @@ from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.config.recipe import Teacher as TeacherConfig
 from kdtrain.data import Dataset
 from kdtrain.identity import trial_id
-from kdtrain.loop import HALF
 from kdtrain.methods import Outputs
 from kdtrain.models import Classifier, build
 from kdtrain.models.folding import fold
@@ -100,7 +99,7 @@ def _read_once(
 def folds(recipe: Recipe) -> bool:
     """Whether the teacher's batch normalisation is folded into its convolutions: not where it answers in half
     precision, in which a shift, rounded, is a constant error of all pixels."""
-    return recipe.precision not in HALF
+    return recipe.precision in ("fp32", "tf32")
 
 
 def fresh_teacher(recipe: Recipe, data: Dataset, *, pretrained: bool = False) -> Classifier:

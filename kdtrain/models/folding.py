@@ -34,8 +34,8 @@ def folded(network: nn.Module) -> Iterator[None]:
 
 
 def fold(network: nn.Module) -> Modules:
-    """Until the modules are put back that it gives: those in whose places it has put others, of a Classifier in
-    evaluation mode. A compiled network is left as it is.
+    """Puts other modules in places of a Classifier, which is in evaluation mode, and gives those that stood there. A
+    compiled network is left as it is.
 
     Of Wx + b, and (y - mean) / deviation * scale + shift of that, it makes one convolution, whose weights are
     W * scale / deviation (Jacob et al. 2018, arXiv:1712.05877, section 3.2).

@@ -1,7 +1,7 @@
 """Batch normalisation folded into the convolutions before it, where a network only answers."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdtrain.models.batch_norm import is_known
 from kdtrain.models.classifier import Classifier
+from kdtrain.models.operations import Operations
 from kdtrain.models.stages import ExitHooks, dry_forward
 
 Modules = dict[str, nn.Module]
@@ -118,20 +118,13 @@ def _found(network: Classifier) -> Pairs:
     )
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(Operations):
     """Counts the operations that read a tensor which a convolution has given; it keeps these, and so their ids."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.given: dict[int, tuple[str, Tensor]] = {}
         self.of: Counter[int] = Counter()
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # as `flops.Flops`: without it torch's compiler is imported
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def note(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         self.of.update(self.given.keys() & {id(each) for each in tree_leaves((args, kwargs))})
-        return func(*args, **(kwargs or {}))

@@ -116,66 +116,37 @@ class Doubled(nn.BatchNorm2d):
         return 2 * super().forward(images)
 
 
-class Residual(nn.Module):
-    """What its convolution gives is read by the sum, too."""
+class Calling(nn.Module):
+    """Modules by name, and what is computed with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, computed: Callable[[Any, Tensor], Tensor], **modules: nn.Module) -> None:
         super().__init__()
-        self.convolution, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+        self.computed = computed
+        for name, module in modules.items():
+            self.add_module(name, module)
 
     def forward(self, images: Tensor) -> Tensor:
-        given = self.convolution(images)
-        normalised: Tensor = self.norm(given) + given
-        return normalised
+        return self.computed(self, images)
 
 
-class Twice(nn.Module):
-    """Normalises what it gives again by itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
-
-    def forward(self, images: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(self.convolution(self.norm(self.convolution(images))))
-        return normalised
+def convolution(channels: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(channels, 8, 1)
 
 
-class Norms(nn.Module):
-    """Two for one convolution, which is called once for each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution, self.one, self.other = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
-
-    def forward(self, images: Tensor) -> Tensor:
-        normalised: Tensor = self.one(self.convolution(images)) + self.other(self.convolution(images))
-        return normalised
+def norm() -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(8)
 
 
-class Convolutions(nn.Module):
-    """Two with one norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.other, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
-
-    def forward(self, images: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(self.one(images)) + self.norm(self.other(images))
-        return normalised
+def residual(own: Any, images: Tensor) -> Tensor:
+    given: Tensor = own.convolution(images)
+    normalised: Tensor = own.norm(given) + given
+    return normalised
 
 
-class Named(nn.Module):
-    """Its convolution has two names, and is called by the second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = self.second = nn.Conv2d(3, 8, 1)
-        self.norm = nn.BatchNorm2d(8)
-
-    def forward(self, images: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(self.second(images))
-        return normalised
+def two_names() -> Calling:
+    """It is called by the second."""
+    one = convolution()
+    return Calling(lambda own, images: own.norm(own.second(images)), first=one, second=one, norm=norm())
 
 
 LEFT: dict[str, Callable[[], list[nn.Module]]] = {
@@ -184,11 +155,25 @@ LEFT: dict[str, Callable[[], list[nn.Module]]] = {
     "other weights": lambda: [Weighed(3, 8, 3), nn.BatchNorm2d(8)],
     "another norm": lambda: [nn.Conv2d(3, 8, 3), Doubled(8)],
     "no statistics": lambda: [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)],
-    "read twice": lambda: [Residual()],
-    "called twice": lambda: [nn.Conv2d(3, 8, 3), Twice()],
-    "two norms": lambda: [Norms()],
-    "two convolutions": lambda: [Convolutions()],
-    "two names": lambda: [Named()],
+    "read twice": lambda: [Calling(residual, convolution=convolution(), norm=norm())],
+    "called twice": lambda: [
+        convolution(),
+        Calling(lambda own, images: own.norm(own.c(own.norm(own.c(images)))), c=convolution(8), norm=norm()),
+    ],
+    "two norms": lambda: [
+        Calling(
+            lambda own, images: own.n1(own.c(images)) + own.n2(own.c(images)), c=convolution(), n1=norm(), n2=norm()
+        )
+    ],
+    "two convolutions": lambda: [
+        Calling(
+            lambda own, images: own.norm(own.c1(images)) + own.norm(own.c2(images)),
+            c1=convolution(),
+            c2=convolution(),
+            norm=norm(),
+        )
+    ],
+    "two names": lambda: [two_names()],
 }
 
 

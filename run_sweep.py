@@ -1,6 +1,6 @@
 """python run_sweep.py sweeps/digits_kd.yaml"""
 
-from kdtrain.command import leave, main
+from kdtrain.cli.sweep import leave, main
 
 if __name__ == "__main__":
     leave(main())

@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis import build_overview, build_report
+from analysis.overview import write_overview
+from analysis.report import write_report
 from kdtrain.errors import UserError
 
 
@@ -33,8 +34,8 @@ def main() -> int:
 
 def _build(folder: Path) -> tuple[Path, list[str]]:
     if folder.is_dir() and not (folder / "study.json").exists():
-        return build_overview(folder)
-    return build_report(folder), []
+        return write_overview(folder)
+    return write_report(folder), []
 
 
 if __name__ == "__main__":

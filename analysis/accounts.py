@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.frame import NOT_ENDED, STAGES, TRAINING, Study, flatten
 from analysis.tables import MISSING, count, listed, markdown, missing, one_line, sampled
-from kdtrain.files import Row
+from kdtrain.storage.folder import Row
 
 STATES = ("complete", "pruned", "failed", "not ended")
 

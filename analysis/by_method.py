@@ -12,7 +12,7 @@ from analysis.plots import AXIS
 from analysis.results import ranked, searched_range
 from analysis.summary import Summary, method_of
 from analysis.tables import MISSING, count, listed, markdown, missing, number, sampled
-from kdtrain.files import Row
+from kdtrain.storage.folder import Row
 
 VALUES_FOR_A_CORRELATION = 5
 EXPLAINED = (

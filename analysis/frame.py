@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from kdtrain.errors import UserError
-from kdtrain.files import Row, read_rows
-from kdtrain.store import Store, read_json
+from kdtrain.storage.folder import Row, read_rows
+from kdtrain.trials.store import Store, read_json
 
 STAGES = ("smoke", "teacher", "baselines", "search", "confirm", "pictures")
 TRAINING = ("teacher", "baselines", "search", "confirm")  # the others name a recipe, but train nothing

@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from analysis.frame import Study
-from kdtrain.files import Row
+from kdtrain.storage.folder import Row
 
 TRIALS_NEEDED = 20
 LOG_KINDS = ("loguniform", "logint")

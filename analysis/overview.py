@@ -22,7 +22,7 @@ from analysis.tables import (
     p_value,
 )
 from kdtrain.errors import UserError
-from kdtrain.files import write_bytes
+from kdtrain.storage.folder import write_bytes
 
 
 def write_overview(results: Path) -> tuple[Path, list[str]]:

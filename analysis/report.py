@@ -7,10 +7,12 @@ from matplotlib.figure import Figure
 
 from analysis import accounts, curves, gallery, headline, plots, results, slices, style
 from analysis.claims import Candidate, Single, candidates, find, teachers
-from analysis.documents import DOCUMENTS, Figures, Rows, document_section, measured_rows
+from analysis.documents.document import Figures, Rows
+from analysis.documents.measured import measured_rows
+from analysis.documents.registry import DOCUMENTS, document_section
 from analysis.frame import Study, read_arrays, read_study, trials_csv
 from analysis.importance import Branch, branches
-from kdtrain.files import write_bytes
+from kdtrain.storage.folder import write_bytes
 
 Pictures = dict[str, Callable[[], Figure | None]]
 

@@ -13,7 +13,7 @@ from analysis.frame import Study
 from analysis.importance import LOG_KINDS, branch_labels, branch_of
 from analysis.plots import AXIS, axis_label, frame_scores, mark_failed, scores_of
 from analysis.tables import short_names
-from kdtrain.files import Row
+from kdtrain.storage.folder import Row
 
 
 def slices(study: Study) -> Figure | None:

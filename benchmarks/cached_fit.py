@@ -21,11 +21,11 @@ from PIL import Image
 from sweep_parts import EPOCHS, network
 
 from kdtrain.config.recipe import Recipe
-from kdtrain.environment import prepare_process
-from kdtrain.keeping import Sharing
-from kdtrain.shared import Cache
-from kdtrain.store import Store
-from kdtrain.training import train
+from kdtrain.runtime.process import prepare_process
+from kdtrain.storage.cache import Cache
+from kdtrain.teacher.cache_policy import Sharing
+from kdtrain.training.trainer import train
+from kdtrain.trials.store import Store
 
 CUB_CLASSES = 20
 MNIST_HELD_OUT = 5_000

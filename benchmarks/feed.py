@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from kdtrain.config.recipe import Recipe
-from kdtrain.data import Dataset, data_folder
-from kdtrain.data.base import as_floats
-from kdtrain.data.batched import ResizedCropFlip
+from kdtrain.data.base import Dataset, as_floats
+from kdtrain.data.batch_transforms import ResizedCropFlip
+from kdtrain.data.registry import data_folder
+from kdtrain.data.sampling import batches_of
 from kdtrain.data.views import HeldImages, ViewedImages
-from kdtrain.environment import prepare_process
-from kdtrain.feed import Feed, batches_of, part_of
+from kdtrain.runtime.process import prepare_process
+from kdtrain.training.loader import Feed, part_of
 
 SETS: dict[str, dict[str, Any]] = {
     "cifar10": {"name": "cifar10", "limit_per_class": 100},
@@ -59,7 +60,7 @@ def loop(recipe: Recipe, data: Dataset, loaders: int, images: int) -> tuple[floa
     total, step, seen, started, cpu_started = len(data.train), 0, 0, 0.0, 0.0
     epoch = 0
     while seen < images:
-        for epoch_step, indices in enumerate(batches_of(recipe, total, epoch)):
+        for epoch_step, indices in enumerate(batches_of(recipe.seed, recipe.batch_size, total, epoch)):
             part = part_of(recipe, indices, total, epoch, step)
             feed.images(part, epoch, epoch_step, step)
             if step == 0:  # processes start and memory is filled before the first batch

@@ -13,17 +13,17 @@ from plain_loop import Answer, Plain, kd, mgd, plain_epoch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdtrain.config import load_recipe
 from kdtrain.config.recipe import Recipe
+from kdtrain.config.sweep import load_recipe
 from kdtrain.config.training import Adam, AdamW, Sgd
-from kdtrain.data import Dataset
-from kdtrain.data.base import Split, tensor_dataset
-from kdtrain.loop import train_epoch
-from kdtrain.models import MODELS, Classifier
-from kdtrain.progress import EpochProgress
-from kdtrain.run import Run
-from kdtrain.streams import generator
-from kdtrain.teacher import Teacher, fresh_teacher
+from kdtrain.data.base import Dataset, Split, tensor_dataset
+from kdtrain.models.classifier import Classifier
+from kdtrain.models.registry import MODELS
+from kdtrain.runtime.rng import generator
+from kdtrain.teacher.network import Teacher, fresh_teacher
+from kdtrain.training.epoch_metrics import EpochProgress
+from kdtrain.training.loop import train_epoch
+from kdtrain.training.state import Run
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 RANDOM = ("student.weights=null", "teacher.weights=null", "lr_schedule={name: constant}")

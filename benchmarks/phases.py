@@ -9,10 +9,10 @@ from unittest.mock import patch
 
 import torch
 
-import kdtrain.learner
-import kdtrain.loop
-from kdtrain.run import Run
-from kdtrain.teacher import Teacher
+import kdtrain.training.learner
+import kdtrain.training.loop
+from kdtrain.teacher.network import Teacher
+from kdtrain.training.state import Run
 
 PHASES = ("data", "teacher", "student", "optimizer")
 
@@ -56,10 +56,10 @@ def shares(run: Run, epoch: Callable[[], Any]) -> dict[str, float]:
     `rest` what the loop itself does between them."""
     watch = Stopwatch(run.device)
     own: list[tuple[Any, str, str]] = [
-        (kdtrain.loop, "load_batch", "data"),
+        (kdtrain.training.loop, "load_batch", "data"),
         (run.distiller, "forward", "student"),
         (torch.Tensor, "backward", "student"),
-        (kdtrain.learner, "clip_gradients", "optimizer"),
+        (kdtrain.training.learner, "clip_gradients", "optimizer"),
         (run.learner.optimizer, "step", "optimizer"),
     ]
     answer = Teacher.__call__

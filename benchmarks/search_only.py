@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrain import quick_imports  # noqa: F401  # isort: skip  # as run_sweep.py
-from kdtrain.command import leave
-from kdtrain.config import load_sweep
-from kdtrain.describe import describe
-from kdtrain.record import Record
-from kdtrain.store import Store
-from kdtrain.study import Job, Study
-from kdtrain.terminal import Display, quiet
+from kdtrain.cli.display import Display, quiet
+from kdtrain.cli.sweep import leave
+from kdtrain.config.sweep import load_sweep
+from kdtrain.study.description import describe
+from kdtrain.study.journal import Record
+from kdtrain.study.study import Job, Study
+from kdtrain.trials.store import Store
 
 
 class SearchOnly(Study):
@@ -28,7 +28,7 @@ if __name__ == "__main__":
     study = SearchOnly(sweep, Store(results), Record(results / sweep.name), data)
     study.record.open(describe(sweep, data), file.read_text())
     with quiet(results / sweep.name / "ray.log") as terminal:
-        from kdtrain.execute import execute
+        from kdtrain.executors.ray_tune import execute
 
         with Display(study, terminal).shown():
             execute(study, None)

@@ -23,10 +23,11 @@ from pairs import PAIRS, ByHand, Ours, Pair, beginning, made_up
 from phases import shares
 
 from kdtrain.config.recipe import Recipe
-from kdtrain.data import Dataset, data_folder, load
-from kdtrain.environment import prepare_process
-from kdtrain.loop import load_batch
-from kdtrain.methods import weighted_sum
+from kdtrain.data.base import Dataset
+from kdtrain.data.registry import data_folder, load
+from kdtrain.methods.base import weighted_sum
+from kdtrain.runtime.process import prepare_process
+from kdtrain.training.loop import load_batch
 
 LAYOUTS_ASKED: dict[str, list[bool | None]] = {"default": [None], "on": [True], "off": [False], "both": [False, None]}
 """channels_last of teacher and student; None: each network's own default, which is on but for BiT."""

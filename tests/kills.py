@@ -17,11 +17,11 @@ import torch.distributed as dist
 from trainings import CPU, NO_DATA, recipe, timeless
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.environment import prepare_process
-from kdtrain.identity import trial_id
-from kdtrain.predictions import read_test
-from kdtrain.store import Store, TrialFolder
-from kdtrain.training import train
+from kdtrain.runtime.process import prepare_process
+from kdtrain.training.final_evaluation import read_test
+from kdtrain.training.trainer import train
+from kdtrain.trials.identity import trial_id
+from kdtrain.trials.store import Store, TrialFolder
 
 PATIENCE_S = 300.0
 WHOLE_DIGITS = {"name": "digits", "resolution": 16}  # 898 images to train on

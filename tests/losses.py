@@ -10,9 +10,9 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from kdtrain.methods import Batch, Criterion, Method, Outputs, Setting, weighted_sum
-from kdtrain.methods.base import MethodConfig, Shape
-from kdtrain.streams import generator
+from kdtrain.methods.base import Batch, Criterion, MethodConfig, Outputs, Setting, Shape, weighted_sum
+from kdtrain.methods.registry import Method
+from kdtrain.runtime.rng import generator
 
 CLASSES = 7
 STUDENT: dict[str, Shape] = {"4": (2, 8, 6), "8": (3, 7, 5), "16": (3, 5, 4), "32": (4, 3, 2), "pool": (4,)}

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from trainings import CPU, NO_DATA, equal_weights, timeless, trained
 
 from kdtrain.config.recipe import Recipe
-from kdtrain.data import load
-from kdtrain.environment import prepare_process
-from kdtrain.learner import Learner
-from kdtrain.loop import Metrics, fit
-from kdtrain.models import Classifier
-from kdtrain.run import Run
-from kdtrain.store import Store
-from kdtrain.teacher import Teacher, fresh_teacher
+from kdtrain.data.registry import load
+from kdtrain.models.classifier import Classifier
+from kdtrain.runtime.process import prepare_process
+from kdtrain.teacher.network import Teacher, fresh_teacher
+from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.training.learner import Learner
+from kdtrain.training.loop import fit
+from kdtrain.training.state import Run
+from kdtrain.trials.store import Store
 
 BATCH_NORM_STUDENT = {"model": "test_resnet", "weights": None}
 """timm's own for tests: 374 thousand parameters, BatchNorm throughout."""

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 import yaml
 
-from kdtrain.checks import smoke
-from kdtrain.config import load_sweep
-from kdtrain.describe import describe
-from kdtrain.environment import prepare_process
-from kdtrain.loop import Metrics
-from kdtrain.predictions import read_test
-from kdtrain.record import Record
-from kdtrain.store import Store
-from kdtrain.study import Job, Study
-from kdtrain.training import train
+from kdtrain.config.sweep import load_sweep
+from kdtrain.runtime.process import prepare_process
+from kdtrain.study.description import describe
+from kdtrain.study.journal import Record
+from kdtrain.study.study import Job, Study
+from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.training.final_evaluation import read_test
+from kdtrain.training.preflight import smoke
+from kdtrain.training.trainer import train
+from kdtrain.trials.store import Store
 
 CPU = torch.device("cpu")
 prepare_process(1)
@@ -106,7 +106,7 @@ def plans(study: Study, stage: str) -> list[dict[str, Any]]:
 
 
 def events(study: Study) -> list[dict[str, Any]]:
-    from kdtrain.files import read_rows
+    from kdtrain.storage.folder import read_rows
 
     return read_rows(study.record.path)
 

@@ -15,12 +15,12 @@ from made_up_data import mnist
 from torch import nn
 from trainings import CPU
 
-from kdtrain.config import load_sweep
 from kdtrain.config.recipe import Recipe
-from kdtrain.cost import _flops
-from kdtrain.environment import prepare_process
-from kdtrain.models import build, parameter_count
+from kdtrain.config.sweep import load_sweep
+from kdtrain.models.build import build, parameter_count
 from kdtrain.models.weights import load_whole_network
+from kdtrain.runtime.process import prepare_process
+from kdtrain.study.cost import _flops
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 ROOMS = ("flops", "phases", "plain_loop", "pairs", "train_step", "all_sweeps", "sweep_parts", "floor_sweep")

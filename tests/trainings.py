@@ -10,16 +10,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from kdtrain import training
 from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.environment import prepare_process
-from kdtrain.files import Row
-from kdtrain.identity import trial_id
-from kdtrain.keeping import Sharing
-from kdtrain.loop import Metrics
-from kdtrain.predictions import read_test
-from kdtrain.store import Store, TrialFolder
-from kdtrain.training import train
+from kdtrain.runtime.process import prepare_process
+from kdtrain.storage.folder import Row
+from kdtrain.teacher.cache_policy import Sharing
+from kdtrain.training import trainer
+from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.training.final_evaluation import read_test
+from kdtrain.training.trainer import train
+from kdtrain.trials.identity import trial_id
+from kdtrain.trials.store import Store, TrialFolder
 
 CPU = torch.device("cpu")
 NO_DATA = Path("the digits need no data folder")
@@ -98,7 +98,7 @@ def trained(
         on_epoch(metrics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "SMALL_CHECKPOINT_BYTES", 1 << 40)  # of whatever size, one is due after every epoch
+        patch.setattr(trainer, "SMALL_CHECKPOINT_BYTES", 1 << 40)  # of whatever size, one is due after every epoch
         outcome = train(recipe, store, data_root, CPU, final=final, on_epoch=keep, sharing=sharing)
     if final and outcome["state"] == "complete":
         outcome = read_test(recipe, store, data_root, CPU)

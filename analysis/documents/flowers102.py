@@ -6,7 +6,7 @@ from analysis.documents.document import Document, Rows
 from analysis.documents.measured import Measured
 from analysis.documents.published import INTERVALS, one_run, published
 from analysis.tables import MISSING, count, markdown
-from kdtrain.files import Row
+from kdtrain.storage.folder import Row
 
 TEST_IMAGES = 6_149
 

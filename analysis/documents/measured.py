@@ -9,7 +9,7 @@ from analysis.documents.published import one_run
 from analysis.frame import Study
 from analysis.statistics import Estimate, mean_estimate, paired_differences
 from analysis.tables import MISSING, estimate_percent, percent
-from kdtrain.files import Row
+from kdtrain.storage.folder import Row
 
 
 @dataclass(frozen=True)

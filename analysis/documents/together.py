@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from analysis.claims import candidates, teachers
-from analysis.documents import DOCUMENTS
 from analysis.documents.claims import EXPLAINED, claims_table
 from analysis.documents.document import Rows, differences, stand_ins
 from analysis.documents.measured import Measured, measured_rows
+from analysis.documents.registry import DOCUMENTS
 from analysis.frame import Study
 
 

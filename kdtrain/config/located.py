@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.config.problems import Keys, Problem, dotted, shown_value
-from kdtrain.config.reading import read_yaml
+from kdtrain.config.yaml_reader import read_yaml
 from kdtrain.errors import UserError
 
 

@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdtrain.base_config import Config, Count, Seed
 from kdtrain.config.training import Clipping, Cosine, EarlyStopping, Ema, LrSchedule, Optimizer, RDrop
-from kdtrain.data import Data
 from kdtrain.data.mixup import Mixup
-from kdtrain.fields import Config, Count, Seed
-from kdtrain.methods import Method
+from kdtrain.data.registry import Data
 from kdtrain.methods.none import NoDistillation
-from kdtrain.models import Network, default_dropout
+from kdtrain.methods.registry import Method
+from kdtrain.models.config import Network, default_dropout
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from kdtrain.config.parameter import RANGES, WHOLE
 from kdtrain.config.recipe import Recipe
-from kdtrain.config.settings import SweepFile
+from kdtrain.config.study_settings import SweepFile
 
 MEANINGS = {
     "uniform": "any number from low to high",

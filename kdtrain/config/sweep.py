@@ -6,18 +6,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.checking import checked
-from kdtrain.config.inheriting import with_inherited
+from kdtrain.config.error_messages import validate
 from kdtrain.config.located import Located, load_located
 from kdtrain.config.overrides import overridden
 from kdtrain.config.parameter import Label, Parameter, Values, space_word
-from kdtrain.config.probing import problems_at_probes, teacher_problems
 from kdtrain.config.problems import Keys, Problem
-from kdtrain.config.published import match_all
 from kdtrain.config.recipe import Recipe
-from kdtrain.config.sentences import validate
-from kdtrain.config.settings import GridSampler, NoPruner, Report, Resources, Study, SweepFile
+from kdtrain.config.reference_points import match_all
 from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve
+from kdtrain.config.space_checks import checked
+from kdtrain.config.study_settings import GridSampler, NoPruner, Report, Resources, Study, SweepFile
+from kdtrain.config.sweep_checks import problems_at_probes, teacher_problems
+from kdtrain.config.teacher_defaults import with_inherited
 from kdtrain.errors import UserError
 from kdtrain.methods.base import Reading
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kdtrain.fields import Config, Count, NonNegative, Positive
+from kdtrain.base_config import Config, Count, NonNegative, Positive
 
 Natural = Annotated[int, Field(ge=0)]
 

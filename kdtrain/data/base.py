@@ -13,10 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdtrain.data.resample import resized
-from kdtrain.fields import Config, Count, Seed
-from kdtrain.shared import Cache
-from kdtrain.streams import generator
+from kdtrain.base_config import Config, Count, Seed
+from kdtrain.data.pillow_resize import resized
+from kdtrain.runtime.rng import generator
+from kdtrain.storage.cache import Cache
 
 
 class DataConfig(Config):

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from kdtrain.data.base import DataConfig, Dataset, Split, fingerprint, limited, missing, remaining, stratified
-from kdtrain.data.batched import CropFlip, Resized
+from kdtrain.data.batch_transforms import CropFlip, Resized
 from kdtrain.data.views import ArraySource, ViewedImages, Views, batched_view, unchanged
 from kdtrain.errors import UserError
 

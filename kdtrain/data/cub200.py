@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing
-from kdtrain.data.files import file_dataset, is_image
+from kdtrain.data.image_files import file_dataset, is_image
 from kdtrain.data.views import View, Views, resize_and_crop, ten_crop
 from kdtrain.errors import UserError
-from kdtrain.streams import generator
+from kdtrain.runtime.rng import generator
 
 
 class Cub200(DataConfig):

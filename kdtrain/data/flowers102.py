@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing
-from kdtrain.data.batched import CropFlip, ResizedCropFlip
-from kdtrain.data.files import file_dataset
+from kdtrain.data.batch_transforms import CropFlip, ResizedCropFlip
+from kdtrain.data.image_files import file_dataset
 from kdtrain.data.views import View, Views, batched_view, unchanged
 from kdtrain.errors import UserError
 

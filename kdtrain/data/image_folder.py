@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing, remaining, stratified
-from kdtrain.data.batched import ResizedCropFlip
-from kdtrain.data.files import class_folders, file_dataset, listed, listed_parts
+from kdtrain.data.batch_transforms import ResizedCropFlip
+from kdtrain.data.image_files import class_folders, file_dataset, listed, listed_parts
 from kdtrain.data.views import Views, batched_view, resize_and_crop, ten_crop
 from kdtrain.errors import UserError
 

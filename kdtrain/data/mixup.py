@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdtrain.fields import Config
-from kdtrain.streams import generator
+from kdtrain.base_config import Config
+from kdtrain.runtime.rng import generator
 
 
 class Mixup(Config):

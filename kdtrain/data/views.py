@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kdtrain.data.batched import Batched, ResizedCropFlip
-from kdtrain.shared import Cache
-from kdtrain.streams import stream
+from kdtrain.data.batch_transforms import Batched, ResizedCropFlip
+from kdtrain.runtime.rng import stream
+from kdtrain.storage.cache import Cache
 
 Transform = Callable[[Image.Image], Image.Image]
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtrain.errors import UserError
-from kdtrain.methods.balance import LabelledRatioIsWeight
 from kdtrain.methods.balanced import BalancedCriterion
 from kdtrain.methods.base import Batch, MethodConfig, Outputs, Reading, Setting, Term, at_least_float32, known_or_made
-from kdtrain.methods.stages import Stages, maps_of_one_size
+from kdtrain.methods.loss_weights import LabelledRatioIsWeight
+from kdtrain.methods.stage_fields import Stages, maps_of_one_size
 
 
 def at_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:

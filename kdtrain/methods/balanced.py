@@ -3,8 +3,8 @@
 from torch import nn
 
 from kdtrain.errors import UserError
-from kdtrain.methods.balance import Balance
 from kdtrain.methods.base import Batch, Criterion, Outputs, Setting, Term, cross_entropy
+from kdtrain.methods.loss_weights import Balance
 
 
 class BalancedCriterion(Criterion):

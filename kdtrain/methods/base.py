@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdtrain.fields import Config
+from kdtrain.base_config import Config
 
 Shape = tuple[int, ...]
 

@@ -7,11 +7,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from kdtrain.fields import NonNegative, Positive
-from kdtrain.methods.balance import Balance
+from kdtrain.base_config import NonNegative, Positive
 from kdtrain.methods.balanced import BalancedCriterion
 from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
-from kdtrain.methods.relations import gathered, refuse_single_image
+from kdtrain.methods.batch_relations import gathered, refuse_single_image
+from kdtrain.methods.loss_weights import Balance
 
 
 def dist_loss(student_NK: Tensor, teacher_NK: Tensor, *, beta: float, gamma: float, temperature: float) -> Tensor:

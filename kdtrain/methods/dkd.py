@@ -7,12 +7,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from kdtrain.base_config import NonNegative, Positive
 from kdtrain.errors import UserError
-from kdtrain.fields import NonNegative, Positive
-from kdtrain.methods.balance import Balance
 from kdtrain.methods.balanced import BalancedCriterion, refuse_two_classes
 from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
-from kdtrain.methods.standardisation import standardised
+from kdtrain.methods.logit_standardization import standardised
+from kdtrain.methods.loss_weights import Balance
 
 
 def dkd_loss(

@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from kdtrain.fields import Positive
-from kdtrain.methods.balance import Balance
+from kdtrain.base_config import Positive
 from kdtrain.methods.balanced import BalancedCriterion, refuse_two_classes
 from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
-from kdtrain.methods.standardisation import standardised
+from kdtrain.methods.logit_standardization import standardised
+from kdtrain.methods.loss_weights import Balance
 
 
 def kd_loss(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:

@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional
 
-from kdtrain.methods.balance import Balance
 from kdtrain.methods.balanced import BalancedCriterion
 from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+from kdtrain.methods.loss_weights import Balance
 
 
 def logit_mse_loss(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:

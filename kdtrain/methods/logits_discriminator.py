@@ -12,21 +12,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdtrain.base_config import Config, Count, Positive
 from kdtrain.errors import UserError
-from kdtrain.fields import Config, Count, Positive
-from kdtrain.methods.adversary import Adversary, CriticLoss, Turns
-from kdtrain.methods.balance import Balance
-from kdtrain.methods.base import (
-    Batch,
-    Criterion,
-    MethodConfig,
-    Outputs,
-    Setting,
-    Term,
-    at_least_float32,
-    cross_entropy,
-)
-from kdtrain.streams import generator, stream
+from kdtrain.methods.base import Batch, Criterion, MethodConfig, Outputs, Setting, Term, at_least_float32, cross_entropy
+from kdtrain.methods.critic import Adversary, CriticLoss, Turns
+from kdtrain.methods.loss_weights import Balance
+from kdtrain.runtime.rng import generator, stream
 
 FEWEST_CLASSES = 10
 

@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdtrain.fields import Positive
-from kdtrain.methods.balance import Labelled
+from kdtrain.base_config import Positive
 from kdtrain.methods.balanced import BalancedCriterion
 from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
-from kdtrain.methods.stages import Stage, maps_of_one_size
-from kdtrain.streams import generator
+from kdtrain.methods.loss_weights import Labelled
+from kdtrain.methods.stage_fields import Stage, maps_of_one_size
+from kdtrain.runtime.rng import generator
 
 
 def mgd_loss(generated_NCHW: Tensor, teacher_NCHW: Tensor, *, alpha: float) -> Tensor:

@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from kdtrain.fields import Positive
-from kdtrain.methods.balance import Labelled
+from kdtrain.base_config import Positive
 from kdtrain.methods.balanced import BalancedCriterion
 from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
-from kdtrain.methods.relations import full_precision, gathered, refuse_single_image
+from kdtrain.methods.batch_relations import full_precision, gathered, refuse_single_image
+from kdtrain.methods.loss_weights import Labelled
 
 Features = Literal["pool", "logits"]
 FEATURES = "what stands for an image: its pooled penultimate features, or its logits"

@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from kdtrain import ranks
-from kdtrain.methods.balance import Labelled
 from kdtrain.methods.balanced import BalancedCriterion
 from kdtrain.methods.base import Batch, MethodConfig, Outputs, Reading, Setting, Term, at_least_float32
-from kdtrain.methods.relations import full_precision, refuse_single_image
-from kdtrain.methods.stages import Stages
+from kdtrain.methods.batch_relations import full_precision, refuse_single_image
+from kdtrain.methods.loss_weights import Labelled
+from kdtrain.methods.stage_fields import Stages
+from kdtrain.runtime import distributed
 
 
 def sp_loss(student_NCHW: Tensor, teacher_NCHW: Tensor, *, row_norm: int = 2) -> Tensor:
@@ -74,11 +74,11 @@ class SpCriterion(BalancedCriterion):
     def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
         values = []
         for reading in self.readings:
-            own = ranks.gather_batch(at_least_float32(student.features[reading.stage].flatten(1)), batch.size)
+            own = distributed.gather_batch(at_least_float32(student.features[reading.stage].flatten(1)), batch.size)
             target = teacher.read.get(reading.name)
             if target is None:
                 target = reading.make(
-                    ranks.gather_batch(
+                    distributed.gather_batch(
                         at_least_float32(teacher.features[reading.stage].flatten(1)).detach(), batch.size
                     )
                 )

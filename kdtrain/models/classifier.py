@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from kdtrain.errors import UserError
 from kdtrain.models.config import Freeze
+from kdtrain.models.feature_taps import ExitHooks, dry_forward, evaluating, measured_taps
 from kdtrain.models.freezing import BATCH_NORMS, freeze
-from kdtrain.models.parts import ImageShape, Normalization
-from kdtrain.models.stages import ExitHooks, dry_forward, evaluating, measured_taps
+from kdtrain.models.source import ImageShape, Normalization
 
 MEAN_AND_STD: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -58,7 +58,7 @@ class Classifier(nn.Module):
             for kind, values in zip(("mean", "std"), MEAN_AND_STD[normalization], strict=True):
                 self.register_buffer(kind, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
         self._taps = taps
-        freeze(self, freezing)
+        freeze(encoder, freezing, name)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.layout)
         self.compiled = compiled

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kdtrain.fields import Config
-from kdtrain.models.parts import Normalization
-from kdtrain.models.table import MODELS, known_model, model
+from kdtrain.base_config import Config
+from kdtrain.models.registry import MODELS, known_model, model
+from kdtrain.models.source import Normalization
 
 Freeze = Literal["none", "encoder", "encoder_but_norm"]
 Statistics = Literal["update", "keep"]
@@ -27,7 +27,7 @@ def _no_default(schema: dict[str, Any]) -> None:
 
 
 class Network(Config):
-    """A network. What is left out is the model's own (`kdtrain.models.table`); a dump has every value written."""
+    """A network. What is left out is the model's own (`kdtrain.models.registry`); a dump has every value written."""
 
     model: ModelName
     weights: Literal["imagenet"] | WeightsFile | None = Field(

@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._pytree import tree_leaves
 
-from kdtrain.models.batch_norm import is_known
 from kdtrain.models.classifier import Classifier
+from kdtrain.models.feature_taps import ExitHooks, dry_forward
 from kdtrain.models.operations import Operations
-from kdtrain.models.stages import ExitHooks, dry_forward
+from kdtrain.models.sync_batch_norm import is_known
 
 Modules = dict[str, nn.Module]
 """By their names in a network."""

@@ -1,32 +1,25 @@
 """What of a network does not train, and what draws random numbers in training."""
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdtrain.errors import UserError
 from kdtrain.models.config import Freeze
 
-if TYPE_CHECKING:
-    from kdtrain.models.classifier import Classifier
-
 BATCH_NORMS = (_BatchNorm,)
 RANDOM_LAYERS = ("Dropout", "DropPath", "StochasticDepth", "DropBlock")
 
 
-def freeze(network: "Classifier", kind: Freeze) -> None:
+def freeze(encoder: nn.Module, kind: Freeze, name: str) -> None:
     """none: everything trains. encoder: only the head. encoder_but_norm: and scale and shift of the encoder's
     normalisation layers (setup 1's `freeze_encoder`)."""
     if kind == "none":
         return
-    network.encoder.requires_grad_(False)
+    encoder.requires_grad_(False)
     if kind == "encoder_but_norm":
-        affine = [
-            p for module in network.encoder.modules() if is_norm(module) for p in module.parameters(recurse=False)
-        ]
+        affine = [p for module in encoder.modules() if is_norm(module) for p in module.parameters(recurse=False)]
         if not affine:
-            raise UserError(f"{network.name} has no normalisation layers: freeze must be none or encoder")
+            raise UserError(f"{name} has no normalisation layers: freeze must be none or encoder")
         for parameter in affine:
             parameter.requires_grad_(True)
 

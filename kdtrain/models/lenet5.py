@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtrain.errors import UserError
-from kdtrain.models.parts import ImageShape, Parts
+from kdtrain.models.source import ImageShape, Parts
 
 
 @dataclass(frozen=True)

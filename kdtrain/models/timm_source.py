@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdtrain.errors import UserError
-from kdtrain.models.parts import ImageShape, Normalization, Parts
+from kdtrain.models.source import ImageShape, Normalization, Parts
 from kdtrain.models.torchvision_source import PATIENCE_S, patience, reason
 
 LITE_PACKAGES = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtrain.errors import UserError
-from kdtrain.models.parts import ImageShape, Parts
+from kdtrain.models.source import ImageShape, Parts
 
 PATIENCE_S = 10.0
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")

@@ -17,8 +17,8 @@ from torch import Tensor
 from kdtrain.errors import UserError
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.config import Network, WeightsFile
-from kdtrain.models.parts import Parts
-from kdtrain.models.table import model
+from kdtrain.models.registry import model
+from kdtrain.models.source import Parts
 
 SHOWN = 3
 SETTLED_S = 1.0

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from kdtrain.files import append_row
-from kdtrain.store import Store, write_json
+from kdtrain.storage.folder import append_row
+from kdtrain.trials.store import Store, write_json
 
 TEMPERATURE = {
     "name": "method.temperature",

@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 
 from analysis.bands import bands_and_zoom
-from analysis.documents import DOCUMENTS, document_section
 from analysis.documents.claims import Claim, verdict
 from analysis.documents.document import differences
 from analysis.documents.measured import Measured, difference
 from analysis.documents.published import hymenoptera_records, one_run, pooled, published
+from analysis.documents.registry import DOCUMENTS, document_section
 from analysis.documents.together import documents_section
 from analysis.frame import read_study
 from analysis.report import write_report
 from analysis.statistics import Estimate, mean_estimate
-from kdtrain.store import read_json, write_json
+from kdtrain.trials.store import read_json, write_json
 
 SEEDS = range(5)
 METRICS = ("test/accuracy", "val/accuracy", "test_tta/accuracy", "mean/accuracy")

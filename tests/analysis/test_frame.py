@@ -9,7 +9,7 @@ from made_up_study import MadeUpStudy
 from analysis.accounts import duration, wall_seconds
 from analysis.frame import NOT_ENDED, flatten, read_study, trials_csv
 from kdtrain.errors import UserError
-from kdtrain.store import write_json
+from kdtrain.trials.store import write_json
 
 Maker = Callable[..., MadeUpStudy]
 

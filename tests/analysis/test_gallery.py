@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from made_up_study import MadeUpStudy
 
-from analysis import build_report, style
+from analysis import style
 from analysis.gallery import drawings, section
+from analysis.report import write_report
 
 Maker = Callable[..., MadeUpStudy]
 ROLES = np.array(["distilled", "teacher", "alone"])
@@ -73,7 +74,7 @@ PICTURES = (
 def reported(made: MadeUpStudy, arrays: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
     """The report's text, and every picture in the folder."""
     np.savez(made.folder / "pictures.npz", **arrays)
-    text = build_report(made.folder).read_text()
+    text = write_report(made.folder).read_text()
     return text, {path.name: path.read_bytes() for path in made.folder.glob("*.png")}
 
 

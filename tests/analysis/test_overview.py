@@ -12,16 +12,16 @@ import pytest
 from made_up_study import MadeUpStudy, curve, whole_study
 from scipy import stats
 
-from analysis import build_overview
 from analysis.__main__ import main
 from analysis.by_method import rank_correlation
 from analysis.forest import forest, limits
 from analysis.frame import read_study
+from analysis.overview import write_overview
 from analysis.statistics import Estimate
 from analysis.summary import BEAT, UNDECIDED, UNFINISHED, UNREADABLE, Summary, summaries, sweep_folders
 from kdtrain.errors import UserError
-from kdtrain.files import append_row
-from kdtrain.store import write_json
+from kdtrain.storage.folder import append_row
+from kdtrain.trials.store import write_json
 
 ROOT = Path(__file__).parents[2]
 SEARCH = {
@@ -52,7 +52,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(several: Path) -> str:
-    return build_overview(several)[0].read_text()
+    return write_overview(several)[0].read_text()
 
 
 def cells(text: str, *first: str) -> list[str]:
@@ -141,13 +141,13 @@ def test_a_folder_with_a_record_and_no_study_json_is_a_damaged_sweep(tmp_path: P
 
 def test_a_folder_without_sweeps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is neither a sweep's folder nor one of sweeps"):
-        build_overview(tmp_path)
+        write_overview(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_one_sweep_is_one_claim_with_nothing_to_correct_for(tmp_path: Path) -> None:
     whole_study(tmp_path, name="only", searched=6)
-    text = build_overview(tmp_path)[0].read_text()
+    text = write_overview(tmp_path)[0].read_text()
     assert text.startswith("# Overview\n\nOf 1 sweep, distilling beat the student alone in 1, lost to it in 0, ")
     assert "This is one claim, at 95 %: there is nothing to correct it for." in text
     row = cells(text, "only (no report.md)")
@@ -158,7 +158,7 @@ def test_two_builds_are_equal_byte_for_byte_wherever_the_folder_is_seen_from(
     several: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def built(results: Path) -> list[bytes]:
-        build_overview(results)
+        write_overview(results)
         return [(several / name).read_bytes() for name in ("overview.md", "forest.png")]
 
     first = built(several)
@@ -207,7 +207,7 @@ def test_with_nll_as_objective_plus_still_means_that_larger_values_did_better(tm
     for i in range(5):
         values = {"method.temperature": 1.0 + i, "method.balance.alpha_ce": 0.5, "optimizer.lr": 0.1}
         made.trial("search", i, [0.5], nlls=[2.0 - 0.1 * i], values=values, recipe={"method": {"name": "kd"}})
-    row = cells(section(build_overview(tmp_path)[0].read_text(), "kd"), "nll", "`method.temperature`")
+    row = cells(section(write_overview(tmp_path)[0].read_text(), "kd"), "nll", "`method.temperature`")
     assert row[3:5] == ["5", "trial 4"]
     assert row[7:] == ["rho = +1.00", "5"]
 
@@ -230,7 +230,7 @@ def branching(results: Path) -> MadeUpStudy:
 
 def test_methods_searched_in_one_sweep_have_a_table_each_and_what_no_trial_reached_is_said(tmp_path: Path) -> None:
     branching(tmp_path)
-    text = build_overview(tmp_path)[0].read_text()
+    text = write_overview(tmp_path)[0].read_text()
     of_at = section(text, "at")
     weight = cells(of_at, "both", "`method[at].balance.weight`")
     assert weight[2:6] == ["100 to 9000 (log)", "195", "trial 5", "199"]
@@ -244,7 +244,7 @@ def test_methods_searched_in_one_sweep_have_a_table_each_and_what_no_trial_reach
 def test_without_any_difference_there_is_no_forest_and_an_old_one_is_removed(tmp_path: Path) -> None:
     branching(tmp_path)
     (tmp_path / "forest.png").write_bytes(b"of an earlier overview")
-    assert "There is no forest plot: no sweep has measured a difference." in build_overview(tmp_path)[0].read_text()
+    assert "There is no forest plot: no sweep has measured a difference." in write_overview(tmp_path)[0].read_text()
     assert not (tmp_path / "forest.png").exists()
 
 
@@ -312,4 +312,4 @@ def test_a_lost_confirming_run_shows_in_n(tmp_path: Path) -> None:
     made = whole_study(tmp_path, name="only", searched=6)
     lost = made.store.trial("confirm0002")
     lost.write_outcome((lost.outcome() or {}) | {"test": None})
-    assert cells(build_overview(tmp_path)[0].read_text(), "only (no report.md)")[5] == "4 of 5"
+    assert cells(write_overview(tmp_path)[0].read_text(), "only (no report.md)")[5] == "4 of 5"

@@ -11,11 +11,10 @@ import pytest
 from made_up_study import MadeUpStudy, curve
 from scipy import stats
 
-from analysis import build_report
 from analysis.accounts import duration, idle_knobs
 from analysis.claims import candidates
 from analysis.frame import read_study
-from analysis.report import Findings, compose
+from analysis.report import Findings, compose, write_report
 from analysis.tables import count
 
 Maker = Callable[..., MadeUpStudy]
@@ -265,7 +264,7 @@ def test_an_unfinished_study_says_so_on_top_and_shows_what_is_there(made_up: Mak
     assert "The teacher ends below the student alone" in text
     assert cells(text, "student distilled (winner)")[4] == "not confirmed yet"
     assert "| 1 | — | — | 0.2 | — | — | — | not ended |" in text or "| 1 | 0.2 | — | — | — | not ended |" in text
-    assert (build_report(made.folder)).exists()
+    assert (write_report(made.folder)).exists()
 
 
 def test_a_teacher_from_a_file_is_said_to_be_one(made_up: Maker) -> None:
@@ -277,7 +276,7 @@ def test_a_teacher_from_a_file_is_said_to_be_one(made_up: Maker) -> None:
 
 
 def test_the_title_is_the_reports_own_if_it_has_one(made_up: Maker) -> None:
-    from kdtrain.store import write_json
+    from kdtrain.trials.store import write_json
 
     made = made_up()
     write_json(made.folder / "study.json", made.description | {"report": {"title": "Does it help?"}})
@@ -303,7 +302,7 @@ def test_two_builds_are_equal_byte_for_byte(whole: Maker) -> None:
     np.savez(made.folder / "pictures.npz", **arrays)  # type: ignore[arg-type]
 
     def built() -> dict[str, bytes]:
-        build_report(made.folder)
+        write_report(made.folder)
         return {
             path.name: path.read_bytes() for path in made.folder.iterdir() if path.suffix in (".md", ".png", ".csv")
         }
@@ -324,7 +323,7 @@ def test_two_builds_are_equal_byte_for_byte(whole: Maker) -> None:
 def test_every_picture_named_is_there_and_a_stale_one_is_removed(whole: Maker) -> None:
     made = whole()
     (made.folder / "softened.png").write_bytes(b"of an earlier report")
-    text = build_report(made.folder).read_text()
+    text = write_report(made.folder).read_text()
     named = {line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")}
     assert named == {path.name for path in made.folder.glob("*.png")}
     assert "softened.png" not in named
@@ -365,7 +364,7 @@ def test_a_study_whose_every_trial_failed_is_reported_without_scores(made_up: Ma
         folder = made.store.trial(f"search{number:04d}")
         best = {"epoch": 1, "val/accuracy": 0.4, "val/nll": 1.0}
         folder.write_outcome((folder.outcome() or {}) | {"best": best})  # what it reached before it failed
-    text = build_report(made.folder).read_text()
+    text = write_report(made.folder).read_text()
     assert "| search | failed | out of memory | 3 | 0, 1, 2 |" in text
     assert not list(made.folder.glob("*.png"))
 
@@ -380,7 +379,7 @@ def test_choices_of_numbers_switches_and_nothing_are_drawn_by_name(made_up: Call
     for number in range(6):
         values = {name: options[number % 2] for name, options in choices.items()}
         made.trial("search", number, [0.5 + 0.01 * number], values=values)
-    build_report(made.folder)
+    write_report(made.folder)
     assert (made.folder / "slices.png").exists()
 
 

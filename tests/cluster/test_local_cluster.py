@@ -25,9 +25,9 @@ from hosts import NETWORK, Host, lacking, machines
 from PIL import Image
 from s3 import SECRET, s3_server
 
-from kdtrain.distant import AtUrl
-from kdtrain.files import Folder
-from kdtrain.store import Store
+from kdtrain.storage.folder import Folder
+from kdtrain.storage.remote import AtUrl
+from kdtrain.trials.store import Store
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]

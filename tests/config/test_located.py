@@ -7,7 +7,7 @@ import pytest
 
 from kdtrain.config.located import load_located, parse_value
 from kdtrain.config.problems import Problem
-from kdtrain.config.reading import dump_yaml
+from kdtrain.config.yaml_reader import dump_yaml
 from kdtrain.errors import UserError
 
 

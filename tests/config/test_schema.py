@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from kdtrain.config import load_sweep
 from kdtrain.config.located import load_located
 from kdtrain.config.schema import schema_text, sweep_schema
+from kdtrain.config.sweep import load_sweep
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 GOOD: dict[str, Any] = {

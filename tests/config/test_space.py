@@ -5,9 +5,8 @@ from typing import Any
 import optuna
 import pytest
 
-from kdtrain.config.checking import checked
 from kdtrain.config.parameter import Values
-from kdtrain.config.published import match
+from kdtrain.config.reference_points import match
 from kdtrain.config.space import (
     combinations,
     distributions,
@@ -18,6 +17,7 @@ from kdtrain.config.space import (
     resolve,
     suggest,
 )
+from kdtrain.config.space_checks import checked
 
 KD = {"name": "kd", "temperature": {"loguniform": [1, 20]}, "balance": {"alpha_ce": {"uniform": [0, 1]}}}
 NESTED = {

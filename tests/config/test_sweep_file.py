@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 
-from kdtrain.config import load_recipe, load_sweep
-from kdtrain.config.reading import dump_yaml
 from kdtrain.config.recipe import teacher_recipe
 from kdtrain.config.space import grid, suggest
-from kdtrain.config.sweep import Sweep
+from kdtrain.config.sweep import Sweep, load_recipe, load_sweep
+from kdtrain.config.yaml_reader import dump_yaml
 from kdtrain.errors import UserError
-from kdtrain.plan import trainings
+from kdtrain.study.plan import trainings
 
 SWEEP = """\
 recipe:

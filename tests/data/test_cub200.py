@@ -7,8 +7,8 @@ import pytest
 import torch
 from made_up_data import cub200, paint
 
-from kdtrain.data import load
 from kdtrain.data.cub200 import Cub200, split
+from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 
 

@@ -9,8 +9,8 @@ import torch
 from made_up_data import flowers102
 from scipy.io import savemat
 
-from kdtrain.data import load
 from kdtrain.data.flowers102 import Flowers102
+from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 
 

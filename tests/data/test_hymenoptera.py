@@ -7,8 +7,8 @@ import pytest
 import torch
 from made_up_data import hymenoptera
 
-from kdtrain.data import load
 from kdtrain.data.hymenoptera import Hymenoptera
+from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 
 

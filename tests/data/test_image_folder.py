@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kdtrain.data import load
 from kdtrain.data.image_folder import ImageFolder
+from kdtrain.data.registry import load
 from kdtrain.data.views import ViewedImages
 from kdtrain.errors import UserError
 
@@ -141,7 +141,7 @@ def test_grey_transparent_and_palette_images_have_three_channels(tmp_path: Path)
 def test_an_image_decoded_again_is_the_same_image(flat: Path, monkeypatch) -> None:
     kept, never_kept = (config(flat, test_fraction=0.3).load(Path("unused")).train.images for _ in range(2))
     first = kept.eval_view(torch.arange(5))
-    monkeypatch.setattr("kdtrain.data.files.MEMORY_BYTES", 0)
+    monkeypatch.setattr("kdtrain.data.image_files.MEMORY_BYTES", 0)
     for images in (kept, never_kept, never_kept):
         assert torch.equal(images.eval_view(torch.arange(5)), first)
     assert (len(kept.source.images), len(never_kept.source.images)) == (5, 0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdtrain.data.mixup import Mixup, mixed, mixed_target, pairing
-from kdtrain.streams import generator
+from kdtrain.runtime.rng import generator
 
 CORRECTED, PUBLISHED = Mixup(), Mixup(convention="published")
 TOTAL = 50

@@ -21,7 +21,7 @@ from kdtrain.data.flowers102 import Flowers102
 from kdtrain.data.hymenoptera import Hymenoptera
 from kdtrain.data.image_folder import ImageFolder
 from kdtrain.data.views import ArraySource, ViewedImages
-from kdtrain.streams import stream
+from kdtrain.runtime.rng import stream
 
 R = 20
 """The resolution of the made-up sets; their images are 30 pixels high and 24 wide."""

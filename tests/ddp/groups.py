@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from kdtrain.environment import prepare_process
+from kdtrain.runtime.process import prepare_process
 
 RANKS = (2, 4)
 PATIENCE = timedelta(seconds=600)

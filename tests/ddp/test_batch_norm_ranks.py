@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from trainings import ALONE, CPU, KD, NO_DATA, recipe
 
-from kdtrain import ranks
-from kdtrain.data import load
-from kdtrain.environment import prepare_process
-from kdtrain.models import Classifier, Network, build
-from kdtrain.models.batch_norm import over_global_batch
+from kdtrain.data.registry import load
+from kdtrain.models.build import build
+from kdtrain.models.classifier import Classifier
+from kdtrain.models.config import Network
+from kdtrain.models.sync_batch_norm import over_global_batch
+from kdtrain.runtime import distributed
+from kdtrain.runtime.process import prepare_process
 
 pytestmark = pytest.mark.ddp
 prepare_process(1)
@@ -66,17 +68,17 @@ def steps(label: str, size: int, dtype: torch.dtype = torch.float64) -> Answer:
         over_global_batch(student, CPU)
     wrapped = nn.parallel.DistributedDataParallel(student) if dist.is_initialized() else student
     images = torch.rand(size, 3, PX, PX, generator=torch.Generator().manual_seed(size)).to(dtype)
-    own = ranks.share(torch.arange(size))
+    own = distributed.share(torch.arange(size))
     count = len(own)
     own = own if count else torch.tensor([0])  # as the loop does: an idle rank runs one image of weight 0
     optimizer = torch.optim.SGD(student.parameters(), 0.05)
     found: Answer = {}
     for step in range(2):
         optimizer.zero_grad()
-        with ranks.idle(count == 0):
+        with distributed.idle(count == 0):
             loss = functional.cross_entropy(wrapped(images[own]), own % 5)
-        (loss * (count * ranks.size() / size)).backward()
-        found[f"loss {step}"] = ranks.sum_over_ranks(loss.detach() * count) / size
+        (loss * (count * distributed.size() / size)).backward()
+        found[f"loss {step}"] = distributed.sum_over_ranks(loss.detach() * count) / size
         if step == 0:
             found |= {f"gradient {name}": p.grad.clone() for name, p in student.named_parameters()}
         optimizer.step()
@@ -87,10 +89,10 @@ def half(images: Tensor) -> Answer:
     """A bfloat16 batch of large mean through one layer, as under autocast."""
     layer = nn.Sequential(nn.BatchNorm2d(images.shape[1]))
     over_global_batch(layer, CPU)
-    own = ranks.share(torch.arange(len(images)))
+    own = distributed.share(torch.arange(len(images)))
     values = images[own].bfloat16().requires_grad_()
     layer(values).square().sum().backward()
-    return {"gradient": ranks.gather_rows(values.grad.float(), len(images)), **layer.state_dict()}
+    return {"gradient": distributed.gather_rows(values.grad.float(), len(images)), **layer.state_dict()}
 
 
 def widened(network: Classifier) -> None:

@@ -5,11 +5,10 @@ import torch
 from groups import Group
 from torch import nn
 
-from kdtrain import ranks
-from kdtrain.data import Split
-from kdtrain.data.base import TensorImages
-from kdtrain.evaluate import logits_of, student_metrics, tta_logits
-from kdtrain.streams import generator
+from kdtrain.data.base import Split, TensorImages
+from kdtrain.runtime import distributed
+from kdtrain.runtime.rng import generator
+from kdtrain.training.evaluation import logits_of, student_metrics, tta_logits
 
 pytestmark = pytest.mark.ddp
 
@@ -54,7 +53,7 @@ def network(rank: int) -> nn.Module:
 
 
 def answers() -> dict[str, torch.Tensor]:
-    layers = network(ranks.rank())
+    layers = network(distributed.rank())
     found = {f"plain {count}": logits_of(layers, split(count), CPU) for count in SIZES}
     found |= {f"tta {count}": tta_logits(layers, split(count), CPU) for count in SIZES}
     found |= {f"buffer {name}": value for name, value in layers.named_buffers()}
@@ -62,7 +61,7 @@ def answers() -> dict[str, torch.Tensor]:
     logits = logits_of(layers, Split(watched, labels(UNEVEN)), CPU)
     metrics = student_metrics(logits, labels(UNEVEN))
     return found | {
-        "uneven": logits, "asked": ranks.sum_over_ranks(watched.asked),
+        "uneven": logits, "asked": distributed.sum_over_ranks(watched.asked),
         **{f"metric {name}": torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()},
     }  # fmt: skip
 

@@ -10,9 +10,10 @@ from made_up_data import cub200
 from trainings import CPU, recipe
 
 from kdtrain.config.recipe import Recipe
-from kdtrain.data import Dataset
-from kdtrain.environment import prepare_process
-from kdtrain.feed import Feed, batches_of, part_of
+from kdtrain.data.base import Dataset
+from kdtrain.data.sampling import batches_of
+from kdtrain.runtime.process import prepare_process
+from kdtrain.training.loader import Feed, part_of
 
 pytestmark = pytest.mark.ddp
 
@@ -30,7 +31,7 @@ def seen(folder: str, loaders: int) -> list[tuple[int, torch.Tensor, torch.Tenso
     feed = Feed(config, data.train, CPU, loaders)
     total, step, found = len(data.train), 0, []
     for epoch in range(config.epochs):
-        for epoch_step, indices in enumerate(batches_of(config, total, epoch)):
+        for epoch_step, indices in enumerate(batches_of(config.seed, config.batch_size, total, epoch)):
             part = part_of(config, indices, total, epoch, step)
             images, partners = feed.images(part, epoch, epoch_step, step)
             assert partners is not None

@@ -13,9 +13,9 @@ from groups import Group
 from losses import CLASSES, CONFIGS, RELATIONAL, STUDENT, batch, criterion, method, normal, order, outputs, setting
 from torch import Tensor, nn
 
-from kdtrain import ranks
-from kdtrain.methods import Batch, Outputs, Term, weighted_sum
-from kdtrain.models.batch_norm import over_global_batch
+from kdtrain.methods.base import Batch, Outputs, Term, weighted_sum
+from kdtrain.models.sync_batch_norm import over_global_batch
+from kdtrain.runtime import distributed
 
 pytestmark = pytest.mark.ddp
 
@@ -66,7 +66,7 @@ def share(size: int, classes: int, step: int, dtype: torch.dtype) -> tuple[Tenso
     reduction with one image of weight 0."""
     whole, images = batch(size, classes=classes), normal(size, 6, purpose="images", dtype=dtype)
     teacher = outputs("teacher", size, classes=classes, dtype=dtype)
-    own = ranks.share(torch.arange(size))
+    own = distributed.share(torch.arange(size))
     count = len(own)
     own = own if count else torch.tensor([0])
     of = Batch(
@@ -84,8 +84,8 @@ def in_group(module: nn.Module) -> nn.Module:
 
 def differentiated(module: nn.Module, terms: dict[str, Term], of: Batch) -> Answer:
     """The means of all terms over the global batch, all gradients, all buffers."""
-    (weighted_sum(terms) * (of.count * ranks.size() / of.size)).backward()
-    means = {name: ranks.sum_over_ranks(term.value.detach() * of.count) / of.size for name, term in terms.items()}
+    (weighted_sum(terms) * (of.count * distributed.size() / of.size)).backward()
+    means = {name: distributed.sum_over_ranks(term.value.detach() * of.count) / of.size for name, term in terms.items()}
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     return {**means, **gradients, **{f"buffer {name}": value for name, value in module.named_buffers()}}
 
@@ -98,7 +98,7 @@ def answer(label: str, size: int, dtype: torch.dtype) -> Answer:
         critic = method(config).critic(setting(classes=classes)).loss.critic.to(dtype).requires_grad_(False)
     wrapped = in_group(module)
     images, teacher, of = share(size, classes, step, dtype)
-    with ranks.idle(of.count == 0):
+    with distributed.idle(of.count == 0):
         terms = wrapped(images, teacher, of, critic)
     return differentiated(module, terms, of)
 

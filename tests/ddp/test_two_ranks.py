@@ -14,17 +14,17 @@ import torch
 import torch.distributed as dist
 from trainings import CPU, KD, NO_DATA, equal_weights, recipe, timeless, trained
 
-from kdtrain import ranks
 from kdtrain.config.recipe import teacher_recipe
-from kdtrain.environment import prepare_process
-from kdtrain.files import Row
-from kdtrain.identity import trial_id
-from kdtrain.keeping import Sharing
-from kdtrain.loop import Metrics
-from kdtrain.predictions import read_test
-from kdtrain.shared import Cache
-from kdtrain.store import Store, TrialFolder
-from kdtrain.training import train
+from kdtrain.runtime import distributed
+from kdtrain.runtime.process import prepare_process
+from kdtrain.storage.cache import Cache
+from kdtrain.storage.folder import Row
+from kdtrain.teacher.cache_policy import Sharing
+from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.training.final_evaluation import read_test
+from kdtrain.training.trainer import train
+from kdtrain.trials.identity import trial_id
+from kdtrain.trials.store import Store, TrialFolder
 
 pytestmark = pytest.mark.ddp
 
@@ -94,7 +94,7 @@ def work(rank: int, folder: str) -> None:
     for name in READ:
         for results in ("fills", "reads"):
             answer(recipe(**RECIPES[name]), Store(Path(folder) / results), sharing=sharing)
-    said["gathered"] = ranks.gather_rows(ranks.share(torch.arange(5))[:, None] * 1.0, 5)[:, 0].tolist()
+    said["gathered"] = distributed.gather_rows(distributed.share(torch.arange(5))[:, None] * 1.0, 5)[:, 0].tolist()
     said["written"] = written
     (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(said))
     dist.destroy_process_group()

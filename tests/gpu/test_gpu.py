@@ -9,19 +9,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 from trainings import NO_DATA, equal_weights, recipe, timeless
 
-from kdtrain.cached_answers import CachedAnswers, shared_answers
 from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.data import load
-from kdtrain.environment import prepare_process
-from kdtrain.feed import batches_of
-from kdtrain.keeping import Sharing
-from kdtrain.loop import Metrics, train_step
-from kdtrain.predictions import read_test
-from kdtrain.run import Run
-from kdtrain.shared import Cache
-from kdtrain.store import Store
-from kdtrain.teacher import Teacher, fresh_teacher
-from kdtrain.training import train
+from kdtrain.data.registry import load
+from kdtrain.data.sampling import batches_of
+from kdtrain.runtime.process import prepare_process
+from kdtrain.storage.cache import Cache
+from kdtrain.teacher.cache_policy import Sharing
+from kdtrain.teacher.cached import CachedAnswers, shared_answers
+from kdtrain.teacher.network import Teacher, fresh_teacher
+from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.training.final_evaluation import read_test
+from kdtrain.training.loop import train_step
+from kdtrain.training.state import Run
+from kdtrain.training.trainer import train
+from kdtrain.trials.store import Store
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,7 +84,7 @@ def test_no_step_waits_for_the_device(method: str, precision: str, answers: str,
         run.teacher.digest = "of no file"
         run.answers = shared_answers(run.answers, Sharing(Cache(tmp_path, 1 << 30)))
         assert isinstance(run.answers, CachedAnswers)
-        batches = batches_of(run.recipe, 60, 0)  # SP's are kept as they stand
+        batches = batches_of(run.recipe.seed, run.recipe.batch_size, 60, 0)  # SP's are kept as they stand
         run.answers.begin(0)
     for step, batch in enumerate(batches[:2]):  # each player's first turn makes its optimizer's state
         train_step(run, batch, step)

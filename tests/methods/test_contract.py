@@ -21,16 +21,16 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from trainings import CPU, KD, NO_DATA, recipe
 
-from kdtrain.data import load
+from kdtrain.data.registry import load
 from kdtrain.errors import UserError
-from kdtrain.loop import fit
-from kdtrain.methods import Method, Outputs, balance_of, weighted_sum
-from kdtrain.methods.balance import SPELLINGS, Balance, RatioIsWeight
-from kdtrain.methods.base import cross_entropy
+from kdtrain.methods.base import Outputs, cross_entropy, weighted_sum
+from kdtrain.methods.loss_weights import SPELLINGS, Balance, RatioIsWeight
 from kdtrain.methods.none import CrossEntropy
-from kdtrain.models import Classifier
-from kdtrain.run import Run
-from kdtrain.teacher import Teacher
+from kdtrain.methods.registry import Method, balance_of
+from kdtrain.models.classifier import Classifier
+from kdtrain.teacher.network import Teacher
+from kdtrain.training.loop import fit
+from kdtrain.training.state import Run
 
 every = pytest.mark.parametrize("label", CONFIGS)
 FROM_FEATURES = ("at", "sp", "mgd", "rkd_distance", "rkd_angle")

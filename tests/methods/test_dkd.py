@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from kdtrain.methods.dkd import dkd_loss
 from kdtrain.methods.kd import kd_loss
-from kdtrain.methods.standardisation import standardised
+from kdtrain.methods.logit_standardization import standardised
 
 SHAPES = [(1, 3), (7, 3), (5, 10), (3, 200)]
 TEMPERATURES = [1.0, 4.0]

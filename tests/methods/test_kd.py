@@ -7,9 +7,7 @@ import torch
 from torch.nn import functional
 from trainings import KD, recipe, trained
 
-from kdtrain.methods import Batch, Outputs, Setting, weighted_sum
-from kdtrain.methods.balance import Balance
-from kdtrain.methods.base import cross_entropy
+from kdtrain.methods.base import Batch, Outputs, Setting, cross_entropy, weighted_sum
 from kdtrain.methods.kd import (
     CONVENTIONS,
     Kd,
@@ -18,8 +16,9 @@ from kdtrain.methods.kd import (
     kd_loss_published_flowers,
     kd_loss_published_mnist,
 )
-from kdtrain.store import Store
-from kdtrain.streams import generator
+from kdtrain.methods.loss_weights import Balance
+from kdtrain.runtime.rng import generator
+from kdtrain.trials.store import Store
 
 SHAPES = [(1, 2), (7, 2), (5, 10), (3, 200)]
 TEMPERATURES = [0.5, 1.0, 4.0, 20.0]

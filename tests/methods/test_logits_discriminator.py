@@ -11,21 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtrain.config.training import Adam, Constant
-from kdtrain.environment import prepare_process
 from kdtrain.errors import UserError
-from kdtrain.learner import Learner
-from kdtrain.methods import Outputs, Setting, weighted_sum
-from kdtrain.methods.adversary import Turns
-from kdtrain.methods.logits_discriminator import (
-    Critic,
-    LogitsDiscriminator,
-    between,
-    fresh_critic,
-    gradient_penalty,
-)
-from kdtrain.methods.logits_discriminator import (
-    softened as softened_NK,
-)
+from kdtrain.methods.base import Outputs, Setting, weighted_sum
+from kdtrain.methods.critic import Turns
+from kdtrain.methods.logits_discriminator import Critic, LogitsDiscriminator, between, fresh_critic, gradient_penalty
+from kdtrain.methods.logits_discriminator import softened as softened_NK
+from kdtrain.runtime.process import prepare_process
+from kdtrain.training.learner import Learner
 
 prepare_process(1)
 

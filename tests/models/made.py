@@ -4,7 +4,10 @@ from typing import Any
 
 import torch
 
-from kdtrain.models import Classifier, ImageShape, Network, build
+from kdtrain.models.build import build
+from kdtrain.models.classifier import Classifier
+from kdtrain.models.config import Network
+from kdtrain.models.source import ImageShape
 
 RGB = (3, 64, 64)
 

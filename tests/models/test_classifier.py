@@ -9,8 +9,8 @@ from torch import nn
 from torchvision.transforms.functional import normalize
 
 from kdtrain.errors import UserError
-from kdtrain.models import Classifier
-from kdtrain.models.stages import dry_forward
+from kdtrain.models.classifier import Classifier
+from kdtrain.models.feature_taps import dry_forward
 
 STAGES = ("4", "8", "16", "32", "pool")
 

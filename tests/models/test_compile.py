@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from kdtrain.environment import prepare_process
-from kdtrain.models import Network, build
+from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
+from kdtrain.models.config import Network
+from kdtrain.runtime.process import prepare_process
 
 STAGES = ("4", "pool")
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kdtrain.models import MODELS, Network
+from kdtrain.models.config import Network
+from kdtrain.models.registry import MODELS
 
 
 def network(**fields: Any) -> Network:

@@ -10,9 +10,11 @@ from made import RGB, images, made
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdtrain.models import MODELS, Classifier, folding
-from kdtrain.models.batch_norm import over_global_batch
+from kdtrain.models import folding
+from kdtrain.models.classifier import Classifier
 from kdtrain.models.folding import fold, folded
+from kdtrain.models.registry import MODELS
+from kdtrain.models.sync_batch_norm import over_global_batch
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from kdtrain.errors import UserError
-from kdtrain.models import Classifier
+from kdtrain.models.classifier import Classifier
 from kdtrain.models.freezing import is_norm
 
 

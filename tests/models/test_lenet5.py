@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from kdtrain.errors import UserError
-from kdtrain.models import Classifier, Network, forward_flops, parameter_count
-from kdtrain.models import build as build_network
+from kdtrain.models.build import build as build_network
+from kdtrain.models.build import forward_flops, parameter_count
+from kdtrain.models.classifier import Classifier
+from kdtrain.models.config import Network
 
 MNIST = (1, 32, 32)
 MODELS = ["lenet5_teacher", "lenet5_student"]

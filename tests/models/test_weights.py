@@ -20,9 +20,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from kdtrain.errors import UserError
-from kdtrain.models import Classifier, build, read_state, weights, weights_source
+from kdtrain.models import weights
+from kdtrain.models.build import build
+from kdtrain.models.classifier import Classifier
 from kdtrain.models.timm_source import LITE_PACKAGES, Timm
-from kdtrain.models.weights import load_state
+from kdtrain.models.weights import load_state, read_state, weights_source
 
 SHAPE = (3, 32, 32)
 

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from kdtrain.launch import run_job
+from kdtrain.executors.ray_worker import run_job
 
 CPUS = 2
 

@@ -15,9 +15,9 @@ import pytest
 from s3 import free_port, s3_server
 from trainings import timeless
 
-from kdtrain.distant import AtUrl
-from kdtrain.files import Folder, read_rows
-from kdtrain.store import Store
+from kdtrain.storage.folder import Folder, read_rows
+from kdtrain.storage.remote import AtUrl
+from kdtrain.trials.store import Store
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -226,7 +226,7 @@ def test_ctrl_c_ends_soon_and_says_how_to_continue(
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_that_a_destructor_swallowed_is_raised_again(sent: signal.Signals) -> None:
-    from kdtrain.execute import Interruption
+    from kdtrain.executors.ray_tune import Interruption
 
     with Interruption() as interruption:
         interruption.check()

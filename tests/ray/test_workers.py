@@ -19,8 +19,8 @@ from test_sweep import children
 from trainings import NO_DATA, timeless
 
 from kdtrain.config.recipe import teacher_recipe
-from kdtrain.config.settings import Resources
-from kdtrain.files import read_rows
+from kdtrain.config.study_settings import Resources
+from kdtrain.storage.folder import read_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.ddp]
 

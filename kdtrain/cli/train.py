@@ -1,0 +1,132 @@
+"""python -m kdtrain RECIPE.yaml: one recipe without Ray, in one process or in all that torchrun starts.
+
+The same `fit` as in a sweep: torchrun --nproc-per-node 2 -m kdtrain RECIPE.yaml
+"""
+
+import argparse
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from kdtrain.errors import UserError
+from kdtrain.runtime.torchrun import Group
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdtrain.config.recipe import Recipe
+    from kdtrain.training.epoch_metrics import Metrics
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0: trained; 1: the training failed; 2: something to mend in what was asked; 130: interrupted."""
+    group = Group()
+    if group.leads:
+        chosen = _parser().parse_args(arguments)
+    else:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            chosen = _parser().parse_args(arguments)
+    try:
+        return _train(chosen, group)
+    except UserError as error:
+        group.complain("\n".join(error.problems))
+        return 2
+    except KeyboardInterrupt:
+        group.complain("stopped; the same command continues from the newest checkpoint")
+        return 130
+    except RuntimeError:  # of the connection, where the one at its other end has complained and gone
+        if group.left_by_another():
+            return 2
+        raise
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m kdtrain", description=__doc__)
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="a plain recipe, such as a sweep's best.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as epochs=3 or data.resolution=64"
+    )
+    parser.add_argument("--results", default="results", metavar="DIR", help="where trials are kept (default: results)")
+    parser.add_argument("--data", metavar="DIR", help="where data sets lie (default: KDTRAIN_DATA)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of each process; more of them change float rounding"
+    )
+    parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
+    parser.add_argument(
+        "--checkpoint-every-steps",
+        type=int,
+        metavar="N",
+        help="checkpoints in mid-epoch too, and after each epoch (default: after each, large ones more seldom)",
+    )
+    parser.add_argument(
+        "--loaders", type=int, default=0, metavar="N", help="processes that read and augment images (default: none)"
+    )
+    return parser
+
+
+def _train(chosen: argparse.Namespace, group: Group) -> int:
+    for option, least in (("threads", 1), ("checkpoint_every_steps", 1), ("loaders", 0)):
+        number = getattr(chosen, option)
+        if number is not None and number < least:
+            raise UserError(f"--{option.replace('_', '-')}: must be at least {least}, got {number}")
+    from kdtrain.config.sweep import load_recipe
+    from kdtrain.runtime.process import compile_into, prepare_process
+
+    recipe = load_recipe(Path(chosen.recipe), chosen.set)
+    prepare_process(chosen.threads)
+    device = group.device(chosen.device)
+    with TemporaryDirectory(prefix="kdtrain-compiled-") as folder, group.joined(device):
+        compile_into(Path(folder))
+        return _train_parts(recipe, chosen, device, group)
+
+
+def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.device", group: Group) -> int:
+    """The recipe's teacher, if it has one to train, then its student."""
+    from kdtrain.config.recipe import teacher_recipe
+    from kdtrain.data.registry import data_folder
+    from kdtrain.storage.remote import results_folder
+    from kdtrain.training.final_evaluation import read_test
+    from kdtrain.training.preflight import check_before_teacher
+    from kdtrain.training.trainer import train
+    from kdtrain.trials.store import Store
+
+    store, data_root = Store(results_folder(chosen.results)), data_folder(chosen.data)
+
+    def show(metrics: "Metrics") -> None:
+        shown = ("train/loss", "val/accuracy", "val/nll")  # an epoch of the critic's turns alone has no loss
+        numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
+        skipped = f"  {metrics['skipped_steps']:.0f} steps overflowed" if metrics.get("skipped_steps") else ""
+        group.tell(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
+
+    check_before_teacher(recipe, store, data_root, device)
+    stages = [("teacher", teacher_recipe(recipe)), (recipe.method.name, recipe)]
+    for title, part in stages:
+        if part is None:
+            continue
+        group.tell(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}")
+        try:
+            outcome = train(
+                part, store, data_root, device,
+                final=True, on_epoch=show,
+                checkpoint_every_steps=chosen.checkpoint_every_steps, loaders=chosen.loaders,
+            )  # fmt: skip
+            if outcome["state"] == "complete":
+                outcome = read_test(part, store, data_root, device)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise UserError(
+                f"{chosen.results}: cannot be written ({error.strerror}); name another folder with --results"
+            ) from None
+        if outcome["state"] != "complete":
+            group.complain(f"{title}: {outcome['state']}: {outcome['reason']}")
+            return 1
+        best, test = outcome["best"], outcome["test"]
+        group.tell(
+            f"{title}: best epoch {best['epoch']}: val accuracy {best['val/accuracy']:.4f}; "
+            f"test accuracy {test['test/accuracy']:.4f}, test nll {test['test/nll']:.4f} ({test['images']} images)"
+            + (f"; with ten crops {test['test_tta/accuracy']:.4f}" if "test_tta/accuracy" in test else "")
+        )
+    return 0

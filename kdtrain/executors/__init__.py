@@ -1,0 +1,1 @@
+"""Who carries a study's jobs out: Ray Tune, Ray Train, or this process."""

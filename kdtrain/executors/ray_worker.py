@@ -1,0 +1,283 @@
+"""One job inside Ray: in a reused Tune process, or, for more workers, on Ray Train's TorchTrainer around the same fit.
+
+The store carries rows, checkpoints and outcomes; Ray carries the metrics to the study and restarts what dies. A
+checkpoint lies in the trial's folder of the store alone, where its digest tells damage, where a sweep that was killed
+finds it again, and where `python -m kdtrain` does too. What is given to Ray as one with each epoch's report names the
+epoch: after a worker's death it tells which reports have arrived.
+"""
+
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdtrain import quick_imports  # noqa: F401  # isort: skip  # before all that follow
+import torch
+from ray import train as ray_train
+from ray import tune
+from ray.train import WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util import get_node_ip_address
+
+from kdtrain.bell import Bell
+from kdtrain.config.recipe import Recipe
+from kdtrain.config.study_settings import Resources
+from kdtrain.data.registry import data_folder, load
+from kdtrain.errors import UserError
+from kdtrain.runtime.process import FreedMemory, compile_into, keep_imports, prepare_process
+from kdtrain.storage.cache import Cache, cache_folder
+from kdtrain.storage.remote import AtUrl, results_folder
+from kdtrain.teacher.cache_policy import Sharing
+from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.training.final_evaluation import read_test
+from kdtrain.training.preflight import smoke
+from kdtrain.training.trainer import train
+from kdtrain.trials.identity import trial_id
+from kdtrain.trials.store import Store
+from kdtrain.visualization.pictures import draw_arrays
+
+keep_imports()
+
+WORKER_RESTARTS = 2
+WARM_UP_S = 60.0
+REPORT_EVERY_S = 0.2
+"""How often Ray Train fetches a report from its workers, who wait with the next one until then: its own 2 s would be
+the least that an epoch takes."""
+EPOCH_FILE = "epoch.json"
+FREED = FreedMemory()
+
+
+class UnfitNode(UserError):
+    """This node cannot carry out the study's jobs, whatever they are: it lacks the results folder or the data."""
+
+
+def run_job(config: dict[str, Any]) -> None:
+    """A Tune trial: carries out one job of the study; reports every epoch, and once more where it broke or has none."""
+    ring = Bell(Path(config["bell"])).ring if config["bell"] else lambda: None
+
+    def report(metrics: dict[str, Any]) -> None:
+        ring()
+        tune.report(metrics)
+
+    ring()
+    try:
+        _do(config, report)
+    finally:
+        ring()
+
+
+def _do(config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
+    if config["kind"] in ("warm", "idle"):
+        _wait(config)
+        report({"epoch": 0})
+        return
+    resources = _prepared(config)
+    on_workers = resources.workers > 1 and config["kind"] in ("train", "test")
+    # of several workers each has its own GPU, and the driver has none
+    device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
+    broken, unfit = _broken_by(
+        lambda: _on_workers(config, resources) if on_workers else _carry_out(config, device, report)
+    )
+    FREED.after_training()
+    if broken is not None or config["kind"] != "train":
+        report({"epoch": 0, "broken": broken, "unfit": unfit})
+
+
+def _prepared(config: dict[str, Any]) -> Resources:
+    """The resources that the job's processes have, this one set up for them."""
+    resources = Resources.model_validate(config["resources"])
+    prepare_process(resources.cpus_per_worker)
+    compile_into(Path(config["scratch"]) / "compiled")
+    return resources
+
+
+def require_fit_node(config: dict[str, Any], recipe: Recipe) -> None:
+    """Raises UnfitNode, naming this node, where it does not see the study's results or the recipe's data."""
+    here = f"node {get_node_ip_address()} ({socket.gethostname()})"
+    if "://" not in config["results"] and not (Path(config["scratch"]) / config["mark"]).exists():
+        raise UnfitNode(
+            f"--results: {config['results']} on {here} is not the folder that the driver has; name a mount that all"
+            " nodes share, or a URL such as s3://bucket/results"
+        )
+    try:
+        load(recipe.data, data_folder(config["data"]))
+    except UserError as error:
+        raise UnfitNode(f"{here}: {error}") from None
+
+
+def check_node(config: dict[str, Any], recipe: dict[str, Any]) -> str | None:
+    """Why this node is unfit, or None: a Ray task, sent to each node before the study begins."""
+    try:
+        require_fit_node(config, Recipe.model_validate(recipe))
+    except UnfitNode as error:
+        return str(error)
+    return None
+
+
+def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[dict[str, Any]], None]) -> None:
+    """The job itself, in this process or in each of its workers."""
+    recipe, resources = Recipe.model_validate(config["recipe"]), Resources.model_validate(config["resources"])
+    require_fit_node(config, recipe)
+    results, data_root = results_folder(config["results"]), data_folder(config["data"])
+    store = Store(results, by=f"{config['sweep']} {config['key']}")
+    if config["kind"] == "train" and trial_id(recipe, data_root) != config["trial_id"]:
+        raise UnfitNode(
+            f"node {get_node_ip_address()} ({socket.gethostname()}): images, weights or kdtrain are not those of the"
+            " driver: the recipe has another trial_id there"
+        )
+    sharing = _sharing(config, resources)
+    if sharing is not None:  # whatever the job: a process keeps the images of its first
+        load(recipe.data, data_root).share(sharing.cache, test=config["kind"] != "train" or config["final"])
+
+    def on_epoch(metrics: Metrics) -> None:
+        report({"epoch": metrics["epoch"], recipe.objective: metrics[recipe.objective]})
+
+    match config["kind"]:
+        case "train":
+            train(
+                recipe, store, data_root, device,
+                final=config["final"], on_epoch=on_epoch,
+                checkpoint_every_steps=resources.checkpoint_every_steps, loaders=resources.loaders,
+                sharing=sharing,
+            )  # fmt: skip
+        case "smoke":
+            smoke(recipe, data_root, device)
+        case "test":
+            for trained in config["also"]:
+                read_test(Recipe.model_validate(trained), store, data_root, device)
+        case "pictures":
+            compared = [Recipe.model_validate(trained) for trained in config["also"]]
+            draw_arrays(recipe, store, data_root, results.folder(config["sweep"]), compared)
+
+
+def _sharing(config: dict[str, Any], resources: Resources) -> Sharing | None:
+    if resources.teacher_cache == "none":
+        return None
+    return Sharing(Cache(cache_folder(), resources.cache_bytes), config["readings"])
+
+
+def _wait(config: dict[str, Any]) -> None:
+    """Holds a process: for a while, or until as many as are asked for have come up."""
+    if config["kind"] == "idle":
+        time.sleep(config["pause_s"])
+        return
+    folder = Path(config["scratch"]) / "warm"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / str(os.getpid())).touch()
+    deadline = time.monotonic() + WARM_UP_S
+    while len(list(folder.iterdir())) < config["processes"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _on_workers(config: dict[str, Any], resources: Resources) -> None:
+    per_worker = {"CPU": float(resources.cpus_per_worker + resources.loaders)}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(REPORT_EVERY_S))
+    storage, files = ray_storage(config["ray_storage"])
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=resources.workers, use_gpu=bool(resources.gpus_per_worker), resources_per_worker=per_worker
+        ),
+        run_config=ray_train.RunConfig(
+            name=f"{config['trial_id']}-{config['key']}",
+            storage_path=f"{storage}/train",
+            storage_filesystem=files,
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # it is one, by Ray's own documentation
+            failure_config=ray_train.FailureConfig(max_failures=WORKER_RESTARTS),
+            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    trainer.fit()
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One of several workers: the process group is there. What breaks on one rank leaves it, and so ends the group."""
+    resources = _prepared(config)
+    device = torch.device("cuda", torch.cuda.current_device()) if resources.gpus_per_worker else torch.device("cpu")
+    reports = TrainReports(config)
+    _carry_out(config, device, reports.send)
+    if reports.arrived:  # else the training had ended before this job
+        reports.catch_up()
+
+
+class TrainReports:
+    """A worker's reports to Ray Train: every epoch once, though workers die before one of theirs has been fetched.
+
+    All ranks report, since each report is a barrier; rank 0's metrics are those that count.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        recipe = Recipe.model_validate(config["recipe"])
+        self._objective = recipe.objective
+        self._folder = Store(results_folder(config["results"])).trial(config["trial_id"])
+        self.arrived = _last_arrived()
+
+    def send(self, metrics: Metrics) -> None:
+        """An epoch's metrics, after those of earlier epochs that were lost on their way; nothing of an epoch that is
+        done again, from an earlier checkpoint."""
+        self.catch_up(before=int(metrics["epoch"]))
+        if self.arrived < metrics["epoch"]:
+            self._send(metrics)
+
+    def catch_up(self, before: int | None = None) -> None:
+        """Reports the epochs that the store has and Ray has not."""
+        for row in self._folder.epochs():
+            if self.arrived < row["epoch"] and (before is None or row["epoch"] < before):
+                self._send(row)
+
+    def _send(self, row: dict[str, Any]) -> None:
+        self.arrived = int(row["epoch"])
+        metrics = {name: row[name] for name in ("epoch", self._objective)}
+        if ray_train.get_context().get_world_rank() > 0:
+            ray_train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / EPOCH_FILE).write_text(json.dumps({"epoch": row["epoch"]}))
+            ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(folder))
+
+
+def _last_arrived() -> int:
+    """The last epoch whose report Ray Train has; 0 where it has none yet."""
+    checkpoint = ray_train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        return int(json.loads((Path(folder) / EPOCH_FILE).read_text())["epoch"])
+
+
+def ray_storage(written: str) -> tuple[str, Any]:
+    """(path, pyarrow's file system or None for this machine's) for Ray's own files, of a folder or a URL."""
+    if "://" not in written:
+        return written, None
+    url, _, below = written.rpartition("#")
+    distant = AtUrl(url, "--results")
+    return f"{distant.base}/{below}", distant.files
+
+
+def _broken_by(work: Callable[[], None]) -> tuple[str | None, bool]:
+    """(why it failed, as a sentence, or None; whether a node is unfit): a failure is data of the study, not a crash of
+    Tune's."""
+    try:
+        work()
+    except WorkerGroupError as error:
+        failures = sorted(error.worker_failures.items())
+        unfit = next((_sentence(own) for _, own in failures if isinstance(own, UnfitNode)), None)
+        return unfit or "; ".join(f"worker {rank}: {_sentence(own)}" for rank, own in failures), unfit is not None
+    except Exception as error:
+        return _sentence(error), isinstance(error, UnfitNode)
+    return None, False
+
+
+def _sentence(error: Exception) -> str:
+    """Without the traceback that Ray puts into the text of what happened in another process."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return (lines[-1].strip() if "Traceback" in str(error) else str(error)) if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Folders, URLs and the cache of a node."""

@@ -1,0 +1,1 @@
+"""Many trials: the stages, the search, the journal, the plan."""

@@ -1,0 +1,1 @@
+"""The trained teacher and its outputs, live or cached."""

@@ -1,0 +1,58 @@
+"""One epoch's kept rows of a split: how a file holds them, and how a batch gets them.
+
+N images, H x W maps of C channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kdtrain.storage.cache import SharedFolder, Tensors
+from kdtrain.teacher.cache_policy import SMALL_BYTES
+from kdtrain.teacher.outputs import UNIT_IMAGES
+
+LAST = " NHWC"
+"""Ends the name of maps [N, H, W, C], whose channels lay last as the teacher gave them: the order of a sum's terms."""
+
+
+def as_kept(name: str, values: Tensor) -> tuple[str, Tensor]:
+    """What a file holds is contiguous; `as_given` gives back name and layout."""
+    last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    return (name + LAST, values.permute(0, 2, 3, 1)) if last and not values.is_contiguous() else (name, values)
+
+
+def as_given(name: str, values: Tensor) -> tuple[str, Tensor]:
+    return (name.removesuffix(LAST), values.permute(0, 3, 1, 2)) if name.endswith(LAST) else (name, values)
+
+
+class Kept:
+    """One epoch's rows. What is small lies on the device; larger rows stay in the mapped files until they are asked
+    for."""
+
+    def __init__(
+        self, folder: SharedFolder, epoch: int, units: list[Tensor], loaded: list[Tensors], wanted: Sequence[str],
+        device: torch.device, by_batch: bool,
+    ) -> None:  # fmt: skip
+        """units: the indices of each one's images. wanted: the names of those rows that will be asked for."""
+        self.folder, self.epoch, self.units, self.loaded, self.device = folder, epoch, units, loaded, device
+        names = [name for name in loaded[0] if name.removesuffix(LAST) in wanted] if loaded else []
+        self._by_batch = [{name: rows[name].to(device) for name in names} for rows in loaded] if by_batch else []
+        self._large = [name for name in names if 4 * loaded[0][name][0].numel() > SMALL_BYTES]
+        small = [] if by_batch else [name for name in names if name not in self._large]
+        self._small = {name: torch.cat([rows[name] for rows in loaded]).to(device) for name in small}
+
+    def unit(self, number: int) -> Tensors:
+        """Of a batch."""
+        return dict(self._by_batch[number])
+
+    def rows(self, indices: Tensor) -> Tensors:
+        """Of these images [n]."""
+        at = indices.to(self.device, non_blocking=True)
+        rows = {name: values.index_select(0, at) for name, values in self._small.items()}
+        rows |= {name: self._gathered(name, indices.tolist()) for name in self._large}
+        return dict(as_given(name, values) for name, values in rows.items())
+
+    def _gathered(self, name: str, indices: list[int]) -> Tensor:
+        rows = torch.stack([self.loaded[index // UNIT_IMAGES][name][index % UNIT_IMAGES] for index in indices])
+        return rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows

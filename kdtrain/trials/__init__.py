@@ -1,0 +1,1 @@
+"""What a trial is: its identity, its folder in the store, its outcome."""

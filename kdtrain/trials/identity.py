@@ -1,0 +1,54 @@
+"""trial_id: the hash of everything that may change one bit of what a training learns."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.data.registry import load
+from kdtrain.models.weights import content_digest, weights_source
+
+NUMERICS = 5
+"""Raised when a change of the code alters results, so that old trials are not taken for new ones."""
+
+
+def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> dict[str, Any]:
+    """What is hashed: the resolved recipe with its balance as two weights, the content or name of the weights that its
+    networks begin with, its teacher's whole recipe (or the content of its file) and the data's fingerprint.
+
+    `place` is where the user wrote the student. Raises UserError where data or a file are absent.
+    """
+    resolved = recipe.model_dump(mode="json", exclude={"teacher": True, "student": {"allow_random_frozen"}})
+    resolved["student"]["weights"] = _starting_weights(recipe, place)
+    if "balance" in resolved["method"]:
+        resolved["method"]["balance"] = list(recipe.method.balance.weights)  # type: ignore[union-attr]
+    taught_by = teacher_recipe(recipe)
+    if taught_by is not None:
+        resolved["teacher"] = identity(taught_by, data_root, "recipe.teacher")
+    elif recipe.teacher is not None:
+        assert recipe.teacher.file is not None
+        network = recipe.teacher.model_dump(mode="json", include={"model", "head", "normalization"})
+        resolved["teacher"] = {**network, "sha256": file_digest(recipe.teacher.file)}
+    data = load(recipe.data, data_root)
+    return {"recipe": resolved, "data": data.fingerprint, "numerics": NUMERICS}
+
+
+def trial_id(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> str:
+    """16 hexadecimal digits."""
+    text = json.dumps(identity(recipe, data_root, place), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def file_digest(file: str) -> str:
+    """SHA-256 of a teacher's weights file; UserError where it cannot be read."""
+    return content_digest(file, "recipe.teacher.file")
+
+
+def _starting_weights(recipe: Recipe, place: str) -> list[str] | None:
+    """What names the weights that the student begins with: their release, or their file's content and part."""
+    weights = recipe.student.weights
+    if weights is None:
+        return None
+    part = "network" if weights == "imagenet" else weights.part
+    return [part, str(weights_source(recipe.student, place))]

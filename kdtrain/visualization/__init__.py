@@ -1,0 +1,1 @@
+"""What needs a network to be drawn, as arrays."""

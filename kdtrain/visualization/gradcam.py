@@ -1,0 +1,77 @@
+"""Where each network looks for an image's class: Grad-CAM++ of distilled student, teacher and student alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdtrain.config.recipe import Recipe
+from kdtrain.data.base import Dataset, as_floats
+from kdtrain.models.classifier import Classifier
+from kdtrain.visualization.networks import Arrays, Networks, class_names, drawable, limited, shown_indices
+
+
+def gradcam(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, networks: Networks) -> Arrays:
+    """Of a distilled student's recipe, under `gradcam_<student.freeze>_...`; the networks are M, the images N.
+
+    images uint8 [N, H, W, 3] of the test split and the names of their classes [N]; for each network its role, model,
+    freeze, stage [M], that stage's map (H, W) [M, 2], the class that it names [M, N] and whether that is right [M, N];
+    maps float32 [M, N, H, W] in [0, 1].
+    """
+    name = f"gradcam_{recipe.student.freeze}"
+    shown = networks.trio(recipe, compared)
+    stages = {role: deepest_stage(network) for role, (_, network) in shown.items()}
+    blind = [network.name for role, (_, network) in shown.items() if stages[role] is None]
+    if blind:
+        return {f"{name}_reason": np.array(f"{blind[0]} has no stage whose map is larger than 1 x 1")}
+    indices = shown_indices(data.test, recipe.data.split_seed)
+    images, labels = as_floats(data.test.images.eval_view(indices)), data.test.labels[indices]
+    try:
+        maps = [gradcam_maps(network, stages[role] or "", images, labels) for role, (_, network) in shown.items()]
+    except ImportError as error:  # opencv needs libraries that a bare machine may lack
+        return {f"{name}_reason": np.array(f"the library grad-cam cannot be imported ({error})")}
+    with torch.inference_mode():
+        named = torch.stack([network(images).argmax(1) for _, network in shown.values()])
+    arrays = {
+        "images": drawable(images),
+        "classes": class_names(data, labels),
+        "roles": np.array(list(shown)),
+        "models": np.array([network.name for _, network in shown.values()]),
+        "freezes": np.array([_freeze(role, recipe) for role, (recipe, _) in shown.items()]),
+        "stages": np.array(list(stages.values())),
+        "sizes": np.array([_size(network, stages[role] or "") for role, (_, network) in shown.items()]),
+        "named": class_names(data, named),
+        "right": (named == labels).numpy(),
+        "maps": limited(torch.stack(maps)).numpy(),
+    }
+    return {f"{name}_{part}": array for part, array in arrays.items()}
+
+
+def gradcam_maps(network: Classifier, stage: str, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
+    """Grad-CAM++ (Chattopadhyay et al. 2018, arXiv:1710.11063, equations 10 and 19) of the labels' logits at a stage,
+    resized to the images, each map scaled to [0, 1] by itself: float32 [N, H, W]. Raises ImportError.
+    """
+    from pytorch_grad_cam import GradCAMPlusPlus
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    # frozen parameters ask for no gradient; it comes to the stage's map all the same if the pixels do
+    pixels = images_NCHW.clone().requires_grad_(True)
+    with GradCAMPlusPlus(network, [network.module_at(stage)]) as cam:
+        maps = cam(pixels, [ClassifierOutputTarget(label) for label in labels_N.tolist()])
+    return torch.from_numpy(maps)
+
+
+def deepest_stage(network: Classifier) -> str | None:
+    """The last stage whose map is larger than 1 x 1."""
+    maps = [stage for stage in network.stages if stage != "pool" and max(_size(network, stage)) > 1]
+    return maps[-1] if maps else None
+
+
+def _size(network: Classifier, stage: str) -> tuple[int, ...]:
+    return network.stage_shapes((stage,))[stage][1:]
+
+
+def _freeze(role: str, recipe: Recipe) -> str:
+    assert recipe.teacher is not None or role != "teacher"
+    return recipe.teacher.freeze if role == "teacher" and recipe.teacher else recipe.student.freeze

@@ -1,0 +1,105 @@
+"""Data at a URL: fetched once, whole and checked, or a sentence."""
+
+import hashlib
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from kdtrain.data.registry import data_folder
+from kdtrain.errors import UserError
+from kdtrain.storage.remote import AtUrl
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    folder = tmp_path / "there"
+    for name in ("MNIST/raw/images.gz", "birds/train/a/1.jpg"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name[0] != "."
+    }
+
+
+def test_a_folder_comes_once_as_it_is(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = data_folder(f"file://{there}")
+    assert content(fetched) == content(there)
+    monkeypatch.setattr(AtUrl, "read", lambda self, name: pytest.fail(f"{name} is fetched again"))
+    assert data_folder(f"file://{there}") == fetched
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz"])
+def test_an_archive_comes_unpacked(kind: str, there: Path, tmp_path: Path) -> None:
+    file = tmp_path / f"data.{kind}"
+    with tarfile.open(file, f"w:{kind.partition('.')[2]}") as archive:
+        archive.add(there, ".")
+    assert content(data_folder(f"file://{file}")) == content(there)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("../outside.jpg", tarfile.REGTYPE, "would lie outside of the folder"),
+        ("/outside.jpg", tarfile.REGTYPE, "would lie outside of the folder"),
+        ("link.jpg", tarfile.SYMTYPE, "link.jpg of file://.* is a link or a device"),
+        ("link.jpg", tarfile.LNKTYPE, "link.jpg of file://.* is a link or a device"),
+    ],
+)
+def test_an_archive_writes_nothing_but_files_and_those_inside(
+    name: str, kind: bytes, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "data.tar"
+    with tarfile.open(file, "w") as archive:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc/hostname" if kind != tarfile.REGTYPE else ""
+        archive.addfile(member)
+    with pytest.raises(UserError, match=said):
+        data_folder(f"file://{file}")
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
+def test_what_was_cut_off_is_fetched_anew(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = AtUrl.read
+
+    def cut(self: AtUrl, name: str) -> bytes | None:
+        if name.endswith("1.jpg"):
+            raise KeyboardInterrupt
+        return read(self, name)
+
+    monkeypatch.setattr(AtUrl, "read", cut)
+    with pytest.raises(KeyboardInterrupt):
+        data_folder(f"file://{there}")
+    monkeypatch.setattr(AtUrl, "read", read)
+    assert content(data_folder(f"file://{there}")) == content(there)
+
+
+def test_what_is_damaged_there_is_a_sentence_and_leaves_nothing_to_train_on(there: Path) -> None:
+    sums = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in content(there).items()]
+    (there / "SHA256SUMS").write_text("".join(sums))
+    (there / "birds/train/a/1.jpg").write_bytes(b"x" * len("birds/train/a/1.jpg"))
+    with pytest.raises(UserError, match=r"--data: birds/train/a/1.jpg of file://.* is not what its SHA256SUMS says"):
+        data_folder(f"file://{there}")
+    (there / "birds/train/a/1.jpg").write_bytes(b"birds/train/a/1.jpg")
+    assert content(data_folder(f"file://{there}")) == content(there)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("nothing", "holds no file"), ("nothing.tar", "holds no file"), ("text.tar", "cannot be unpacked")],
+)
+def test_nothing_there_is_a_sentence(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "text.tar").write_bytes(b"text")
+    with pytest.raises(UserError, match=said):
+        data_folder(f"file://{tmp_path}/{name}")

@@ -1,0 +1,497 @@
+"""The stages of a study and what they promise, carried out without Ray on real trainings of a few dozen digits."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from studies import CPU, TREE, carry_out, decisions, events, open_study, plans, run, sweep_file
+
+from kdtrain.config.sweep import load_recipe
+from kdtrain.errors import UserError
+from kdtrain.study.study import FIRST_CONFIRMING_SEED, Job, Study
+from kdtrain.training.trainer import train
+from kdtrain.trials.identity import trial_id
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """One study carried out to its end, for the tests that only look."""
+    folder = tmp_path_factory.mktemp("finished")
+    study = open_study(sweep_file(folder), folder / "results")
+    carry_out(study)
+    return study
+
+
+def outcomes(study: Study, stage: str) -> list[dict[str, Any]]:
+    found = [study.store.trial(row["trial_id"]).outcome() for row in plans(study, stage)]
+    assert all(found)
+    return found  # type: ignore[return-value]
+
+
+def test_stages_follow_one_another(finished: Study) -> None:
+    stages = [row["stage"] for row in events(finished) if row["event"] == "planned"]
+    assert list(dict.fromkeys(stages)) == ["smoke", "teacher", "baselines", "search", "confirm", "pictures"]
+    assert events(finished)[-1]["event"] == "finished"
+
+
+def test_baselines_get_the_budget_of_the_search_without_a_teacher(finished: Study) -> None:
+    assert len(plans(finished, "baselines")) == len(plans(finished, "search")) == 6
+    for row in plans(finished, "baselines"):
+        recipe = finished.store.trial(row["trial_id"]).recipe()
+        assert recipe is not None
+        assert recipe["teacher"] is None
+        assert set(row["values"]) == {"optimizer.lr"}
+
+
+def test_published_points_come_first_in_both_searches_and_are_never_pruned(finished: Study) -> None:
+    assert plans(finished, "search")[0]["values"] == {"method.balance.alpha_ce": 0.5, "optimizer.lr": 0.01}
+    assert plans(finished, "baselines")[0]["values"] == {"optimizer.lr": 0.01}
+    assert [row["published"] for row in plans(finished, "search")] == [True, *[False] * 5]
+    assert outcomes(finished, "search")[0]["state"] == "complete"
+
+
+def test_some_trials_are_pruned_and_say_where(finished: Study) -> None:
+    pruned = [row for row in outcomes(finished, "search") if row["state"] == "pruned"]
+    assert pruned
+    assert all(row["reason"] == f"stopped by asha after epoch {row['epochs']}" for row in pruned)
+    assert all(row["epochs"] < 4 and row["test"] is None for row in pruned)
+
+
+def test_confirming_seeds_are_disjoint_from_the_search_and_alike_for_every_candidate(finished: Study) -> None:
+    seeds: dict[str, list[int]] = {}
+    for row in plans(finished, "confirm"):
+        seeds.setdefault(row["candidate"], []).append(row["seed"])
+    assert set(seeds) == {"best 1", "best 2", "published 1", "baseline 1"}
+    assert all(own == [FIRST_CONFIRMING_SEED, FIRST_CONFIRMING_SEED + 1] for own in seeds.values())
+    for row in plans(finished, "search"):
+        recipe = finished.store.trial(row["trial_id"]).recipe()
+        assert recipe is not None
+        assert recipe["recipe"]["seed"] == 0
+
+
+def test_test_split_is_read_by_confirming_runs_and_teachers_only(finished: Study) -> None:
+    for stage, reads in [("teacher", True), ("baselines", False), ("search", False), ("confirm", True)]:
+        assert all((row["test"] is not None) == reads for row in outcomes(finished, stage)), stage
+        for row in plans(finished, stage):
+            folder = finished.store.trial(row["trial_id"])
+            assert folder.weights.exists() == folder.predictions.exists() == reads
+
+
+def test_best_candidates_are_the_complete_trials_with_the_best_objective(finished: Study) -> None:
+    rows = []
+    for plan, outcome in zip(plans(finished, "search"), outcomes(finished, "search"), strict=True):
+        if outcome["state"] == "complete":
+            rows.append((-outcome["best"]["val/accuracy"], outcome["best"]["val/nll"], plan["number"]))
+    chosen = {row["candidate"]: row["source"]["number"] for row in plans(finished, "confirm")}
+    assert [chosen["best 1"], chosen["best 2"]] == [number for _, _, number in sorted(rows)[:2]]
+
+
+def test_winner_has_the_highest_mean_validation_metric_whatever_test_says(finished: Study) -> None:
+    means = {}
+    for plan, outcome in zip(plans(finished, "confirm"), outcomes(finished, "confirm"), strict=True):
+        means.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
+    best = max(("best 1", "best 2"), key=lambda name: math.fsum(means[name]))
+    winner = next(row for row in events(finished) if row["event"] == "winner")
+    assert (winner["candidate"], winner["baseline"]) == (best, "baseline 1")
+
+
+def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
+    recipe = load_recipe(finished.record.folder / "best.yaml")
+    winner = next(row for row in events(finished) if row["event"] == "winner")
+    stored = finished.store.trial(winner["trial_id"]).recipe()
+    assert stored is not None
+    assert stored["recipe"] == recipe.model_dump(mode="json")
+    assert recipe.seed == FIRST_CONFIRMING_SEED
+
+
+def test_opening_a_finished_study_runs_nothing_and_records_nothing_new(finished: Study, tmp_path: Path) -> None:
+    before = finished.record.path.read_bytes()
+    again = open_study(sweep_file(tmp_path), finished.store.results)
+    assert [job.kind for job in carry_out(again)] == ["pictures"]
+    assert [row["event"] for row in events(again)][-1] == "finished"
+    assert again.record.path.read_bytes() == before
+
+
+def test_pictures_compare_the_best_distilled_recipe_of_each_freeze_with_the_students_alone(finished: Study) -> None:
+    *_, job = carry_out(finished)  # its last job is done again whenever a study is opened
+    means: dict[str, list[float]] = {}
+    for plan, outcome in zip(plans(finished, "confirm"), outcomes(finished, "confirm"), strict=True):
+        means.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
+    best = max(("best 1", "best 2", "published 1"), key=lambda name: math.fsum(means[name]))
+    first = {row["candidate"]: row["trial_id"] for row in reversed(plans(finished, "confirm"))}
+    compared = [trial_id(recipe, finished.data_root) for recipe in job.also]
+    assert compared == [first[best], first["baseline 1"]]
+    assert {recipe.seed for recipe in job.also} == {FIRST_CONFIRMING_SEED}
+
+
+@pytest.mark.parametrize(
+    "jobs", [2, 5, 9, 12, 17, *(pytest.param(jobs, marks=pytest.mark.slow) for jobs in (1, 4, 6, 8, 11, 13, 14))]
+)
+def test_a_study_cut_off_anywhere_ends_as_the_undisturbed_one(finished: Study, tmp_path: Path, jobs: int) -> None:
+    file = sweep_file(tmp_path)
+    ran = carry_out(open_study(file, tmp_path / "results"), jobs=jobs, cut_at_epoch=2)
+    rest = open_study(file, tmp_path / "results")
+    ran_again = carry_out(rest)
+    assert decisions(rest) == decisions(finished)
+    ended_before = {job.key for job in ran[:-1]}
+    assert not ended_before & {job.key for job in ran_again}
+
+
+def test_checkpoints_of_a_training_that_was_killed_at_its_very_end_are_removed(finished: Study, tmp_path: Path) -> None:
+    """Between its outcome and their removal: nobody goes back to them."""
+    results = shutil.copytree(finished.store.results, tmp_path / "results")
+    folder = results / "trials" / plans(finished, "search")[0]["trial_id"]
+    (folder / "checkpoint-000000001-0.safetensors").write_bytes(b"left")
+    carry_out(open_study(sweep_file(tmp_path), results))
+    assert not list(folder.glob("checkpoint-*"))
+
+
+def test_pruning_looks_at_earlier_batches_only(tmp_path: Path) -> None:
+    """With one batch for everything nothing can be compared, so nothing is pruned."""
+    study = open_study(sweep_file(tmp_path, study={"batch": 6}), tmp_path / "results")
+    carry_out(study)
+    assert {row["state"] for row in outcomes(study, "search")} == {"complete"}
+
+
+def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) -> None:
+    shutil.copytree(finished.store.results, tmp_path / "results")
+    study = open_study(sweep_file(tmp_path), tmp_path / "results", trials=8)
+    ran = carry_out(study)
+    assert [job.key for job in ran if job.stage in ("baselines", "search")] == [
+        "baselines-6", "baselines-7", "search-6", "search-7",
+    ]  # fmt: skip
+    assert [row["values"] for row in plans(study, "search")[:6]] == [row["values"] for row in plans(finished, "search")]
+
+
+def test_a_folder_belongs_to_one_recipe_and_study(finished: Study, tmp_path: Path) -> None:
+    other = sweep_file(tmp_path, recipe={"batch_size": 8})
+    with pytest.raises(UserError, match=r"recipe.batch_size was 16, is 8; name another folder with --results"):
+        open_study(other, finished.store.results)
+    with pytest.raises(UserError, match=r"study.trials was 6 and can only grow, got 5"):
+        open_study(sweep_file(tmp_path), finished.store.results, trials=5)
+    with pytest.raises(UserError, match=r"study.seed was 0, is 3"):
+        open_study(sweep_file(tmp_path), finished.store.results, seed=3)
+
+
+def test_resources_do_not_belong_to_a_folder(finished: Study, tmp_path: Path) -> None:
+    study = open_study(sweep_file(tmp_path, resources={"cpus_per_worker": 2}), finished.store.results)
+    assert study.sweep.resources.cpus_per_worker == 2
+
+
+def test_another_sweep_takes_the_same_teacher_from_the_store(finished: Study, tmp_path: Path) -> None:
+    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
+    study = open_study(sweep_file(tmp_path, name="other", recipe={"epochs": 3}), tmp_path / "results")
+    assert "teacher" not in {job.stage for job in carry_out(study)}
+
+
+def test_what_one_worker_trained_with_its_own_statistics_is_no_trial_of_a_study_with_two(tmp_path: Path) -> None:
+    own = {"batch_norm": "per_worker"}
+    one = open_study(sweep_file(tmp_path, recipe=own), tmp_path / "results")
+    assert "train" in [job.kind for job in carry_out(one, jobs=4)]
+    two = sweep_file(tmp_path, name="two", recipe=own, resources={"workers": 2})
+    with pytest.raises(UserError, match=r"per_worker makes another training of 2 workers than of 1, .* begun with"):
+        carry_out(open_study(two, tmp_path / "results"))
+    carry_out(open_study(sweep_file(tmp_path, name="again", recipe=own), tmp_path / "results"), jobs=4)
+
+
+def test_a_trial_that_another_study_pruned_is_trained_to_its_end(finished: Study, tmp_path: Path) -> None:
+    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
+    study = open_study(sweep_file(tmp_path, name="unpruned", study={"pruner": None}), tmp_path / "results")
+    carry_out(study)
+    assert {row["state"] for row in outcomes(study, "search")} == {"complete"}
+
+
+def test_equal_points_are_trained_once_and_counted_in_each_place(tmp_path: Path) -> None:
+    """Two choices of three trials at random: some are equal, and the best is confirmed once, not twice."""
+    choice = {"method": {"name": "kd", "balance": {"alpha_ce": {"choice": [0.2, 0.8]}}, "temperature": 4.0}}
+    fixed = {"optimizer": {"name": "adam", "lr": 0.01}}
+    settings = {"sampler": {"name": "random"}, "published": None, "pruner": None}
+    study = open_study(sweep_file(tmp_path, recipe={**choice, **fixed}, study=settings), tmp_path / "results")
+    ran = carry_out(study)
+    trained = [job.trial_id for job in ran if job.kind == "train"]
+    assert len(trained) == len(set(trained))
+    assert len(plans(study, "search")) == 6
+    assert len(plans(study, "baselines")) == 1
+    confirmed = {row["candidate"]: row["trial_id"] for row in plans(study, "confirm")}
+    assert len(confirmed) == len(set(confirmed.values()))
+
+
+def test_grid_tries_every_point_once(tmp_path: Path) -> None:
+    settings = {"sampler": {"name": "grid", "points": 2}, "trials": 4, "published": None, "pruner": None}
+    study = open_study(sweep_file(tmp_path, study=settings), tmp_path / "results")
+    carry_out(study)
+    values = [tuple(row["values"].values()) for row in plans(study, "search")]
+    assert sorted(values) == [(0.0, 0.0001), (0.0, 0.03), (1.0, 0.0001), (1.0, 0.03)]
+    assert len(plans(study, "baselines")) == 2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_study_seed_decides_what_is_suggested(tmp_path: Path, seed: int) -> None:
+    study = open_study(sweep_file(tmp_path, study={"published": None}, recipe=TEACHER), tmp_path / "r", seed=seed)
+    first = study.search.suggest(0)
+    assert (first == open_study(sweep_file(tmp_path), tmp_path / "s").search.suggest(1)) is False
+    other = open_study(sweep_file(tmp_path, study={"published": None}, recipe=TEACHER), tmp_path / "t", seed=1 - seed)
+    assert first != other.search.suggest(0)
+
+
+TEACHER = {"teacher": {"model": "lenet5_teacher", "optimizer": {"name": "adam", "lr": 0.01}}}
+
+
+def test_samplers_suggest_differently(tmp_path: Path, finished: Study) -> None:
+    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
+    study = open_study(sweep_file(tmp_path, name="random", study={"sampler": {"name": "random"}}), tmp_path / "results")
+    carry_out(study)
+    assert plans(study, "search")[5]["values"] != plans(finished, "search")[5]["values"]
+
+
+def test_free_order_ends_too_and_continues(tmp_path: Path) -> None:
+    file = sweep_file(tmp_path, study={"order": "free", "batch": None})
+    carry_out(open_study(file, tmp_path / "results"), jobs=11, cut_at_epoch=2)
+    study = open_study(file, tmp_path / "results")
+    carry_out(study)
+    assert len(outcomes(study, "search")) == 6
+    assert events(study)[-1]["event"] == "finished"
+
+
+def test_objective_nll_is_minimised(tmp_path: Path) -> None:
+    study = open_study(sweep_file(tmp_path, study={"objective": "val/nll"}), tmp_path / "results")
+    carry_out(study)
+    complete = [row["best"]["val/nll"] for row in outcomes(study, "search") if row["state"] == "complete"]
+    first = next(row for row in plans(study, "confirm") if row["candidate"] == "best 1")
+    chosen = outcomes(study, "search")[first["source"]["number"]]
+    assert chosen["best"]["val/nll"] == min(complete)
+
+
+def test_conditional_parameters_are_drawn_only_where_they_exist(tmp_path: Path) -> None:
+    kd = {"name": "kd", "balance": {"alpha_ce": 0.5}}
+    fixed = {**kd, "temperature": 1.0, "convention": "published_mnist"}
+    options = [{**kd, "temperature": {"loguniform": [1, 20]}}, fixed]
+    settings = {"published": None, "trials": 8}
+    recipe = {"method": {"choice": options}, "epochs": 3}
+    study = open_study(sweep_file(tmp_path, recipe=recipe, study=settings), tmp_path / "results")
+    carry_out(study)
+    labels = set()
+    for row in plans(study, "search"):
+        labels.add(row["values"]["method"])
+        assert ("method[kd].temperature" in row["values"]) == (row["values"]["method"] == "kd")
+    assert labels == {"kd", "kd (2)"}
+    assert len(plans(study, "smoke")) == 2
+
+
+def test_a_failed_trial_is_data_and_the_study_goes_on(tmp_path: Path) -> None:
+    """At a learning rate of 1e30 the loss stops being a number: failed, with a reason, never an accuracy of 0."""
+    wild = {"optimizer": {"name": "sgd", "lr": {"choice": [0.05, 1.0e30]}}}
+    settings = {"published": None, "sampler": {"name": "grid"}, "pruner": None, "trials": 2}
+    points = {"method": {"name": "kd", "balance": {"alpha_ce": 0.5}, "temperature": 4.0}}
+    study = open_study(sweep_file(tmp_path, recipe={**wild, **points, **TEACHER}, study=settings), tmp_path / "results")
+    carry_out(study)
+    assert [row["state"] for row in outcomes(study, "search")] == ["complete", "failed"]
+    failed = outcomes(study, "search")[1]
+    assert "is nan" in failed["reason"] or "is inf" in failed["reason"]
+    assert failed["best"] is None
+    assert events(study)[-1]["event"] == "finished"
+
+
+def test_a_study_whose_teacher_fails_stops_with_its_line(tmp_path: Path) -> None:
+    broken = {"teacher": {"model": "lenet5_teacher", "optimizer": {"name": "sgd", "lr": 1.0e30}}}
+    study = open_study(sweep_file(tmp_path, recipe=broken), tmp_path / "results")
+    with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.teacher: training lenet5_teacher failed: epoch 1"):
+        carry_out(study)
+
+
+def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tmp_path: Path) -> None:
+    """A teacher's file that holds another network: found on the first batch, before anything is trained."""
+    import safetensors.torch
+    import torch
+
+    weights = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, weights)
+    teacher = {"teacher": {"model": "lenet5_teacher", "file": str(weights)}}
+    study = open_study(sweep_file(tmp_path, recipe=teacher), tmp_path / "results")
+    jobs = study.jobs()
+    job = next(jobs)
+    assert job is not None
+    assert job.kind == "smoke"
+    from kdtrain.training.preflight import smoke
+
+    with pytest.raises(UserError) as broken:
+        smoke(job.recipe, study.data_root, torch.device("cpu"))
+    study.ended(job, str(broken.value))
+    with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.method: kd with student lenet5_student and teacher"):
+        next(jobs)
+
+
+def test_a_store_of_a_newer_schema_is_refused(finished: Study, tmp_path: Path) -> None:
+    shutil.copytree(finished.store.results, tmp_path / "results")
+    path = tmp_path / "results" / "small" / "study.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
+    with pytest.raises(UserError, match="written by a newer kdtrain"):
+        open_study(sweep_file(tmp_path), tmp_path / "results")
+
+
+def test_the_sweep_file_as_run_is_kept(finished: Study) -> None:
+    assert yaml.safe_load((finished.record.folder / "sweep.yaml").read_text())["study"]["trials"] == 6
+
+
+def test_a_trial_that_another_sweep_completed_is_pruned_here_as_in_an_empty_folder(
+    finished: Study, tmp_path: Path
+) -> None:
+    first = open_study(sweep_file(tmp_path, name="unpruned", study={"pruner": None}), tmp_path / "results")
+    carry_out(first)
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+    carry_out(study)
+    assert decisions(study) == decisions(finished)
+
+
+def test_workers_that_run_ahead_do_not_change_where_a_trial_is_pruned(finished: Study, tmp_path: Path) -> None:
+    """All epochs are on disk before the study is asked for the first: it still stops where it would have."""
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+    for job in study.jobs():
+        assert job is not None
+        if job.kind == "train":
+            train(job.recipe, study.store, study.data_root, CPU, final=job.final)
+            for epoch in range(1, job.recipe.epochs + 1):
+                if study.should_prune(job, epoch):
+                    break
+        else:
+            run(study, job)
+        study.ended(job)
+    assert decisions(study) == decisions(finished)
+    assert all(len(study.store.trial(p["trial_id"]).epochs()) == o["epochs"] for p, o in pruned(study))
+    assert [job.kind for job in carry_out(open_study(sweep_file(tmp_path), tmp_path / "results"))] == ["pictures"]
+
+
+def test_epochs_that_are_done_again_are_judged_again(finished: Study) -> None:
+    """From an earlier checkpoint, and on another kind of processor with other bits."""
+    plan, outcome = pruned(finished)[0]
+    rows = finished.store.trial(plan["trial_id"]).epochs()
+    search, number = finished.search, plan["number"]
+    perfect = [row | {"val/accuracy": 1.0, "val/nll": 0.0} for row in rows]
+    assert search.pruned_after(number, perfect) is None
+    assert search.pruned_after(number, rows[:-1]) is None
+    assert search.pruned_after(number, rows) == outcome["epochs"]
+
+
+def test_what_was_pruned_and_is_begun_again_is_pruned_where_it_was(finished: Study, tmp_path: Path) -> None:
+    """Another sweep began it again and was killed: its outcome is gone, and rows are missing."""
+    shutil.copytree(finished.store.results, tmp_path / "results")
+    plan, outcome = pruned(finished)[0]
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+    folder = study.store.trial(plan["trial_id"])
+    folder.remove_outcome()
+    folder.keep_epochs(0)
+    carry_out(study)
+    assert len(folder.epochs()) == folder.outcome()["epochs"] == outcome["epochs"] > 1
+    assert decisions(study) == decisions(finished)
+
+
+def pruned(study: Study) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    pairs = zip(plans(study, "search"), outcomes(study, "search"), strict=True)
+    return [(plan, outcome) for plan, outcome in pairs if outcome["state"] == "pruned"]
+
+
+def test_a_free_order_opened_again_trains_nothing(tmp_path: Path) -> None:
+    """Its prunings depended on who ended first: they are taken from the record, not decided again."""
+    file = sweep_file(tmp_path, study={"order": "free", "batch": None, "trials": 8})
+    study = open_study(file, tmp_path / "results")
+    held: list[Job] = []
+    for job in study.jobs():  # two at once: the later one ends first
+        if job is not None:
+            held.append(job)
+        if job is None or len(held) == 2:
+            latest = held.pop()
+            run(study, latest)
+            study.ended(latest)
+    again = open_study(file, tmp_path / "results")
+    assert [job.kind for job in carry_out(again)] == ["pictures"]
+    assert decisions(again) == decisions(study)
+
+
+def test_what_breaks_outside_a_training_is_tried_again(finished: Study, tmp_path: Path) -> None:
+    file = sweep_file(tmp_path)
+    study = open_study(file, tmp_path / "results")
+    for job in study.jobs():
+        assert job is not None
+        if job.key == "search-1":
+            study.ended(job, "[Errno 28] No space left on device")
+            break
+        run(study, job)
+        study.ended(job)
+    broken = [row for row in events(study) if row["event"] == "ended"][-1]
+    assert (broken["state"], broken["reason"]) == ("failed", "[Errno 28] No space left on device")
+    again = open_study(file, tmp_path / "results")
+    assert "search-1" in {job.key for job in carry_out(again)}
+    assert decisions(again) == decisions(finished)
+
+
+def test_a_candidate_with_a_failed_seed_cannot_win(tmp_path: Path) -> None:
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+    for job in study.jobs():
+        assert job is not None
+        if job.stage == "confirm" and job.details["candidate"] == "best 1" and job.details["seed"] % 2:
+            study.ended(job, "its process died")
+            continue
+        run(study, job)
+        study.ended(job)
+    assert next(row for row in events(study) if row["event"] == "winner")["candidate"] == "best 2"
+
+
+def test_values_that_do_not_go_together_are_a_failed_trial_with_the_reason(tmp_path: Path) -> None:
+    """Each value is valid at some point of the space, so the file is; not every point is."""
+    recipe = {
+        "epochs": {"choice": [4, 3]},
+        "lr_schedule": {"name": "cosine", "warmup_epochs": {"choice": [0, 3]}},
+        "optimizer": {"name": "adam", "lr": 0.01},
+        "method": {"name": "kd", "balance": {"alpha_ce": 0.5}, "temperature": 4.0},
+        "teacher": {**TREE["recipe"]["teacher"], "lr_schedule": {"name": "constant"}, "epochs": 2},
+    }
+    settings = {"published": None, "sampler": {"name": "grid"}, "pruner": None, "trials": 4}
+    study = open_study(sweep_file(tmp_path, recipe=recipe, study=settings), tmp_path / "results")
+    carry_out(study)
+    ends = {row["number"]: row for row in events(study) if row["event"] == "ended" and row["stage"] == "search"}
+    assert sorted(row["state"] for row in ends.values()) == ["complete", "complete", "complete", "failed"]
+    (failed,) = [row for row in ends.values() if row["state"] == "failed"]
+    assert "must be below epochs 3, got 3" in failed["reason"]
+    assert events(study)[-1]["event"] == "finished"
+
+
+def test_the_winner_is_fixed_before_the_test_split_is_read(tmp_path: Path) -> None:
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+    for job in study.jobs():
+        assert job is not None
+        if job.kind == "test":
+            assert [row["event"] for row in events(study)][-1] == "winner"
+            assert all(folder.outcome()["test"] is None for folder in study.store.trials())  # type: ignore[index]
+        run(study, job)
+        study.ended(job)
+    kept = {row["trial_id"] for stage in ("teacher", "confirm") for row in plans(study, stage)}
+    tested = {folder.trial_id for folder in study.store.trials() if folder.outcome()["test"]}  # type: ignore[index]
+    assert tested == kept
+
+
+def test_a_student_that_no_baseline_has_tried_is_trained_alone_at_its_own_values(tmp_path: Path) -> None:
+    students = {"student": {"model": {"choice": ["lenet5_student", "lenet5_teacher"]}}}
+    point = {"student": {"model": "lenet5_student"}, "method": {"balance": {"alpha": 0.5}}, "optimizer": {"lr": 0.01}}
+    settings = {"sampler": {"name": "random"}, "published": [point], "pruner": None, "trials": 2}
+    file = sweep_file(tmp_path, recipe=students, study=settings)
+
+    def opened(seed: int) -> Study:
+        return open_study(file, tmp_path / f"results {seed}", seed=seed)
+
+    def models(study: Study) -> list[str]:
+        return [str(search.suggest(1)["student.model"]) for search in (study.baselines, study.search)]
+
+    study = next(study for study in map(opened, range(50)) if models(study) == ["lenet5_student", "lenet5_teacher"])
+    carry_out(study)
+    confirmed = {row["candidate"]: row for row in plans(study, "confirm")}
+    drawn = next(row for row in confirmed.values() if row["values"].get("student.model") == "lenet5_teacher")
+    alone = confirmed[drawn["baseline"]]
+    assert alone["source"] == {"stage": "search", "number": 1}
+    assert alone["values"] == {name: drawn["values"][name] for name in ("student.model", "optimizer.lr")}
+    stored = study.store.trial(alone["trial_id"]).recipe()
+    assert stored is not None
+    assert (stored["recipe"]["method"]["name"], stored["recipe"]["student"]["model"]) == ("none", "lenet5_teacher")

@@ -1,0 +1,449 @@
+"""The same training with its teacher asked live and read from the cache: the same bits, wherever answers are kept."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import made_up_data
+import pytest
+import torch
+from runs import BATCH_NORM_STUDENT, fresh_run
+from trainings import CPU, KD, Trained, equal_weights, recipe, trained
+
+from kdtrain.data.registry import load
+from kdtrain.errors import UserError
+from kdtrain.runtime import process
+from kdtrain.storage import cache
+from kdtrain.storage.cache import Cache, SharedFolder
+from kdtrain.storage.folder import Row
+from kdtrain.teacher import cached
+from kdtrain.teacher.cache_policy import Sharing, readings_kept
+from kdtrain.teacher.cache_rows import LAST, Kept, as_given, as_kept
+from kdtrain.teacher.cached import CachedAnswers
+from kdtrain.teacher.outputs import LiveAnswers
+from kdtrain.training.preflight import smoke
+
+MIB = 1 << 20
+CONV_TEACHER = {"model": "test_resnet", "weights": None, "epochs": 1}
+ON_DIGITS: dict[str, dict[str, Any]] = {
+    "deterministic": KD,
+    "mixup": KD | {"mixup": {}, "method": {"name": "kd", "temperature": 2.0, "balance": {"alpha": 1.0}}},
+    "attention": {
+        "teacher": CONV_TEACHER,
+        "student": BATCH_NORM_STUDENT,
+        "data": {"name": "digits", "resolution": 32, "limit_per_class": 6},
+        "method": {"name": "at", "balance": {"weight": 100.0}, "stages": ["8", "16"]},
+    },
+    "similarity": {
+        "teacher": CONV_TEACHER,
+        "student": BATCH_NORM_STUDENT,
+        "data": {"name": "digits", "resolution": 32, "limit_per_class": 6},
+        "method": {"name": "sp", "balance": {"weight": 10.0}, "stages": ["8", "16"]},
+    },
+    "whole maps": {
+        "teacher": CONV_TEACHER,
+        "student": BATCH_NORM_STUDENT,
+        "data": {"name": "digits", "resolution": 32, "limit_per_class": 6},
+        "method": {"name": "mgd", "balance": {"weight": 1.0}, "stage": "8"},
+    },
+    "relations": {
+        "teacher": CONV_TEACHER,
+        "student": BATCH_NORM_STUDENT,
+        "data": {"name": "digits", "resolution": 32, "limit_per_class": 6},
+        "method": {"name": "rkd_distance", "balance": {"weight": 5.0}},
+    },
+    "discriminator": KD
+    | {
+        "method": {
+            "name": "logits_discriminator",
+            "balance": {"alpha": 0.5},
+            "temperature": 2.0,
+            "critic_steps": 1,
+            "student_steps": 2,
+        }
+    },
+}
+
+
+def sharing(folder: Path, budget: int = 64 * MIB) -> Sharing:
+    return Sharing(Cache(folder / "cache", budget))
+
+
+def counted(run: Trained, name: str) -> int:
+    return sum(int(row[name]) for row in run.folder.epochs())
+
+
+def computed(run: Trained) -> list[int]:
+    return [int(row["teacher_images_computed"]) for row in run.folder.epochs()]
+
+
+def require_equal(live: Trained, cached: Trained) -> None:
+    assert cached.outcome["state"] == "complete"
+    assert cached.checkpoints == live.checkpoints
+    assert cached.rows == live.rows
+    assert equal_weights(cached.weights, live.weights)
+
+
+@pytest.mark.parametrize("kind", list(ON_DIGITS))
+def test_a_training_that_reads_equals_one_that_asks_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    config = recipe(**ON_DIGITS[kind])
+    live = trained(config, tmp_path / "live")
+    first = trained(config, tmp_path / "first", sharing=sharing(tmp_path))
+    second = trained(config, tmp_path / "second", sharing=sharing(tmp_path))
+    require_equal(live, first)
+    require_equal(live, second)
+    assert sum(computed(first)) >= 60
+    assert sum(computed(second)) == 0
+    assert 0 < counted(second, "teacher_images_checked") <= 40  # one chunk or batch, to compare
+
+
+@pytest.mark.parametrize("name", ["hymenoptera", "cub200"])
+def test_so_do_random_crops_flips_and_autoaugment(name: str, tmp_path: Path) -> None:
+    getattr(made_up_data, name)(tmp_path / "data")
+    config = recipe(**KD | {"data": {"name": name, "resolution": 32}, "batch_size": 8, "epochs": 3})
+    runs = [
+        trained(config, tmp_path / str(i), data_root=tmp_path / "data", sharing=shared)
+        for i, shared in enumerate((None, sharing(tmp_path), sharing(tmp_path)))
+    ]
+    require_equal(runs[0], runs[1])
+    require_equal(runs[0], runs[2])
+    assert all(images > 0 for images in computed(runs[1]))  # another epoch, other views
+    assert computed(runs[2]) == [0, 0, 0]
+
+
+REAL: dict[str, dict[str, Any]] = {
+    "mnist": {"data": {"name": "mnist", "resolution": 32, "limit_per_class": 12}},
+    "hymenoptera": {"data": {"name": "hymenoptera", "resolution": 64, "limit_per_class": 20}},  # crop and flip
+    "cub200": {"data": {"name": "cub200", "resolution": 64, "limit_per_class": 1}},  # AutoAugment
+    "flowers102": {  # crop, flip and mixup
+        "data": {"name": "flowers102", "resolution": 64, "limit_per_class": 1}, "mixup": {},
+        "method": {"name": "kd", "temperature": 2.0, "balance": {"alpha": 1.0}},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", list(REAL))
+def test_so_does_a_training_on_real_images(name: str, real_data: Path, tmp_path: Path) -> None:
+    of_files = {} if name == "mnist" else {"teacher": CONV_TEACHER, "student": BATCH_NORM_STUDENT}
+    config = recipe(**KD | of_files | REAL[name])
+    live, first, second = (
+        trained(config, tmp_path / str(i), data_root=real_data, sharing=shared)
+        for i, shared in enumerate((None, sharing(tmp_path), sharing(tmp_path)))
+    )
+    require_equal(live, first)
+    require_equal(live, second)
+    assert sum(computed(second)) == 0
+
+
+def test_trials_of_other_hyperparameters_and_batch_sizes_read_the_same_rows(tmp_path: Path) -> None:
+    trained(recipe(**KD), tmp_path / "one", sharing=sharing(tmp_path))
+    other = KD | {"method": {"name": "logit_mse", "balance": {"weight": 0.3}}, "batch_size": 20}
+    other["teacher"] = KD["teacher"] | {"batch_size": 16}
+    assert computed(trained(recipe(**other), tmp_path / "one", sharing=sharing(tmp_path))) == [0, 0]
+
+
+def folders(tmp_path: Path) -> int:
+    return len(list((tmp_path / "cache").glob("*/about.json")))
+
+
+def ingredients(teacher_file: Path, split: str = "train", epoch: int = 0, **changes: Any) -> Row:
+    """Of what a teacher in a file says, its digest left as it is whatever is changed."""
+    teacher = {"model": "test_resnet", "file": str(teacher_file)} | changes.pop("teacher", {})
+    on_maps = {"student": BATCH_NORM_STUDENT, "data": {"name": "digits", "resolution": 32, "limit_per_class": 6}}
+    run = fresh_run(recipe(**KD | on_maps | {"teacher": teacher} | changes))
+    assert isinstance(run.answers, LiveAnswers)
+    return CachedAnswers(run.answers, Cache(Path("unused"), 1), "a digest", run.recipe.method.readings)._ingredients(
+        split, epoch
+    )
+
+
+RELATIONS = {"name": "rkd_distance", "balance": {"weight": 5.0}}
+SIMILARITY = {"name": "sp", "balance": {"weight": 5.0}, "stages": ["4"]}
+FUNMATCH = {"name": "kd", "temperature": 2.0, "balance": {"alpha": 1.0}}
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "its head": ("network", {"teacher": {"head": "hidden", "dropout": 0.5}}),
+    "its memory layout": ("network", {"teacher": {"channels_last": False}}),
+    "its normalisation": ("network", {"teacher": {"normalization": "imagenet"}}),
+    "its compilation": ("network", {"teacher": {"compile": True}}),
+    "resolution": ("set", {"data": {"name": "digits", "resolution": 20, "limit_per_class": 6}}),
+    "images": ("data", {"data": {"name": "digits", "resolution": 32, "limit_per_class": 5}}),
+    "splits": ("data", {"data": {"name": "digits", "resolution": 32, "limit_per_class": 6, "split_seed": 1}}),
+    "mixup": ("mixup", {"mixup": {}, "method": FUNMATCH}),
+    "mixup's seed": ("drawn by", {"mixup": {}, "method": FUNMATCH, "seed": 1}),
+    "readings": ("kept", {"method": RELATIONS}),
+    "precision": ("precision", {"precision": "bf16"}),
+    "batches": ("batches", {"method": SIMILARITY}),
+}
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    file.touch()  # its digest is given
+    return file
+
+
+@pytest.mark.parametrize("what", list(CHANGES))
+def test_each_ingredient_is_in_the_key_by_itself(what: str, teacher_file: Path) -> None:
+    ingredient, changes = CHANGES[what]
+    plain, changed = ingredients(teacher_file), ingredients(teacher_file, **changes)
+    assert plain[ingredient] != changed[ingredient]
+    assert cache.key_of(plain) != cache.key_of(changed)
+    assert plain["weights"] == changed["weights"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch_size": 20}, {"seed": 1}, {"student": {"model": "lenet5_teacher"}}, {"epochs": 5}, {"label_smoothing": 0.1},
+     {"optimizer": {"name": "adam", "lr": 0.1}}, {"method": {"name": "logit_mse", "balance": {"weight": 1.0}}}],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_what_changes_no_answer_is_not_in_the_key(changes: dict[str, Any], teacher_file: Path) -> None:
+    assert ingredients(teacher_file, **changes) == ingredients(teacher_file)
+
+
+def test_similarities_are_of_the_same_batches_only(teacher_file: Path) -> None:
+    keys = {
+        cache.key_of(ingredients(teacher_file, method=SIMILARITY, epoch=epoch, **changes))
+        for epoch, changes in ((0, {}), (1, {}), (0, {"seed": 1}), (0, {"batch_size": 20}))
+    }
+    assert len(keys) == 4
+
+
+def test_validation_is_in_float32_but_for_tf32(teacher_file: Path) -> None:
+    assert ingredients(teacher_file, "val", precision="bf16") == ingredients(teacher_file, "val") | {"folded": False}
+    run = fresh_run(recipe(**KD))
+    assert isinstance(run.answers, LiveAnswers)
+    run.answers.recipe = run.recipe.model_copy(update={"precision": "tf32"})
+    asked = CachedAnswers(run.answers, Cache(Path("unused"), 1), "a digest", ())
+    assert asked._ingredients("val", 0)["precision"] == "tf32"
+
+
+def test_other_weights_are_another_entry(tmp_path: Path) -> None:
+    config = KD | {"epochs": 1}
+    trained(recipe(**config), tmp_path / "one", sharing=sharing(tmp_path))
+    assert folders(tmp_path) == 2  # training and validation
+    trained(recipe(**config | {"teacher": KD["teacher"] | {"epochs": 1}}), tmp_path / "one", sharing=sharing(tmp_path))
+    assert folders(tmp_path) == 4
+
+
+def test_another_transform_is_another_entry(tmp_path: Path) -> None:
+    made_up_data.cub200(tmp_path / "data")
+    for augment in ("standard", "none"):
+        data = {"name": "cub200", "resolution": 32, "augment": augment}
+        config = KD | {"data": data, "batch_size": 8, "epochs": 1, "teacher": KD["teacher"] | {"epochs": 1}}
+        taught = recipe(**config | {"data": data | {"augment": "none"}}).teacher
+        own = recipe(**config).model_copy(update={"teacher": taught})
+        trained(own, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
+    abouts = [json.loads(file.read_text()) for file in (tmp_path / "cache").glob("*/about.json")]
+    shown = [about["view"] for about in abouts if about.get("split") == "train"]
+    assert len(set(shown)) == 2
+    assert any("AutoAugment" in view for view in shown)
+
+
+def test_another_epoch_and_another_seed_of_drawn_views_are_other_entries(tmp_path: Path) -> None:
+    made_up_data.hymenoptera(tmp_path / "data")
+    config = KD | {"data": {"name": "hymenoptera", "resolution": 32}, "batch_size": 8}
+    found = []
+    for changes in ({"epochs": 1}, {"epochs": 2}, {"epochs": 1, "seed": 1}):
+        teacher = recipe(**config).teacher  # the same one for every seed
+        own = recipe(**config | changes).model_copy(update={"teacher": teacher.model_copy(update={"seed": 0})})
+        trained(own, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
+        found.append(folders(tmp_path))
+    assert found == [2, 3, 4]  # the first has validation beside its one epoch
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "changed"),
+    [
+        (cached, "CHUNK_IMAGES", 16),
+        (cached, "UNIT_IMAGES", 32),
+        (cached, "NUMERICS", -1),
+        (process, "rounding", lambda device: {"device": "another"}),
+    ],
+)
+def test_another_chunk_code_or_machine_is_another_entry(
+    of: Any, name: str, changed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(recipe(**KD | {"epochs": 1}), tmp_path / "one", sharing=sharing(tmp_path))
+    monkeypatch.setattr(of, name, changed)
+    other = KD | {"epochs": 1, "batch_size": 20, "teacher": KD["teacher"] | {"batch_size": 16}}
+    trained(recipe(**other), tmp_path / "one", sharing=sharing(tmp_path))
+    assert folders(tmp_path) == 4
+
+
+def test_files_written_anew_with_as_many_bytes_are_another_entry(tmp_path: Path) -> None:
+    made_up_data.hymenoptera(tmp_path / "data")
+    config = KD | {"data": {"name": "hymenoptera", "resolution": 32}, "batch_size": 8, "epochs": 1}
+    counts = []
+    for temperature, written in ((1.0, False), (2.0, False), (3.0, True)):
+        if written:
+            os.utime(next(path for path in (tmp_path / "data").rglob("*") if path.is_file()), (1, 1))
+            load.cache_clear()  # as in another process
+        own = recipe(**config | {"method": config["method"] | {"temperature": temperature}})
+        trained(own, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
+        abouts = [json.loads(file.read_text()) for file in (tmp_path / "cache").glob("*/about.json")]
+        counts.append(sum(about["what"] == "what a teacher says" for about in abouts))
+    assert counts == [2, 2, 4]
+
+
+def test_a_searched_trial_leaves_the_test_splits_images_alone_and_whoever_may_read_them_does_not(
+    tmp_path: Path,
+) -> None:
+    made_up_data.hymenoptera(tmp_path / "data")
+    config = recipe(data={"name": "hymenoptera", "resolution": 32}, batch_size=8, epochs=1)
+    broken = config.data.load(tmp_path / "data").test.images.source.files[-1]
+    broken.write_bytes(b"no image")
+    searched = trained(config, tmp_path / "one", data_root=tmp_path / "data", final=False, sharing=sharing(tmp_path))
+    assert searched.outcome["state"] == "complete"
+    assert folders(tmp_path) == 2  # training's and validation's
+    for refused in (
+        lambda: smoke(config, tmp_path / "data", CPU),
+        lambda: trained(config, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path)),
+    ):
+        with pytest.raises(UserError, match=str(broken)):
+            refused()
+
+
+def test_another_seed_is_no_other_entry_where_no_view_is_drawn(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        config = recipe(**KD | {"seed": seed, "epochs": 1, "optimizer": {"name": "sgd", "lr": 0.01 * seed}})
+        trained(
+            config.model_copy(update={"teacher": recipe(**KD).teacher}), tmp_path / "one", sharing=sharing(tmp_path)
+        )
+    assert folders(tmp_path) <= 4
+
+
+def test_what_is_kept_and_is_not_what_the_teacher_says_stops_the_training(tmp_path: Path) -> None:
+    config = recipe(**KD)
+    trained(config, tmp_path / "one", sharing=sharing(tmp_path))
+    for about in (tmp_path / "cache").glob("*/about.json"):
+        folder = SharedFolder(about.parent)
+        kept = folder.load(0)
+        folder.drop(0)
+        folder.fill([0], lambda number, kept=kept: {name: values + 0.01 for name, values in kept.items()})
+    with pytest.raises(
+        UserError, match=r"teacher cache: .* is not what the teacher says \(logits differs by up to 0\.01"
+    ):
+        trained(config, tmp_path / "other", sharing=sharing(tmp_path))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few pages, full once about.json and a unit lie there."""
+    disk = tmp_path / "small disk"
+    disk.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_turns_the_cache_off_and_the_training_goes_on(
+    small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = trained(recipe(**KD), tmp_path / "live")
+    without = trained(recipe(**KD), tmp_path / "full", sharing=sharing(small_disk))
+    require_equal(live, without)
+    reason = f"{small_disk / 'cache'} cannot be written to (No space left on device)"
+    assert without.outcome["teacher_cache_off"] == reason
+    assert f"the teacher is asked live from here on: {reason}" in caplog.text
+
+
+def test_a_cache_that_is_turned_off_in_mid_training_is_not_read_any_more(tmp_path: Path) -> None:
+    """The views of training have room, those of validation have not; the ninth epoch would check what was read."""
+    maps = ON_DIGITS["attention"]
+    config = recipe(**maps | {"method": KD["method"], "epochs": 9})
+    readings = recipe(**maps).method.readings
+    live = trained(config, tmp_path / "live")
+    whole = Sharing(sharing(tmp_path).cache, readings)
+    trained(config, tmp_path / "whole", sharing=whole)
+    expected = [json.loads(about.read_text()) for about in (tmp_path / "cache").glob("*/about.json")]
+    budget = next(about["expected_bytes"] for about in expected if about["split"] == "train") + 1
+    part = trained(config, tmp_path / "part", sharing=Sharing(Cache(tmp_path / "small", budget), readings))
+    require_equal(live, part)
+    assert part.outcome["teacher_cache_off"] == f"no room within {budget:,} bytes (resources.cache_bytes)"
+
+
+def test_each_trial_checks_another_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    of_train = LiveAnswers.of_train
+
+    def watched(self: LiveAnswers, indices: torch.Tensor, epoch: int) -> Any:
+        asked.append(tuple(indices.tolist()))
+        return of_train(self, indices, epoch)
+
+    monkeypatch.setattr(LiveAnswers, "of_train", watched)
+    taught = KD["teacher"] | {"epochs": 1, "optimizer": {"name": "sgd", "lr": 0.05}}
+    config = KD | {"teacher": taught, "data": {"name": "digits", "resolution": 16}, "epochs": 1}
+    for lr in (0.01, 0.02, 0.03, 0.04):
+        own = recipe(**config | {"optimizer": {"name": "sgd", "lr": lr}})
+        trained(own, tmp_path / "one", final=False, sharing=sharing(tmp_path))
+    units, checks = asked[:4], asked[4:]
+    assert sorted(index for unit in units for index in unit) == list(range(898))
+    assert [0 < len(check) <= 32 for check in checks] == [True] * 4
+    assert len(set(checks)) > 1
+
+
+def test_a_compiled_teacher_is_asked_for_its_own_stages_only(tmp_path: Path) -> None:
+    maps = ON_DIGITS["attention"]
+    of_all = Sharing(sharing(tmp_path).cache, recipe(**maps).method.readings)
+    for compiled, kept in ((False, of_all.readings), (True, ())):
+        run = fresh_run(recipe(**maps | {"method": KD["method"], "teacher": CONV_TEACHER | {"compile": compiled}}))
+        assert isinstance(run.answers, LiveAnswers)
+        assert readings_kept(run.answers, of_all) == kept
+
+
+def test_without_room_the_teacher_is_asked_live(tmp_path: Path) -> None:
+    live = trained(recipe(**KD), tmp_path / "live")
+    without = trained(recipe(**KD), tmp_path / "small", sharing=sharing(tmp_path, budget=100))
+    require_equal(live, without)
+    assert without.outcome["teacher_cache_off"] == "no room within 100 bytes (resources.cache_bytes)"
+    assert folders(tmp_path) == 0
+
+
+MGD = ON_DIGITS["whole maps"] | {"epochs": 1}
+
+
+def test_whole_feature_maps_are_kept_only_where_all_views_of_a_training_fit(tmp_path: Path) -> None:
+    size = 4 * (10 + 32 * 16 * 16)  # logits, and the test network's maps at stage 4
+    data = {"name": "digits", "resolution": 64, "limit_per_class": 6}
+    maps = MGD | {"data": data} | {"method": {"name": "mgd", "balance": {"weight": 1.0}, "stage": "4"}}
+    shown = trained(recipe(**maps), tmp_path / "one", sharing=sharing(tmp_path, budget=size * 60 + 100_000)).outcome
+    assert shown["teacher_cache_off"] is None
+    assert folders(tmp_path) >= 1
+    off = trained(recipe(**maps), tmp_path / "other", sharing=sharing(tmp_path / "small", budget=size * 60 - 1)).outcome
+    assert off["teacher_cache_off"] == (
+        f"what mgd reads takes {size:,} bytes of an image and view, {60 * size:,} in all: more than {60 * size - 1:,}"
+        " (resources.cache_bytes)"
+    )
+    assert folders(tmp_path / "small") == 0
+
+
+def test_a_method_without_maps_keeps_them_for_those_that_read_them(tmp_path: Path) -> None:
+    of_mgd = recipe(**MGD).method.readings
+    first = Sharing(sharing(tmp_path).cache, of_mgd)
+    trained(recipe(**MGD | KD | {"teacher": CONV_TEACHER}), tmp_path / "one", sharing=first)
+    assert computed(trained(recipe(**MGD), tmp_path / "one", sharing=first)) == [0]
+
+
+def test_memory_holds_no_maps_that_a_method_does_not_read(tmp_path: Path) -> None:
+    kept = {"logits": torch.zeros(4, 3), "features:8" + LAST: torch.zeros(4, 2, 2, 8)}
+    folder = sharing(tmp_path).cache.folder({"of": "a test"}, lambda: 1)
+    assert folder is not None
+    rows = Kept(folder, 0, [torch.arange(4)], [kept], ("logits",), torch.device("cpu"), False)
+    assert list(rows.rows(torch.tensor([3, 1]))) == ["logits"]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_maps_come_back_in_the_layout_that_the_teacher_gave_them(layout: torch.memory_format, tmp_path: Path) -> None:
+    given = torch.rand(5, 4, 3, 2).contiguous(memory_format=layout)
+    name, kept = as_kept("features:8", given)
+    assert kept.is_contiguous()
+    name, back = as_given(name, kept)
+    assert (name, back.stride(), torch.equal(back, given)) == ("features:8", given.stride(), True)

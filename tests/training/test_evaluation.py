@@ -1,0 +1,220 @@
+"""Metrics against slow references in plain Python; the mean over test-time views."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from kdtrain.data.base import Split, as_floats
+from kdtrain.models.build import build
+from kdtrain.models.config import Network
+from kdtrain.runtime.rng import generator
+from kdtrain.training.evaluation import (
+    accuracy,
+    agreement,
+    diff_t_s,
+    diff_t_s_published,
+    ece,
+    logits_of,
+    mpa,
+    nll,
+    pair_metrics,
+    student_metrics,
+    teacher_kl,
+    tta_logits,
+)
+
+CPU = torch.device("cpu")
+SHAPES = [(1, 2), (7, 2), (153, 10), (40, 200)]
+
+
+def made_up(shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(student [N, K], teacher [N, K], labels [N]), float32."""
+    student, teacher = (3 * torch.randn(shape, generator=generator(0, name)) for name in ("student", "teacher"))
+    return student, teacher, torch.randint(shape[1], shape[:1], generator=generator(0, "labels"))
+
+
+def softmax(row: list[float]) -> list[float]:
+    largest = max(row)
+    exponentials = [math.exp(value - largest) for value in row]
+    return [value / math.fsum(exponentials) for value in exponentials]
+
+
+def named(row: list[float]) -> int:
+    return row.index(max(row))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_accuracy_and_mpa_are_shares_of_right_images_over_all_and_over_each_class(shape: tuple[int, int]) -> None:
+    student, _, labels = made_up(shape)
+    right: dict[int, list[bool]] = {}
+    for row, label in zip(student.tolist(), labels.tolist(), strict=True):
+        right.setdefault(label, []).append(named(row) == label)
+    shares = [sum(each) / len(each) for each in right.values()]  # classes without an image have none
+    assert mpa(student, labels) == pytest.approx(sum(shares) / len(shares), rel=1e-12)
+    assert accuracy(student, labels) == pytest.approx(sum(map(sum, right.values())) / shape[0], rel=1e-12)
+
+
+def test_mpa_counts_a_rare_class_as_much_as_a_frequent_one() -> None:
+    labels = torch.tensor([0] * 9 + [2])
+    always_0 = torch.tensor([[1.0, 0.0, 0.0]]).expand(10, 3)
+    assert (accuracy(always_0, labels), mpa(always_0, labels)) == (0.9, 0.5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nll_is_minus_the_log_probability_of_the_label(shape: tuple[int, int]) -> None:
+    student, _, labels = made_up(shape)
+    rows = zip(student.tolist(), labels.tolist(), strict=True)
+    by_hand = -math.fsum(math.log(softmax(row)[label]) for row, label in rows) / shape[0]
+    assert nll(student, labels) == pytest.approx(by_hand, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ece_is_the_weighed_gap_between_accuracy_and_confidence_of_fifteen_bins(shape: tuple[int, int]) -> None:
+    student, _, labels = made_up(shape)
+    by_hand = 0.0
+    rows = [(max(softmax(row)), named(row) == label) for row, label in zip(student.tolist(), labels, strict=True)]
+    for m in range(1, 16):
+        bin_m = [row for row in rows if (m - 1) / 15 < row[0] <= m / 15]
+        if bin_m:
+            confidence = sum(row[0] for row in bin_m) / len(bin_m)
+            by_hand += len(bin_m) / shape[0] * abs(sum(bool(row[1]) for row in bin_m) / len(bin_m) - confidence)
+    assert ece(student, labels) == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_ece_is_zero_for_a_sure_network_that_is_right_and_one_where_it_is_wrong() -> None:
+    sure, labels = 1000 * torch.eye(4), torch.arange(4)
+    assert ece(sure, labels) == 0
+    assert ece(sure, labels.roll(1)) == 1
+    assert ece(torch.zeros(8, 4), torch.arange(8) % 4) == 0  # a quarter right at confidence a quarter
+
+
+def test_logits_that_are_no_numbers_give_metrics_that_are_none_and_no_crash() -> None:
+    student, teacher, labels = made_up((7, 3))
+    student[2, 1] = float("nan")
+    assert math.isnan(student_metrics(student, labels)["nll"])
+    assert math.isnan(student_metrics(student, labels)["ece"])
+    assert math.isnan(pair_metrics(student, teacher, 0, 0, 3)["teacher_kl"])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_teacher_kl_agreement_and_difference_compare_two_networks(shape: tuple[int, int]) -> None:
+    student, teacher, _ = made_up(shape)
+    kl, same, difference = 0.0, 0, 0.0
+    for s_row, t_row in zip(student.tolist(), teacher.tolist(), strict=True):
+        s, t = softmax(s_row), softmax(t_row)
+        kl += math.fsum(t_k * (math.log(t_k) - math.log(s_k)) for s_k, t_k in zip(s, t, strict=True))
+        same += named(s_row) == named(t_row)
+        difference += math.fsum(abs(t_k - s_k) for s_k, t_k in zip(s_row, t_row, strict=True))
+    assert teacher_kl(student, teacher) == pytest.approx(kl / shape[0], rel=1e-9)
+    assert agreement(student, teacher) == pytest.approx(same / shape[0], rel=1e-12)
+    assert diff_t_s(student, teacher) == pytest.approx(difference / (shape[0] * shape[1]), rel=1e-9)
+    assert (teacher_kl(teacher, teacher), diff_t_s(teacher, teacher), agreement(teacher, teacher)) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(("total", "batch_size", "images"), [(153, 32, 25), (64, 32, 32), (10, 32, 10)])
+def test_the_published_difference_is_over_the_last_batch_of_a_shuffled_split(
+    total: int, batch_size: int, images: int
+) -> None:
+    student, teacher, _ = made_up((total, 2))
+    order = torch.randperm(total, generator=generator(5, "diff_t_s", 3)).tolist()
+    batch = [order[i : i + batch_size] for i in range(0, total, batch_size)][-1]
+    assert len(batch) == images
+    by_hand = sum(abs(float(teacher[i, k]) - float(student[i, k])) for i in batch for k in range(2)) / (2 * images)
+    assert diff_t_s_published(student, teacher, 5, 3, batch_size) == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_the_published_difference_is_another_sample_in_every_epoch_and_the_corrected_one_is_not_sampled() -> None:
+    student, teacher, _ = made_up((153, 2))
+    by_epoch = [pair_metrics(student, teacher, 0, epoch, 32) for epoch in range(10)]
+    assert len({row["diff_t_s_published"] for row in by_epoch}) == 10
+    assert len({row["diff_t_s"] for row in by_epoch}) == 1
+
+
+def test_the_metrics_have_their_functions_names() -> None:
+    student, teacher, labels = made_up((40, 5))
+    assert student_metrics(student, labels) == {
+        "accuracy": accuracy(student, labels), "mpa": mpa(student, labels),
+        "nll": nll(student, labels), "ece": ece(student, labels),
+    }  # fmt: skip
+    assert pair_metrics(student, teacher, 1, 2, 16) == {
+        "agreement": agreement(student, teacher), "teacher_kl": teacher_kl(student, teacher),
+        "diff_t_s": diff_t_s(student, teacher), "diff_t_s_published": diff_t_s_published(student, teacher, 1, 2, 16),
+    }  # fmt: skip
+
+
+class Pixels:
+    """Images of which one view is seen, and `views` at test time."""
+
+    def __init__(self, count: int, views: int | None) -> None:
+        self.pixels = torch.randint(256, (count, 1, 4, 4), generator=generator(0, "pixels")).to(torch.uint8)
+        self.views = views
+        self.most_at_once = 0
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def on(self, device: torch.device) -> "Pixels":
+        return self
+
+    def eval_view(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.pixels[indices]
+
+    def tta_view(self, indices: torch.Tensor) -> torch.Tensor | None:
+        if self.views is None:
+            return None
+        self.most_at_once = max(self.most_at_once, len(indices) * self.views)
+        return torch.stack([self.pixels[indices].roll(v, 3) // (v + 1) for v in range(self.views)], dim=1)
+
+
+def classifier() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Watched(Pixels):
+    """Colour images that note whether the network has its batch normalisation while it is evaluated."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(70, None)
+        self.pixels = self.pixels.repeat(1, 3, 8, 8)
+        self.network = network
+        self.kept: set[int] = set()
+
+    def eval_view(self, indices: torch.Tensor) -> torch.Tensor:
+        self.kept.add(sum(isinstance(module, nn.BatchNorm2d) for module in self.network.modules()))
+        return super().eval_view(indices)
+
+
+def test_a_network_is_evaluated_with_its_batch_normalisation_folded_and_is_itself_again() -> None:
+    network = build(Network(model="resnet18", weights=None), (3, 32, 32), 5, 0)
+    with torch.no_grad():
+        for _ in range(3):
+            network.train()(torch.rand(8, 3, 32, 32))  # which moves the statistics
+    images, modules = Watched(network), dict(network.named_modules())
+    found = logits_of(network, Split(images, torch.zeros(70, dtype=torch.int64)), CPU)
+    assert images.kept == {0}
+    assert dict(network.named_modules()) == modules
+    with torch.no_grad():
+        torch.testing.assert_close(found, network.eval()(as_floats(images.pixels)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 61, 300])
+def test_test_time_logits_are_the_mean_over_an_images_views(count: int) -> None:
+    images, network = Pixels(count, 10), classifier().train()
+    split = Split(images, torch.zeros(count, dtype=torch.int64))
+    found = tta_logits(network, split, CPU)
+    assert not network.training
+    with torch.no_grad():
+        by_view = [network(as_floats(images.pixels.roll(v, 3) // (v + 1))) for v in range(10)]
+    torch.testing.assert_close(found, torch.stack(by_view).mean(0))
+    assert found.shape == (count, 3)
+    assert images.most_at_once <= 64
+
+
+def test_a_single_test_time_view_gives_the_ordinary_logits_and_none_gives_none() -> None:
+    network = classifier()
+    one, none = (Split(Pixels(20, views), torch.zeros(20, dtype=torch.int64)) for views in (1, None))
+    torch.testing.assert_close(tta_logits(network, one, CPU), logits_of(network, one, CPU))
+    assert tta_logits(network, none, CPU) is None

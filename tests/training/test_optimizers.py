@@ -1,0 +1,301 @@
+"""Schedules against torch's own schedulers, optimizers against their formulas by hand."""
+
+import math
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from kdtrain.config.training import Adam, AdamW, Constant, Cosine, CosineInSteps, EarlyStopping, Exponential, Sgd, Step
+from kdtrain.errors import UserError
+from kdtrain.training.optimizers import build_optimizer, early_stop, lr_at
+
+LR = 0.3
+
+
+def per_epoch(schedule, epochs: int, lr: float = LR) -> list[float]:
+    """The rates of the epochs, with the fact that each holds for all of its steps."""
+    rates = [lr_at(schedule, lr, step, 7, epochs) for step in range(7 * epochs)]
+    assert all(len(set(rates[7 * epoch : 7 * epoch + 7])) == 1 for epoch in range(epochs))
+    return rates[::7]
+
+
+def torchs(build, epochs: int, lr: float = LR) -> list[float]:
+    """The rates of a torch scheduler that is stepped after every epoch."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr)
+    scheduler = build(optimizer)
+    rates = []
+    for _ in range(epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_a_constant_learning_rate_is_the_one_written() -> None:
+    assert {lr_at(Constant(name="constant"), LR, step, 10, 5) for step in range(50)} == {LR}
+
+
+@pytest.mark.parametrize("every_epochs", [1, 7])
+@pytest.mark.parametrize("factor", [0.1, 0.5])
+def test_step_is_torchs_step_lr(every_epochs: int, factor: float) -> None:
+    ours = per_epoch(Step(name="step", every_epochs=every_epochs, factor=factor), 25)
+    assert ours == pytest.approx(torchs(lambda o: torch.optim.lr_scheduler.StepLR(o, every_epochs, factor), 25))
+
+
+@pytest.mark.parametrize("factor", [0.95, 0.7, 0.65])
+def test_exponential_is_torchs_exponential_lr(factor: float) -> None:
+    ours = per_epoch(Exponential(name="exponential", factor=factor), 15)
+    assert ours == pytest.approx(torchs(lambda o: torch.optim.lr_scheduler.ExponentialLR(o, factor), 15))
+
+
+def test_cosine_warms_up_linearly_and_falls_along_half_a_cosine() -> None:
+    schedule = Cosine(name="cosine", warmup_epochs=2)
+    rates = [lr_at(schedule, 0.4, step, 10, 6) for step in range(60)]
+    assert rates[:20] == [0.4 * (step + 1) / 20 for step in range(20)]
+    assert rates[20] == 0.4
+    assert rates[40] == pytest.approx(0.2)  # half of the way down
+    assert rates[20:] == [0.4 * (1 + math.cos(math.pi * (step / 40))) / 2 for step in range(40)]
+    assert 0 < rates[59] < 0.001
+    assert all(later < earlier for earlier, later in pairwise(rates[20:]))
+
+
+def test_cosine_comes_from_and_goes_to_the_lowest_rate() -> None:
+    schedule = Cosine(name="cosine", warmup_epochs=2, lowest_lr=0.1)
+    rates = [lr_at(schedule, 0.4, step, 10, 6) for step in range(61)]
+    assert rates[:20] == pytest.approx([0.1 + 0.3 * (step + 1) / 20 for step in range(20)])
+    assert max(rates) == rates[20] == 0.4
+    assert min(rates[20:]) == rates[60] == pytest.approx(0.1)
+    assert rates[20:] == pytest.approx(
+        torchs(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 40, 0.1), 41, 0.4)
+    )
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_published_cosine_is_a_warm_up_by_hand_and_torchs_cosine_annealing_stepped_beyond_its_end(warmup: int) -> None:
+    lr, lowest, epochs = 1e-4, 1e-6, 150
+    schedule = Cosine(name="cosine", warmup_epochs=warmup, lowest_lr=lowest, convention="published")
+    # as the document's own class does: the scheduler waits while the warm-up sets the rate
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10, eta_min=lowest)
+    group, document = optimizer.param_groups[0], []
+    for epoch in range(epochs):
+        if warmup and epoch <= warmup:
+            group["lr"] = (lr - lowest) * (epoch / warmup) + lowest
+        elif epoch > 0:
+            optimizer.step()
+            cosine.step()
+        document.append(group["lr"])
+    assert per_epoch(schedule, epochs, lr) == pytest.approx(document, rel=1e-9)
+    assert document[0] == (lowest if warmup else lr)
+    assert [document[warmup + epochs_on] for epochs_on in (0, 20, 40)] == pytest.approx([lr] * 3)
+    assert [document[warmup + epochs_on] for epochs_on in (10, 30, 50)] == pytest.approx([lowest] * 3)
+
+
+def test_the_published_thirty_epochs_on_flowers_are_all_warm_up_and_peak_below_a_third_of_the_rate() -> None:
+    schedule = CosineInSteps(name="cosine_in_steps", warmup_steps=1500, total_steps=1992, convention="published")
+    rates = [lr_at(schedule, 0.003, step, 16, 30) for step in range(480)]
+    assert rates == pytest.approx([0.003 * step / 1500 for step in range(480)])
+    assert max(rates) == rates[-1]
+    assert f"{max(rates):.5f}" == "0.00096"
+
+
+def test_published_cosine_in_steps_ends_at_its_own_step_whatever_the_epochs() -> None:
+    schedule = CosineInSteps(name="cosine_in_steps", warmup_steps=1500, total_steps=1992, convention="published")
+    rates = [lr_at(schedule, 0.003, step, 16, 1000) for step in range(3000)]
+    assert rates == [lr_at(schedule, 0.003, step, 16, 150) for step in range(3000)]
+    assert (rates[0], rates[750], rates[1500]) == (0, 0.0015, 0.003)
+    assert rates[1746] == pytest.approx(0.0015)
+    assert rates[1991] > 0
+    assert set(rates[1992:]) == {0}
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(30, 48), (1000, 1500), (1, 1)])
+def test_corrected_cosine_in_steps_ends_with_the_training_and_warms_up_for_at_most_a_tenth(
+    epochs: int, warmup: int
+) -> None:
+    schedule = CosineInSteps(name="cosine_in_steps", warmup_steps=1500)
+    total = 16 * epochs
+    rates = [lr_at(schedule, LR, step, 16, epochs) for step in range(total + 1)]
+    assert rates[:warmup] == pytest.approx([LR * step / warmup for step in range(warmup)])
+    assert rates.index(max(rates)) == warmup
+    assert rates[warmup] == LR
+    by_torch = torchs(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, total - warmup), total - warmup + 1)
+    assert rates[warmup:] == pytest.approx(by_torch, rel=1e-6, abs=1e-9)
+    assert rates[-1] == 0
+
+
+def test_cosine_in_steps_without_a_warm_up_begins_at_the_rate() -> None:
+    schedule = CosineInSteps(name="cosine_in_steps", warmup_steps=0)
+    assert lr_at(schedule, LR, 0, 10, 1) == LR
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"total_steps": 1992},
+        {"convention": "published"},
+        {"convention": "published", "total_steps": 1500},
+    ],
+)
+def test_total_steps_belongs_to_the_published_schedule(written) -> None:
+    with pytest.raises(ValidationError, match="total_steps"):
+        CosineInSteps.model_validate({"name": "cosine_in_steps", **written})
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def one_update(config, rate: float) -> tuple[list[torch.Tensor], list[torch.Tensor], nn.Sequential]:
+    """(weights before, gradients, network after) one update at a learning rate."""
+    network = two_layers().double()
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    network(torch.ones(5, 3, dtype=torch.float64)).square().sum().backward()
+    optimizer = build_optimizer(config, network)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return before, [parameter.grad for parameter in network.parameters()], network
+
+
+@pytest.mark.parametrize("decay_on", ["weights", "all"])
+@pytest.mark.parametrize(
+    ("decay_times", "share"), [("lr", 0.05 * 0.25), ("relative_lr", 0.05 * 0.25 / 0.5), ("nothing", 0.05)]
+)
+def test_adamw_decays_by_what_is_written_and_then_takes_adams_step(
+    decay_on: str, decay_times: str, share: float
+) -> None:
+    config = AdamW(name="adamw", lr=0.5, weight_decay=0.05, decay_on=decay_on, decay_times=decay_times)
+    before, gradients, network = one_update(config, 0.25)
+    for old, gradient, new in zip(before, gradients, network.parameters(), strict=True):
+        kept = 1 - share if old.ndim > 1 or decay_on == "all" else 1.0
+        # Adam's first step is the sign of the gradient, but for epsilon
+        expected = kept * old - 0.25 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(new.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_relative_decay_is_torchs_adamw_with_the_decay_over_the_peak_rate() -> None:
+    relative = AdamW(name="adamw", lr=0.003, weight_decay=0.001, decay_times="relative_lr")
+    torchs_own = AdamW(name="adamw", lr=0.003, weight_decay=0.001 / 0.003)
+    for rate in (0.003, 0.001, 0.0):
+        ours, theirs = one_update(relative, rate)[2], one_update(torchs_own, rate)[2]
+        assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+def test_a_decay_per_step_acts_at_learning_rate_zero_and_on_moving_parameters_only() -> None:
+    config = AdamW(name="adamw", lr=0.5, weight_decay=0.05, decay_times="nothing", decay_on="all")
+    before, _, network = one_update(config, 0.0)
+    for old, new in zip(before, network.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), 0.95 * old, rtol=1e-12, atol=0)
+    network = two_layers()
+    optimizer = build_optimizer(config, network)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    network[0](torch.ones(5, 3)).sum().backward()
+    optimizer.step()
+    same = [torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)]
+    assert same == [False, False, True, True]
+
+
+@pytest.mark.parametrize("decay_times", ["relative_lr", "nothing"])
+def test_a_decay_that_takes_the_whole_weight_is_refused(decay_times: str) -> None:
+    with pytest.raises(ValidationError, match=f"weight_decay must be below 1 with decay_times {decay_times}, got 1.0"):
+        AdamW(name="adamw", lr=0.1, weight_decay=1.0, decay_times=decay_times)
+
+
+@pytest.mark.parametrize(("config", "kind"), [
+    (Sgd(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.01), torch.optim.SGD),
+    (Adam(name="adam", lr=0.1, weight_decay=0.01), torch.optim.Adam),
+])  # fmt: skip
+def test_sgd_and_adam_are_torchs_with_the_decay_in_the_gradient(config, kind) -> None:
+    _, _, ours = one_update(config, 0.1)
+    network = two_layers().double()
+    network(torch.ones(5, 3, dtype=torch.float64)).square().sum().backward()
+    kind(network.parameters(), **config.model_dump(exclude={"name"})).step()
+    assert all(map(torch.equal, ours.parameters(), network.parameters()))
+
+
+@pytest.mark.parametrize("config", [
+    Sgd(name="sgd", lr=0.1), Adam(name="adam", lr=0.1), AdamW(name="adamw", lr=0.1, decay_times="nothing")
+])  # fmt: skip
+def test_frozen_parameters_are_not_given_to_the_optimizer(config) -> None:
+    network = two_layers()
+    network[0].requires_grad_(False)
+    groups = build_optimizer(config, network).param_groups
+    given = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(given) == sorted(map(id, network[1].parameters()))
+
+
+def test_a_network_that_is_frozen_whole_cannot_be_trained() -> None:
+    with pytest.raises(UserError, match="every parameter is frozen"):
+        build_optimizer(Sgd(name="sgd", lr=0.1), two_layers().requires_grad_(False))
+
+
+def test_a_training_ends_when_its_objective_has_not_improved_for_so_many_epochs() -> None:
+    stopping = EarlyStopping(patience_epochs=3)
+    assert [early_stop(4, epoch, stopping) for epoch in range(4, 9)] == [False, False, False, True, True]
+    assert not early_stop(1, 1000, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "torchs_own"),
+    [
+        (Sgd(name="sgd", lr=LR, momentum=0.9, weight_decay=0.01), (torch.optim.SGD, {"momentum": 0.9})),
+        (Adam(name="adam", lr=LR, weight_decay=0.01), (torch.optim.Adam, {})),
+        (AdamW(name="adamw", lr=LR, weight_decay=0.01, decay_on="all"), (torch.optim.AdamW, {})),
+    ],
+)
+def test_steps_have_the_bits_of_torchs_own_optimizers(config, torchs_own) -> None:
+    kind, options = torchs_own
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(5, 4), nn.Linear(5, 4)
+    theirs.load_state_dict(ours.state_dict())
+    by_us = build_optimizer(config, ours)
+    by_torch = kind(theirs.parameters(), LR, weight_decay=0.01, fused=True, **options)
+    assert type(by_us) is not kind
+    for _ in range(5):
+        images = torch.randn(8, 5)
+        for network, optimizer in ((ours, by_us), (theirs, by_torch)):
+            optimizer.zero_grad()
+            network(images).square().mean().backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+    again = build_optimizer(config, ours)
+    again.load_state_dict(by_us.state_dict())
+    assert all(
+        torch.equal(value, by_us.state[parameter][key])
+        for parameter, state in again.state.items()
+        for key, value in state.items()
+    )
+
+
+NO_COMPILER = """
+import sys
+import torch
+from kdtrain.config.training import Adam, AdamW, Sgd
+from kdtrain.models import build, forward_flops
+from kdtrain.config.recipe import Student
+from kdtrain.optim import build_optimizer
+network = build(Student(model="lenet5_student"), (1, 32, 32), 10, 0)
+print(forward_flops(network, (1, 32, 32)))
+adamw = [AdamW(name="adamw", lr=0.1, decay_times=times) for times in ("lr", "nothing")]
+for config in (Sgd(name="sgd", lr=0.1), Adam(name="adam", lr=0.1), *adamw):
+    optimizer = build_optimizer(config, network)
+    network(torch.zeros(2, 1, 32, 32)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_neither_training_nor_counting_flops_imports_torchs_compiler() -> None:
+    told = subprocess.run([sys.executable, "-c", NO_COMPILER], capture_output=True, text=True, check=True)
+    flops, compiler_is_there = told.stdout.split()
+    assert int(flops) > 0
+    assert compiler_is_there == "False"

@@ -1,0 +1,443 @@
+"""Every field of a recipe changes what is learned, and the trial_id with it; equal recipes have equal ids."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import made_up_data
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import BaseModel
+from trainings import ALONE, KD, NO_DATA, recipe, trained
+
+from kdtrain.config.recipe import Recipe
+from kdtrain.errors import UserError
+from kdtrain.trials import identity as identity_module
+from kdtrain.trials.identity import identity, trial_id
+from kdtrain.trials.store import Store
+
+SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.5, "weight_decay": 0.01}
+ADAM = {"name": "adam", "lr": 0.002, "weight_decay": 0.01}
+ADAMW = {"name": "adamw", "lr": 0.002, "weight_decay": 0.1}
+COSINE = {"name": "cosine", "warmup_epochs": 1}
+IN_STEPS = {"name": "cosine_in_steps", "warmup_steps": 2, "total_steps": 12, "convention": "published"}
+RESTLESS = {"optimizer": {"name": "sgd", "lr": 0.7, "momentum": 0.5}, "epochs": 12}
+DIGITS = ALONE["data"]
+MNIST = {"name": "mnist", "resolution": 16, "limit_per_class": 6}
+FOLDER = {
+    "name": "image_folder", "folder": "pets", "resolution": 16, "augment": "none", "val_fraction": 0.3,
+    "test_fraction": 0.3, "limit_per_class": 6
+}  # fmt: skip
+
+HYMENOPTERA = {"name": "hymenoptera", "resolution": 16}
+CUB = {"name": "cub200", "resolution": 16}
+FLOWERS = {"name": "flowers102", "resolution": 16, "limit_per_class": 2}
+CIFAR10 = {"name": "cifar10", "resolution": 16, "limit_per_class": 2}
+TINY = {"model": "test_resnet", "weights": {"file": "tiny.safetensors", "part": "encoder"}}
+
+Case = tuple[dict[str, Any], Any]
+"""(top-level fields of the recipe to start from, the field's other value)"""
+
+TRAINING: dict[str, Case] = {
+    "optimizer": ({"optimizer": SGD}, ADAM),
+    "optimizer[sgd].lr": ({"optimizer": SGD}, 0.06),
+    "optimizer[sgd].momentum": ({"optimizer": SGD}, 0.6),
+    "optimizer[sgd].weight_decay": ({"optimizer": SGD}, 0.02),
+    "optimizer[adam].lr": ({"optimizer": ADAM}, 0.003),
+    "optimizer[adam].weight_decay": ({"optimizer": ADAM}, 0.02),
+    "optimizer[adamw].lr": ({"optimizer": ADAMW}, 0.003),
+    "optimizer[adamw].weight_decay": ({"optimizer": ADAMW}, 0.2),
+    "optimizer[adamw].decay_on": ({"optimizer": ADAMW}, "all"),
+    "optimizer[adamw].decay_times": ({"optimizer": ADAMW}, "relative_lr"),
+    "lr_schedule": ({"lr_schedule": {"name": "constant"}}, COSINE),
+    "lr_schedule[step].every_epochs": ({"lr_schedule": {"name": "step", "every_epochs": 1, "factor": 0.5}}, 2),
+    "lr_schedule[step].factor": ({"lr_schedule": {"name": "step", "every_epochs": 1, "factor": 0.5}}, 0.4),
+    "lr_schedule[exponential].factor": ({"lr_schedule": {"name": "exponential", "factor": 0.5}}, 0.4),
+    "lr_schedule[cosine].lowest_lr": ({"lr_schedule": COSINE}, 0.01),
+    "lr_schedule[cosine].convention": ({"lr_schedule": COSINE}, "published"),
+    "lr_schedule[cosine_in_steps].warmup_steps": ({"lr_schedule": IN_STEPS}, 3),
+    "lr_schedule[cosine_in_steps].total_steps": ({"lr_schedule": IN_STEPS}, 9),
+    "lr_schedule[cosine_in_steps].convention": ({"lr_schedule": IN_STEPS}, "corrected"),
+    "clipping.norm": ({"clipping": {"norm": 0.1}}, 0.2),
+    "clipping.over": ({"clipping": {"norm": 0.1}}, "tensor"),
+    "early_stopping.patience_epochs": (RESTLESS | {"early_stopping": {"patience_epochs": 1}}, 12),
+    "lr_schedule[cosine].warmup_epochs": ({"lr_schedule": COSINE}, 0),
+    "label_smoothing": ({"label_smoothing": 0.0}, 0.1),
+    "batch_size": ({"batch_size": 16}, 15),
+    "epochs": ({"epochs": 2}, 3),
+    "precision": ({"precision": "fp32"}, "bf16"),
+}
+"""What student and teacher are trained by alike."""
+
+NETWORK: dict[str, Case] = {
+    "weights.file": (TINY, "tiny 1.safetensors"),
+    "weights.part": (TINY, "network"),
+    "freeze": (TINY | {"batch_norm_statistics": "update"}, "encoder_but_norm"),
+    "batch_norm_statistics": (TINY, "keep"),
+    "head": (TINY | {"dropout": 0.2}, "hidden"),
+    "dropout": (TINY, 0.3),
+    "normalization": (TINY, "none"),
+    "channels_last": (TINY, False),
+}
+"""What student and teacher are alike."""
+
+
+def distilling(method: dict[str, Any], path: str, value: Any) -> dict[str, Case]:
+    """The case of a method's field, between two of the smallest networks that have all stages."""
+    teacher = {**TINY, "seed": 1, "epochs": 1}
+    base = {"teacher": teacher, "student": {"model": "test_resnet", "weights": None}, "method": method, "epochs": 1}
+    return {f"method[{method['name']}].{path}": (base, value)}
+
+
+def weighing(method: dict[str, Any]) -> dict[str, Case]:
+    """The cases of its balance, in each spelling."""
+    spelt = {"weight": (1.0, 2.0), "kd_ratio": (0.5, 0.7), "alpha": (0.5, 0.6), "alpha_ce": (0.5, 0.6)}
+    cases: dict[str, Case] = {}
+    for spelling, (one, other) in spelt.items():
+        cases |= distilling({**method, "balance": {spelling: one}}, f"balance.{spelling}", other)
+    return cases
+
+
+BALANCE = {"balance": {"alpha": 0.5}}
+MSE = {"name": "logit_mse", **BALANCE}
+DISTANCE = {"name": "rkd_distance", **BALANCE}
+ANGLE = {"name": "rkd_angle", **BALANCE}
+PUBLISHED_DISTANCE = {**DISTANCE, "features": "logits", "convention": "published"}
+AT = {"name": "at", "stages": ["4", "8"], "balance": {"weight": 1000.0}}
+SP = {"name": "sp", "stages": ["16", "32"], "balance": {"weight": 1000.0}}
+MGD = {"name": "mgd", "stage": "32", "mask_ratio": 0.3, "alpha": 0.01, "balance": {"weight": 1.0}}
+DKD = {"name": "dkd", "warmup_epochs": 2, **BALANCE}
+DIST = {"name": "dist", **BALANCE}
+CRITIC = {
+    "name": "logits_discriminator", "temperature": 2.0, "critic_steps": 2, "student_steps": 1, **BALANCE
+}  # fmt: skip
+CLIPPED = {**CRITIC, "critic_training": {"lipschitz": {"name": "clipping", "bound": 0.1}}}
+TRUSTED = {**CRITIC, "critic_training": {"lipschitz": {"name": "none"}}}
+DROPPED = {"student": {"model": "test_resnet", "weights": None, "dropout": 0.3}}
+
+METHODS: dict[str, Case] = {
+    **weighing(MSE), **weighing(DISTANCE), **weighing(ANGLE), **weighing(AT), **weighing(SP), **weighing(MGD),
+    **weighing(DKD), **weighing(DIST), **weighing(CRITIC),
+    **distilling({"name": "kd", "temperature": 4.0, **BALANCE}, "standardise", True),
+    **distilling(DISTANCE, "features", "logits"),
+    **distilling({**PUBLISHED_DISTANCE, "temperature": 1.5}, "convention", "corrected"),
+    **distilling(PUBLISHED_DISTANCE, "temperature", 3.0),
+    **distilling(ANGLE, "features", "logits"),
+    **distilling(AT, "stages", ["8"]),
+    **distilling(SP, "stages", ["32"]),
+    **distilling(SP, "convention", "published"),
+    **distilling(MGD, "stage", "16"),
+    **distilling(MGD, "mask_ratio", 0.6),
+    **distilling(MGD, "alpha", 0.02),
+    **distilling(DKD, "temperature", 2.0),
+    **distilling(DKD, "alpha", 2.0),
+    **distilling(DKD, "beta", 4.0),
+    **distilling(DKD, "warmup_epochs", 4),
+    **distilling(DKD, "standardise", True),
+    **distilling(DIST, "temperature", 2.0),
+    **distilling(DIST, "beta", 2.0),
+    **distilling(DIST, "gamma", 2.0),
+    **distilling(CRITIC, "temperature", 3.0),
+    **distilling(CRITIC, "critic_steps", 1),
+    **distilling(CRITIC, "student_steps", 2),
+    "method[logits_discriminator].restart": (KD | {"method": CRITIC}, "epoch"),
+    **distilling(CRITIC, "convention", "published"),
+    **distilling(CRITIC, "critic_training.lr", 0.01),
+    **distilling(CRITIC, "critic_training.lipschitz", {"name": "none"}),
+    **distilling(CRITIC, "critic_training.lipschitz[gradient_penalty].weight", 1.0),
+    **distilling(CLIPPED, "critic_training.lipschitz[clipping].bound", 0.01),
+}  # fmt: skip
+
+ALSO: dict[str, dict[str, Any]] = {
+    "lr_schedule[cosine_in_steps].convention": {"total_steps": None},
+    "teacher.lr_schedule[cosine_in_steps].convention": {"total_steps": None},
+    "method[logits_discriminator].convention": {"critic_training": None},
+}
+"""What stands beside a field and must go with it."""
+
+PERMISSIONS = {"student.allow_random_frozen", "teacher.allow_random_frozen"}
+"""Fields that let a recipe pass, and change nothing in it; a test of their own shows it."""
+
+COMPILED = {"student.compile", "teacher.compile"}
+"""What is compiled takes minutes and may have equal bits: tests/models/test_compile.py."""
+
+OF_WORKERS = {"batch_norm", "teacher.batch_norm"}
+"""Fields that do nothing with one worker; tests/ddp/test_batch_norm_ranks.py shows what they do with two."""
+
+OVERFITTING = {
+    "data": DIGITS | {"limit_per_class": 3}, "optimizer": {"name": "adam", "lr": 0.01}, "epochs": 25
+}  # fmt: skip
+
+CASES: dict[str, Case] = {
+    **TRAINING,
+    **METHODS,
+    **{f"student.{field}": ({"student": base}, value) for field, (base, value) in NETWORK.items()},
+    "data": ({}, DIGITS | {"name": "mnist"}),
+    "data[cifar10].resolution": ({"data": CIFAR10}, 17),
+    "data[cifar10].augment": ({"data": CIFAR10}, "none"),
+    "data[cifar10].convention": ({"data": CIFAR10}, "published"),
+    "data[cifar10].limit_per_class": ({"data": CIFAR10}, 3),
+    "data[cifar10].split_seed": ({"data": CIFAR10}, 1),
+    "data[hymenoptera].resolution": ({"data": HYMENOPTERA}, 17),
+    "data[hymenoptera].convention": ({"data": HYMENOPTERA}, "published"),
+    "data[hymenoptera].limit_per_class": ({"data": HYMENOPTERA | {"limit_per_class": 4}}, 3),
+    "data[hymenoptera].split_seed": ({"data": HYMENOPTERA}, 1),
+    "data[cub200].resolution": ({"data": CUB}, 17),
+    "data[cub200].augment": ({"data": CUB}, "none"),
+    "data[cub200].test_time_augmentation": ({"data": CUB}, "none"),
+    "data[cub200].limit_per_class": ({"data": CUB | {"limit_per_class": 4}}, 3),
+    "data[cub200].split_seed": ({"data": CUB}, 1),
+    "data[flowers102].resolution": ({"data": FLOWERS}, 17),
+    "data[flowers102].crop": ({"data": FLOWERS}, "inception"),
+    "data[flowers102].limit_per_class": ({"data": FLOWERS}, 3),
+    "data[flowers102].split_seed": ({"data": FLOWERS}, 1),
+    "data[image_folder].test_time_augmentation": ({"data": FOLDER}, "ten_crop"),
+    "mixup.convention": ({"mixup": {}}, "published"),
+    "r_drop.weight": (DROPPED | {"r_drop": {"weight": 0.3}}, 0.6),
+    "r_drop.convention": (DROPPED | {"r_drop": {"weight": 0.3}}, "published"),
+    "ema.decay": ({"ema": {"decay": 0.9, "ramp_updates": 2.0}}, 0.8),
+    "ema.ramp_updates": ({"ema": {"decay": 0.9, "ramp_updates": 2.0}}, 4.0),
+    "data[digits].resolution": ({}, 17),
+    "data[digits].limit_per_class": ({}, 5),
+    "data[digits].split_seed": ({}, 1),
+    "data[mnist].resolution": ({"data": MNIST}, 17),
+    "data[mnist].limit_per_class": ({"data": MNIST}, 5),
+    "data[mnist].split_seed": ({"data": MNIST}, 1),
+    "data[image_folder].folder": ({"data": FOLDER}, "other pets"),
+    "data[image_folder].resolution": ({"data": FOLDER}, 17),
+    "data[image_folder].augment": ({"data": FOLDER}, "crop_flip"),
+    "data[image_folder].val_fraction": ({"data": FOLDER | {"limit_per_class": None}}, 0.4),
+    "data[image_folder].test_fraction": ({"data": FOLDER | {"limit_per_class": None}}, 0.4),
+    "data[image_folder].limit_per_class": ({"data": FOLDER}, 5),
+    "data[image_folder].split_seed": ({"data": FOLDER}, 1),
+    "student.model": ({}, "lenet5_teacher"),
+    "method": (KD, {"name": "none"}),
+    "method[kd].temperature": (KD, 5.0),
+    "method[kd].convention": (KD, "published_mnist"),
+    "method[kd].balance.weight": (KD | {"method": KD["method"] | {"balance": {"weight": 1.0}}}, 2.0),
+    "method[kd].balance.kd_ratio": (KD | {"method": KD["method"] | {"balance": {"kd_ratio": 0.5}}}, 0.7),
+    "method[kd].balance.alpha": (KD | {"method": KD["method"] | {"balance": {"alpha": 0.5}}}, 0.6),
+    "method[kd].balance.alpha_ce": (KD | {"method": KD["method"] | {"balance": {"alpha_ce": 0.5}}}, 0.6),
+    "objective": (OVERFITTING, "val/nll"),
+    "seed": ({}, 1),
+    "teacher.model": (KD, "lenet5_student"),
+    "teacher.seed": (KD, 1),
+    "teacher.file": (KD | {"teacher": {"model": "lenet5_teacher", "file": "one.safetensors"}}, "other.safetensors"),
+    **{
+        f"teacher.{field}": (KD | {"teacher": KD["teacher"] | base}, value) for field, (base, value) in TRAINING.items()
+    },
+    **{
+        f"teacher.{field}": (KD | {"teacher": {"epochs": 1, **base}}, value) for field, (base, value) in NETWORK.items()
+    },
+}
+
+
+def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """The dotted path of every field that a user can write, each option of a choice by its name in brackets."""
+    for name, field in model.model_fields.items():
+        here = f"{path}.{name}" if path else name
+        options = list(members(field.annotation))
+        models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not models and get_origin(options[0]) is Literal and len(get_args(options[0])) == 1:
+            continue  # the name of an option: the choice itself is a field of the model above
+        if len(models) != 1:
+            yield here
+        for option in models:
+            if len(models) == 1:
+                yield from leaves(option, here)
+            else:
+                (label,) = get_args(option.model_fields["name"].annotation)
+                yield from leaves(option, f"{here}[{label}]")
+
+
+def members(annotation: Any) -> Iterator[Any]:
+    """The types of a union without None, whatever they are wrapped in."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from members(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from members(member)
+    elif annotation is not NoneType:
+        yield annotation
+
+
+def test_every_field_of_the_recipe_has_a_case_here_and_every_case_a_field() -> None:
+    fields = set(leaves(Recipe))
+    assert {"data[digits].resolution", "method[kd].balance.alpha", "teacher.optimizer[sgd].lr"} <= fields
+    without_case = sorted(fields - CASES.keys() - PERMISSIONS - OF_WORKERS - COMPILED)
+    assert not without_case, f"fields of the recipe that no case here changes: {', '.join(without_case)}"
+    assert sorted(CASES.keys() - fields) == []
+
+
+def changed(base: Recipe, path: str, value: Any) -> Recipe:
+    """`base` with the field at `path` set; what only the old value needed goes with it."""
+    tree = base.model_dump(mode="json")
+    keys = [key.split("[")[0] for key in path.split(".")]
+    inner = tree
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    inner |= ALSO.get(path, {})
+    if path == "method":
+        tree["teacher"] = None
+    return Recipe.model_validate(tree)
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with two folders of images and an MNIST of noise, as its files are laid out."""
+    root = tmp_path_factory.mktemp("data")
+    noise = np.random.default_rng(0)
+    for folder in ("pets", "other pets"):
+        for name in ("cat", "dog"):
+            (root / folder / name).mkdir(parents=True)
+            for number in range(20):
+                pixels = noise.integers(0, 256, (24, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / folder / name / f"{number}.png")
+    made_up_data.hymenoptera(root)
+    made_up_data.cub200(root)
+    made_up_data.flowers102(root)
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 5200), ("t10k", 100)):
+        images = noise.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+            (raw / f"{part}-{kind}-ubyte").write_bytes(header + values.tobytes())
+    return root
+
+
+@pytest.fixture(scope="module")
+def learned(small_data: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Recipe -> (its id, what it learned): rows, kept weights, test metrics. Each recipe is trained once."""
+    results = tmp_path_factory.mktemp("results")
+
+    @cache
+    def answer(config: Recipe) -> tuple[str, tuple[str, bytes, str]]:
+        left = trained(config, results, data_root=small_data)
+        test = str(left.outcome["test"])
+        return trial_id(config, small_data), (str(left.rows), left.folder.weights.read_bytes(), test)
+
+    return answer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights_files(small_data: Path) -> None:
+    """Two teachers' weights beside the data, for `teacher.file`."""
+    for seed, name in ((0, "one"), (1, "other")):
+        left = trained(recipe(student={"model": "lenet5_teacher"}, seed=seed), small_data / "taught")
+        (small_data / f"{name}.safetensors").write_bytes(left.folder.weights.read_bytes())
+    for seed, name in ((0, "tiny"), (1, "tiny 1")):
+        left = trained(recipe(student={"model": "test_resnet", "weights": None}, seed=seed), small_data / "taught")
+        (small_data / f"{name}.safetensors").write_bytes(left.folder.weights.read_bytes())
+
+
+REAL = "data[cifar10]"  # torchvision refuses files that are not CIFAR-10's own
+PATHS = [pytest.param(path, marks=pytest.mark.data) if path.startswith(REAL) else path for path in CASES]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_changing_a_field_changes_what_is_learned_and_the_id(
+    path: str, learned, small_data, monkeypatch, request
+) -> None:
+    if path.startswith(REAL) and not (small_data / "cifar-10-batches-py").exists():
+        real = request.getfixturevalue("real_data") / "cifar-10-batches-py"
+        (small_data / real.name).symlink_to(real)
+    monkeypatch.chdir(small_data)
+    start, value = CASES[path]
+    base = recipe(**start)
+    other = changed(base, path, value)
+    assert other != base
+    base_id, base_result = learned(base)
+    other_id, other_result = learned(other)
+    assert other_id != base_id, f"{path} changes nothing of the identity"
+    assert other_result != base_result, f"{path} does nothing: a training with it changed is the same"
+
+
+@pytest.mark.parametrize("place", ["student", "teacher"])
+def test_freezing_random_weights_must_be_allowed_and_the_permission_does_nothing_else(place: str) -> None:
+    frozen = {"model": "test_resnet", "weights": None, "freeze": "encoder"}
+    base = KD if place == "teacher" else {}
+    with pytest.raises(ValueError, match="allow_random_frozen: true"):
+        recipe(**base | {place: frozen})
+    allowed = recipe(**base | {place: frozen | {"allow_random_frozen": True}})
+    assert "allow_random_frozen" not in identity(allowed, NO_DATA)["recipe"]["student"]
+    with pytest.raises(ValueError, match="allow_random_frozen does nothing"):
+        recipe(**base | {place: {"model": "test_resnet", "weights": None, "allow_random_frozen": True}})
+
+
+def test_spellings_of_equal_weights_and_numbers_have_equal_ids() -> None:
+    def of_kd(**changes: Any) -> str:
+        return trial_id(recipe(**KD | {"method": KD["method"] | changes}), NO_DATA)
+
+    assert of_kd(balance={"alpha": 0.3}) == of_kd(balance={"alpha_ce": 0.7})
+    assert of_kd(balance={"weight": 1.0}) == of_kd(balance={"kd_ratio": 0.5})
+    assert of_kd(balance={"weight": 1}) == of_kd(balance={"weight": 1.0})
+    assert of_kd(balance={"weight": 1.0}) != of_kd(balance={"alpha": 0.5})
+    assert of_kd(temperature=4) == of_kd(temperature=4.0)
+
+
+def test_a_default_written_out_is_the_default() -> None:
+    assert trial_id(recipe(), NO_DATA) == trial_id(recipe(**recipe().model_dump(mode="json")), NO_DATA)
+    assert trial_id(recipe(label_smoothing=0), NO_DATA) == trial_id(recipe(), NO_DATA)
+
+
+def test_an_inherited_knob_of_the_teacher_written_out_is_the_same_recipe() -> None:
+    written = recipe(**KD | {"teacher": KD["teacher"] | {"optimizer": ALONE["optimizer"], "batch_size": 16}})
+    assert trial_id(recipe(**KD), NO_DATA) == trial_id(written, NO_DATA)
+    own = recipe(**KD | {"teacher": KD["teacher"] | {"batch_size": 32}}, batch_size=32)
+    assert identity(own, NO_DATA)["recipe"]["teacher"] != identity(recipe(**KD), NO_DATA)["recipe"]["teacher"]
+
+
+@pytest.mark.parametrize("teacher", [KD["teacher"], {"model": "lenet5_teacher", "file": "one.safetensors"}])
+def test_a_dumped_recipe_reads_back_as_the_same_recipe(teacher: dict[str, Any]) -> None:
+    config = recipe(**KD | {"teacher": teacher})
+    assert Recipe.model_validate(config.model_dump(mode="json")) == config
+    unset = config.model_dump(mode="json", exclude_unset=True)  # as best.yaml has it
+    assert Recipe.model_validate(unset) == config
+
+
+def test_a_teacher_shared_by_two_students_has_one_id() -> None:
+    ids = [identity(recipe(**KD, seed=seed), NO_DATA)["recipe"]["teacher"] for seed in (0, 1)]
+    assert ids[0] == ids[1]
+    assert trial_id(recipe(**KD, seed=0), NO_DATA) != trial_id(recipe(**KD, seed=1), NO_DATA)
+
+
+def test_a_teachers_file_counts_by_its_content_not_by_its_name(tmp_path: Path) -> None:
+    def by_file(name: str, content: bytes) -> str:
+        (tmp_path / name).write_bytes(content)
+        teacher = {"model": "lenet5_teacher", "file": str(tmp_path / name)}
+        return trial_id(recipe(**KD | {"teacher": teacher}), NO_DATA)
+
+    assert by_file("a", b"weights") == by_file("b", b"weights") != by_file("a", b"others")
+    (tmp_path / "a").unlink()
+    teacher = {"model": "lenet5_teacher", "file": str(tmp_path / "a")}
+    with pytest.raises(UserError, match=r"recipe.teacher.file: .* cannot be read \(No such file"):
+        trial_id(recipe(**KD | {"teacher": teacher}), NO_DATA)
+
+
+def test_statistics_per_worker_are_another_recipe_than_global_ones_of_student_and_teacher() -> None:
+    own = {"batch_norm": "per_worker"}
+    taught = KD | {"teacher": KD["teacher"] | own}
+    ids = {trial_id(recipe(**written), NO_DATA) for written in (KD, KD | own, taught)}
+    assert len(ids) == 3
+    assert trial_id(recipe(**KD | own), NO_DATA) == trial_id(recipe(**taught | own), NO_DATA)
+
+
+def test_a_change_of_numerics_gives_every_recipe_another_id(monkeypatch) -> None:
+    before = trial_id(recipe(), NO_DATA)
+    monkeypatch.setattr(identity_module, "NUMERICS", identity_module.NUMERICS + 1)
+    assert trial_id(recipe(), NO_DATA) != before
+
+
+def test_an_id_is_16_hexadecimal_digits_and_the_name_of_the_trials_folder(tmp_path: Path) -> None:
+    left = trained(recipe(), tmp_path)
+    assert left.folder.trial_id == trial_id(recipe(), NO_DATA)
+    assert len(left.folder.trial_id) == 16
+    assert int(left.folder.trial_id, 16) >= 0
+    assert [trial.trial_id for trial in Store(tmp_path).trials()] == [left.folder.trial_id]

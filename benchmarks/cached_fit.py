@@ -23,7 +23,7 @@ from sweep_parts import EPOCHS, network
 from kdtrain.config.recipe import Recipe
 from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.cache import Cache
-from kdtrain.teacher.cache_policy import Sharing
+from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.training.trainer import train
 from kdtrain.trials.store import Store
 
@@ -68,7 +68,7 @@ def trained(
     chosen: argparse.Namespace, root: Path, place: Path, device: torch.device, cached: bool
 ) -> tuple[float, int, int, float]:
     """(seconds, training images, teacher images computed, utilisation of the GPU in %) of all recipes."""
-    sharing = Sharing(Cache(place / "cache", 20 << 30)) if cached else None
+    sharing = CachePolicy(Cache(place / "cache", 20 << 30)) if cached else None
     images = computed = 0
     with Utilisation(device) as utilisation:
         started = time.perf_counter()

@@ -3,8 +3,8 @@
     python benchmarks/feed.py --data DIR [--sets cifar10 cub200 ...] [--images 256] [--rounds 5]
 
 "before" makes one PIL image after the other and turns it into floats in this process, as version 0.2 did; "now" is what
-`Feed` does without loaders. The variants are interleaved in every round; printed are medians over the rounds, and of
-ratios the median of the rounds' own. By loaders: of a loop after its first batch, images/s by the
+`BatchLoader` does without loaders. The variants are interleaved in every round; printed are medians over the rounds,
+and of ratios the median of the rounds' own. By loaders: of a loop after its first batch, images/s by the
 wall's clock, and CPU time of the training's own process, which does not see how busy the machine is.
 """
 
@@ -24,7 +24,7 @@ from kdtrain.data.registry import data_folder
 from kdtrain.data.sampling import batches_of
 from kdtrain.data.views import HeldImages, ViewedImages
 from kdtrain.runtime.process import prepare_process
-from kdtrain.training.loader import Feed, part_of
+from kdtrain.training.loader import BatchLoader, part_of
 
 SETS: dict[str, dict[str, Any]] = {
     "cifar10": {"name": "cifar10", "limit_per_class": 100},
@@ -56,7 +56,7 @@ def cpu_ms_per_image(work: Callable[[int], Any], epoch: int, images: int) -> flo
 
 def loop(recipe: Recipe, data: Dataset, loaders: int, images: int) -> tuple[float, float]:
     """Over the feed alone, on the CPU: (images/s, CPU ms per image of this process)."""
-    feed = Feed(recipe, data.train, torch.device("cpu"), loaders)
+    feed = BatchLoader(recipe, data.train, torch.device("cpu"), loaders)
     total, step, seen, started, cpu_started = len(data.train), 0, 0, 0.0, 0.0
     epoch = 0
     while seen < images:

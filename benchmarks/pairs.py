@@ -1,4 +1,4 @@
-"""The five setups' pairs, each as kdtrain's Run and as the same networks, weights and settings for the plain loop."""
+"""The five setups' pairs, each as kdtrain's TrainState and as the same networks and weights for the plain loop."""
 
 import copy
 import dataclasses
@@ -23,7 +23,7 @@ from kdtrain.runtime.rng import generator
 from kdtrain.teacher.network import Teacher, fresh_teacher
 from kdtrain.training.epoch_metrics import EpochProgress
 from kdtrain.training.loop import train_epoch
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 RANDOM = ("student.weights=null", "teacher.weights=null", "lr_schedule={name: constant}")
@@ -85,7 +85,7 @@ class Ours:
     def __init__(self, recipe: Recipe, data: Dataset, device: torch.device) -> None:
         self.network = fresh_teacher(recipe, data)
         self.fresh_teacher = copy.deepcopy(self.network)
-        self.run = Run(recipe, data, Teacher(self.network, device, recipe.method.needed_stages), device)
+        self.run = TrainState(recipe, data, Teacher(self.network, device, recipe.method.needed_stages), device)
         self.fresh_distiller = copy.deepcopy(self.run.distiller)
 
     def epoch(self) -> float:

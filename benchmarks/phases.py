@@ -12,7 +12,7 @@ import torch
 import kdtrain.training.learner
 import kdtrain.training.loop
 from kdtrain.teacher.network import Teacher
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 
 PHASES = ("data", "teacher", "student", "optimizer")
 
@@ -51,7 +51,7 @@ class Stopwatch:
         return float(sum(started.elapsed_time(ended) for started, ended in self.spans[phase])) / 1e3
 
 
-def shares(run: Run, epoch: Callable[[], Any]) -> dict[str, float]:
+def shares(run: TrainState, epoch: Callable[[], Any]) -> dict[str, float]:
     """The part of an epoch's time in each phase; epoch() trains one of `run`. `student` is forward, loss and backward,
     `rest` what the loop itself does between them."""
     watch = Stopwatch(run.device)

@@ -9,7 +9,7 @@ from kdtrain.cli.display import Display, quiet
 from kdtrain.cli.sweep import leave
 from kdtrain.config.sweep import load_sweep
 from kdtrain.study.description import describe
-from kdtrain.study.journal import Record
+from kdtrain.study.journal import StudyJournal
 from kdtrain.study.study import Job, Study
 from kdtrain.trials.store import Store
 
@@ -25,8 +25,8 @@ class SearchOnly(Study):
 if __name__ == "__main__":
     file, results, data = (Path(word) for word in sys.argv[1:])
     sweep = load_sweep(file)
-    study = SearchOnly(sweep, Store(results), Record(results / sweep.name), data)
-    study.record.open(describe(sweep, data), file.read_text())
+    study = SearchOnly(sweep, Store(results), StudyJournal(results / sweep.name), data)
+    study.journal.open(describe(sweep, data), file.read_text())
     with quiet(results / sweep.name / "ray.log") as terminal:
         from kdtrain.executors.ray_tune import execute
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from kdtrain.methods.base import Batch, Criterion, MethodConfig, Outputs, Setting, Shape, weighted_sum
+from kdtrain.methods.base import Batch, Criterion, MethodConfig, MethodContext, Outputs, Shape, weighted_sum
 from kdtrain.methods.registry import Method
 from kdtrain.runtime.rng import generator
 
@@ -46,9 +46,9 @@ def method(written: dict[str, Any]) -> MethodConfig:
     return TypeAdapter(Method).validate_python(written)
 
 
-def setting(**other: Any) -> Setting:
+def setting(**other: Any) -> MethodContext:
     measured = {"student_shapes": STUDENT, "teacher_shapes": TEACHER}
-    return Setting(**{"classes": CLASSES, "batch_size": 5, **measured, **other})
+    return MethodContext(**{"classes": CLASSES, "batch_size": 5, **measured, **other})
 
 
 def criterion(written: dict[str, Any], dtype: torch.dtype = torch.float64, **other: Any) -> Criterion:

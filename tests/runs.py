@@ -1,4 +1,4 @@
-"""A Run in the middle of a training, to be looked at; and the proof that a training can be cut off anywhere."""
+"""A TrainState in the middle of a training, to be looked at; and the proof that a training can be cut off anywhere."""
 
 from pathlib import Path
 
@@ -15,24 +15,24 @@ from kdtrain.teacher.network import Teacher, fresh_teacher
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.learner import Learner
 from kdtrain.training.loop import fit
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 from kdtrain.trials.store import Store
 
 BATCH_NORM_STUDENT = {"model": "test_resnet", "weights": None}
 """timm's own for tests: 374 thousand parameters, BatchNorm throughout."""
 
 
-def fresh_run(config: Recipe) -> Run:
+def fresh_run(config: Recipe) -> TrainState:
     """Before its first epoch. The teacher has random weights: it has not been trained."""
     prepare_process(1)
     data = load(config.data, NO_DATA)
     teacher = None
     if config.teacher is not None:
         teacher = Teacher(fresh_teacher(config, data), CPU, config.method.needed_stages)
-    return Run(config, data, teacher, CPU)
+    return TrainState(config, data, teacher, CPU)
 
 
-def fitted(run: Run) -> list[Metrics]:
+def fitted(run: TrainState) -> list[Metrics]:
     """The rows of the whole training."""
     rows: list[Metrics] = []
     fit(run, run.recipe.epochs, lambda metrics, run: rows.append(metrics))

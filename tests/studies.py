@@ -9,7 +9,7 @@ import yaml
 from kdtrain.config.sweep import load_sweep
 from kdtrain.runtime.process import prepare_process
 from kdtrain.study.description import describe
-from kdtrain.study.journal import Record
+from kdtrain.study.journal import StudyJournal
 from kdtrain.study.study import Job, Study
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
@@ -52,8 +52,8 @@ def sweep_file(folder: Path, *, name: str = "small", recipe: Any = None, study: 
 
 def open_study(file: Path, results: Path, **options: Any) -> Study:
     sweep = load_sweep(file, **options)
-    study = Study(sweep, Store(results), Record(results / sweep.name), Path("/nowhere"))
-    study.record.open(describe(sweep, Path("/nowhere")), file.read_text())
+    study = Study(sweep, Store(results), StudyJournal(results / sweep.name), Path("/nowhere"))
+    study.journal.open(describe(sweep, Path("/nowhere")), file.read_text())
     return study
 
 
@@ -108,7 +108,7 @@ def plans(study: Study, stage: str) -> list[dict[str, Any]]:
 def events(study: Study) -> list[dict[str, Any]]:
     from kdtrain.storage.folder import read_rows
 
-    return read_rows(study.record.path)
+    return read_rows(study.journal.path)
 
 
 def decisions(study: Study) -> list[tuple[Any, ...]]:

@@ -13,7 +13,7 @@ import torch
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.folder import Row
-from kdtrain.teacher.cache_policy import Sharing
+from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.training import trainer
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
@@ -80,7 +80,7 @@ def trained(
     data_root: Path = NO_DATA,
     final: bool = True,
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
-    sharing: Sharing | None = None,
+    sharing: CachePolicy | None = None,
 ) -> Trained:
     """The teacher where there is one to train, then the recipe: as every command does it."""
     prepare_process(1)

@@ -102,7 +102,7 @@ def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
     from kdtrain.storage.remote import results_folder
     from kdtrain.study.capacity import concurrent_trials, machine_resources
     from kdtrain.study.description import describe
-    from kdtrain.study.journal import Record
+    from kdtrain.study.journal import StudyJournal
     from kdtrain.study.study import Study
     from kdtrain.trials.store import Store
 
@@ -114,7 +114,7 @@ def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
     new = not folder.path.exists() and not folder.has("study.json")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _claimed(folder):
-        record = Record(folder)
+        record = StudyJournal(folder)
         try:
             record.open(about, sweep.located.text)
             record.append("opened", command=_again(chosen))
@@ -143,7 +143,7 @@ def _claimed(folder: "Folder") -> Iterator[None]:
 def _carry_out(study: "Study", chosen: argparse.Namespace) -> int:
     from kdtrain.cli.display import Display, quiet
 
-    name, folder = study.sweep.name, study.record.files
+    name, folder = study.sweep.name, study.journal.files
     log = folder.path / "ray.log"
     print(f"{name}: results in {folder}, Ray's own messages in {log}", flush=True)
     no_result: NoResult | None = None

@@ -10,7 +10,7 @@ from kdtrain.config.parameter import TOP, At, Parameter, Values, is_number, same
 from kdtrain.config.problems import Problem, dotted, nearest, shown_value
 from kdtrain.config.space import parameters
 from kdtrain.methods.loss_weights import SPELLINGS
-from kdtrain.methods.registry import balance_of
+from kdtrain.methods.registry import loss_weights_of
 
 Matched = tuple[Values, list[Problem]]
 
@@ -129,7 +129,7 @@ def _left_out(node: Any, at: At) -> list[Problem]:
 def _match_balance(node: dict[str, Any], at: At, given: dict[str, Any], method: object) -> Matched:
     wanted = next(iter(node))
     try:
-        respelt = balance_of(method).model_validate(given).respell(wanted)
+        respelt = loss_weights_of(method).model_validate(given).respell(wanted)
     except ValidationError:
         text = f"must be one of {', '.join(SPELLINGS)} with a number, got {shown_value(given)}"
         return {}, [Problem(at.path, text)]

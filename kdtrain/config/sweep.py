@@ -19,7 +19,7 @@ from kdtrain.config.study_settings import GridSampler, NoPruner, Report, Resourc
 from kdtrain.config.sweep_checks import problems_at_probes, teacher_problems
 from kdtrain.config.teacher_defaults import with_inherited
 from kdtrain.errors import UserError
-from kdtrain.methods.base import Reading
+from kdtrain.methods.base import TeacherReading
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Sweep:
             raise self.located.error(resolved.at_source(problem).below(("recipe",)) for problem in problems)
         return recipe
 
-    def readings(self) -> tuple[Reading, ...]:
+    def readings(self) -> tuple[TeacherReading, ...]:
         """What any method of the space reads of its teacher."""
         methods = [self.recipe_for(values, 0).method for values in combinations(self.tree, ("method",))]
         return tuple(dict.fromkeys(reading for method in methods for reading in method.readings))

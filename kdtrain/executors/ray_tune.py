@@ -72,7 +72,7 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
                 start = f"ray start --head --resources '{{\"slot\": {DRIVER_SLOTS}}}'"
                 raise UserError(f"--address: the drivers of several workers need a slot; start the head with: {start}")
         reuse = resources.workers == 1
-        rays = study.record.files.folder(".ray")
+        rays = study.journal.files.folder(".ray")
         rays.clear()  # of a driver that was killed
         alone = reuse and address is None  # this machine's processes, one for a trial
         keep_warm = limit if alone else 0
@@ -250,7 +250,7 @@ class Rest(tune.Callback):
 def _common(study: Study, on_cluster: bool, data: str | None) -> dict[str, Any]:
     """What every job's process is told. scratch: a folder of its own node, or of all where they share the results;
     mark: a file in it that a node which does not share them lacks."""
-    files, store = study.record.files, study.store.folder
+    files, store = study.journal.files, study.store.folder
     scratch = files.path.absolute() / ".ray"
     mark = f"mark-{uuid.uuid4().hex}"
     write_bytes(scratch / mark, b"")

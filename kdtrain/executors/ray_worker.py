@@ -32,7 +32,7 @@ from kdtrain.errors import UserError
 from kdtrain.runtime.process import FreedMemory, compile_into, keep_imports, prepare_process
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.remote import AtUrl, results_folder
-from kdtrain.teacher.cache_policy import Sharing
+from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import smoke
@@ -155,10 +155,10 @@ def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[d
             draw_arrays(recipe, store, data_root, results.folder(config["sweep"]), compared)
 
 
-def _sharing(config: dict[str, Any], resources: Resources) -> Sharing | None:
+def _sharing(config: dict[str, Any], resources: Resources) -> CachePolicy | None:
     if resources.teacher_cache == "none":
         return None
-    return Sharing(Cache(cache_folder(), resources.cache_bytes), config["readings"])
+    return CachePolicy(Cache(cache_folder(), resources.cache_bytes), config["readings"])
 
 
 def _wait(config: dict[str, Any]) -> None:

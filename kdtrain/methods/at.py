@@ -8,8 +8,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtrain.errors import UserError
-from kdtrain.methods.balanced import BalancedCriterion
-from kdtrain.methods.base import Batch, MethodConfig, Outputs, Reading, Setting, Term, at_least_float32, known_or_made
+from kdtrain.methods.balanced import WeightedCriterion
+from kdtrain.methods.base import (
+    Batch,
+    LossTerm,
+    MethodConfig,
+    MethodContext,
+    Outputs,
+    TeacherReading,
+    at_least_float32,
+    known_or_made,
+)
 from kdtrain.methods.loss_weights import LabelledRatioIsWeight
 from kdtrain.methods.stage_fields import Stages, maps_of_one_size
 
@@ -44,10 +53,10 @@ class At(MethodConfig):
         return self.stages
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
-        return tuple(Reading(stage, "attention", attention) for stage in self.stages)
+    def readings(self) -> tuple[TeacherReading, ...]:
+        return tuple(TeacherReading(stage, "attention", attention) for stage in self.stages)
 
-    def criterion(self, setting: Setting) -> "AtCriterion":
+    def criterion(self, setting: MethodContext) -> "AtCriterion":
         maps_of_one_size("at", "stages", self.stages, setting)
         points = [stage for stage in self.stages if setting.student_shapes[stage][1:] == (1, 1)]
         if points:
@@ -58,16 +67,16 @@ class At(MethodConfig):
         return AtCriterion(self, setting)
 
 
-class AtCriterion(BalancedCriterion):
+class AtCriterion(WeightedCriterion):
     """Terms: cross_entropy, at."""
 
-    def __init__(self, config: At, setting: Setting) -> None:
+    def __init__(self, config: At, setting: MethodContext) -> None:
         super().__init__(config.balance, setting)
         self.readings = config.readings
 
-    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+    def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
         values = [
             attention_loss(student.features[reading.stage], known_or_made(reading, teacher))
             for reading in self.readings
         ]
-        return {"at": Term(torch.stack(values).sum(), self.weight)}
+        return {"at": LossTerm(torch.stack(values).sum(), self.weight)}

@@ -20,11 +20,11 @@ class Outputs:
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
     read: dict[str, Tensor] = field(default_factory=dict)
-    """What a method makes of a teacher's features, by `Reading.name`, where it was kept from an earlier trial."""
+    """What a method makes of a teacher's features, by `TeacherReading.name`, if it was cached by an earlier trial."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class TeacherReading:
     """What a method makes of a teacher's features at a stage before it compares: small enough to be kept.
 
     of_batch: of a whole global batch, so that it serves trials of the same batches only; else of each image.
@@ -58,7 +58,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Setting:
+class MethodContext:
     """What a criterion is built for. Shapes are one image's, measured by a dry forward of both networks."""
 
     classes: int
@@ -69,7 +69,7 @@ class Setting:
     teacher_shapes: dict[str, Shape] = field(default_factory=dict)
 
 
-class Term(NamedTuple):
+class LossTerm(NamedTuple):
     """One part of the loss: its mean over the N images in nats, and what it counts. Weight 0: only shown.
 
     A term of this rank's own images is their mean. A relational term gathers (ranks.gather_batch) and is the global
@@ -81,14 +81,14 @@ class Term(NamedTuple):
 
 
 class Criterion(nn.Module):
-    """(student Outputs, teacher Outputs or None, Batch, critic) -> {name: Term}; the loss is the weighted sum.
+    """(student Outputs, teacher Outputs or None, Batch, critic) -> {name: LossTerm}; the loss is the weighted sum.
 
     `critic` is the second player of an adversarial method, frozen; None for every other method.
     """
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
-    ) -> dict[str, Term]:
+    ) -> dict[str, LossTerm]:
         raise NotImplementedError
 
 
@@ -112,16 +112,16 @@ class MethodConfig(Config):
         return ()
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def readings(self) -> tuple[TeacherReading, ...]:
         """What the criterion makes of the teacher's features at those stages, first of all: by default nothing."""
-        return tuple(Reading(stage, "features", unchanged) for stage in self.needed_stages)
+        return tuple(TeacherReading(stage, "features", unchanged) for stage in self.needed_stages)
 
-    def criterion(self, setting: Setting) -> Criterion:
+    def criterion(self, setting: MethodContext) -> Criterion:
         """Raises UserError where the method cannot do what the setting asks."""
         raise NotImplementedError
 
-    def critic(self, setting: Setting) -> Any:
-        """The second player, an `adversary.Adversary`, or None."""
+    def critic(self, setting: MethodContext) -> Any:
+        """The second player, an `adversary.CriticPlayer`, or None."""
         return None
 
 
@@ -130,7 +130,7 @@ def unchanged(features: Tensor) -> Tensor:
     return features
 
 
-def known_or_made(reading: Reading, teacher: Outputs) -> Tensor:
+def known_or_made(reading: TeacherReading, teacher: Outputs) -> Tensor:
     """The reading of each image, as it was kept or from the features themselves."""
     known = teacher.read.get(reading.name)
     return reading.make(teacher.features[reading.stage].detach()) if known is None else known
@@ -147,7 +147,7 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def weighted_sum(terms: dict[str, Term]) -> Tensor:
+def weighted_sum(terms: dict[str, LossTerm]) -> Tensor:
     """The loss that is differentiated."""
     first, *others = (term for term in terms.values() if term.weight)
     total = first.weight * first.value

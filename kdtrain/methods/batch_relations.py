@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kdtrain.errors import UserError
-from kdtrain.methods.base import Batch, Setting, at_least_float32
+from kdtrain.methods.base import Batch, MethodContext, at_least_float32
 from kdtrain.runtime import distributed
 
 
@@ -24,7 +24,7 @@ def full_precision(values: Tensor) -> torch.autocast:
     return torch.autocast(values.device.type, enabled=False)
 
 
-def refuse_single_image(method: str, setting: Setting) -> None:
+def refuse_single_image(method: str, setting: MethodContext) -> None:
     """Raises UserError where no batch ever holds two images."""
     if setting.batch_size < 2:
         raise UserError(

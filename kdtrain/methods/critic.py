@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kdtrain.methods.base import Batch, Term
+from kdtrain.methods.base import Batch, LossTerm
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CriticLoss(nn.Module):
 
     critic: nn.Module
 
-    def forward(self, student_NK: Tensor, teacher_NK: Tensor, batch: Batch) -> dict[str, Term]:
+    def forward(self, student_NK: Tensor, teacher_NK: Tensor, batch: Batch) -> dict[str, LossTerm]:
         """Logits of both networks [N, K] for the same images -> named terms, means over N."""
         raise NotImplementedError
 
@@ -37,7 +37,7 @@ class CriticLoss(nn.Module):
 
 
 @dataclass(frozen=True)
-class Adversary:
+class CriticPlayer:
     loss: CriticLoss
     turns: Turns
     lr: float

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtrain.base_config import NonNegative, Positive
-from kdtrain.methods.balanced import BalancedCriterion
-from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+from kdtrain.methods.balanced import WeightedCriterion
+from kdtrain.methods.base import Batch, LossTerm, MethodConfig, MethodContext, Outputs, at_least_float32
 from kdtrain.methods.batch_relations import gathered, refuse_single_image
-from kdtrain.methods.loss_weights import Balance
+from kdtrain.methods.loss_weights import LossWeights
 
 
 def dist_loss(student_NK: Tensor, teacher_NK: Tensor, *, beta: float, gamma: float, temperature: float) -> Tensor:
@@ -42,7 +42,7 @@ class Dist(MethodConfig):
     """The teacher's preferences, not its probabilities: correlation within an image and within a class."""
 
     name: Literal["dist"]
-    balance: Balance
+    balance: LossWeights
     beta: NonNegative = Field(1.0, description="weight of inter, between the classes of an image")
     gamma: NonNegative = Field(1.0, description="weight of intra, between the images of the batch for a class")
     temperature: Positive = Field(4.0, description="T, divides the logits of both networks")
@@ -53,20 +53,20 @@ class Dist(MethodConfig):
             raise ValueError("beta and gamma are both 0: nothing would be distilled")
         return self
 
-    def criterion(self, setting: Setting) -> "DistCriterion":
+    def criterion(self, setting: MethodContext) -> "DistCriterion":
         if self.gamma:
             refuse_single_image("dist with gamma above 0", setting)
         return DistCriterion(self, setting)
 
 
-class DistCriterion(BalancedCriterion):
+class DistCriterion(WeightedCriterion):
     """Terms: cross_entropy, dist (of the global batch)."""
 
-    def __init__(self, config: Dist, setting: Setting) -> None:
+    def __init__(self, config: Dist, setting: MethodContext) -> None:
         super().__init__(config.balance, setting)
         self.beta, self.gamma, self.temperature = config.beta, config.gamma, config.temperature
 
-    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+    def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
         both = gathered(student.logits, teacher.logits, batch)
         value = dist_loss(*both, beta=self.beta, gamma=self.gamma, temperature=self.temperature)
-        return {"dist": Term(value, self.weight)}
+        return {"dist": LossTerm(value, self.weight)}

@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from kdtrain.base_config import NonNegative, Positive
 from kdtrain.errors import UserError
-from kdtrain.methods.balanced import BalancedCriterion, refuse_two_classes
-from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+from kdtrain.methods.balanced import WeightedCriterion, refuse_two_classes
+from kdtrain.methods.base import Batch, LossTerm, MethodConfig, MethodContext, Outputs, at_least_float32
 from kdtrain.methods.logit_standardization import standardised
-from kdtrain.methods.loss_weights import Balance
+from kdtrain.methods.loss_weights import LossWeights
 
 
 def dkd_loss(
@@ -50,7 +50,7 @@ class Dkd(MethodConfig):
     of_each_image: ClassVar[bool] = True
 
     name: Literal["dkd"]
-    balance: Balance
+    balance: LossWeights
     alpha: NonNegative = Field(1.0, description="weight of TCKD, the target class against all others")
     beta: NonNegative = Field(8.0, description="weight of NCKD, the other classes among themselves")
     temperature: Positive = Field(4.0, description="T, divides the logits of both networks")
@@ -67,20 +67,20 @@ class Dkd(MethodConfig):
             raise ValueError("alpha and beta are both 0: nothing would be distilled")
         return self
 
-    def criterion(self, setting: Setting) -> "DkdCriterion":
+    def criterion(self, setting: MethodContext) -> "DkdCriterion":
         refuse_two_classes("the non-target term of dkd", setting)
         return DkdCriterion(self, setting)
 
 
-class DkdCriterion(BalancedCriterion):
+class DkdCriterion(WeightedCriterion):
     """Terms: cross_entropy, dkd, whose weight is the balance's times min((epoch + 1) / warmup_epochs, 1)."""
 
-    def __init__(self, config: Dkd, setting: Setting) -> None:
+    def __init__(self, config: Dkd, setting: MethodContext) -> None:
         super().__init__(config.balance, setting)
         self.alpha, self.beta, self.temperature = config.alpha, config.beta, config.temperature
         self.warmup_epochs, self.standardise = config.warmup_epochs, config.standardise
 
-    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+    def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
         if batch.target.ndim != 1:
             shape = " x ".join(map(str, batch.target.shape))
             raise UserError(
@@ -92,4 +92,4 @@ class DkdCriterion(BalancedCriterion):
         scales = {"alpha": self.alpha, "beta": self.beta, "temperature": self.temperature}
         value = dkd_loss(student_NK, teacher_NK, batch.target, **scales)
         reached = min((batch.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
-        return {"dkd": Term(value, self.weight * reached)}
+        return {"dkd": LossTerm(value, self.weight * reached)}

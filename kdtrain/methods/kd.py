@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtrain.base_config import Positive
-from kdtrain.methods.balanced import BalancedCriterion, refuse_two_classes
-from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+from kdtrain.methods.balanced import WeightedCriterion, refuse_two_classes
+from kdtrain.methods.base import Batch, LossTerm, MethodConfig, MethodContext, Outputs, at_least_float32
 from kdtrain.methods.logit_standardization import standardised
-from kdtrain.methods.loss_weights import Balance
+from kdtrain.methods.loss_weights import LossWeights
 
 
 def kd_loss(student_NK: Tensor, teacher_NK: Tensor, *, temperature: float) -> Tensor:
@@ -70,7 +70,7 @@ class Kd(MethodConfig):
 
     name: Literal["kd"]
     temperature: Positive = Field(description="T, divides the logits of both networks")
-    balance: Balance
+    balance: LossWeights
     standardise: bool = Field(
         False, description="each image's logits to mean 0 and deviation 1 before T divides them (Sun et al. 2024)"
     )
@@ -86,16 +86,16 @@ class Kd(MethodConfig):
             raise ValueError(f"standardise goes with convention corrected only, got {self.convention}")
         return self
 
-    def criterion(self, setting: Setting) -> "KdCriterion":
+    def criterion(self, setting: MethodContext) -> "KdCriterion":
         if self.standardise:
             refuse_two_classes("kd with standardise", setting)
         return KdCriterion(self, setting)
 
 
-class KdCriterion(BalancedCriterion):
+class KdCriterion(WeightedCriterion):
     """Terms: cross_entropy, kd, and kd_without_t2 (shown only: comparable between temperatures)."""
 
-    def __init__(self, config: Kd, setting: Setting) -> None:
+    def __init__(self, config: Kd, setting: MethodContext) -> None:
         super().__init__(config.balance, setting)
         self.temperature = config.temperature
         self.standardise = config.standardise
@@ -107,7 +107,7 @@ class KdCriterion(BalancedCriterion):
             return 1.0
         return self.temperature**2 / (classes if self.loss is kd_loss_published_cifar10 else 1)
 
-    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+    def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
         student_NK, teacher_NK = student.logits, teacher.logits
         if self.standardise:
             student_NK, teacher_NK = standardised(student_NK), standardised(teacher_NK)
@@ -116,4 +116,4 @@ class KdCriterion(BalancedCriterion):
             without_t2 = kd_loss_published_flowers(student_NK.detach(), teacher_NK, temperature=self.temperature)
         else:
             without_t2 = value.detach() / self.times_kl(student_NK.shape[1])
-        return {"kd": Term(value, self.weight), "kd_without_t2": Term(without_t2, 0.0)}
+        return {"kd": LossTerm(value, self.weight), "kd_without_t2": LossTerm(without_t2, 0.0)}

@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional
 
-from kdtrain.methods.balanced import BalancedCriterion
-from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
-from kdtrain.methods.loss_weights import Balance
+from kdtrain.methods.balanced import WeightedCriterion
+from kdtrain.methods.base import Batch, LossTerm, MethodConfig, MethodContext, Outputs, at_least_float32
+from kdtrain.methods.loss_weights import LossWeights
 
 
 def logit_mse_loss(student_NK: Tensor, teacher_NK: Tensor) -> Tensor:
@@ -21,14 +21,14 @@ class LogitMse(MethodConfig):
     of_each_image: ClassVar[bool] = True
 
     name: Literal["logit_mse"]
-    balance: Balance
+    balance: LossWeights
 
-    def criterion(self, setting: Setting) -> "LogitMseCriterion":
+    def criterion(self, setting: MethodContext) -> "LogitMseCriterion":
         return LogitMseCriterion(self.balance, setting)
 
 
-class LogitMseCriterion(BalancedCriterion):
+class LogitMseCriterion(WeightedCriterion):
     """Terms: cross_entropy, logit_mse."""
 
-    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
-        return {"logit_mse": Term(logit_mse_loss(student.logits, teacher.logits), self.weight)}
+    def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
+        return {"logit_mse": LossTerm(logit_mse_loss(student.logits, teacher.logits), self.weight)}

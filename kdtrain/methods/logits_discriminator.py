@@ -14,9 +14,18 @@ from torch.nn import functional
 
 from kdtrain.base_config import Config, Count, Positive
 from kdtrain.errors import UserError
-from kdtrain.methods.base import Batch, Criterion, MethodConfig, Outputs, Setting, Term, at_least_float32, cross_entropy
-from kdtrain.methods.critic import Adversary, CriticLoss, Turns
-from kdtrain.methods.loss_weights import Balance
+from kdtrain.methods.base import (
+    Batch,
+    Criterion,
+    LossTerm,
+    MethodConfig,
+    MethodContext,
+    Outputs,
+    at_least_float32,
+    cross_entropy,
+)
+from kdtrain.methods.critic import CriticLoss, CriticPlayer, Turns
+from kdtrain.methods.loss_weights import LossWeights
 from kdtrain.runtime.rng import generator, stream
 
 FEWEST_CLASSES = 10
@@ -61,7 +70,7 @@ class LogitsDiscriminator(MethodConfig):
     """
 
     name: Literal["logits_discriminator"]
-    balance: Balance
+    balance: LossWeights
     temperature: Positive
     critic_steps: Count = Field(30, description="updates of the critic before the student's turn")
     student_steps: Count = Field(170, description="updates of the student before the critic's next turn")
@@ -88,18 +97,18 @@ class LogitsDiscriminator(MethodConfig):
     def turns(self) -> Turns:
         return Turns(self.critic_steps, self.student_steps, self.restart == "epoch")
 
-    def criterion(self, setting: Setting) -> Criterion:
+    def criterion(self, setting: MethodContext) -> Criterion:
         _require_classes(setting.classes)
         if self.convention == "published":
             return PublishedCriterion(self, setting)
         return DiscriminatorCriterion(self, setting.label_smoothing)
 
-    def critic(self, setting: Setting) -> Adversary | None:
+    def critic(self, setting: MethodContext) -> CriticPlayer | None:
         if self.critic_training is None:
             return None
         _require_classes(setting.classes)
         loss = WassersteinLoss(fresh_critic(setting, published=False), self.temperature, self.critic_training.lipschitz)
-        return Adversary(loss, self.turns, self.critic_training.lr)
+        return CriticPlayer(loss, self.turns, self.critic_training.lr)
 
 
 class Critic(nn.Module):
@@ -131,7 +140,7 @@ class Critic(nn.Module):
             return torch.sigmoid(scores) if self.published else scores
 
 
-def fresh_critic(setting: Setting, published: bool) -> Critic:
+def fresh_critic(setting: MethodContext, published: bool) -> Critic:
     """Weights drawn from the recipe's seed; the caller's random numbers are left as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(setting.seed, "critic"))
@@ -149,13 +158,13 @@ class DiscriminatorCriterion(Criterion):
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
-    ) -> dict[str, Term]:
+    ) -> dict[str, LossTerm]:
         assert critic is not None
         hard = cross_entropy(student.logits, batch.target, self.label_smoothing)
         fooled = -(self.temperature**2) * critic(softened(student.logits, self.temperature)).mean()
         return {
-            "cross_entropy": Term(hard, self.cross_entropy_weight),
-            "adversarial": Term(fooled, self.adversarial_weight),
+            "cross_entropy": LossTerm(hard, self.cross_entropy_weight),
+            "adversarial": LossTerm(fooled, self.adversarial_weight),
         }
 
 
@@ -173,14 +182,14 @@ class WassersteinLoss(CriticLoss):
         self.penalty_weight = lipschitz.weight if isinstance(lipschitz, GradientPenalty) else 0.0
         self.bound = lipschitz.bound if isinstance(lipschitz, WeightClipping) else None
 
-    def forward(self, student_NK: Tensor, teacher_NK: Tensor, batch: Batch) -> dict[str, Term]:
+    def forward(self, student_NK: Tensor, teacher_NK: Tensor, batch: Batch) -> dict[str, LossTerm]:
         """The gap, mean D(teacher) - mean D(student), counts -1; it estimates how far the two are apart."""
         ours, theirs = (softened(logits, self.temperature) for logits in (student_NK, teacher_NK))
         gap = self.critic(theirs).mean() - self.critic(ours).mean()
-        terms = {"critic_gap": Term(gap, -1.0)}
+        terms = {"critic_gap": LossTerm(gap, -1.0)}
         if self.penalty_weight:
             points = between(ours, theirs, batch)
-            terms["gradient_penalty"] = Term(gradient_penalty(self.critic, points), self.penalty_weight)
+            terms["gradient_penalty"] = LossTerm(gradient_penalty(self.critic, points), self.penalty_weight)
         return terms
 
     @torch.no_grad()
@@ -197,7 +206,7 @@ class PublishedCriterion(Criterion):
     cross-entropy of log_softmax(s/T) in both.
     """
 
-    def __init__(self, config: LogitsDiscriminator, setting: Setting) -> None:
+    def __init__(self, config: LogitsDiscriminator, setting: MethodContext) -> None:
         super().__init__()
         self.temperature = config.temperature
         self.turns = config.turns
@@ -209,16 +218,19 @@ class PublishedCriterion(Criterion):
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
-    ) -> dict[str, Term]:
+    ) -> dict[str, LossTerm]:
         assert teacher is not None
         ours = functional.log_softmax(at_least_float32(student.logits) / self.temperature, dim=1)
-        hard = Term(cross_entropy(ours, batch.target, self.label_smoothing), self.cross_entropy_weight)
+        hard = LossTerm(cross_entropy(ours, batch.target, self.label_smoothing), self.cross_entropy_weight)
         scale = self.temperature**2
         if self.turns.is_critics(batch.step, batch.epoch_step):
             theirs = softened(teacher.logits, self.temperature)
             gap = (self.critic(theirs) - self.critic(ours)).mean()
-            return {"cross_entropy": hard, "critic_gap": Term(scale * gap, -self.adversarial_weight)}
-        return {"cross_entropy": hard, "adversarial": Term(-scale * self.critic(ours).mean(), self.adversarial_weight)}
+            return {"cross_entropy": hard, "critic_gap": LossTerm(scale * gap, -self.adversarial_weight)}
+        return {
+            "cross_entropy": hard,
+            "adversarial": LossTerm(-scale * self.critic(ours).mean(), self.adversarial_weight),
+        }
 
 
 def softened(logits_NK: Tensor, temperature: float) -> Tensor:

@@ -9,7 +9,7 @@ from kdtrain.base_config import Config, Fraction, NonNegative
 SPELLINGS = ("weight", "kd_ratio", "alpha", "alpha_ce")
 
 
-class Balance(Config):
+class LossWeights(Config):
     """Exactly one of four spellings of the two weights of `cross_entropy` and the distillation term.
 
     weight w: cross-entropy 1, distillation w.
@@ -74,7 +74,7 @@ class Balance(Config):
         return weight / (1 + weight)
 
 
-class RatioIsWeight(Balance):
+class RatioIsWeight(LossWeights):
     """The same four spellings, but kd_ratio r is the weight r below 1 too, as setup 4 has it for attention transfer."""
 
     kd_ratio: NonNegative | None = Field(None, description="the distillation weight itself, below 1 too")
@@ -88,7 +88,7 @@ class RatioIsWeight(Balance):
         return weight
 
 
-def _labels_count(balance: Balance) -> Balance:
+def _labels_count(balance: LossWeights) -> LossWeights:
     if balance.weights[0] == 0:
         raise ValueError(
             "must leave cross-entropy a weight above 0: features and relations name no class to the classifier,"
@@ -97,7 +97,7 @@ def _labels_count(balance: Balance) -> Balance:
     return balance
 
 
-Labelled = Annotated[Balance, AfterValidator(_labels_count)]
+Labelled = Annotated[LossWeights, AfterValidator(_labels_count)]
 """For methods whose own term gives the classifier no class: without cross-entropy it would stay as it was drawn."""
 
 LabelledRatioIsWeight = Annotated[RatioIsWeight, AfterValidator(_labels_count)]

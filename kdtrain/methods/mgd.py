@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtrain.base_config import Positive
-from kdtrain.methods.balanced import BalancedCriterion
-from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+from kdtrain.methods.balanced import WeightedCriterion
+from kdtrain.methods.base import Batch, LossTerm, MethodConfig, MethodContext, Outputs, at_least_float32
 from kdtrain.methods.loss_weights import Labelled
 from kdtrain.methods.stage_fields import Stage, maps_of_one_size
 from kdtrain.runtime.rng import generator
@@ -55,18 +55,18 @@ class Mgd(MethodConfig):
     def needed_stages(self) -> tuple[str, ...]:
         return (self.stage,)
 
-    def criterion(self, setting: Setting) -> "MgdCriterion":
+    def criterion(self, setting: MethodContext) -> "MgdCriterion":
         maps_of_one_size("mgd", "stage", (self.stage,), setting)
         return MgdCriterion(self, setting)
 
 
-class MgdCriterion(BalancedCriterion):
+class MgdCriterion(WeightedCriterion):
     """Terms: cross_entropy, mgd, and mgd_elementwise (shown only: the mean squared error of one element).
 
     In evaluation mode nothing is masked.
     """
 
-    def __init__(self, config: Mgd, setting: Setting) -> None:
+    def __init__(self, config: Mgd, setting: MethodContext) -> None:
         super().__init__(config.balance, setting)
         self.stage, self.mask_ratio, self.alpha = config.stage, config.mask_ratio, config.alpha
         own, wanted = setting.student_shapes[self.stage][0], setting.teacher_shapes[self.stage][0]
@@ -77,7 +77,7 @@ class MgdCriterion(BalancedCriterion):
         if self.weight == 0:  # nothing would reach these parameters, which DDP does not forgive
             self.requires_grad_(False)
 
-    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+    def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
         aligned, target = self.align(student.features[self.stage]), teacher.features[self.stage]
         if self.training and self.mask_ratio:
             mask = channel_mask(batch, aligned.shape[1], self.mask_ratio)
@@ -86,4 +86,4 @@ class MgdCriterion(BalancedCriterion):
             aligned = aligned.contiguous()
         value = mgd_loss(self.generation(aligned), target, alpha=self.alpha)
         elementwise = value.detach() / (self.alpha * target[0].numel())
-        return {"mgd": Term(value, self.weight), "mgd_elementwise": Term(elementwise, 0.0)}
+        return {"mgd": LossTerm(value, self.weight), "mgd_elementwise": LossTerm(elementwise, 0.0)}

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from kdtrain.methods.base import Batch, Criterion, MethodConfig, Outputs, Setting, Term, cross_entropy
+from kdtrain.methods.base import Batch, Criterion, LossTerm, MethodConfig, MethodContext, Outputs, cross_entropy
 
 
 class NoDistillation(MethodConfig):
@@ -14,7 +14,7 @@ class NoDistillation(MethodConfig):
 
     name: Literal["none"]
 
-    def criterion(self, setting: Setting) -> Criterion:
+    def criterion(self, setting: MethodContext) -> Criterion:
         return CrossEntropy(setting.label_smoothing)
 
 
@@ -25,5 +25,5 @@ class CrossEntropy(Criterion):
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
-    ) -> dict[str, Term]:
-        return {"cross_entropy": Term(cross_entropy(student.logits, batch.target, self.label_smoothing), 1.0)}
+    ) -> dict[str, LossTerm]:
+        return {"cross_entropy": LossTerm(cross_entropy(student.logits, batch.target, self.label_smoothing), 1.0)}

@@ -10,7 +10,7 @@ from kdtrain.methods.dkd import Dkd
 from kdtrain.methods.kd import Kd
 from kdtrain.methods.logit_mse import LogitMse
 from kdtrain.methods.logits_discriminator import LogitsDiscriminator
-from kdtrain.methods.loss_weights import Balance
+from kdtrain.methods.loss_weights import LossWeights
 from kdtrain.methods.mgd import Mgd
 from kdtrain.methods.none import NoDistillation
 from kdtrain.methods.rkd import RkdAngle, RkdDistance
@@ -22,12 +22,12 @@ Method = Annotated[
 ]
 
 
-def balance_of(method_name: object) -> type[Balance]:
+def loss_weights_of(method_name: object) -> type[LossWeights]:
     """The kind of balance that a method takes; the common one for what is no method's name."""
     union, *_ = get_args(Method)
     for method in get_args(union):
         field = method.model_fields.get("balance")
         if field is not None and get_args(method.model_fields["name"].annotation) == (method_name,):
-            kind: type[Balance] = field.annotation
+            kind: type[LossWeights] = field.annotation
             return kind
-    return Balance
+    return LossWeights

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtrain.base_config import Positive
-from kdtrain.methods.balanced import BalancedCriterion
-from kdtrain.methods.base import Batch, MethodConfig, Outputs, Setting, Term, at_least_float32
+from kdtrain.methods.balanced import WeightedCriterion
+from kdtrain.methods.base import Batch, LossTerm, MethodConfig, MethodContext, Outputs, at_least_float32
 from kdtrain.methods.batch_relations import full_precision, gathered, refuse_single_image
 from kdtrain.methods.loss_weights import Labelled
 
@@ -96,26 +96,26 @@ class RkdDistance(MethodConfig):
     def needed_stages(self) -> tuple[str, ...]:
         return ("pool",) if self.features == "pool" else ()
 
-    def criterion(self, setting: Setting) -> "RkdDistanceCriterion":
+    def criterion(self, setting: MethodContext) -> "RkdDistanceCriterion":
         refuse_single_image(self.name, setting)
         return RkdDistanceCriterion(self, setting)
 
 
-class RkdDistanceCriterion(BalancedCriterion):
+class RkdDistanceCriterion(WeightedCriterion):
     """Terms: cross_entropy, rkd_distance (of the global batch)."""
 
-    def __init__(self, config: RkdDistance, setting: Setting) -> None:
+    def __init__(self, config: RkdDistance, setting: MethodContext) -> None:
         super().__init__(config.balance, setting)
         self.features = config.features
         self.temperature = config.temperature if config.convention == "published" else None
 
-    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+    def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
         both = gathered(_read(student, self.features), _read(teacher, self.features), batch)
         if self.temperature is None:
             value = rkd_distance_loss(*both)
         else:
             value = rkd_distance_loss_published(*both, temperature=self.temperature)
-        return {"rkd_distance": Term(value, self.weight)}
+        return {"rkd_distance": LossTerm(value, self.weight)}
 
 
 class RkdAngle(MethodConfig):
@@ -129,21 +129,21 @@ class RkdAngle(MethodConfig):
     def needed_stages(self) -> tuple[str, ...]:
         return ("pool",) if self.features == "pool" else ()
 
-    def criterion(self, setting: Setting) -> "RkdAngleCriterion":
+    def criterion(self, setting: MethodContext) -> "RkdAngleCriterion":
         refuse_single_image(self.name, setting)
         return RkdAngleCriterion(self, setting)
 
 
-class RkdAngleCriterion(BalancedCriterion):
+class RkdAngleCriterion(WeightedCriterion):
     """Terms: cross_entropy, rkd_angle (of the global batch)."""
 
-    def __init__(self, config: RkdAngle, setting: Setting) -> None:
+    def __init__(self, config: RkdAngle, setting: MethodContext) -> None:
         super().__init__(config.balance, setting)
         self.features = config.features
 
-    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+    def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
         both = gathered(_read(student, self.features), _read(teacher, self.features), batch)
-        return {"rkd_angle": Term(rkd_angle_loss(*both), self.weight)}
+        return {"rkd_angle": LossTerm(rkd_angle_loss(*both), self.weight)}
 
 
 def _read(outputs: Outputs, features: Features) -> Tensor:

@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from kdtrain.methods.balanced import BalancedCriterion
-from kdtrain.methods.base import Batch, MethodConfig, Outputs, Reading, Setting, Term, at_least_float32
+from kdtrain.methods.balanced import WeightedCriterion
+from kdtrain.methods.base import Batch, LossTerm, MethodConfig, MethodContext, Outputs, TeacherReading, at_least_float32
 from kdtrain.methods.batch_relations import full_precision, refuse_single_image
 from kdtrain.methods.loss_weights import Labelled
 from kdtrain.methods.stage_fields import Stages
@@ -53,25 +53,25 @@ class Sp(MethodConfig):
         return self.stages
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def readings(self) -> tuple[TeacherReading, ...]:
         norm = 1 if self.convention == "published" else 2
         make = partial(similarity, row_norm=norm)
-        return tuple(Reading(stage, f"similarity L{norm}", make, of_batch=True) for stage in self.stages)
+        return tuple(TeacherReading(stage, f"similarity L{norm}", make, of_batch=True) for stage in self.stages)
 
-    def criterion(self, setting: Setting) -> "SpCriterion":
+    def criterion(self, setting: MethodContext) -> "SpCriterion":
         refuse_single_image(self.name, setting)
         return SpCriterion(self, setting)
 
 
-class SpCriterion(BalancedCriterion):
+class SpCriterion(WeightedCriterion):
     """Terms: cross_entropy, sp (of the global batch)."""
 
-    def __init__(self, config: Sp, setting: Setting) -> None:
+    def __init__(self, config: Sp, setting: MethodContext) -> None:
         super().__init__(config.balance, setting)
         self.readings = config.readings
         self.row_norm = 1 if config.convention == "published" else 2
 
-    def taught(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Term]:
+    def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
         values = []
         for reading in self.readings:
             own = distributed.gather_batch(at_least_float32(student.features[reading.stage].flatten(1)), batch.size)
@@ -83,4 +83,4 @@ class SpCriterion(BalancedCriterion):
                     )
                 )
             values.append(similarity_loss(own, target, row_norm=self.row_norm))
-        return {"sp": Term(torch.stack(values).sum(), self.weight)}
+        return {"sp": LossTerm(torch.stack(values).sum(), self.weight)}

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator
 
 from kdtrain.errors import UserError
-from kdtrain.methods.base import Setting, Shape
+from kdtrain.methods.base import MethodContext, Shape
 
 Name = Literal["4", "8", "16", "32"]
 
@@ -33,7 +33,7 @@ Stage = Annotated[Name, BeforeValidator(_text)]
 Stages = Annotated[tuple[Stage, ...], BeforeValidator(_list), AfterValidator(_some_and_distinct)]
 
 
-def maps_of_one_size(method: str, field: str, stages: tuple[str, ...], setting: Setting) -> None:
+def maps_of_one_size(method: str, field: str, stages: tuple[str, ...], setting: MethodContext) -> None:
     """Raises UserError where the maps [C, H, W] of student and teacher differ in H or W."""
     for stage in stages:
         student, teacher = setting.student_shapes[stage], setting.teacher_shapes[stage]

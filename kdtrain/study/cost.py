@@ -20,11 +20,11 @@ from kdtrain.runtime import process
 from kdtrain.study.capacity import Nodes, concurrency, concurrent_trials, machine_resources
 from kdtrain.study.search import Search
 from kdtrain.study.study import PARTS, TEACHER_PARTS
-from kdtrain.teacher.cache_policy import bytes_of_image, why_not_kept
+from kdtrain.teacher.cache_policy import bytes_per_image, reason_not_cached
 from kdtrain.teacher.network import Teacher, folds
-from kdtrain.teacher.outputs import LiveAnswers
+from kdtrain.teacher.outputs import LiveTeacher
 from kdtrain.training.loop import load_batch, train_step
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 
 TIMED_STEPS = 5
 TIMED_FLOPS = 1e11  # at most so many in a timed step: a large network is timed on fewer images than a batch
@@ -126,12 +126,14 @@ def _kept_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[dict
     live: dict[Recipe, str] = {}
     for recipe in _reachable(sweep, (*PARTS, "mixup", "precision", "batch_size")):
         run = _made_up_run(recipe, COUNTED_IMAGES, classes)
-        assert isinstance(run.answers, LiveAnswers)
-        reason = why_not_kept(run.answers, recipe.method.readings, images or 0, sweep.resources.cache_bytes)
+        assert isinstance(run.teacher_outputs, LiveTeacher)
+        reason = reason_not_cached(
+            run.teacher_outputs, recipe.method.readings, images or 0, sweep.resources.cache_bytes
+        )
         if reason:
             live[recipe] = reason
         else:
-            kept[recipe] = bytes_of_image(run.answers, recipe.method.readings)
+            kept[recipe] = bytes_per_image(run.teacher_outputs, recipe.method.readings)
     return kept, live
 
 
@@ -171,11 +173,11 @@ def _flops(recipe: Recipe, classes: int) -> tuple[float, float]:
 @lru_cache(maxsize=256)
 def _counted_flops(recipe: Recipe, classes: int) -> tuple[float, float]:
     run = _made_up_run(recipe, COUNTED_IMAGES, classes)
-    run.answers = _Ready(run)
+    run.teacher_outputs = _Ready(run)
     images, batch = load_batch(run, torch.arange(COUNTED_IMAGES), 0)
-    critic = run.adversary.loss.critic if run.adversary else None
+    critic = run.critic.loss.critic if run.critic else None
     with torch.no_grad(), Flops() as counted:
-        run.distiller(images, run.answers.of(images, batch) if run.teacher else None, batch, critic)
+        run.distiller(images, run.teacher_outputs.of(images, batch) if run.teacher else None, batch, critic)
     by_teacher = forward_flops(run.teacher.network, recipe.data.image_shape) if run.teacher else 0
     return (1 + BACKWARD_OVER_FORWARD) * counted.total / COUNTED_IMAGES, float(by_teacher)
 
@@ -187,10 +189,10 @@ def _seconds(recipe: Recipe, classes: int) -> tuple[float, float]:
     run = _made_up_run(recipe, images, classes)
     ready = _Ready(run)
     if run.teacher:
-        run.answers = ready
+        run.teacher_outputs = ready
     run.distiller.train()
     # the student's turn, which costs more than a critic's
-    run.step = run.adversary.turns.critic_steps if run.adversary else 0
+    run.step = run.critic.turns.critic_steps if run.critic else 0
     started = 0.0
     for step in range(TIMED_STEPS + 1):
         if step == 1:  # the first step allocates
@@ -205,7 +207,7 @@ class _Ready:
     asked = computed = checked = 0
     off: str | None = None
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrainState) -> None:
         self.seconds = self.forward_seconds = 0.0
         if run.teacher is None:
             return
@@ -230,7 +232,7 @@ class _Ready:
         """Nothing is held."""
 
 
-def _made_up_run(recipe: Recipe, images: int, classes: int) -> Run:
+def _made_up_run(recipe: Recipe, images: int, classes: int) -> TrainState:
     device, shape = torch.device("cpu"), recipe.data.image_shape
     teacher = None
     if recipe.teacher is not None:
@@ -238,7 +240,7 @@ def _made_up_run(recipe: Recipe, images: int, classes: int) -> Run:
         if folds(recipe):
             fold(network.eval())
         teacher = Teacher(network, device, recipe.method.needed_stages)
-    return Run(recipe, _made_up(images, shape, classes), teacher, device, pretrained=False)
+    return TrainState(recipe, _made_up(images, shape, classes), teacher, device, pretrained=False)
 
 
 def _made_up(images: int, image_shape: ImageShape, classes: int) -> Dataset:

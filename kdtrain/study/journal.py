@@ -11,7 +11,7 @@ from kdtrain.trials.store import SCHEMA, json_bytes, read_object
 FILE = "record.jsonl"
 
 
-class Record:
+class StudyJournal:
     """What was planned and how it ended, by (stage, number); kept in memory as in the file."""
 
     def __init__(self, folder: Path | Folder) -> None:

@@ -17,7 +17,7 @@ from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult, UserError
 from kdtrain.storage.folder import Row
 from kdtrain.study.description import plain_yaml
-from kdtrain.study.journal import Record
+from kdtrain.study.journal import StudyJournal
 from kdtrain.study.search import Search, Values
 from kdtrain.trials.identity import trial_id
 from kdtrain.trials.outcome import best_epoch, merit, outcome_row, require_own_workers
@@ -71,8 +71,8 @@ class Candidate:
 class Study:
     """One sweep being carried out in its folder of a store."""
 
-    def __init__(self, sweep: Sweep, store: Store, record: Record, data_root: Path) -> None:
-        self.sweep, self.store, self.record, self.data_root = sweep, store, record, data_root
+    def __init__(self, sweep: Sweep, store: Store, record: StudyJournal, data_root: Path) -> None:
+        self.sweep, self.store, self.journal, self.data_root = sweep, store, record, data_root
         self.search = Search("search", sweep)
         self.baselines = Search("baselines", sweep.baseline())
         self.running: dict[str, Job] = {}
@@ -99,8 +99,8 @@ class Study:
             raise NoResult("confirm: none of the best recipes completed all its seeds; trials.csv has the reasons")
         yield from self._tested(winner)
         yield from self._all([self._job("pictures", 0, winner, kind="pictures", also=self._compared(candidates))])
-        self.store.remove_leftovers(self.record.trial_ids())
-        self.record.append_once("finished")
+        self.store.remove_leftovers(self.journal.trial_ids())
+        self.journal.append_once("finished")
 
     def should_prune(self, job: Job, epoch: int) -> bool:
         """Told after each epoch of a training; if True the job has ended as pruned and is to be stopped.
@@ -150,7 +150,7 @@ class Study:
             recipe = self.sweep.recipe_for(values, self.sweep.study.seed)
             jobs.append(self._job("smoke", number, recipe, kind="smoke", values=values))
             combined.append(values)
-        passed = {row["trial_id"] for row in self.record.ends("smoke").values() if row["state"] == "complete"}
+        passed = {row["trial_id"] for row in self.journal.ends("smoke").values() if row["state"] == "complete"}
         yield from self._all([job for job in jobs if job.trial_id not in passed])
         problems: list[str] = []
         for job, values in zip(jobs, combined, strict=True):
@@ -189,7 +189,7 @@ class Study:
             batch = search.batch_of(number)
             jobs = []
             for number in batch:
-                search.planned[number] = self.record.planned_values(search.stage, number) or search.suggest(number)
+                search.planned[number] = self.journal.planned_values(search.stage, number) or search.suggest(number)
                 job = self._search_job(search, number)
                 if job is not None:
                     jobs.append(job)
@@ -201,7 +201,7 @@ class Study:
         while any(job.stage == search.stage for job in self.running.values()):
             yield None
         if not any(trial.state.name == "COMPLETE" for trial in search.ended.values()):
-            reasons = sorted({str(row["reason"]) for row in self.record.ends(search.stage).values() if row["reason"]})
+            reasons = sorted({str(row["reason"]) for row in self.journal.ends(search.stage).values() if row["reason"]})
             raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {'; '.join(reasons)}")
 
     def _confirmed(self, candidates: list[Candidate]) -> Iterator[Job | None]:
@@ -289,8 +289,8 @@ class Study:
         winner = next(candidate for candidate in candidates if candidate.key == key)
         recipe = self.sweep.recipe_for(winner.values, self._confirming_seed(0))
         chosen = {"candidate": key, "baseline": winner.baseline, "trial_id": trial_id(recipe, self.data_root)}
-        self.record.append_once("winner", **chosen)
-        self.record.files.write("best.yaml", plain_yaml(recipe, self.sweep.name).encode())
+        self.journal.append_once("winner", **chosen)
+        self.journal.files.write("best.yaml", plain_yaml(recipe, self.sweep.name).encode())
         return recipe
 
     def _validation_means(self, candidates: list[Candidate]) -> dict[str, float]:
@@ -340,8 +340,8 @@ class Study:
     def _note_impossible(self, search: Search, number: int, reason: str) -> None:
         about = {"stage": search.stage, "number": number, "trial_id": None}
         outcome = {"state": "failed", "value": None, "reason": reason, "epochs": 0}
-        self.record.note("planned", **about, values=search.planned[number], published=False)
-        self.record.note("ended", **about, **outcome)
+        self.journal.note("planned", **about, values=search.planned[number], published=False)
+        self.journal.note("ended", **about, **outcome)
         self.states[f"{search.stage}-{number}"] = outcome
         search.tell(number, "failed", None, [])
 
@@ -371,7 +371,7 @@ class Study:
     def _begin(self, job: Job) -> bool:
         """Notes a job as planned; True if it is to be run now, False if its outcome is there or on its way."""
         if job.kind != "test":  # the second half of confirm, not a stage of its own
-            self.record.note("planned", **job.about, **job.details)
+            self.journal.note("planned", **job.about, **job.details)
         if job.final:
             self.kept[job.trial_id] = job.recipe
         if job.kind == "train":
@@ -401,7 +401,7 @@ class Study:
         else decided from them."""
         if not job.prunable:
             return None
-        known = self.record.ends(job.stage).get(job.number)
+        known = self.journal.ends(job.stage).get(job.number)
         if known is not None and known["trial_id"] == job.trial_id and known["state"] == "pruned":
             return int(known["epochs"]) if rows and rows[-1]["epoch"] >= known["epochs"] else None
         return self._search(job).pruned_after(job.number, [row for row in rows if row["epoch"] < job.recipe.epochs])
@@ -416,7 +416,7 @@ class Study:
             rows = self.store.trial(job.trial_id).epochs()[: outcome["epochs"]]
             self._search(job).tell(job.number, outcome["state"], outcome["value"], rows)
         if job.kind != "test":
-            self.record.note("ended", **job.about, **outcome)
+            self.journal.note("ended", **job.about, **outcome)
 
     def _outcome(self, job: Job, broken: str | None) -> Row:
         """State, objective at the best epoch, epochs and reason of an ended job, as this study sees it: a trial that

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kdtrain.methods.base import Reading
+from kdtrain.methods.base import TeacherReading
 from kdtrain.storage.cache import Cache
-from kdtrain.teacher.outputs import LiveAnswers
+from kdtrain.teacher.outputs import LiveTeacher
 
 SMALL_BYTES = 10_000
 """Of an image and view: logits, attention maps and similarities are kept while there is room. What is larger, whole
@@ -16,15 +16,15 @@ and the next trial would find nothing."""
 
 
 @dataclass(frozen=True)
-class Sharing:
+class CachePolicy:
     """How a node's trials share what their teacher says. readings: of all methods of the sweep, image by image, so that
     their trials read the same rows."""
 
     cache: Cache
-    readings: tuple[Reading, ...] = ()
+    readings: tuple[TeacherReading, ...] = ()
 
 
-def readings_kept(live: LiveAnswers, sharing: Sharing) -> tuple[Reading, ...]:
+def cached_readings(live: LiveTeacher, sharing: CachePolicy) -> tuple[TeacherReading, ...]:
     """What is kept beside the logits: what the recipe's method reads, and, as far as there is room, what the sweep's
     other methods do. Only for a recipe whose own are kept. (A compiled teacher gives the stages that it was compiled
     for.)"""
@@ -34,18 +34,20 @@ def readings_kept(live: LiveAnswers, sharing: Sharing) -> tuple[Reading, ...]:
     for each in sharing.readings:
         if each not in kept and not each.of_batch:
             more = (*kept, each)
-            if why_not_kept(live, more, len(live.data.train), sharing.cache.budget_bytes) is None:
+            if reason_not_cached(live, more, len(live.data.train), sharing.cache.budget_bytes) is None:
                 kept = more
     return kept
 
 
-def why_not_kept(live: LiveAnswers, readings: Sequence[Reading], images: int, budget_bytes: int) -> str | None:
+def reason_not_cached(
+    live: LiveTeacher, readings: Sequence[TeacherReading], images: int, budget_bytes: int
+) -> str | None:
     """The reason why a teacher of `images` training images is asked live whatever else lies in the cache; None where
     its answers can be kept."""
     recipe = live.recipe
     if recipe.mixup is not None and recipe.mixup.convention == "published":
         return "mixup.convention published mixes by batch"
-    size = bytes_of_image(live, readings)
+    size = bytes_per_image(live, readings)
     by_batch = any(each.of_batch for each in readings)
     views = recipe.epochs if recipe.data.drawn or recipe.mixup is not None or by_batch else 1
     if size > SMALL_BYTES and size * images * views > budget_bytes:
@@ -56,7 +58,7 @@ def why_not_kept(live: LiveAnswers, readings: Sequence[Reading], images: int, bu
     return None
 
 
-def bytes_of_image(live: LiveAnswers, readings: Sequence[Reading]) -> int:
+def bytes_per_image(live: LiveTeacher, readings: Sequence[TeacherReading]) -> int:
     """Of what is kept of an image and view: logits and readings, in float32."""
     shapes = live.teacher.network.stage_shapes(tuple(each.stage for each in readings))
     numbers = len(live.data.classes)

@@ -16,17 +16,17 @@ LAST = " NHWC"
 """Ends the name of maps [N, H, W, C], whose channels lay last as the teacher gave them: the order of a sum's terms."""
 
 
-def as_kept(name: str, values: Tensor) -> tuple[str, Tensor]:
-    """What a file holds is contiguous; `as_given` gives back name and layout."""
+def to_stored(name: str, values: Tensor) -> tuple[str, Tensor]:
+    """What a file holds is contiguous; `from_stored` gives back name and layout."""
     last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
     return (name + LAST, values.permute(0, 2, 3, 1)) if last and not values.is_contiguous() else (name, values)
 
 
-def as_given(name: str, values: Tensor) -> tuple[str, Tensor]:
+def from_stored(name: str, values: Tensor) -> tuple[str, Tensor]:
     return (name.removesuffix(LAST), values.permute(0, 3, 1, 2)) if name.endswith(LAST) else (name, values)
 
 
-class Kept:
+class CachedRows:
     """One epoch's rows. What is small lies on the device; larger rows stay in the mapped files until they are asked
     for."""
 
@@ -51,7 +51,7 @@ class Kept:
         at = indices.to(self.device, non_blocking=True)
         rows = {name: values.index_select(0, at) for name, values in self._small.items()}
         rows |= {name: self._gathered(name, indices.tolist()) for name in self._large}
-        return dict(as_given(name, values) for name, values in rows.items())
+        return dict(from_stored(name, values) for name, values in rows.items())
 
     def _gathered(self, name: str, indices: list[int]) -> Tensor:
         rows = torch.stack([self.loaded[index // UNIT_IMAGES][name][index % UNIT_IMAGES] for index in indices])

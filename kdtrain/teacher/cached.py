@@ -12,15 +12,15 @@ from torch import Tensor
 
 from kdtrain.data.sampling import batches_of
 from kdtrain.errors import UserError
-from kdtrain.methods.base import Batch, Outputs, Reading
+from kdtrain.methods.base import Batch, Outputs, TeacherReading
 from kdtrain.runtime import distributed, process
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.cache import NO_ROOM, Cache, Tensors, key_of
 from kdtrain.storage.folder import Row
-from kdtrain.teacher.cache_policy import Sharing, bytes_of_image, readings_kept, why_not_kept
-from kdtrain.teacher.cache_rows import Kept, as_kept
+from kdtrain.teacher.cache_policy import CachePolicy, bytes_per_image, cached_readings, reason_not_cached
+from kdtrain.teacher.cache_rows import CachedRows, to_stored
 from kdtrain.teacher.network import CHUNK_IMAGES, folds
-from kdtrain.teacher.outputs import UNIT_IMAGES, Answers, LiveAnswers, views_change
+from kdtrain.teacher.outputs import UNIT_IMAGES, LiveTeacher, TeacherOutputs, views_change
 from kdtrain.trials.identity import NUMERICS
 
 EPOCHS_PER_CHECK = 8
@@ -29,24 +29,24 @@ TOLERANCE = 1e-4
 """Relative and absolute, of that comparison on a GPU; on a CPU the bits must agree."""
 
 
-def shared_answers(live: LiveAnswers, sharing: Sharing | None) -> Answers:
+def cached_teacher(live: LiveTeacher, sharing: CachePolicy | None) -> TeacherOutputs:
     """Cached where that is wanted and there is no reason against it, else live; then `off` says the reason."""
     if sharing is None or live.teacher.digest is None:
         return live
     own = live.recipe.method.readings
-    live.off = why_not_kept(live, own, len(live.data.train), sharing.cache.budget_bytes)
+    live.off = reason_not_cached(live, own, len(live.data.train), sharing.cache.budget_bytes)
     if live.off is not None:
         return live
-    return CachedAnswers(live, sharing.cache, live.teacher.digest, readings_kept(live, sharing))
+    return CachedTeacher(live, sharing.cache, live.teacher.digest, cached_readings(live, sharing))
 
 
-class CachedAnswers:
+class CachedTeacher:
     """Rows of a node's cache. What is missing there is asked of the network, by whichever trial needs it first.
 
     Where the cache cannot be written to or has no room, `off` says why, and the network is asked live from then on.
     """
 
-    def __init__(self, live: LiveAnswers, cache: Cache, weights: str, readings: Sequence[Reading]) -> None:
+    def __init__(self, live: LiveTeacher, cache: Cache, weights: str, readings: Sequence[TeacherReading]) -> None:
         """weights: the digest of the teacher's. readings: what is kept beside the logits, the recipe's own among it."""
         self.live, self.cache, self.weights, self.readings = live, cache, weights, tuple(readings)
         self.by_batch = any(reading.of_batch for reading in readings)
@@ -54,7 +54,7 @@ class CachedAnswers:
         self.off: str | None = None
         self.asked = self.checked = 0
         self._reading_s = 0.0
-        self._now: Kept | None = None
+        self._now: CachedRows | None = None
         live.teacher.stages = tuple(dict.fromkeys(reading.stage for reading in readings))
 
     @property
@@ -113,7 +113,9 @@ class CachedAnswers:
             self._now.folder.close()
         self._now = None
 
-    def _kept(self, split: str, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors]) -> Kept | None:
+    def _kept(
+        self, split: str, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors]
+    ) -> CachedRows | None:
         """On all ranks, or on none: asked live, ranks talk to one another."""
         if self.off is not None:
             return None
@@ -127,11 +129,11 @@ class CachedAnswers:
 
     def _own_kept(
         self, split: str, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors]
-    ) -> Kept | None:
+    ) -> CachedRows | None:
         readings = self.readings if split == "train" else ()
 
         def size() -> int:
-            return bytes_of_image(self.live, readings) * sum(map(len, units))
+            return bytes_per_image(self.live, readings) * sum(map(len, units))
 
         folder = None
         try:
@@ -149,7 +151,7 @@ class CachedAnswers:
                 return None
             raise
         wanted = self.wanted if split == "train" else ()
-        return Kept(folder, epoch, units, loaded, wanted, self.live.device, self.by_batch)
+        return CachedRows(folder, epoch, units, loaded, wanted, self.live.device, self.by_batch)
 
     def _turn_off(self, reason: str) -> None:
         self.off = reason
@@ -160,10 +162,10 @@ class CachedAnswers:
     def _rows(self, indices: Tensor, epoch: int) -> Tensors:
         """As they are kept: logits and readings of training images, which are a whole batch where the readings are."""
         outputs = self.live.of_train(indices, epoch)
-        made = (as_kept(each.name, each.make(outputs.features[each.stage]).float()) for each in self.readings)
+        made = (to_stored(each.name, each.make(outputs.features[each.stage]).float()) for each in self.readings)
         return {"logits": outputs.logits.float(), **dict(made)}
 
-    def _check(self, kept: Kept, epoch: int) -> None:
+    def _check(self, kept: CachedRows, epoch: int) -> None:
         """Computes a chunk again, or a batch: each trial and epoch another. Raises UserError where it is not what was
         read."""
         recipe, device = self.live.recipe, self.live.device

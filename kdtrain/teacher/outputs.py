@@ -25,7 +25,7 @@ UNIT_IMAGES = 8 * CHUNK_IMAGES
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
-class Answers(Protocol):
+class TeacherOutputs(Protocol):
     """What the loop asks."""
 
     asked: int
@@ -67,7 +67,7 @@ class Answers(Protocol):
         ...
 
 
-class LiveAnswers:
+class LiveTeacher:
     """The network itself, asked for every batch."""
 
     def __init__(self, teacher: Teacher, recipe: Recipe, data: Dataset, device: torch.device, autocast: Autocast):
@@ -128,6 +128,6 @@ class LiveAnswers:
             return self.teacher(pixels)
 
 
-def views_change(live: LiveAnswers) -> bool:
+def views_change(live: LiveTeacher) -> bool:
     """Whether training sees other pixels in another epoch, or with another seed."""
     return live.recipe.mixup is not None or live.data.train.images.drawn

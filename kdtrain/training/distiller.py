@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdtrain.methods.base import Batch, Criterion, Outputs, Term, at_least_float32
+from kdtrain.methods.base import Batch, Criterion, LossTerm, Outputs, at_least_float32
 from kdtrain.models.classifier import Classifier
 
 
@@ -27,21 +27,21 @@ class Distiller(nn.Module):
 
     def forward(
         self, images: Tensor, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
-    ) -> dict[str, Term]:
+    ) -> dict[str, LossTerm]:
         """Images [N, C, H, W], teacher outputs for the same images, their batch -> named terms, means over N.
 
         With R-Drop (Liang et al. 2021, arXiv:2106.14448, eq. 4) two passes with dropout: every term is averaged over
         both, distillation too, and the symmetric KL between the passes joins them.
         """
         first = Outputs(*self.student.outputs(images, self.stages))
-        terms: dict[str, Term] = self.criterion(first, teacher, batch, critic)
+        terms: dict[str, LossTerm] = self.criterion(first, teacher, batch, critic)
         if not self.r_drop_weight:
             return terms
         second = Outputs(*self.student.outputs(images, self.stages))
-        again: dict[str, Term] = self.criterion(second, teacher, batch, critic)
-        averaged = {name: Term((term.value + again[name].value) / 2, term.weight) for name, term in terms.items()}
+        again: dict[str, LossTerm] = self.criterion(second, teacher, batch, critic)
+        averaged = {name: LossTerm((term.value + again[name].value) / 2, term.weight) for name, term in terms.items()}
         between = symmetric_kl(first.logits, second.logits) * (batch.size if self.summed else 1)
-        return {**averaged, "r_drop": Term(between, self.r_drop_weight)}
+        return {**averaged, "r_drop": LossTerm(between, self.r_drop_weight)}
 
 
 def symmetric_kl(one_NK: Tensor, other_NK: Tensor) -> Tensor:

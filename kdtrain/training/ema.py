@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdtrain.config.training import Ema
 
 
-class Average:
+class ModelEma:
     """`module` is a copy in eval mode that follows another of its kind; begin it with the weights before training.
 
     v <- d * v + (1 - d) * w for parameters and floating-point buffers (BatchNorm's statistics), d from `decay_at`;

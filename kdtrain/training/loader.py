@@ -54,7 +54,7 @@ def part_of(recipe: Recipe, indices: Tensor, total: int, epoch: int, step: int) 
     return Part(own(indices), count, own(pairs.partners), own(pairs.shares))
 
 
-class Feed:
+class BatchLoader:
     """Gives any part's pixels; those of the steps that follow one another are made ahead."""
 
     def __init__(self, recipe: Recipe, split: Split, device: torch.device, loaders: int = 0) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdtrain.data.mixup import mixed, mixed_target
 from kdtrain.data.sampling import batches_of
-from kdtrain.methods.base import Batch, Outputs, Term, weighted_sum
+from kdtrain.methods.base import Batch, LossTerm, Outputs, weighted_sum
 from kdtrain.runtime import distributed
 from kdtrain.runtime.rng import stream
 from kdtrain.training.epoch_metrics import EpochProgress, Metrics, NonFiniteLoss
@@ -17,18 +17,18 @@ from kdtrain.training.learner import Learner
 from kdtrain.training.loader import part_of
 from kdtrain.training.optimizers import early_stop
 from kdtrain.training.precision import autocast
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 from kdtrain.trials.outcome import SKIPPED
 
-Report = Callable[[Metrics, Run], None]
+Report = Callable[[Metrics, TrainState], None]
 
 
 def fit(
-    run: Run,
+    run: TrainState,
     total_epochs: int,
     report: Report,
     *,
-    checkpoint: Callable[[Run], None] = lambda run: None,
+    checkpoint: Callable[[TrainState], None] = lambda run: None,
     every_steps: int | None = None,
 ) -> None:
     """Trains `run` on to `total_epochs`, or until its patience ends; report(metrics, run) is called once after every
@@ -51,13 +51,13 @@ def fit(
 
 
 def train_epoch(
-    run: Run, checkpoint: Callable[[Run], None] = lambda run: None, every_steps: int | None = None
+    run: TrainState, checkpoint: Callable[[TrainState], None] = lambda run: None, every_steps: int | None = None
 ) -> Metrics:
     """The steps of this epoch that are not yet done, in its order; each term's mean over the images it was computed
     for, on all ranks. The step never waits for the device."""
     run.distiller.train()
-    if run.answers is not None:
-        run.answers.begin(run.epoch)
+    if run.teacher_outputs is not None:
+        run.teacher_outputs.begin(run.epoch)
     batches = batches_of(run.recipe.seed, run.recipe.batch_size, len(run.data.train), run.epoch)
     lr = run.learner.lr(run.step - run.progress.steps)
     for epoch_step in range(run.progress.steps, len(batches)):
@@ -69,12 +69,12 @@ def train_epoch(
     return {"lr": lr, **run.progress.means()}
 
 
-def train_step(run: Run, indices: Tensor, epoch_step: int = 0) -> dict[str, Tensor]:
+def train_step(run: TrainState, indices: Tensor, epoch_step: int = 0) -> dict[str, Tensor]:
     """One update from one global batch of image indices; each term, a mean over this rank's images."""
     images, batch = load_batch(run, indices, epoch_step)
-    teacher = run.answers.of(images, batch) if run.answers else None
+    teacher = run.teacher_outputs.of(images, batch) if run.teacher_outputs else None
     _seed_dropout(run.device, stream(run.recipe.seed, "dropout", run.step, distributed.rank()))
-    player = run.adversary
+    player = run.critic
     if player is not None and player.turns.is_critics(batch.step, batch.epoch_step):
         assert run.critic_learner is not None
         assert teacher is not None
@@ -90,16 +90,16 @@ def train_step(run: Run, indices: Tensor, epoch_step: int = 0) -> dict[str, Tens
     if critic is not None:
         critic.requires_grad_(True)
     values = _update(run.learner, terms, batch, "loss", run.step)
-    if run.average is not None:
-        run.average.update(run.distiller.student)
+    if run.ema is not None:
+        run.ema.update(run.distiller.student)
     return values
 
 
-def load_batch(run: Run, indices: Tensor, epoch_step: int) -> tuple[Tensor, Batch]:
+def load_batch(run: TrainState, indices: Tensor, epoch_step: int) -> tuple[Tensor, Batch]:
     """This rank's views [N, C, H, W] of a global batch on the device, mixed where the recipe says so, and its Batch."""
     recipe, split = run.recipe, run.data.train
     part = part_of(recipe, indices, len(split), run.epoch, run.step)
-    images, partners = run.feed.images(part, run.epoch, epoch_step, run.step)
+    images, partners = run.loader.images(part, run.epoch, epoch_step, run.step)
     target = split.labels[part.mine]
     if partners is not None:
         assert part.partners is not None
@@ -113,18 +113,20 @@ def load_batch(run: Run, indices: Tensor, epoch_step: int) -> tuple[Tensor, Batc
     return images, batch
 
 
-def evaluate(run: Run) -> Metrics:
+def evaluate(run: TrainState) -> Metrics:
     """Validation metrics of the student (of its average where it has one); with a teacher also how the two compare."""
     split, recipe = run.data.val, run.recipe
     logits = logits_of(run.evaluated, split, run.device)
     metrics = {f"val/{name}": value for name, value in student_metrics(logits, split.labels).items()}
     teacher = None
-    if run.answers is not None:
+    if run.teacher_outputs is not None:
         if run.teacher_val_logits is None:
-            asked = run.answers.asked
-            run.teacher_val_logits = run.answers.val_logits()
+            asked = run.teacher_outputs.asked
+            run.teacher_val_logits = run.teacher_outputs.val_logits()
             # a training that continues asks again; its rows must not tell where it was cut
-            run.answers.asked = asked + (len(distributed.share(torch.arange(len(split)))) if run.epoch == 0 else 0)
+            run.teacher_outputs.asked = asked + (
+                len(distributed.share(torch.arange(len(split)))) if run.epoch == 0 else 0
+            )
         teacher = run.teacher_val_logits
         metrics["val/teacher_accuracy"] = student_metrics(teacher, split.labels)["accuracy"]
         pair = pair_metrics(logits, teacher, recipe.seed, run.epoch, recipe.batch_size)
@@ -135,7 +137,7 @@ def evaluate(run: Run) -> Metrics:
 
 
 @torch.no_grad()
-def _validation_loss(run: Run, logits: Tensor, teacher: Tensor | None) -> Metrics:
+def _validation_loss(run: TrainState, logits: Tensor, teacher: Tensor | None) -> Metrics:
     """What the method's loss and its terms are on the whole validation split, from both networks' logits [N, K]."""
     split, recipe = run.data.val, run.recipe
     batch = Batch(
@@ -146,7 +148,7 @@ def _validation_loss(run: Run, logits: Tensor, teacher: Tensor | None) -> Metric
     return {f"val/{name}": value.item() for name, value in values.items()}
 
 
-def _update(learner: Learner, terms: dict[str, Term], batch: Batch, name: str, step: int) -> dict[str, Tensor]:
+def _update(learner: Learner, terms: dict[str, LossTerm], batch: Batch, name: str, step: int) -> dict[str, Tensor]:
     loss = weighted_sum(terms)
     # DDP averages over ranks: with this factor the average is the mean over the global batch
     factor = batch.count * distributed.size() / batch.size
@@ -156,7 +158,7 @@ def _update(learner: Learner, terms: dict[str, Term], batch: Batch, name: str, s
 
 
 @torch.no_grad()
-def _untouched_logits(run: Run, images: Tensor) -> Tensor:
+def _untouched_logits(run: TrainState, images: Tensor) -> Tensor:
     """The student's logits as in training, its BatchNorm buffers left as they are: it is the critic's turn."""
     student = run.distiller.student
     buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
@@ -171,11 +173,11 @@ def _seed_dropout(device: torch.device, seed: int) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _spent(run: Run) -> Metrics:
+def _spent(run: TrainState) -> Metrics:
     """What views and answers have cost so far: images of all ranks, asked about, answered by the network, and answered
     again to check; seconds of this rank, in views, answers, and the network itself."""
-    spent: Metrics = {"views_seconds": run.feed.seconds}
-    answers = run.answers
+    spent: Metrics = {"views_seconds": run.loader.seconds}
+    answers = run.teacher_outputs
     counts = (answers.asked, answers.computed, answers.checked) if answers is not None else (0, 0, 0)
     of_all = distributed.sum_over_ranks(torch.tensor(counts, device=run.device)).tolist()
     names = ("teacher_images", "teacher_images_computed", "teacher_images_checked")
@@ -185,11 +187,11 @@ def _spent(run: Run) -> Metrics:
     return spent
 
 
-def _out_of_patience(run: Run) -> bool:
+def _out_of_patience(run: TrainState) -> bool:
     return run.best is not None and early_stop(int(run.best["epoch"]), run.epoch, run.recipe.early_stopping)
 
 
-def _require_finite(metrics: Metrics, run: Run) -> None:
+def _require_finite(metrics: Metrics, run: TrainState) -> None:
     broken = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
         raise NonFiniteLoss(f"epoch {run.epoch + 1}, after step {run.step - 1}: {', '.join(broken)}")

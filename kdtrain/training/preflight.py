@@ -13,7 +13,7 @@ from kdtrain.models.weights import load_whole_network
 from kdtrain.teacher.network import Teacher, fresh_teacher
 from kdtrain.training.epoch_metrics import NonFiniteLoss
 from kdtrain.training.loop import train_step
-from kdtrain.training.state import Run, require_statistics
+from kdtrain.training.state import TrainState, require_statistics
 from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store
 
@@ -24,7 +24,7 @@ def check_images(data: Dataset, *, test: bool = True) -> None:
         split.images.check()
 
 
-def require_students_turn(run: Run) -> None:
+def require_students_turn(run: TrainState) -> None:
     """The critic begins: a student that never had its turn would be judged as it was drawn."""
     turns = run.recipe.method.turns
     if turns is None:
@@ -49,7 +49,7 @@ def check_before_teacher(recipe: Recipe, store: Store, data_root: Path, device: 
     check_images(data)
     network = fresh_teacher(recipe, data, pretrained=True)
     require_statistics(taught_by, data, network, device, "recipe.teacher.batch_size")
-    require_students_turn(Run(recipe, data, Teacher(network, device, recipe.method.needed_stages), device))
+    require_students_turn(TrainState(recipe, data, Teacher(network, device, recipe.method.needed_stages), device))
 
 
 def smoke(recipe: Recipe, data_root: Path, device: torch.device) -> None:
@@ -66,11 +66,11 @@ def smoke(recipe: Recipe, data_root: Path, device: torch.device) -> None:
         if recipe.teacher.file is not None:
             load_whole_network(network, Path(recipe.teacher.file), "recipe.teacher.file")
         teacher = Teacher(network, device, recipe.method.needed_stages)
-    run = Run(recipe, data, teacher, device)
+    run = TrainState(recipe, data, teacher, device)
     require_students_turn(run)
     run.distiller.train()
     terms: dict[str, Tensor] = {}
-    for step in (0,) if run.adversary is None else (0, run.adversary.turns.critic_steps):  # each player's first turn
+    for step in (0,) if run.critic is None else (0, run.critic.turns.critic_steps):  # each player's first turn
         run.step = step
         terms |= train_step(run, torch.arange(min(recipe.batch_size, len(data.train))), step)
     broken = [name for name, value in terms.items() if not torch.isfinite(value)]

@@ -1,4 +1,4 @@
-"""Run: a training in progress, and all of it that a checkpoint has."""
+"""TrainState: a training in progress, and all of it that a checkpoint has."""
 
 import json
 from functools import partial
@@ -12,8 +12,8 @@ from kdtrain.config.recipe import BatchNorm, Recipe
 from kdtrain.config.training import Adam, Constant
 from kdtrain.data.base import Dataset
 from kdtrain.errors import UserError
-from kdtrain.methods.base import Setting
-from kdtrain.methods.critic import Adversary
+from kdtrain.methods.base import MethodContext
+from kdtrain.methods.critic import CriticPlayer
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.freezing import has_randomness
@@ -22,17 +22,17 @@ from kdtrain.models.weights import at
 from kdtrain.runtime import distributed, process
 from kdtrain.runtime.rng import stream
 from kdtrain.teacher.network import Teacher
-from kdtrain.teacher.outputs import Answers, LiveAnswers
+from kdtrain.teacher.outputs import LiveTeacher, TeacherOutputs
 from kdtrain.training.distiller import Distiller
-from kdtrain.training.ema import Average
+from kdtrain.training.ema import ModelEma
 from kdtrain.training.epoch_metrics import EpochProgress, Metrics
 from kdtrain.training.learner import Learner
-from kdtrain.training.loader import Feed
+from kdtrain.training.loader import BatchLoader
 from kdtrain.training.precision import autocast
 from kdtrain.trials.outcome import merit
 
 
-class Run:
+class TrainState:
     """The one object that changes. `checkpoint` is all of it that is not derived from the recipe."""
 
     def __init__(
@@ -46,12 +46,12 @@ class Run:
         loaders: int = 0,
     ) -> None:
         """pretrained=False: fresh weights whatever the recipe says, where only time or memory is asked for.
-        loaders: processes that make views; see Feed."""
+        loaders: processes that make views; see BatchLoader."""
         self.recipe, self.data, self.teacher, self.device = recipe, data, teacher, device
         process.use_precision(recipe.precision, device)
         seed = stream(recipe.seed, "init")
         student = build(recipe.student, data.image_shape, len(data.classes), seed, pretrained=pretrained)
-        setting = setting_for(recipe, data, student, teacher)
+        setting = method_context(recipe, data, student, teacher)
         require_statistics(recipe, data, student, device, "recipe.batch_size")
         self.distiller = _distiller(recipe, student, setting, device).to(device)
         self.wrapped = _in_group(self.distiller, device, recipe.batch_norm)
@@ -60,18 +60,20 @@ class Run:
             self.distiller, recipe.optimizer, recipe.lr_schedule, recipe.clipping, recipe.epochs, steps_per_epoch,
             torch.amp.GradScaler(device.type) if recipe.precision == "fp16" else None,
         )  # fmt: skip
-        self.average = Average(student, recipe.ema) if recipe.ema else None
-        self.adversary: Adversary | None = recipe.method.critic(setting)
+        self.ema = ModelEma(student, recipe.ema) if recipe.ema else None
+        self.critic: CriticPlayer | None = recipe.method.critic(setting)
         self.critic_learner: Learner | None = None
-        if self.adversary is not None:
-            critic_loss = self.adversary.loss.to(device)
+        if self.critic is not None:
+            critic_loss = self.critic.loss.to(device)
             self.wrapped_critic = _in_group(critic_loss, device, recipe.batch_norm)
-            adam, constant = Adam(name="adam", lr=self.adversary.lr), Constant(name="constant")
+            adam, constant = Adam(name="adam", lr=self.critic.lr), Constant(name="constant")
             self.critic_learner = Learner(critic_loss, adam, constant, None, recipe.epochs, steps_per_epoch)
-        self.answers: Answers | None = None
+        self.teacher_outputs: TeacherOutputs | None = None
         if teacher is not None:
-            self.answers = LiveAnswers(teacher, recipe, data, device, partial(autocast, recipe.precision, device))
-        self.feed = Feed(recipe, data.train, device, loaders)
+            self.teacher_outputs = LiveTeacher(
+                teacher, recipe, data, device, partial(autocast, recipe.precision, device)
+            )
+        self.loader = BatchLoader(recipe, data.train, device, loaders)
         self.epoch = 0
         self.step = 0
         self.progress = EpochProgress(0)
@@ -82,7 +84,7 @@ class Run:
     @property
     def evaluated(self) -> torch.nn.Module:
         """The network that is judged and kept: the student, or its moving average."""
-        return self.average.module if self.average is not None else self.distiller.student
+        return self.ema.module if self.ema is not None else self.distiller.student
 
     def remember_best(self, metrics: Metrics) -> None:
         """Keeps epoch and weights if the objective is better than ever; ties by the other metric, then the earlier."""
@@ -124,10 +126,10 @@ class Run:
         tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
         return tensors | {f"terms.{name}": value for name, value in self.progress.state_tensors().items()}
 
-    def _parts(self) -> list[tuple[str, Learner | Average]]:
+    def _parts(self) -> list[tuple[str, Learner | ModelEma]]:
         """What holds state, by the name under which a checkpoint has it."""
-        parts: dict[str, Learner | Average | None] = {
-            "learner": self.learner, "critic": self.critic_learner, "average": self.average
+        parts: dict[str, Learner | ModelEma | None] = {
+            "learner": self.learner, "critic": self.critic_learner, "ema": self.ema
         }  # fmt: skip
         return [(name, part) for name, part in parts.items() if part is not None]
 
@@ -135,13 +137,13 @@ class Run:
 WITHIN_EPOCH = ("steps", "spent", "images")
 
 
-def setting_for(recipe: Recipe, data: Dataset, student: Classifier, teacher: Teacher | None) -> Setting:
+def method_context(recipe: Recipe, data: Dataset, student: Classifier, teacher: Teacher | None) -> MethodContext:
     """What the recipe's method is built for: the shapes of its stages are measured in both networks."""
     stages = recipe.method.needed_stages
     with at("recipe.method"):
         student_shapes = student.stage_shapes(stages)
         teacher_shapes = teacher.network.stage_shapes(stages) if teacher else {}
-    return Setting(
+    return MethodContext(
         classes=len(data.classes),
         batch_size=recipe.batch_size,
         label_smoothing=recipe.label_smoothing,
@@ -151,7 +153,7 @@ def setting_for(recipe: Recipe, data: Dataset, student: Classifier, teacher: Tea
     )
 
 
-def _distiller(recipe: Recipe, student: Classifier, setting: Setting, device: torch.device) -> Distiller:
+def _distiller(recipe: Recipe, student: Classifier, setting: MethodContext, device: torch.device) -> Distiller:
     with torch.random.fork_rng(devices=[]):  # a projector's or generator's first weights
         torch.manual_seed(stream(recipe.seed, "criterion"))
         criterion = recipe.method.criterion(setting)

@@ -17,14 +17,14 @@ from kdtrain.errors import UserError
 from kdtrain.models.build import parameter_count
 from kdtrain.runtime import distributed, process
 from kdtrain.storage.folder import Row
-from kdtrain.teacher.cache_policy import Sharing
-from kdtrain.teacher.cached import shared_answers
+from kdtrain.teacher.cache_policy import CachePolicy
+from kdtrain.teacher.cached import cached_teacher
 from kdtrain.teacher.network import trained_teacher
-from kdtrain.teacher.outputs import LiveAnswers
+from kdtrain.teacher.outputs import LiveTeacher
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.loop import fit
 from kdtrain.training.preflight import check_images, require_students_turn
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 from kdtrain.trials.identity import NUMERICS, file_digest, trial_id
 from kdtrain.trials.outcome import outcome_row, require_own_workers
 from kdtrain.trials.store import Store, TrialFolder
@@ -48,7 +48,7 @@ def train(
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
     checkpoint_every_steps: int | None = None,
     loaders: int = 0,
-    sharing: Sharing | None = None,
+    sharing: CachePolicy | None = None,
 ) -> Row:
     """Trains a recipe to its outcome, which is returned; continues what was cut off, returns what has ended.
 
@@ -73,12 +73,12 @@ def train(
         if decoded_here is not None:
             logging.getLogger(__name__).warning("images are decoded in every process: %s", decoded_here)
         check_images(data, test=final)
-        run = Run(recipe, data, trained_teacher(recipe, data, store, data_root, device), device, loaders=loaders)
+        run = TrainState(recipe, data, trained_teacher(recipe, data, store, data_root, device), device, loaders=loaders)
         require_students_turn(run)
-        if isinstance(run.answers, LiveAnswers):
-            run.answers = shared_answers(run.answers, sharing)
+        if isinstance(run.teacher_outputs, LiveTeacher):
+            run.teacher_outputs = cached_teacher(run.teacher_outputs, sharing)
         _open(run, folder, data_root)
-        with closing(run.feed), closing(run.answers) if run.answers is not None else nullcontext():
+        with closing(run.loader), closing(run.teacher_outputs) if run.teacher_outputs is not None else nullcontext():
             return _train(run, folder, final, on_epoch, checkpoint_every_steps, decoded_here)
 
 
@@ -93,7 +93,7 @@ def is_due(checkpoint_bytes: int, seconds: float, writing_s: float) -> bool:
     return checkpoint_bytes <= SMALL_CHECKPOINT_BYTES or paid
 
 
-def _open(run: Run, folder: TrialFolder, data_root: Path) -> None:
+def _open(run: TrainState, folder: TrialFolder, data_root: Path) -> None:
     """The trial's folder made ready, and the run where its newest whole checkpoint left off. What epochs that are done
     again have cost of a teacher's time stays in the accounts: their answers are kept."""
     saved = folder.read_checkpoint()
@@ -110,7 +110,7 @@ def _open(run: Run, folder: TrialFolder, data_root: Path) -> None:
 
 
 def _train(
-    run: Run,
+    run: TrainState,
     folder: TrialFolder,
     final: bool,
     on_epoch: Callable[[Metrics], None],
@@ -121,7 +121,7 @@ def _train(
     leads = distributed.rank() == 0
     written, writing_s = time.monotonic(), 0.0
 
-    def checkpoint(run: Run) -> None:
+    def checkpoint(run: TrainState) -> None:
         nonlocal written, writing_s
         if leads:
             begun = time.monotonic()
@@ -129,7 +129,7 @@ def _train(
             written = time.monotonic()
             writing_s = written - begun
 
-    def report(metrics: Metrics, run: Run) -> None:
+    def report(metrics: Metrics, run: TrainState) -> None:
         metrics["peak_memory_bytes"] = process.peak_memory_bytes(run.device)
         if leads:
             folder.append_epoch(metrics)
@@ -151,7 +151,10 @@ def _train(
         state = "failed"
         reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
     outcome = outcome_row(state, reason, folder)
-    outcome |= {"teacher_cache_off": run.answers.off if run.answers else None, "image_cache_off": decoded_here}
+    outcome |= {
+        "teacher_cache_off": run.teacher_outputs.off if run.teacher_outputs else None,
+        "image_cache_off": decoded_here,
+    }
     if leads:
         if final and state == "complete":
             weights = {name: value.cpu().contiguous() for name, value in run.best_weights.items()}
@@ -170,7 +173,7 @@ def _serves(outcome: Row, final: bool, folder: TrialFolder) -> bool:
     return bool(outcome["state"] == "failed")
 
 
-def _recipe_row(run: Run, folder: TrialFolder, data_root: Path) -> Row:
+def _recipe_row(run: TrainState, folder: TrialFolder, data_root: Path) -> Row:
     recipe = run.recipe
     taught_by = teacher_recipe(recipe)
     teacher: Row | None = None

@@ -8,7 +8,7 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.mixup import mixed
 from kdtrain.data.sampling import batches_of
-from kdtrain.training.loader import Feed, Part, part_of
+from kdtrain.training.loader import BatchLoader, Part, part_of
 from kdtrain.training.optimizers import lr_at, warmup_steps
 from kdtrain.visualization.networks import Arrays, drawable
 
@@ -41,7 +41,7 @@ def mixed_images(recipe: Recipe, data: Dataset) -> Arrays:
     shares float32 [N], labels of image and partner int64 [N, 2]; nothing where images are not mixed."""
     if recipe.mixup is None:
         return {}
-    feed, labels_N = Feed(recipe, data.train, torch.device("cpu")), data.train.labels
+    feed, labels_N = BatchLoader(recipe, data.train, torch.device("cpu")), data.train.labels
     shown: list[tuple[Tensor, Tensor, Tensor]] = []
     missing = MIXED_SHOWN
     for step, indices in enumerate(batches_of(recipe.seed, recipe.batch_size, len(data.train), epoch=0)):

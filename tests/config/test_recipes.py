@@ -14,7 +14,7 @@ from kdtrain.data.registry import load
 from kdtrain.methods.base import weighted_sum
 from kdtrain.teacher.network import Teacher, fresh_teacher
 from kdtrain.training.loop import load_batch
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"), key=lambda file: file.stem)
 RANDOM = ("student.weights=null", "teacher.weights=null")
@@ -92,9 +92,9 @@ def weighted_terms(recipe: Recipe, real_data: Path) -> set[str]:
     """The names of what the recipe's loss is made of, from one batch through a fresh run."""
     data = load(recipe.data, real_data)
     teacher = Teacher(fresh_teacher(recipe, data), CPU, recipe.method.needed_stages) if recipe.teacher else None
-    run = Run(recipe, data, teacher, CPU)
+    run = TrainState(recipe, data, teacher, CPU)
     images, batch = load_batch(run, torch.arange(4), 0)
-    critic = run.adversary.loss.critic if run.adversary else None
+    critic = run.critic.loss.critic if run.critic else None
     terms = run.distiller(images, teacher(images) if teacher else None, batch, critic)
     assert weighted_sum(terms).isfinite()
     return {f"train/{name}" for name, term in terms.items() if term.weight}

@@ -13,7 +13,7 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.sampling import batches_of
 from kdtrain.runtime.process import prepare_process
-from kdtrain.training.loader import Feed, part_of
+from kdtrain.training.loader import BatchLoader, part_of
 
 pytestmark = pytest.mark.ddp
 
@@ -28,7 +28,7 @@ def birds(folder: str) -> tuple[Recipe, Dataset]:
 
 def seen(folder: str, loaders: int) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     config, data = birds(folder)
-    feed = Feed(config, data.train, CPU, loaders)
+    feed = BatchLoader(config, data.train, CPU, loaders)
     total, step, found = len(data.train), 0, []
     for epoch in range(config.epochs):
         for epoch_step, indices in enumerate(batches_of(config.seed, config.batch_size, total, epoch)):

@@ -13,7 +13,7 @@ from groups import Group
 from losses import CLASSES, CONFIGS, RELATIONAL, STUDENT, batch, criterion, method, normal, order, outputs, setting
 from torch import Tensor, nn
 
-from kdtrain.methods.base import Batch, Outputs, Term, weighted_sum
+from kdtrain.methods.base import Batch, LossTerm, Outputs, weighted_sum
 from kdtrain.models.sync_batch_norm import over_global_batch
 from kdtrain.runtime import distributed
 
@@ -56,7 +56,7 @@ class Distilling(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.data = normal(*parameter.shape, purpose=name)
 
-    def forward(self, images: Tensor, teacher: Outputs, of: Batch, critic: nn.Module | None) -> dict[str, Term]:
+    def forward(self, images: Tensor, teacher: Outputs, of: Batch, critic: nn.Module | None) -> dict[str, LossTerm]:
         maps = {stage: self.heads[stage](images).view(-1, *shape).relu() for stage, shape in self.shapes.items()}
         return self.criterion(Outputs(self.heads["logits"](images), maps), teacher, of, critic)
 
@@ -82,7 +82,7 @@ def in_group(module: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(module)
 
 
-def differentiated(module: nn.Module, terms: dict[str, Term], of: Batch) -> Answer:
+def differentiated(module: nn.Module, terms: dict[str, LossTerm], of: Batch) -> Answer:
     """The means of all terms over the global batch, all gradients, all buffers."""
     (weighted_sum(terms) * (of.count * distributed.size() / of.size)).backward()
     means = {name: distributed.sum_over_ranks(term.value.detach() * of.count) / of.size for name, term in terms.items()}

@@ -19,7 +19,7 @@ from kdtrain.runtime import distributed
 from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.cache import Cache
 from kdtrain.storage.folder import Row
-from kdtrain.teacher.cache_policy import Sharing
+from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.trainer import train
@@ -90,7 +90,7 @@ def work(rank: int, folder: str) -> None:
             answer(recipe(**RECIPES[name]), cut, stop)
         except KeyboardInterrupt:
             said[f"{name} continued"] = answer(recipe(**RECIPES[name]), cut)
-    sharing = Sharing(Cache(Path(folder) / "cache", 1 << 26))
+    sharing = CachePolicy(Cache(Path(folder) / "cache", 1 << 26))
     for name in READ:
         for results in ("fills", "reads"):
             answer(recipe(**RECIPES[name]), Store(Path(folder) / results), sharing=sharing)
@@ -100,7 +100,7 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def answer(config, store: Store, on_epoch=lambda metrics: None, sharing: Sharing | None = None) -> Row:
+def answer(config, store: Store, on_epoch=lambda metrics: None, sharing: CachePolicy | None = None) -> Row:
     taught_by = teacher_recipe(config)
     if taught_by is not None:
         train(taught_by, store, NO_DATA, CPU, final=True)

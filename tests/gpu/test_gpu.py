@@ -14,13 +14,13 @@ from kdtrain.data.registry import load
 from kdtrain.data.sampling import batches_of
 from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.cache import Cache
-from kdtrain.teacher.cache_policy import Sharing
-from kdtrain.teacher.cached import CachedAnswers, shared_answers
+from kdtrain.teacher.cache_policy import CachePolicy
+from kdtrain.teacher.cached import CachedTeacher, cached_teacher
 from kdtrain.teacher.network import Teacher, fresh_teacher
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.loop import train_step
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 from kdtrain.training.trainer import train
 from kdtrain.trials.store import Store
 
@@ -52,11 +52,11 @@ def gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def fresh_run(config: Recipe) -> Run:
+def fresh_run(config: Recipe) -> TrainState:
     prepare_process(1)
     data = load(config.data, NO_DATA)
     teacher = Teacher(fresh_teacher(config, data), gpu(), config.method.needed_stages)
-    run = Run(config, data, teacher, gpu())
+    run = TrainState(config, data, teacher, gpu())
     run.distiller.train()
     return run
 
@@ -82,10 +82,10 @@ def test_no_step_waits_for_the_device(method: str, precision: str, answers: str,
     batches = torch.arange(60).split(20)
     if answers == "read":
         run.teacher.digest = "of no file"
-        run.answers = shared_answers(run.answers, Sharing(Cache(tmp_path, 1 << 30)))
-        assert isinstance(run.answers, CachedAnswers)
+        run.teacher_outputs = cached_teacher(run.teacher_outputs, CachePolicy(Cache(tmp_path, 1 << 30)))
+        assert isinstance(run.teacher_outputs, CachedTeacher)
         batches = batches_of(run.recipe.seed, run.recipe.batch_size, 60, 0)  # SP's are kept as they stand
-        run.answers.begin(0)
+        run.teacher_outputs.begin(0)
     for step, batch in enumerate(batches[:2]):  # each player's first turn makes its optimizer's state
         train_step(run, batch, step)
         run.step += 1
@@ -130,7 +130,7 @@ def test_interrupted_in_mid_epoch_and_continued_equals_uninterrupted(
 def test_a_training_that_reads_answers_is_the_one_that_asks_but_for_rounding(method: str, tmp_path: Path) -> None:
     config = recipe(**RESNETS, method=METHODS[method], epochs=2)
     asked = trained(config, tmp_path / "asked")
-    read = trained(config, tmp_path / "read", sharing=Sharing(Cache(tmp_path / "cache", 1 << 30)))
+    read = trained(config, tmp_path / "read", sharing=CachePolicy(Cache(tmp_path / "cache", 1 << 30)))
     for name in ("train/loss", "val/loss", "val/nll"):
         values = [[row[name] for row in rows if name in row] for rows, _ in (asked, read)]
         assert values[1] == pytest.approx(values[0], rel=1e-2), name
@@ -142,7 +142,7 @@ def test_float32_on_the_gpu_is_the_cpus_but_for_rounding() -> None:
     losses = []
     for device in (torch.device("cpu"), gpu()):
         prepare_process(1)
-        run = Run(config, data, Teacher(fresh_teacher(config, data), device), device)
+        run = TrainState(config, data, Teacher(fresh_teacher(config, data), device), device)
         run.distiller.train()
         losses.append([train_step(run, torch.arange(20))["loss"].item() for _ in range(1)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -24,13 +24,13 @@ from trainings import CPU, KD, NO_DATA, recipe
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.methods.base import Outputs, cross_entropy, weighted_sum
-from kdtrain.methods.loss_weights import SPELLINGS, Balance, RatioIsWeight
+from kdtrain.methods.loss_weights import SPELLINGS, LossWeights, RatioIsWeight
 from kdtrain.methods.none import CrossEntropy
-from kdtrain.methods.registry import Method, balance_of
+from kdtrain.methods.registry import Method, loss_weights_of
 from kdtrain.models.classifier import Classifier
 from kdtrain.teacher.network import Teacher
 from kdtrain.training.loop import fit
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 
 every = pytest.mark.parametrize("label", CONFIGS)
 FROM_FEATURES = ("at", "sp", "mgd", "rkd_distance", "rkd_angle")
@@ -165,7 +165,7 @@ def test_a_method_is_zero_with_zero_gradient_when_student_equals_teacher(label: 
     assert all(gradient is None or gradient.abs().max() < 1e-10 for gradient in gradients)
 
 
-def taught_by_batch_norm(label: str) -> Run:
+def taught_by_batch_norm(label: str) -> TrainState:
     """A training on digits; the answers of its teacher depend on the mode that it is in, BatchNorm and dropout."""
     at_four = {"stages": ["4"]} if "stages" in method(CONFIGS[label]).model_dump() else {}
     at_four |= {"stage": "4"} if CONFIGS[label]["name"] == "mgd" else {}
@@ -182,7 +182,7 @@ def taught_by_batch_norm(label: str) -> Run:
     network = Classifier(
         "normalised", encoder, nn.Sequential(nn.Dropout(), nn.Linear(20, 10)), (1, 16, 16), channels=1
     )  # fmt: skip
-    return Run(config, load(config.data, NO_DATA), Teacher(network, CPU, config.method.needed_stages), CPU)
+    return TrainState(config, load(config.data, NO_DATA), Teacher(network, CPU, config.method.needed_stages), CPU)
 
 
 @every
@@ -348,5 +348,5 @@ def test_only_dkd_needs_one_class_per_image_and_says_so_when_it_gets_a_mixture()
 
 
 def test_a_methods_kind_of_balance_is_found_by_its_name() -> None:
-    assert balance_of("at") is RatioIsWeight
-    assert all(balance_of(other) is Balance for other in ("kd", "mgd", "none", None, {"choice": ["at"]}))
+    assert loss_weights_of("at") is RatioIsWeight
+    assert all(loss_weights_of(other) is LossWeights for other in ("kd", "mgd", "none", None, {"choice": ["at"]}))

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from trainings import KD, recipe, trained
 
-from kdtrain.methods.base import Batch, Outputs, Setting, cross_entropy, weighted_sum
+from kdtrain.methods.base import Batch, MethodContext, Outputs, cross_entropy, weighted_sum
 from kdtrain.methods.kd import (
     CONVENTIONS,
     Kd,
@@ -16,7 +16,7 @@ from kdtrain.methods.kd import (
     kd_loss_published_flowers,
     kd_loss_published_mnist,
 )
-from kdtrain.methods.loss_weights import Balance
+from kdtrain.methods.loss_weights import LossWeights
 from kdtrain.runtime.rng import generator
 from kdtrain.trials.store import Store
 
@@ -158,13 +158,13 @@ def test_cross_entropy_with_smoothing_is_the_mixture_of_label_and_uniform() -> N
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_the_criterion_weighs_its_terms_by_the_balance(convention: str) -> None:
-    config = Kd(name="kd", temperature=4.0, balance=Balance(alpha_ce=0.1), convention=convention)
+    config = Kd(name="kd", temperature=4.0, balance=LossWeights(alpha_ce=0.1), convention=convention)
     student, teacher, of = (
         logits((5, 10), "student"),
         logits((5, 10), "teacher"),
         Batch(torch.arange(5), torch.arange(5)),
     )
-    terms = config.criterion(Setting(10, 5))(Outputs(student), Outputs(teacher), of)
+    terms = config.criterion(MethodContext(10, 5))(Outputs(student), Outputs(teacher), of)
     soft = CONVENTIONS[convention](student, teacher, temperature=4.0)
     torch.testing.assert_close(weighted_sum(terms), 0.1 * cross_entropy(student, of.target, 0.0) + 0.9 * soft)
     torch.testing.assert_close(

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from kdtrain.config.training import Adam, Constant
 from kdtrain.errors import UserError
-from kdtrain.methods.base import Outputs, Setting, weighted_sum
+from kdtrain.methods.base import MethodContext, Outputs, weighted_sum
 from kdtrain.methods.critic import Turns
 from kdtrain.methods.logits_discriminator import Critic, LogitsDiscriminator, between, fresh_critic, gradient_penalty
 from kdtrain.methods.logits_discriminator import softened as softened_NK
@@ -24,7 +24,7 @@ prepare_process(1)
 ALPHA, T, SMOOTHING = 0.3, 1.5, 0.1
 CORRECTED: dict[str, Any] = {"name": "logits_discriminator", "temperature": T, "balance": {"alpha": ALPHA}}
 PUBLISHED = CORRECTED | {"convention": "published", "critic_steps": 21, "student_steps": 179, "restart": "epoch"}
-SETTING = Setting(classes=10, batch_size=5, label_smoothing=SMOOTHING, seed=3)
+SETTING = MethodContext(classes=10, batch_size=5, label_smoothing=SMOOTHING, seed=3)
 
 
 def config(written: dict[str, Any], **other: Any) -> LogitsDiscriminator:
@@ -94,7 +94,7 @@ def cross_entropy_by_hand(logits_NK: Tensor, target: Tensor) -> float:
 
 
 def corrected_critic(classes: int = 10) -> Critic:
-    return fresh_critic(Setting(classes, 5, seed=3), published=False).double()
+    return fresh_critic(MethodContext(classes, 5, seed=3), published=False).double()
 
 
 @pytest.mark.parametrize("classes", [10, 11, 200])
@@ -143,7 +143,7 @@ def test_the_published_critic_scores_as_the_documents_layers() -> None:
 def test_the_critics_first_weights_come_from_the_seed_and_leave_the_callers_draws_alone() -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    one, same, other = (fresh_critic(Setting(10, 5, seed=seed), published=False) for seed in (0, 0, 1))
+    one, same, other = (fresh_critic(MethodContext(10, 5, seed=seed), published=False) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(one.score.weight, same.score.weight)
     assert not torch.equal(one.score.weight, other.score.weight)
@@ -266,7 +266,7 @@ def test_published_one_optimizer_has_both_players_and_there_is_no_second() -> No
 def test_too_few_classes_to_convolve_along_are_refused(classes: int, written: dict[str, Any]) -> None:
     for make in (config(written).criterion, config(CORRECTED).critic):
         with pytest.raises(UserError, match=rf"recipe\.method: .* at least 10 classes, .*; got {classes}$"):
-            make(Setting(classes, 5))
+            make(MethodContext(classes, 5))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -451,5 +451,5 @@ def test_a_published_critic_that_counts_nothing_trains_nothing() -> None:
     config = LogitsDiscriminator.model_validate(
         {"name": "logits_discriminator", "temperature": 1.5, "balance": {"alpha": 0}, "convention": "published"}
     )
-    criterion = config.criterion(Setting(classes=10, batch_size=4))
+    criterion = config.criterion(MethodContext(classes=10, batch_size=4))
     assert not any(parameter.requires_grad for parameter in criterion.parameters())

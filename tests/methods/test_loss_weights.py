@@ -1,9 +1,9 @@
-"""Balance: four spellings of the same two weights."""
+"""LossWeights: four spellings of the same two weights."""
 
 import pytest
 from pydantic import ValidationError
 
-from kdtrain.methods.loss_weights import SPELLINGS, Balance, RatioIsWeight
+from kdtrain.methods.loss_weights import SPELLINGS, LossWeights, RatioIsWeight
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from kdtrain.methods.loss_weights import SPELLINGS, Balance, RatioIsWeight
     ],
 )
 def test_a_spelling_means_two_weights(spelling: str, value: float, weights: tuple[float, float]) -> None:
-    balance = Balance.model_validate({spelling: value})
+    balance = LossWeights.model_validate({spelling: value})
     assert balance.spelling == spelling
     assert balance.weights == pytest.approx(weights, rel=1e-11)
 
@@ -40,13 +40,13 @@ def test_a_spelling_means_two_weights(spelling: str, value: float, weights: tupl
 def test_spellings_of_the_same_weights_are_equal_without_float_noise(
     one: dict[str, float], other: dict[str, float]
 ) -> None:
-    assert Balance.model_validate(one).weights == Balance.model_validate(other).weights
+    assert LossWeights.model_validate(one).weights == LossWeights.model_validate(other).weights
 
 
 @pytest.mark.parametrize("written", [{}, {"weight": 1.0, "alpha": 0.5}, dict.fromkeys(SPELLINGS, 0.5)])
 def test_exactly_one_spelling_is_taken(written: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match="takes exactly one of weight, kd_ratio, alpha, alpha_ce"):
-        Balance.model_validate(written)
+        LossWeights.model_validate(written)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_exactly_one_spelling_is_taken(written: dict[str, float]) -> None:
 )  # fmt: skip
 def test_a_weight_out_of_its_range_is_refused(written: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        Balance.model_validate(written)
+        LossWeights.model_validate(written)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_a_weight_out_of_its_range_is_refused(written: dict[str, object]) -> Non
     ],
 )
 def test_a_balance_can_be_said_in_another_spelling(written: dict[str, float], spelling: str, value: float) -> None:
-    balance = Balance.model_validate(written)
+    balance = LossWeights.model_validate(written)
     said = balance.respell(spelling)
     assert said == pytest.approx(value, abs=1e-12)
-    assert Balance.model_validate({spelling: said}).weights == pytest.approx(balance.weights, rel=1e-9)
+    assert LossWeights.model_validate({spelling: said}).weights == pytest.approx(balance.weights, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_balance_can_be_said_in_another_spelling(written: dict[str, float], sp
 )
 def test_what_a_spelling_cannot_say_is_refused_with_the_two_weights(written: dict[str, float], spelling: str) -> None:
     with pytest.raises(ValueError, match=rf"cross-entropy .*, distillation .* cannot be said as {spelling}"):
-        Balance.model_validate(written).respell(spelling)
+        LossWeights.model_validate(written).respell(spelling)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0, 100.0])
@@ -98,6 +98,6 @@ def test_where_the_ratio_is_the_weight_it_is_so_below_one_too_and_in_both_direct
 def test_the_other_spellings_mean_the_same_in_both_kinds_of_balance() -> None:
     for spelling in ("weight", "alpha", "alpha_ce"):
         written = {spelling: 0.3}
-        assert RatioIsWeight.model_validate(written).weights == Balance.model_validate(written).weights
+        assert RatioIsWeight.model_validate(written).weights == LossWeights.model_validate(written).weights
     with pytest.raises(ValidationError, match="takes exactly one of weight, kd_ratio, alpha, alpha_ce"):
         RatioIsWeight.model_validate({"weight": 1.0, "alpha": 0.5})

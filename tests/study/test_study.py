@@ -100,7 +100,7 @@ def test_winner_has_the_highest_mean_validation_metric_whatever_test_says(finish
 
 
 def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
-    recipe = load_recipe(finished.record.folder / "best.yaml")
+    recipe = load_recipe(finished.journal.folder / "best.yaml")
     winner = next(row for row in events(finished) if row["event"] == "winner")
     stored = finished.store.trial(winner["trial_id"]).recipe()
     assert stored is not None
@@ -109,11 +109,11 @@ def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
 
 
 def test_opening_a_finished_study_runs_nothing_and_records_nothing_new(finished: Study, tmp_path: Path) -> None:
-    before = finished.record.path.read_bytes()
+    before = finished.journal.path.read_bytes()
     again = open_study(sweep_file(tmp_path), finished.store.results)
     assert [job.kind for job in carry_out(again)] == ["pictures"]
     assert [row["event"] for row in events(again)][-1] == "finished"
-    assert again.record.path.read_bytes() == before
+    assert again.journal.path.read_bytes() == before
 
 
 def test_pictures_compare_the_best_distilled_recipe_of_each_freeze_with_the_students_alone(finished: Study) -> None:
@@ -334,7 +334,7 @@ def test_a_store_of_a_newer_schema_is_refused(finished: Study, tmp_path: Path) -
 
 
 def test_the_sweep_file_as_run_is_kept(finished: Study) -> None:
-    assert yaml.safe_load((finished.record.folder / "sweep.yaml").read_text())["study"]["trials"] == 6
+    assert yaml.safe_load((finished.journal.folder / "sweep.yaml").read_text())["study"]["trials"] == 6
 
 
 def test_a_trial_that_another_sweep_completed_is_pruned_here_as_in_an_empty_folder(

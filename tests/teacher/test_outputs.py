@@ -20,10 +20,10 @@ from kdtrain.storage import cache
 from kdtrain.storage.cache import Cache, SharedFolder
 from kdtrain.storage.folder import Row
 from kdtrain.teacher import cached
-from kdtrain.teacher.cache_policy import Sharing, readings_kept
-from kdtrain.teacher.cache_rows import LAST, Kept, as_given, as_kept
-from kdtrain.teacher.cached import CachedAnswers
-from kdtrain.teacher.outputs import LiveAnswers
+from kdtrain.teacher.cache_policy import CachePolicy, cached_readings
+from kdtrain.teacher.cache_rows import LAST, CachedRows, from_stored, to_stored
+from kdtrain.teacher.cached import CachedTeacher
+from kdtrain.teacher.outputs import LiveTeacher
 from kdtrain.training.preflight import smoke
 
 MIB = 1 << 20
@@ -68,8 +68,8 @@ ON_DIGITS: dict[str, dict[str, Any]] = {
 }
 
 
-def sharing(folder: Path, budget: int = 64 * MIB) -> Sharing:
-    return Sharing(Cache(folder / "cache", budget))
+def sharing(folder: Path, budget: int = 64 * MIB) -> CachePolicy:
+    return CachePolicy(Cache(folder / "cache", budget))
 
 
 def counted(run: Trained, name: str) -> int:
@@ -155,10 +155,10 @@ def ingredients(teacher_file: Path, split: str = "train", epoch: int = 0, **chan
     teacher = {"model": "test_resnet", "file": str(teacher_file)} | changes.pop("teacher", {})
     on_maps = {"student": BATCH_NORM_STUDENT, "data": {"name": "digits", "resolution": 32, "limit_per_class": 6}}
     run = fresh_run(recipe(**KD | on_maps | {"teacher": teacher} | changes))
-    assert isinstance(run.answers, LiveAnswers)
-    return CachedAnswers(run.answers, Cache(Path("unused"), 1), "a digest", run.recipe.method.readings)._ingredients(
-        split, epoch
-    )
+    assert isinstance(run.teacher_outputs, LiveTeacher)
+    return CachedTeacher(
+        run.teacher_outputs, Cache(Path("unused"), 1), "a digest", run.recipe.method.readings
+    )._ingredients(split, epoch)
 
 
 RELATIONS = {"name": "rkd_distance", "balance": {"weight": 5.0}}
@@ -217,9 +217,9 @@ def test_similarities_are_of_the_same_batches_only(teacher_file: Path) -> None:
 def test_validation_is_in_float32_but_for_tf32(teacher_file: Path) -> None:
     assert ingredients(teacher_file, "val", precision="bf16") == ingredients(teacher_file, "val") | {"folded": False}
     run = fresh_run(recipe(**KD))
-    assert isinstance(run.answers, LiveAnswers)
-    run.answers.recipe = run.recipe.model_copy(update={"precision": "tf32"})
-    asked = CachedAnswers(run.answers, Cache(Path("unused"), 1), "a digest", ())
+    assert isinstance(run.teacher_outputs, LiveTeacher)
+    run.teacher_outputs.recipe = run.recipe.model_copy(update={"precision": "tf32"})
+    asked = CachedTeacher(run.teacher_outputs, Cache(Path("unused"), 1), "a digest", ())
     assert asked._ingredients("val", 0)["precision"] == "tf32"
 
 
@@ -361,24 +361,24 @@ def test_a_cache_that_is_turned_off_in_mid_training_is_not_read_any_more(tmp_pat
     config = recipe(**maps | {"method": KD["method"], "epochs": 9})
     readings = recipe(**maps).method.readings
     live = trained(config, tmp_path / "live")
-    whole = Sharing(sharing(tmp_path).cache, readings)
+    whole = CachePolicy(sharing(tmp_path).cache, readings)
     trained(config, tmp_path / "whole", sharing=whole)
     expected = [json.loads(about.read_text()) for about in (tmp_path / "cache").glob("*/about.json")]
     budget = next(about["expected_bytes"] for about in expected if about["split"] == "train") + 1
-    part = trained(config, tmp_path / "part", sharing=Sharing(Cache(tmp_path / "small", budget), readings))
+    part = trained(config, tmp_path / "part", sharing=CachePolicy(Cache(tmp_path / "small", budget), readings))
     require_equal(live, part)
     assert part.outcome["teacher_cache_off"] == f"no room within {budget:,} bytes (resources.cache_bytes)"
 
 
 def test_each_trial_checks_another_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
-    of_train = LiveAnswers.of_train
+    of_train = LiveTeacher.of_train
 
-    def watched(self: LiveAnswers, indices: torch.Tensor, epoch: int) -> Any:
+    def watched(self: LiveTeacher, indices: torch.Tensor, epoch: int) -> Any:
         asked.append(tuple(indices.tolist()))
         return of_train(self, indices, epoch)
 
-    monkeypatch.setattr(LiveAnswers, "of_train", watched)
+    monkeypatch.setattr(LiveTeacher, "of_train", watched)
     taught = KD["teacher"] | {"epochs": 1, "optimizer": {"name": "sgd", "lr": 0.05}}
     config = KD | {"teacher": taught, "data": {"name": "digits", "resolution": 16}, "epochs": 1}
     for lr in (0.01, 0.02, 0.03, 0.04):
@@ -392,11 +392,11 @@ def test_each_trial_checks_another_chunk(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_compiled_teacher_is_asked_for_its_own_stages_only(tmp_path: Path) -> None:
     maps = ON_DIGITS["attention"]
-    of_all = Sharing(sharing(tmp_path).cache, recipe(**maps).method.readings)
+    of_all = CachePolicy(sharing(tmp_path).cache, recipe(**maps).method.readings)
     for compiled, kept in ((False, of_all.readings), (True, ())):
         run = fresh_run(recipe(**maps | {"method": KD["method"], "teacher": CONV_TEACHER | {"compile": compiled}}))
-        assert isinstance(run.answers, LiveAnswers)
-        assert readings_kept(run.answers, of_all) == kept
+        assert isinstance(run.teacher_outputs, LiveTeacher)
+        assert cached_readings(run.teacher_outputs, of_all) == kept
 
 
 def test_without_room_the_teacher_is_asked_live(tmp_path: Path) -> None:
@@ -427,7 +427,7 @@ def test_whole_feature_maps_are_kept_only_where_all_views_of_a_training_fit(tmp_
 
 def test_a_method_without_maps_keeps_them_for_those_that_read_them(tmp_path: Path) -> None:
     of_mgd = recipe(**MGD).method.readings
-    first = Sharing(sharing(tmp_path).cache, of_mgd)
+    first = CachePolicy(sharing(tmp_path).cache, of_mgd)
     trained(recipe(**MGD | KD | {"teacher": CONV_TEACHER}), tmp_path / "one", sharing=first)
     assert computed(trained(recipe(**MGD), tmp_path / "one", sharing=first)) == [0]
 
@@ -436,14 +436,14 @@ def test_memory_holds_no_maps_that_a_method_does_not_read(tmp_path: Path) -> Non
     kept = {"logits": torch.zeros(4, 3), "features:8" + LAST: torch.zeros(4, 2, 2, 8)}
     folder = sharing(tmp_path).cache.folder({"of": "a test"}, lambda: 1)
     assert folder is not None
-    rows = Kept(folder, 0, [torch.arange(4)], [kept], ("logits",), torch.device("cpu"), False)
+    rows = CachedRows(folder, 0, [torch.arange(4)], [kept], ("logits",), torch.device("cpu"), False)
     assert list(rows.rows(torch.tensor([3, 1]))) == ["logits"]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_maps_come_back_in_the_layout_that_the_teacher_gave_them(layout: torch.memory_format, tmp_path: Path) -> None:
     given = torch.rand(5, 4, 3, 2).contiguous(memory_format=layout)
-    name, kept = as_kept("features:8", given)
+    name, kept = to_stored("features:8", given)
     assert kept.is_contiguous()
-    name, back = as_given(name, kept)
+    name, back = from_stored(name, kept)
     assert (name, back.stride(), torch.equal(back, given)) == ("features:8", given.stride(), True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdtrain.config.training import Ema
-from kdtrain.training.ema import Average, decay_at
+from kdtrain.training.ema import ModelEma, decay_at
 
 EMA = Ema(decay=0.9, ramp_updates=3.0)
 
@@ -38,7 +38,7 @@ def test_the_decay_rises_from_near_zero_to_the_one_written() -> None:
 
 def test_weights_and_statistics_are_averaged_and_counters_copied() -> None:
     module = network()
-    average = Average(module, EMA)
+    average = ModelEma(module, EMA)
     expected = {name: value.double() for name, value in module.state_dict().items()}
     for step in range(1, 6):
         average.update(moved(module, step))
@@ -54,7 +54,7 @@ def test_weights_and_statistics_are_averaged_and_counters_copied() -> None:
 
 def test_the_average_shares_nothing_with_the_network_and_never_trains() -> None:
     module = network()
-    average = Average(module, EMA)
+    average = ModelEma(module, EMA)
     module[0].weight.requires_grad_(False)
     before = copy.deepcopy(average.module.state_dict())
     moved(module, 1)
@@ -67,11 +67,11 @@ def test_the_average_shares_nothing_with_the_network_and_never_trains() -> None:
 
 def test_a_resumed_average_goes_on_bit_for_bit() -> None:
     module = network()
-    straight = Average(module, EMA)
+    straight = ModelEma(module, EMA)
     for step in range(1, 4):
         straight.update(moved(module, step))
     saved = {name: value.clone() for name, value in straight.state_tensors().items()}
-    resumed = Average(network(), EMA)
+    resumed = ModelEma(network(), EMA)
     resumed.load_state_tensors(saved)
     assert resumed.updates == straight.updates == 3
     for step in range(4, 7):

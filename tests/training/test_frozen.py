@@ -65,7 +65,7 @@ def test_an_epoch_moves_what_is_not_frozen_and_nothing_else(
     assert len(parameters) == 62
     assert len(running) == 60
     assert moved == (parameters - frozen) | (running if statistics == "update" else set())
-    assert changed(before, state_of(run.average.module)) & (parameters | running) == moved
+    assert changed(before, state_of(run.ema.module)) & (parameters | running) == moved
 
     assert changed(teacher_before, state_of(teacher)) == set()
     assert any(is_statistic(name) for name in teacher_before)

@@ -26,9 +26,9 @@ from kdtrain.data.sampling import batches_of
 from kdtrain.errors import UserError
 from kdtrain.runtime.process import prepare_process
 from kdtrain.study.capacity import concurrent_trials, per_worker
-from kdtrain.training.loader import Feed, part_of
+from kdtrain.training.loader import BatchLoader, part_of
 from kdtrain.training.loop import fit
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 from kdtrain.training.trainer import train
 from kdtrain.trials.store import Store
 
@@ -58,7 +58,7 @@ def fed(
     config: Recipe, data: Dataset, loaders: int, start: tuple[int, int] = (0, 0), device: torch.device = CPU
 ) -> list[tuple[Tensor, Tensor | None]]:
     """All batches from an epoch's step on, to the training's end."""
-    feed = Feed(config, data.train, device, loaders)
+    feed = BatchLoader(config, data.train, device, loaders)
     total = len(data.train)
     step = 0
     found = []
@@ -97,7 +97,7 @@ def test_a_feed_begins_at_any_step_and_goes_on_over_the_ends_of_epochs(tmp_path:
 def test_a_step_out_of_order_gets_its_own_batch(tmp_path: Path) -> None:
     config, data = birds(tmp_path, epochs=2)
     total = len(data.train)
-    feed = Feed(config, data.train, CPU, 1)
+    feed = BatchLoader(config, data.train, CPU, 1)
     steps_per_epoch = len(batches_of(config.seed, config.batch_size, total, 0))
     for epoch, epoch_step in ((0, 0), (1, 1), (0, 1), (0, 1)):
         indices = batches_of(config.seed, config.batch_size, total, epoch)[epoch_step]
@@ -108,10 +108,10 @@ def test_a_step_out_of_order_gets_its_own_batch(tmp_path: Path) -> None:
 
 
 def trained(config: Recipe, data: Dataset, loaders: int) -> tuple[list[dict[str, float]], bytes]:
-    run = Run(config, data, None, CPU, loaders=loaders)
+    run = TrainState(config, data, None, CPU, loaders=loaders)
     rows: list[dict[str, float]] = []
     fit(run, config.epochs, lambda metrics, run: rows.append(metrics))
-    run.feed.close()
+    run.loader.close()
     rows = [timeless(row) for row in rows]
     run.progress.seconds = 0.0
     return rows, run.checkpoint()
@@ -129,14 +129,14 @@ def test_where_whole_batches_come_from_memory_no_loader_is_started(tmp_path: Pat
     digits = recipe()
     flowers = recipe(**BIRDS | {"data": {"name": "flowers102", "resolution": 20}})
     for config, data in ((digits, load(digits.data, NO_DATA)), (flowers, flowers.data.load(tmp_path))):
-        feed = Feed(config, data.train, CPU, 2)
+        feed = BatchLoader(config, data.train, CPU, 2)
         indices = batches_of(config.seed, config.batch_size, len(data.train), 0)[0]
         images, _ = feed.images(part_of(config, indices, len(data.train), 0, 0), 0, 0, 0)
         assert multiprocessing.active_children() == []
         assert torch.equal(images, as_floats(data.train.images.train_view(indices, config.seed, 0)))
 
 
-def first_batch(feed: Feed, config: Recipe, data: Dataset) -> Tensor:
+def first_batch(feed: BatchLoader, config: Recipe, data: Dataset) -> Tensor:
     total = len(data.train)
     part = part_of(config, batches_of(config.seed, config.batch_size, total, 0)[0], total, 0, 0)
     return feed.images(part, 0, 0, 0)[0]
@@ -147,7 +147,7 @@ def test_a_file_damaged_after_the_check_is_named_by_one_sentence_whoever_finds_i
     for file in (tmp_path / "CUB_200_2011" / "images").rglob("*.png"):
         file.write_bytes(file.read_bytes()[:100])
     for loaders in (0, 2):
-        feed = Feed(config, data.train, CPU, loaders)
+        feed = BatchLoader(config, data.train, CPU, loaders)
         with pytest.raises(UserError, match="is not a whole image") as caught:
             first_batch(feed, config, data)
         assert len(caught.value.problems) == 1
@@ -161,7 +161,7 @@ def test_a_file_that_is_gone_is_an_error_of_its_own_kind(tmp_path: Path) -> None
         file.unlink()
     told = []
     for loaders in (0, 1):
-        feed = Feed(config, data.train, CPU, loaders)
+        feed = BatchLoader(config, data.train, CPU, loaders)
         with pytest.raises((UserError, OSError)) as caught:
             first_batch(feed, config, data)
         told.append((type(caught.value), str(caught.value)))
@@ -171,7 +171,7 @@ def test_a_file_that_is_gone_is_an_error_of_its_own_kind(tmp_path: Path) -> None
 
 def test_a_killed_loader_ends_the_training_with_one_sentence_and_without_waiting_for_ever(tmp_path: Path) -> None:
     config, data = birds(tmp_path, epochs=200)
-    feed = Feed(config, data.train, CPU, 2)
+    feed = BatchLoader(config, data.train, CPU, 2)
     first_batch(feed, config, data)
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
@@ -192,7 +192,7 @@ def test_a_killed_loader_ends_the_training_with_one_sentence_and_without_waiting
 def test_a_killed_loader_does_not_interrupt_what_is_going_on(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGCHLD)
     config, data = birds(tmp_path)
-    feed = Feed(config, data.train, CPU, 1)
+    feed = BatchLoader(config, data.train, CPU, 1)
     first_batch(feed, config, data)
     assert signal.getsignal(signal.SIGCHLD) == before
     feed.close()
@@ -201,7 +201,7 @@ def test_a_killed_loader_does_not_interrupt_what_is_going_on(tmp_path: Path) -> 
 def test_a_loader_draws_nothing_from_the_training_and_uses_one_thread(tmp_path: Path) -> None:
     config, data = birds(tmp_path)
     state = torch.random.get_rng_state()
-    feed = Feed(config, data.train, CPU, 1)
+    feed = BatchLoader(config, data.train, CPU, 1)
     first_batch(feed, config, data)
     assert torch.equal(torch.random.get_rng_state(), state)
     (child,) = multiprocessing.active_children()

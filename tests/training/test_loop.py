@@ -24,7 +24,7 @@ from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.loop import fit, train_step
 from kdtrain.training.optimizers import lr_at
 from kdtrain.training.preflight import smoke
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 from kdtrain.training.trainer import train
 from kdtrain.trials.outcome import best_epoch, merit
 from kdtrain.trials.store import Store
@@ -81,7 +81,7 @@ def batches_of(config) -> list[list[torch.Tensor]]:
         epochs.append(asked.copy())
         asked.clear()
 
-    fit(Run(config, watched, None, CPU), config.epochs, cut)
+    fit(TrainState(config, watched, None, CPU), config.epochs, cut)
     return epochs
 
 
@@ -120,7 +120,7 @@ def test_the_loss_is_the_balanced_sum_of_its_terms(tmp_path: Path) -> None:
 def test_a_step_is_the_optimizers_step_on_the_mean_gradient_of_the_batch() -> None:
     config = recipe(optimizer={"name": "sgd", "lr": 0.1})
     data = load(config.data, NO_DATA)
-    run = Run(config, data, None, CPU)
+    run = TrainState(config, data, None, CPU)
     by_hand = build(Network(model="lenet5_student"), data.image_shape, 10, stream(0, "init"))
     batch = torch.tensor([3, 1, 4, 15, 9])
     images, labels = as_floats(data.train.images.eval_view(batch)), data.train.labels[batch]
@@ -177,7 +177,7 @@ def test_the_best_epoch_is_by_the_objective_then_the_other_metric_then_the_earli
 @pytest.mark.parametrize("objective", ["val/accuracy", "val/nll"])
 def test_a_run_remembers_the_weights_of_the_epoch_that_the_rows_call_best(objective: str) -> None:
     config = recipe(objective=objective)
-    run = Run(config, load(config.data, NO_DATA), None, CPU)
+    run = TrainState(config, load(config.data, NO_DATA), None, CPU)
     for row in ROWS:
         run.epoch = row["epoch"]
         with torch.no_grad():
@@ -281,8 +281,8 @@ def test_no_training_reads_the_test_split_and_read_test_reads_it_once(tmp_path: 
             return data.test.images.eval_view(indices)
 
     watched = replace(data, test=replace(data.test, images=Watched()))
-    for room in ("training", "predictions"):
-        monkeypatch.setattr(f"kdtrain.{room}.load", lambda config, root: watched)
+    for module in ("trainer", "final_evaluation"):
+        monkeypatch.setattr(f"kdtrain.training.{module}.load", lambda config, root: watched)
     train(recipe(), Store(tmp_path), NO_DATA, CPU, final=True)
     assert reads == []
     trained(recipe(), tmp_path, final=True)

@@ -11,17 +11,17 @@ from trainings import CPU, NO_DATA, recipe, trained
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.runtime import distributed
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 from kdtrain.training.trainer import train
 from kdtrain.trials.store import Store
 
 OF_EACH = {"batch_norm": "per_worker"}
 
 
-def begun(device: str, **changes: Any) -> Run:
+def begun(device: str, **changes: Any) -> TrainState:
     """60 images of 16 pixels: the last maps of this student are 1 x 1."""
     config = recipe(student=BATCH_NORM_STUDENT, **changes)
-    return Run(config, load(config.data, NO_DATA), None, torch.device(device))
+    return TrainState(config, load(config.data, NO_DATA), None, torch.device(device))
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -59,7 +59,7 @@ def test_in_each_turn_one_player_moves_and_the_other_stays_bit_for_bit(student: 
 def test_no_gradient_is_left_on_the_other_player() -> None:
     run = fresh_run(recipe(**adversarial()))
     run.distiller.train()
-    critic = run.adversary.loss.critic
+    critic = run.critic.loss.critic
     train_step(run, torch.arange(16))
     assert all(parameter.grad is None for parameter in run.distiller.parameters())
     assert all(parameter.grad is not None for parameter in critic.parameters())
@@ -73,7 +73,7 @@ def test_no_gradient_is_left_on_the_other_player() -> None:
 def test_published_both_players_move_in_both_turns_by_one_optimizer() -> None:
     run = fresh_run(recipe(**PUBLISHED))
     run.distiller.train()
-    assert run.adversary is None
+    assert run.critic is None
     assert run.critic_learner is None
     for step, terms in enumerate([{"cross_entropy", "critic_gap"}] * 3 + [{"cross_entropy", "adversarial"}] * 2):
         before = state_of(run.distiller)
@@ -87,9 +87,9 @@ def test_published_both_players_move_in_both_turns_by_one_optimizer() -> None:
 def test_the_critics_update_is_adams_with_its_own_learning_rate() -> None:
     run = fresh_run(recipe(**adversarial(critic_training={"lr": 0.02})))
     run.distiller.train()
-    before = state_of(run.adversary.loss.critic)
+    before = state_of(run.critic.loss.critic)
     train_step(run, torch.arange(16))
-    for name, parameter in run.adversary.loss.critic.named_parameters():
+    for name, parameter in run.critic.loss.critic.named_parameters():
         gradient = parameter.grad
         first_step = -0.02 * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(parameter.detach(), before[name] + first_step, rtol=1e-5, atol=1e-7)
@@ -119,7 +119,7 @@ def test_the_rows_are_means_over_the_images_of_each_players_own_turns() -> None:
         seen.append({"epoch": (of.epoch, 0), **epoch})
 
     run.distiller.register_forward_hook(keep)
-    run.adversary.loss.register_forward_hook(keep)
+    run.critic.loss.register_forward_hook(keep)
     rows = fitted(run)
     assert {count for each in seen for count in (value[1] for value in each.values())} == {0, 12, 16}
     for number, row in enumerate(rows):
@@ -168,7 +168,7 @@ def test_whose_turn_it_is_follows_the_restart(restart: str) -> None:
     run = fresh_run(recipe(**adversarial(restart=restart)))
     turns: list[str] = []
     run.distiller.register_forward_hook(lambda *each: turns.append("s"))
-    run.adversary.loss.register_forward_hook(lambda *each: turns.append("c"))
+    run.critic.loss.register_forward_hook(lambda *each: turns.append("c"))
     fitted(run)
     assert "".join(turns) == {"never": "cccsscccsscc", "epoch": "cccs" * 3}[restart]
 
@@ -177,8 +177,8 @@ def test_the_averaged_student_follows_the_students_updates_alone() -> None:
     run = fresh_run(recipe(**adversarial(), ema={}))
     fitted(run)
     assert run.step == 12
-    assert run.average is not None
-    assert run.average.updates == 4
+    assert run.ema is not None
+    assert run.ema.updates == 4
 
 
 def test_smoke_tries_both_turns() -> None:

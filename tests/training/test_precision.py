@@ -16,19 +16,19 @@ from kdtrain.runtime import process
 from kdtrain.teacher.network import Teacher, fresh_teacher
 from kdtrain.training.epoch_metrics import READ_EVERY_STEPS, EpochProgress, NonFiniteLoss
 from kdtrain.training.loop import evaluate, fit, train_epoch, train_step
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 
 FIRST = torch.arange(16)
 
 
-def fresh_run(config: Recipe) -> Run:
+def fresh_run(config: Recipe) -> TrainState:
     process.prepare_process(1)
     data = load(config.data, NO_DATA)
     teacher = Teacher(fresh_teacher(config, data), CPU, config.method.needed_stages) if config.teacher else None
-    return Run(config, data, teacher, CPU)
+    return TrainState(config, data, teacher, CPU)
 
 
-def weights(run: Run) -> dict[str, Tensor]:
+def weights(run: TrainState) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in run.distiller.student.state_dict().items()}
 
 
@@ -41,7 +41,7 @@ def slightly_too_large() -> float:
     return 4 * run.learner.scaler.get_scale()
 
 
-def with_scale(run: Run, scale: float) -> Run:
+def with_scale(run: TrainState, scale: float) -> TrainState:
     run.learner.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     return run
 

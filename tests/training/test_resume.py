@@ -14,7 +14,7 @@ from trainings import CPU, KD, NO_DATA, equal_weights, recipe, timeless, trained
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.storage.cache import Cache
 from kdtrain.storage.folder import Folder, Row
-from kdtrain.teacher.cache_policy import Sharing
+from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.training import trainer
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.trainer import train
@@ -145,8 +145,8 @@ def test_what_was_computed_in_epochs_that_are_done_again_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They find the answers in the cache: without the accounts of the first time nobody would have computed them."""
-    config, kept = recipe(**KD, epochs=EPOCHS), Sharing(Cache(tmp_path / "cache", 1 << 30))
-    straight = trained(config, tmp_path / "straight", sharing=Sharing(Cache(tmp_path / "other cache", 1 << 30)))
+    config, kept = recipe(**KD, epochs=EPOCHS), CachePolicy(Cache(tmp_path / "cache", 1 << 30))
+    straight = trained(config, tmp_path / "straight", sharing=CachePolicy(Cache(tmp_path / "other cache", 1 << 30)))
     monkeypatch.setattr(trainer, "SMALL_CHECKPOINT_BYTES", 0)
     monkeypatch.setattr(trainer, "CHECKPOINT_BYTES_PER_S", 1.0)
     store = Store(tmp_path / "cut")

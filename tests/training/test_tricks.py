@@ -21,7 +21,7 @@ from kdtrain.runtime.rng import stream
 from kdtrain.training.distiller import symmetric_kl
 from kdtrain.training.evaluation import logits_of, student_metrics
 from kdtrain.training.loop import fit, load_batch, train_step
-from kdtrain.training.state import Run
+from kdtrain.training.state import TrainState
 from kdtrain.trials.outcome import best_epoch
 
 DROPPING: dict[str, Any] = {"student": BATCH_NORM_STUDENT | {"dropout": 0.4}}
@@ -137,14 +137,14 @@ def test_what_is_judged_and_kept_is_the_average(method: dict[str, Any]) -> None:
     run = fresh_run(recipe(**method | EMA, epochs=4))
     averages: dict[int, dict[str, torch.Tensor]] = {}
 
-    def judge(row, run: Run) -> None:
-        assert run.average is not None
+    def judge(row, run: TrainState) -> None:
+        assert run.ema is not None
         split = run.data.val
-        for network, same in ((run.average.module, True), (run.distiller.student, False)):
+        for network, same in ((run.ema.module, True), (run.distiller.student, False)):
             found = student_metrics(logits_of(network, split, CPU), split.labels)
             judged = {name: row[f"val/{name}"] for name in found}
             assert (judged == found) is same
-        averages[row["epoch"]] = state_of(run.average.module)
+        averages[row["epoch"]] = state_of(run.ema.module)
 
     fit(run, 4, judge)
     assert equal_weights(run.best_weights, averages[run.best["epoch"]])
@@ -154,7 +154,7 @@ def test_the_kept_weights_are_the_averages(tmp_path: Path) -> None:
     run = fresh_run(recipe(**EMA, epochs=1))
     fitted(run)
     left = trained(recipe(**EMA, epochs=1), tmp_path)
-    assert equal_weights(left.weights, state_of(run.average.module))
+    assert equal_weights(left.weights, state_of(run.ema.module))
     assert not equal_weights(left.weights, state_of(run.distiller.student))
 
 
@@ -168,7 +168,7 @@ def test_the_average_follows_every_update_by_its_formula() -> None:
         decay = 0.9 * (1 - math.exp(-step / 3))
         for name, value in run.distiller.student.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * value.double()
-    averaged = run.average.module.state_dict()
+    averaged = run.ema.module.state_dict()
     for name in (each for each in averaged if "num_batches" not in each):
         torch.testing.assert_close(averaged[name].double(), expected[name], rtol=1e-4, atol=1e-6)
 

@@ -1,6 +1,8 @@
 """python run_sweep.py sweeps/digits_kd.yaml"""
 
-from kdtrain.cli.sweep import leave, main
+import sys
+
+from kdtrain.cli.sweep import main
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())

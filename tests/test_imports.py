@@ -20,7 +20,7 @@ LEVELS = [
     {"config"},
     {"data", "methods", "models"},
     {"storage", "runtime"},
-    {"errors", "base_config", "bell", "quick_imports"},
+    {"errors", "base_config"},
 ]
 """Packages and modules of kdtrain, from the top down: each may import what stands below it, and itself."""
 LEVEL_OF = {package: number for number, level in enumerate(LEVELS) for package in level}
@@ -67,7 +67,7 @@ def imported_modules(path: Path, known: set[str]) -> set[str]:
 def test_every_package_has_a_level_and_the_top_level_has_at_most_six_modules() -> None:
     paths = [path.relative_to(ROOT / "kdtrain") for path in SOURCES if named(path).startswith("kdtrain/")]
     assert {path.parts[0].removesuffix(".py") for path in paths} <= LEVEL_OF.keys()
-    assert sum(len(path.parts) == 1 for path in paths) <= 7
+    assert sum(len(path.parts) == 1 for path in paths) <= 6
     assert sum(map(len, LEVELS)) == len(LEVEL_OF)
     assert len(LEVELS) <= 12
 

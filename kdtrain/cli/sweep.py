@@ -1,7 +1,6 @@
 """The sweep's command line. Nothing heavy is imported before it is needed: --help answers at once."""
 
 import argparse
-import gc
 import os
 import shlex
 import signal
@@ -10,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from kdtrain.errors import NoResult, UserError
 
@@ -25,7 +24,6 @@ DESCRIPTION = "Searches, confirms and reports: one sweep file in, results/<sweep
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: done; 1: the study ended without a result; 2: something to mend in what was asked; 130: stopped."""
     chosen = _parser().parse_args(arguments)
-    from kdtrain import quick_imports  # noqa: F401  # until the sweep begins
 
     try:
         return _dispatch(chosen)
@@ -42,18 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"stopped; trainings go on from their checkpoints. Continue: {_again(chosen)}", file=sys.stderr)
         return 130
-    finally:
-        gc.enable()
-
-
-def leave(exit_code: int) -> NoReturn:
-    """Ends the process at once, with nothing left to do: Python would first take torch and Ray apart, module by module,
-    which takes 2 CPU s. (Profilers and debuggers that want the end of a process call `main`.)"""
-    with suppress(OSError):
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            stream.flush()
-        os._exit(exit_code)
-    sys.exit(exit_code)  # what was printed cannot be written: Python says so
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,20 +10,18 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kdtrain.bell import Bell
 from kdtrain.config import space
 from kdtrain.config.study_settings import Resources
 from kdtrain.errors import NoResult, UserError
@@ -44,16 +42,14 @@ OBJECT_STORE_BYTES = 200 << 20
 CONNECT_S = 10.0
 NODES_COME_S = 180.0
 OWN_RAY = {
-    # how the C library gets memory in a trial's process: in pages of 2 MiB, and in its thread, which Tune starts, as in
-    # the main one. Training steps of LeNet5 and MobileNetV2 take 7 to 10 % less; what is computed stays the same
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1",
+    # glibc keeps freed memory in the process, in one arena of 2 MiB pages. Otherwise each training step asks the system
+    # for its pages again (18 % of a LeNet5 step), and each trial, which runs in a thread, leaves an arena behind
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
+    ":glibc.malloc.trim_threshold=2147483647:glibc.malloc.mmap_threshold=1073741824",
     "RAY_prestart_worker_first_driver": "0",  # a process for each CPU that no trial would take
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # nobody reads Tune's snapshots
 }
 """The environment of a Ray of our own."""
-IDLE_DAEMONS = "log_monitor", "monitor"
-"""Of a Ray of our own, by Ray's names: one sends the processes' output to the driver, which does not ask for it, the
-other adds machines to a cluster. `ray.init` cannot leave them out, and they never rest."""
 DRIVER_SLOTS = 64
 """Drivers of trials with several workers take a slot, not a CPU: the CPUs are their workers'."""
 
@@ -74,10 +70,9 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
         reuse = resources.workers == 1
         rays = study.journal.files.folder(".ray")
         rays.clear()  # of a driver that was killed
-        alone = reuse and address is None  # this machine's processes, one for a trial
-        keep_warm = limit if alone else 0
-        bell = Bell(rays.path.absolute() / "bell") if alone else None
-        common = _common(study, address is not None, data) | {"bell": str(bell.file) if bell else None}
+        # one process of this machine for each trial at once
+        keep_warm = limit if reuse and address is None else 0
+        common = _common(study, address is not None, data)
         searcher = StudySearcher(study, keep_warm, common, interruption.check)
         if address is not None:
             _check_nodes(study, searcher)
@@ -92,7 +87,6 @@ def execute(study: Study, address: str | None, data: str | None = None) -> None:
             ),
             run_config=tune.RunConfig(
                 name="tune", storage_path=storage, storage_filesystem=files, verbose=0,
-                callbacks=[Rest(bell)] if bell else [],
                 failure_config=tune.FailureConfig(max_failures=PROCESS_RESTARTS),
             ),
         )  # fmt: skip
@@ -237,16 +231,6 @@ class StudyScheduler(FIFOScheduler):
         return TrialScheduler.CONTINUE
 
 
-class Rest(tune.Callback):
-    """Lets Tune's loop rest while no trial has news."""
-
-    def __init__(self, bell: Bell) -> None:
-        self.bell = bell
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self.bell.rest()
-
-
 def _common(study: Study, on_cluster: bool, data: str | None) -> dict[str, Any]:
     """What every job's process is told. scratch: a folder of its own node, or of all where they share the results;
     mark: a file in it that a node which does not share them lacks."""
@@ -331,7 +315,6 @@ def _connected(resources: Resources, address: str | None) -> Iterator[None]:
             include_dashboard=resources.workers > 1, dashboard_host="127.0.0.1",
             object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, _temp_dir=temporary,
         )  # fmt: skip
-        _end_daemons(IDLE_DAEMONS if resources.workers > 1 else (*IDLE_DAEMONS, "dashboard"))
         # without it the cleaner of Ray Train gives up where another Ray runs on this machine, and the workers of a
         # pruned trial keep their CPUs for ever
         address_file = Path(temporary) / "ray" / "ray_current_cluster"
@@ -342,15 +325,6 @@ def _connected(resources: Resources, address: str | None) -> Iterator[None]:
         ray.shutdown()
         os.environ.pop("RAY_TMPDIR", None)
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _end_daemons(names: Sequence[str]) -> None:
-    """Ends what serves nobody. Only Ray's private node knows these processes; without it they merely cost time."""
-    node = getattr(ray_worker, "_global_node", None)
-    for name in names:
-        end = getattr(node, f"kill_{name}", None)
-        if end is not None:
-            end(check_alive=False)
 
 
 def _sweep_up() -> None:

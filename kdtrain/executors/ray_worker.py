@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdtrain import quick_imports  # noqa: F401  # isort: skip  # before all that follow
 import torch
 from ray import train as ray_train
 from ray import tune
@@ -24,12 +23,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util import get_node_ip_address
 
-from kdtrain.bell import Bell
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import Resources
 from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import UserError
-from kdtrain.runtime.process import FreedMemory, compile_into, keep_imports, prepare_process
+from kdtrain.runtime.process import compile_into, prepare_process
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.remote import AtUrl, results_folder
 from kdtrain.teacher.cache_policy import CachePolicy
@@ -41,15 +39,12 @@ from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store
 from kdtrain.visualization.pictures import draw_arrays
 
-keep_imports()
-
 WORKER_RESTARTS = 2
 WARM_UP_S = 60.0
 REPORT_EVERY_S = 0.2
 """How often Ray Train fetches a report from its workers, who wait with the next one until then: its own 2 s would be
 the least that an epoch takes."""
 EPOCH_FILE = "epoch.json"
-FREED = FreedMemory()
 
 
 class UnfitNode(UserError):
@@ -58,20 +53,7 @@ class UnfitNode(UserError):
 
 def run_job(config: dict[str, Any]) -> None:
     """A Tune trial: carries out one job of the study; reports every epoch, and once more where it broke or has none."""
-    ring = Bell(Path(config["bell"])).ring if config["bell"] else lambda: None
-
-    def report(metrics: dict[str, Any]) -> None:
-        ring()
-        tune.report(metrics)
-
-    ring()
-    try:
-        _do(config, report)
-    finally:
-        ring()
-
-
-def _do(config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
+    report = tune.report
     if config["kind"] in ("warm", "idle"):
         _wait(config)
         report({"epoch": 0})
@@ -83,7 +65,6 @@ def _do(config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Non
     broken, unfit = _broken_by(
         lambda: _on_workers(config, resources) if on_workers else _carry_out(config, device, report)
     )
-    FREED.after_training()
     if broken is not None or config["kind"] != "train":
         report({"epoch": 0, "broken": broken, "unfit": unfit})
 

@@ -1,8 +1,5 @@
 """The process and machine that a training runs in: set up alike everywhere, and recorded with its outcome."""
 
-import atexit
-import ctypes
-import gc
 import os
 import platform
 import re
@@ -17,9 +14,6 @@ import torch
 
 from kdtrain.errors import UserError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MOST_KEPT = 1.25
-"""So many times what a training needs may stay with a process."""
 PACKAGES = ("kdtrain", "torch", "torchvision", "timm", "pillow", "ray", "optuna", "numpy")
 
 
@@ -28,62 +22,6 @@ def prepare_process(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    _keep_freed_memory()
-    keep_imports()
-
-
-@lru_cache
-def keep_imports() -> None:
-    """What the imports have made is no garbage as long as the process lives: collections no longer go over it, 0.4 s
-    each with Ray and torch, and one follows each training (`FreedMemory`). Where they rested until now
-    (`quick_imports`), they are made again from here on."""
-    gc.freeze()
-    gc.enable()
-    atexit.register(gc.unfreeze)  # triton prints what was not taken apart in the end
-
-
-def _keep_freed_memory() -> None:
-    """Memory that a step has freed stays the process's. glibc would give it back to the system after each step and take
-    it again page by page: 18 % of a LeNet5 step, 2 % of a ResNet's. Other C libraries have no such switch."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-
-
-class FreedMemory:
-    """What trainings have freed, in a process that trains one student after the other.
-
-    It is kept for the next one: given back, it is faulted in again, 1 GB of a MobileNetV2's. But in threads of
-    their own, as Tune has it, trainings may each leave more (8 of them grew from 2.8 to 9.3 GB), so it is
-    given back once a process has grown beyond what a training alone needs.
-    """
-
-    def __init__(self) -> None:
-        self._needed_bytes = 0
-        self._fresh = True
-
-    def after_training(self) -> None:
-        gc.collect()
-        if not self._needed_bytes:  # after the first one: what it has imported and read stays, too
-            gc.freeze()
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if self.too_much(resident_bytes()) and malloc_trim is not None:
-            malloc_trim(0)
-
-    def too_much(self, resident_bytes: int) -> bool:
-        """Whether so much, after a training, is to be given back. What it needs is known of the first one, and of the
-        one after each time that it was."""
-        if self._fresh:
-            self._needed_bytes, self._fresh = max(self._needed_bytes, resident_bytes), False
-            return False
-        self._fresh = resident_bytes > MOST_KEPT * self._needed_bytes
-        return self._fresh
-
-
-def resident_bytes() -> int:
-    """Of this process, as Linux has it."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def compile_into(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Optimizers and learning-rate schedules from their configs. A schedule is a function of the step, never resumed."""
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,13 +36,13 @@ def build_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimiz
     if not parameters:
         raise UserError("recipe: every parameter is frozen, so there is nothing to train")
     if isinstance(config, Sgd):
-        sgd = EagerSGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
+        sgd = torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
         for parameter in parameters if config.momentum else ():
             # torch's fused step leaves this uninitialised memory when a gradient scaler skips the first one
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     if isinstance(config, Adam):
-        return EagerAdam(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+        return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
     return _adamw(config, parameters)
 
 
@@ -91,35 +90,13 @@ def _adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
     # torch multiplies the decay with lr_t: divided by the peak first, it is weight_decay * lr_t / lr
     decay = config.weight_decay / config.lr if config.decay_times == "relative_lr" else config.weight_decay
     groups = [{"params": decayed, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
-    return EagerAdamW([group for group in groups if group["params"]], config.lr, fused=True)
-
-
-class Eager(torch.optim.Optimizer):
-    """An optimizer whose methods do not tell torch's compiler to keep out of them: for that torch imports it, which
-    costs each process 2 CPU s and 150 MB, compiled networks or not. A step's arithmetic is torch's own."""
-
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
-    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
-
-
-class EagerSGD(Eager, torch.optim.SGD):
-    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
-
-
-class EagerAdam(Eager, torch.optim.Adam):
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
-
-
-class EagerAdamW(Eager, torch.optim.AdamW):
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    return torch.optim.AdamW([group for group in groups if group["params"]], config.lr, fused=True)
 
 
 DECAY = "decay_per_step"
 
 
-class AdamWithDecayPerStep(EagerAdamW):
+class AdamWithDecayPerStep(torch.optim.AdamW):
     """w -= decay_per_step * w at every step whatever the learning rate, 0 included; then Adam's step.
 
     As the Flowers document's AdamW does it. Parameters without a gradient rest. Not fused: of a fused optimizer a

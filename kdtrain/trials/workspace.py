@@ -50,5 +50,5 @@ class Workspace:
         return trial_id(recipe, self.data_root, place)
 
     def trial(self, recipe: Recipe, place: str = "recipe.student") -> TrialFolder:
-        """Return the folder of a recipe's trial, which knows its `trial_id`; see `trial_id` for arguments and errors."""
+        """Return the folder of a recipe's trial, which knows its `trial_id`; see there for arguments and errors."""
         return self.store.trial(self.trial_id(recipe, place))

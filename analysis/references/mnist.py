@@ -1,10 +1,7 @@
-"""Setup 3, MNIST: LeNet5 in a Vietnamese tutorial, which prints no table: this is its first."""
+"""Setup 3, MNIST: LeNet5 in a Vietnamese tutorial, which reports no results."""
 
-import pandas as pd
-
-from analysis.documents.document import Document, Rows
-from analysis.documents.published import INTERVALS
-from analysis.tables import count, markdown
+from analysis.references.reference import Measurements, Reference
+from analysis.tables import Rows, count
 
 NAMES = {
     "baseline": "student alone",
@@ -13,8 +10,8 @@ NAMES = {
 }
 
 
-def table(rows: Rows) -> str:
-    """Teacher, student alone, student distilled: parameters, test accuracy, mean over the seeds."""
+def tables(rows: Measurements) -> dict[str, Rows]:
+    """Return the measured rows: parameters, test accuracy, mean over the seeds."""
     cells = [
         {
             "network": f"{NAMES[row.role]} ({row.key})" if row.role != "teacher" else "teacher",
@@ -24,13 +21,11 @@ def table(rows: Rows) -> str:
         }
         for row in rows
     ]
-    return (
-        f"{markdown(pd.DataFrame(cells))}\n"
-        f"The document prints the networks and their training, no result. {INTERVALS}\n"
-    )
+    return {"results": cells}
 
 
-MNIST = Document(
+MNIST = Reference(
+    name="mnist",
     title="Setup 3, MNIST: LeNet5 teaches a smaller LeNet5",
     networks={"student": {"lenet5_student"}, "teacher": {"lenet5_teacher"}},
     setting={
@@ -41,5 +36,5 @@ MNIST = Document(
         "optimizer.name": "sgd",
         "lr_schedule.name": "constant",
     },
-    table=table,
+    tables=tables,
 )

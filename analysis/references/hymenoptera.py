@@ -73,7 +73,7 @@ def curves(rows: Measurements) -> list[Curves]:
         several = len({row.teacher_freeze for row in own}) > 1
         shown = {f"alpha {_alpha(row):g}{f', teacher {row.teacher_freeze}' if several else ''}": row for row in own}
         if shown:
-            longest = max(len(run) for row in own for run in row.epochs.values())
+            longest = max((len(run) for row in own for run in row.epochs.values()), default=0)
             found.append(
                 Curves(
                     file=f"alphas_{kind}.png",

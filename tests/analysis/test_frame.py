@@ -66,9 +66,9 @@ def test_a_smoke_test_does_not_take_over_the_numbers_of_the_recipe_that_it_tries
 def test_a_candidate_confirmed_anew_from_another_trial_loses_its_old_runs(made_up: Maker) -> None:
     """Trials grew, a better recipe became `best 1`: the old one's runs must not be averaged in."""
     made = made_up()
-    for number, seed in enumerate((1000, 1001)):
+    for i, seed in enumerate((1000, 1001)):
         source = {"stage": "search", "number": 3}
-        made.trial("confirm", number, [0.8], seed=seed, candidate="best 1", role="best", source=source)
+        made.trial("confirm", i, [0.8], seed=seed, candidate="best 1", role="best", source=source)
     source = {"stage": "search", "number": 30}
     made.plan("confirm", 0, candidate="best 1", role="best", source=source, seed=1000, trial_id="new")
     confirm = read_study(made.folder).stage("confirm")

@@ -64,7 +64,7 @@ def test_an_unfinished_study_without_a_winner(made_up: Maker, golden: Golden) ->
 
 
 def test_a_study_with_every_rare_sentence(whole: Maker, golden: Golden) -> None:
-    """Two seeds, weak teacher, a lost run, free order, caches off, float16, equal trials, no predictions, a failed job."""
+    """Two seeds, weak teacher, a lost run, free order, caches off, float16, equal trials, a failed job of pictures."""
     made = whole(seeds=2, teacher_test=0.9, order="free", searched=22, objective="val/nll")
     made.describe(report={"title": "Does it help?"})
     made.change_outcome("confirm0007", test=None)

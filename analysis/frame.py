@@ -25,10 +25,7 @@ MEASURED = (
     "best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "test_images", "parameters",
     "epochs", "images", "teacher_images", "seconds", "images_per_s", "peak_memory_bytes",
 )  # fmt: skip
-AXIS = {
-    "val/accuracy": ("validation accuracy, %", 100.0),
-    "val/nll": ("validation cross-entropy (NLL), nats", 1.0),
-}
+AXIS = {"val/accuracy": ("validation accuracy, %", 100.0), "val/nll": ("validation cross-entropy (NLL), nats", 1.0)}
 """The label of an objective on an axis, and the factor to its unit."""
 PARAMETER = ("name", "kind", "low", "high", "choices", "conditions")
 
@@ -160,8 +157,7 @@ def trials_csv(study: Study) -> str:
     measured = ["best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "epochs"]
     counts = study.trials.astype(dict.fromkeys(("best_epoch", "epochs", "seed"), "Int64"))
     frame = pd.concat(
-        [counts[columns], study.values.add_prefix("recipe."), counts[[*measured, "reason", "seconds"]]],
-        axis="columns",
+        [counts[columns], study.values.add_prefix("recipe."), counts[[*measured, "reason", "seconds"]]], axis="columns"
     )
     return str(frame.to_csv(index=False, lineterminator="\n"))
 

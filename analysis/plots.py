@@ -23,13 +23,7 @@ def history(study: Study) -> Figure | None:
     axes = made.subplots()
     _scores(axes, study, search, "complete", marker="o", color=style.BLUE, label="complete")
     _scores(
-        axes,
-        study,
-        search[search["published"]],
-        "complete",
-        marker="D",
-        color=style.VERMILION,
-        label="published point",
+        axes, study, search[search["published"]], "complete", marker="D", color=style.VERMILION, label="published point"
     )
     _scores(axes, study, search, "pruned", marker="v", facecolor="white", edgecolor=style.GREY, label="pruned")
     _scores(axes, study, baselines, "complete", marker="s", color=style.ORANGE, label="student alone", s=20)
@@ -57,10 +51,7 @@ def importances(branches: list[Branch]) -> Figure | None:
         names = short_names([p["name"] for p in branch.parameters])
         ordered = sorted(branch.shares.items(), key=lambda item: item[1])
         drawn_bars = axes.barh(
-            [names[name] for name, _ in ordered],
-            [share for _, share in ordered],
-            color=style.BLUE,
-            height=0.62,
+            [names[name] for name, _ in ordered], [share for _, share in ordered], color=style.BLUE, height=0.62
         )
         axes.bar_label(drawn_bars, [f"{share:.2f}" for _, share in ordered], padding=4, fontsize=8)
         axes.set_title(

@@ -52,12 +52,7 @@ def slices(study: Study) -> Figure | None:
 
 
 def _slice(
-    axes: Axes,
-    study: Study,
-    parameter: Row,
-    search: pd.DataFrame,
-    branch: pd.Series,
-    colours: Mapping[str, str],
+    axes: Axes, study: Study, parameter: Row, search: pd.DataFrame, branch: pd.Series, colours: Mapping[str, str]
 ) -> None:
     values = study.values.loc[search.index, parameter["name"]].dropna()
     labels = list(parameter["choices"] or [])

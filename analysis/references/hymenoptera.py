@@ -16,11 +16,7 @@ LAST_BATCH = "diff_t_s_published"
 ZOOMED_EPOCHS = 15
 RUNS = {"runs x epochs": "4 x 25"}
 FROM_RECORDS = (0.0, 1.0)
-AXES = {
-    "val/loss": "validation loss",
-    "val/accuracy": "validation accuracy, %",
-    "val/diff_t_s": "mean |t - s|, logits",
-}
+AXES = {"val/loss": "validation loss", "val/accuracy": "validation accuracy, %", "val/diff_t_s": "mean |t - s|, logits"}
 
 
 def tables(rows: Measurements) -> dict[str, Rows]:

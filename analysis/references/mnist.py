@@ -3,11 +3,7 @@
 from analysis.references.reference import Measurements, Reference
 from analysis.tables import Rows, count
 
-NAMES = {
-    "baseline": "student alone",
-    "published": "student distilled",
-    "best": "student distilled",
-}
+NAMES = {"baseline": "student alone", "published": "student distilled", "best": "student distilled"}
 
 
 def tables(rows: Measurements) -> dict[str, Rows]:

@@ -24,11 +24,7 @@ def searched(made: MadeUpStudy, trials: int, score: Callable[[dict[str, Any]], f
     """`trials` trials of method kd, then `mgd` of method mgd."""
     chance = np.random.default_rng(0)
     for i in range(trials + mgd):
-        values = {
-            "method": "kd" if i < trials else "mgd",
-            "student": "ab"[i % 2],
-            "lr": float(chance.uniform(0.1, 10)),
-        }
+        values = {"method": "kd" if i < trials else "mgd", "student": "ab"[i % 2], "lr": float(chance.uniform(0.1, 10))}
         values |= {"method[kd].temperature" if i < trials else "method[mgd].mask": float(chance.uniform(0.1, 10))}
         made.trial("search", i, [score(values)], values=values)
     return read_study(made.folder)

@@ -129,17 +129,9 @@ def verdicts(name: str, rows: list[Measured]) -> dict[str, str]:
     return {claim.text: verdict(claim).name for claim in REFERENCES[name].claims(rows)}
 
 
-def test_cifar10s_claims_compare_the_published_point_with_the_same_students_baseline_and_with_its_teacher() -> None:
-    claims = REFERENCES["cifar10"].claims(cifar_rows())
-    assert [(claim.text, round(100 * (claim.published or 0), 2)) for claim in claims] == [
-        ("KD raises the accuracy of the frozen student", 0.24),
-        ("KD raises the accuracy of the unfrozen student", 0.61),
-        ("KD: the unfrozen student beats its teacher", 0.43),
-    ]
-    assert [claim.compared for claim in claims] == ["", "published 1 minus baseline 1", "published 1 minus teacher"]
+def test_without_a_published_point_the_best_searched_recipe_is_compared() -> None:
     searched = REFERENCES["cifar10"].claims([each for each in cifar_rows() if each.role != "published"])
     assert searched[1].compared == "best 1 (searched) minus baseline 1"
-    assert [verdict(claim).name for claim in claims] == ["not measured here", "supported", "contradicted"]
 
 
 def test_a_reported_absence_of_gain_is_supported_by_a_loss() -> None:
@@ -172,14 +164,13 @@ def test_a_substitute_of_a_teacher_is_judged_under_its_own_name_alone() -> None:
 
 def cub_rows() -> list[Measured]:
     mobilenet = {"student": "mobilenetv2"}
+    second = mobilenet | {"method": "mgd", "teacher": "resnet50", "teacher_id": "b"}
     strongest = mobilenet | {"method": "mgd", "teacher": "efficientnet_v2_s", "teacher_id": "a"}
     return [
         row("teacher a", 0.9, student="efficientnet_v2_s", trial_ids={0: "a"}),
         row("teacher b", 0.8, student="resnet50", trial_ids={0: "b"}),
         row("baseline 1", [0.70, 0.71, 0.72, 0.71, 0.70], ema={"decay": 0.9999}, **mobilenet),
-        row(
-            "published 1", [0.74, 0.75, 0.76, 0.76, 0.74], method="mgd", teacher="resnet50", teacher_id="b", **mobilenet
-        ),
+        row("published 1", [0.74, 0.75, 0.76, 0.76, 0.74], weights=(1.0, 0.25), **second),
         row("published 2", [0.72, 0.73, 0.73, 0.73, 0.71], **strongest),
         row("published 3", [0.73, 0.74, 0.735, 0.74, 0.72], ema={"decay": 0.9999}, **strongest),
         row("published 4", [0.68, 0.69, 0.70, 0.68, 0.68], method="sp", teacher="ghostnet", **mobilenet),
@@ -187,26 +178,12 @@ def cub_rows() -> list[Measured]:
     ]
 
 
-def test_cubs_other_claims() -> None:
-    rows = cub_rows()
-    found = verdicts("cub200", rows)
-    assert found[STRONGER] == "supported"
-    assert found["SP from ghostnet does not raise the student's accuracy"] == "supported"
-    assert found["EMA raises the accuracy of MGD's student"] == "supported"
-    assert found["Self-distillation of mobilenetv2 (AT) raises its accuracy on test"] == "supported"
-    assert found["Self-distillation of mobilenetv2 (AT) does not raise its accuracy on test with TTA"] == "contradicted"
-    assert found["Self-distillation of ghostnet (AT) raises its accuracy on test with TTA"] == "not measured here"
-    assert found["Self-distillation of resnet50 (AT) raises its accuracy on val"] == "not measured here"
-    assert found["MGD's student beats its teacher resnet50 on val"] == "contradicted"
-    claims = REFERENCES["cub200"].claims(
-        [replace(each, values={}) if each.key == "teacher a" else each for each in rows]
-    )
-    stronger = next(claim for claim in claims if claim.text == STRONGER)
-    assert (stronger.compared, verdict(stronger).name) == (
-        "efficientnet_v2_s is not the stronger teacher here", "not measured here",
-    )  # fmt: skip
-    helps = next(claim for claim in claims if claim.text.startswith("MGD from resnet50"))
-    assert helps.compared == "published 1 minus baseline 1 with EMA"
+def test_a_teacher_that_is_not_stronger_here_decides_nothing_about_stronger_teachers() -> None:
+    rows = [replace(each, values={}) if each.key == "teacher a" else each for each in cub_rows()]
+    stronger = next(claim for claim in REFERENCES["cub200"].claims(rows) if claim.text == STRONGER)
+    assert verdict(stronger).name == "not measured here"
+    assert "not the stronger teacher" in stronger.compared
+    assert verdicts("cub200", cub_rows())[STRONGER] == "supported"
 
 
 def test_hymenopteras_table_pools_the_epochs_of_all_runs() -> None:
@@ -228,27 +205,9 @@ def hymenoptera_rows(epochs: int = 2) -> list[Measured]:
     ]
 
 
-def test_hymenopteras_claims_compare_its_alphas() -> None:
-    """In its own measure, and on the test images, for which it has no number."""
-    claims = REFERENCES["hymenoptera"].claims(hymenoptera_rows())
-    assert [(claim.text.partition(": ")[2], claim.published is None, verdict(claim).name) for claim in claims] == [
-        *[("validation accuracy, mean over all epochs", False, "supported"), ("on the test images", True, "supported")]
-        * 2,
-        ("validation accuracy, mean over all epochs", False, "not measured here"),
-    ]
-
-
 def flowers_rows() -> list[Measured]:
     log = [{"epoch": e, "train/kd": 2.0 / e, "val/kd": 3.0 / e, "val/accuracy": 0.01 * e} for e in range(1, 61)]
     return [row("published 1", [0.02, 0.03], method="kd", teacher="bit_resnet50x1", runs={0: log})]
-
-
-def test_the_log_of_flowers_has_at_most_30_of_60_epochs_with_the_first_and_the_last() -> None:
-    log = REFERENCES["flowers102"].tables(flowers_rows())["log"]
-    assert len(log) == 30
-    assert [list(log[i].values()) for i in (0, -1)] == [
-        ["1", "2.0000", "3.0000", "1.00"], ["60", "0.0333", "0.0500", "60.00"],
-    ]  # fmt: skip
 
 
 def test_kd_ratio_is_the_references_spelling_of_the_weight() -> None:
@@ -307,28 +266,6 @@ def test_cubs_table_has_the_published_rows_of_the_methods_and_teachers_that_are_
     assert {method for _, _, method in shown(method="dkd", teacher="resnet50")} == {"none"}
 
 
-def test_cubs_table_has_a_reported_row_digit_by_digit() -> None:
-    rows = [
-        row("published 1", [0.7, 0.72], method="mgd", student="mobilenetv2", teacher="ghostnet", weights=(1.0, 0.25))
-    ]
-    cells = reported_rows("cub200", rows)[-1]
-    assert cells[:8] == [
-        "reported: ghostnet_to_mobilenetv2", "yes", "ghostnet", "mobilenetv2", "MGD", "0.2", "no", "no",
-    ]  # fmt: skip
-    assert [cell.split(" ")[0] for cell in cells[8:]] == ["75.63", "75.72", "74.69", "74.64", "77.36", "77.30", "1"]
-    measured = REFERENCES["cub200"].tables(rows)["results"][-1]
-    assert (measured["kd_ratio"], measured["method"]) == ("0.2", "MGD")
-
-
-def test_cifar10s_table_has_the_single_networks_and_the_methods_that_are_here() -> None:
-    cells = reported_rows("cifar10", cifar_rows())
-    assert [(each[1], each[3], each[5]) for each in cells] == [
-        *[(model, "cross_entropy", frozen) for model in ("resnet18", "resnet50") for frozen in ("yes", "no")],
-        ("resnet18", "kd", "yes"), ("resnet18", "kd", "no"),
-    ]  # fmt: skip
-    assert cells[0][6:] == ["93.05 [92.53 to 93.54]", "1", "student.ckpt"]
-
-
 def mnist_rows() -> list[Measured]:
     return [row("teacher", 0.99, student="lenet5_teacher"), row("best 1", [0.98, 0.97], student="lenet5_student")]
 
@@ -343,7 +280,7 @@ def mnist_rows() -> list[Measured]:
         ("mnist", mnist_rows()),
     ],
 )
-def test_the_section_of_a_report(name: str, rows: list[Measured], golden: Any) -> None:
+def test_the_section_of_a_report_with_tables_and_conclusions(name: str, rows: list[Measured], golden: Any) -> None:
     found = section(REFERENCES[name], rows)
     pictures = Pictures(drawn=frozenset(curves.file for curves in found.curves))
     golden(f"reference_{name}.md", render("report_reference.md.j2", section=found, pictures=pictures))

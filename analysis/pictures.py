@@ -2,23 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
 from analysis import bands, curves, gallery, plots, slices, style
+from analysis.findings import Findings, Pictures
 from analysis.frame import Study
 
-if TYPE_CHECKING:
-    from analysis.report import Findings
 
-
-def draw_all(study: Study, findings: "Findings") -> tuple[frozenset[str], frozenset[str], tuple[tuple[str, str], ...]]:
-    """Draw every picture for which there is data, and remove the others from the folder of the sweep.
-
-    Returns:
-        The file names of the pictures, of those that need a network, and (what, reason) for each that is absent.
-    """
+def draw_all(study: Study, findings: Findings) -> Pictures:
+    """Draw every picture for which there is data, and remove the others from the folder of the sweep."""
     drawn = set()
     reasons = [("the networks", findings.no_arrays)] if findings.no_arrays else gallery.reasons(findings.arrays)
     pictures = {**_pictures(study, findings), **gallery.drawings(findings.arrays)}
@@ -26,18 +19,20 @@ def draw_all(study: Study, findings: "Findings") -> tuple[frozenset[str], frozen
         for name, draw in pictures.items():
             try:
                 figure = draw()
-            except KeyError as error:  # arrays of an earlier version
-                figure = None
+            except KeyError as error:
+                if name not in gallery.PICTURES:
+                    raise
+                figure = None  # arrays of an earlier version
                 reasons.append((f"`{name}`", f"pictures.npz has no array {error}"))
             if figure is None:
                 (study.folder / name).unlink(missing_ok=True)
             else:
                 style.save(figure, study.folder / name)
                 drawn.add(name)
-    return frozenset(drawn), frozenset(drawn & gallery.PICTURES.keys()), tuple(reasons)
+    return Pictures(frozenset(drawn), frozenset(drawn & gallery.PICTURES.keys()), tuple(reasons))
 
 
-def _pictures(study: Study, findings: "Findings") -> dict[str, Callable[[], Figure | None]]:
+def _pictures(study: Study, findings: Findings) -> dict[str, Callable[[], Figure | None]]:
     winner, baseline = findings.winner, findings.baseline
     teacher = findings.teachers[0] if findings.teachers else None
     of_reference = findings.reference.curves if findings.reference else []

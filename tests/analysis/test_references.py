@@ -11,6 +11,7 @@ import pytest
 
 from analysis.bands import bands_and_zoom
 from analysis.claims import candidates, teachers
+from analysis.findings import Pictures
 from analysis.frame import read_study
 from analysis.references.claims import Claim, verdict
 from analysis.references.measured import Measured, difference
@@ -19,7 +20,6 @@ from analysis.references.reference import Curves, differences, substitutes
 from analysis.references.registry import REFERENCES
 from analysis.references.sections import all_references, reference_section, section
 from analysis.rendering import render
-from analysis.report import Pictures
 from analysis.statistics import Estimate, mean_estimate
 from analysis.tables import missing
 

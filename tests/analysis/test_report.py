@@ -16,9 +16,10 @@ from analysis.__main__ import main
 from analysis.accounts import Equal, equal_trials, reasons, trial_counts
 from analysis.claims import bootstrap, candidates, find, teachers, verdict
 from analysis.cost import cost
+from analysis.findings import Pictures, find_all
 from analysis.frame import read_study
 from analysis.headline import Headline, Lost, headline
-from analysis.report import Pictures, compose, find_all, write_report
+from analysis.report import compose, write_report
 
 Maker = Callable[..., MadeUpStudy]
 Golden = Callable[[str, str], None]

@@ -61,7 +61,7 @@ def test_there_is_a_recipe_for_every_method_of_the_five_documents() -> None:
 def test_a_recipe_says_how_it_is_trained(file: Path) -> None:
     head = file.read_text().splitlines()[:2]
     assert head[0].startswith("# Setup ")
-    assert head[1].startswith(f"# Train: python -m kdtrain recipes/{file.name}")
+    assert head[1] == f"# Command: kdtrain train recipes/{file.name}"
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
-"""Plain data with the place of every value, so that an error message can name it."""
+"""Plain data with the place of every value, so that an error message can name it; overrides such as `epochs=3`."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdtrain.config.parameter import space_kind
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value
 from kdtrain.config.python_data import read_python
 from kdtrain.config.yaml_reader import dump_yaml, read_yaml
@@ -115,6 +116,54 @@ def parse_value(text: str, place: str) -> Any:
     if reading.problems:
         raise UserError(*(f"{place}: {problem.text}" for problem in reading.problems))
     return reading.data
+
+
+def apply_overrides(
+    located: Located, overrides: Sequence[str], parts: Collection[str], example: str
+) -> tuple[Located, list[Problem]]:
+    """Return the data with every valid override applied, and the problems of the others.
+
+    Args:
+        located: A sweep or a plain recipe.
+        overrides: Texts `path=value`; the value is YAML.
+        parts: The keys of the top level that exist.
+        example: A valid override, for error messages.
+    """
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: must be a list, such as ['{example}'], got {format_value(overrides)}")
+    problems = []
+    for override in overrides:
+        key_text, equals, text = override.partition("=")
+        place = f"--set {key_text}"
+        try:
+            if not equals or not all(key_text.split(".")):
+                raise ValueError(f"must be written as {example}")
+            path = _override_path(located.data, key_text, parts)
+            located = located.with_value(path, parse_value(text, place), place)
+        except ValueError as error:
+            located = replace(located, places={**located.places, (place,): place})
+            problems.append(Problem((place,), str(error), ()))
+    return located, problems
+
+
+def _override_path(data: dict[str, Any], key_text: str, parts: Collection[str]) -> KeyPath:
+    path = tuple(int(key) if key.isdecimal() else key for key in key_text.split("."))
+    if path[0] not in parts:
+        owners = [part for part, value in data.items() if isinstance(value, dict) and path[0] in value]
+        hint = f"; did you mean {owners[0]}.{key_text}?" if owners else ""
+        raise ValueError(f"must begin with {', '.join(f'{part}.' for part in parts)}{hint}")
+    node: Any = data
+    for i, key in enumerate(path):
+        kind = space_kind(node) if i > 1 else None
+        if kind and key != kind:
+            here = dotted(path[:i])
+            hint = f"; to change one option write {here}.choice.0.{dotted(path[i:])}" if kind == "choice" else ""
+            raise ValueError(f"{here} is a search space, {format_value(node)}: replace it as a whole{hint}")
+        if isinstance(node, dict):
+            node = node.get(str(key))
+        else:
+            node = node[key] if isinstance(node, list) and isinstance(key, int) and key < len(node) else None
+    return path
 
 
 def _put(data: Any, path: KeyPath, value: Any, above: KeyPath) -> Any:

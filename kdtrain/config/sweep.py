@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.config.error_messages import validate
-from kdtrain.config.located import Located, load_located, locate
-from kdtrain.config.overrides import apply_overrides
+from kdtrain.config.located import Located, apply_overrides, load_located, locate
 from kdtrain.config.parameter import Label, Parameter, Values, space_kind
 from kdtrain.config.problems import KeyPath, Problem, format_value
 from kdtrain.config.recipe import Recipe

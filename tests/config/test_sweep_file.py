@@ -1,7 +1,6 @@
-import random
 from pathlib import Path
-from typing import Any
 
+import optuna
 import pytest
 
 from kdtrain.config.recipe import teacher_recipe
@@ -90,29 +89,14 @@ def test_a_published_point_becomes_values_and_a_recipe(tmp_path: Path) -> None:
 
 
 def test_whatever_is_suggested_is_a_recipe(tmp_path: Path) -> None:
-    class Dice:
-        """Draws as an Optuna trial does."""
-
-        def __init__(self, seed: int) -> None:
-            self.random = random.Random(seed)
-
-        def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
-            return self.random.uniform(low, high)
-
-        def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
-            return self.random.randint(low, high)
-
-        def suggest_categorical(self, name: str, choices: Any) -> Any:
-            return self.random.choice(choices)
-
     batches = "recipe.batch_size={logint: [8, 128]}", "recipe.teacher.batch_size=32"
     sweep = load(tmp_path, SWEEP, *batches, *NO_POINTS)
-    methods = {sweep.recipe_for(suggest(Dice(seed), sweep.tree), seed).method.convention for seed in range(50)}
-    assert methods == {"corrected", "published_mnist"}
     baseline = sweep.baseline()
-    for seed in range(20):
-        alone = baseline.recipe_for(suggest(Dice(seed), baseline.tree), seed)
-        assert (alone.method.name, alone.teacher) == ("none", None)
+    searches = [optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)) for seed in range(2)]
+    recipes = [sweep.recipe_for(suggest(searches[0].ask(), sweep.tree), seed) for seed in range(50)]
+    alone = [baseline.recipe_for(suggest(searches[1].ask(), baseline.tree), seed) for seed in range(20)]
+    assert {recipe.method.convention for recipe in recipes} == {"corrected", "published_mnist"}
+    assert {(recipe.method.name, recipe.teacher) for recipe in alone} == {("none", None)}
 
 
 def test_the_baseline_searches_only_what_it_shares(tmp_path: Path) -> None:
@@ -127,13 +111,8 @@ def test_the_baseline_searches_only_what_it_shares(tmp_path: Path) -> None:
 
 def test_a_teacher_takes_searched_fields_from_the_first_published_point(tmp_path: Path) -> None:
     sweep = load(tmp_path)
-    low = {
-        "method": "kd",
-        "method[kd].balance.weight": 1.0,
-        "method[kd].temperature": 2.0,
-        "optimizer.lr": 3e-4,
-    }
-    teachers = {teacher_recipe(sweep.recipe_for({**low, "optimizer.lr": lr}, 3)) for lr in (3e-4, 1e-2)}
+    point = {"method": "kd", "method[kd].balance.weight": 1.0, "method[kd].temperature": 2.0}
+    teachers = {teacher_recipe(sweep.recipe_for({**point, "optimizer.lr": lr}, 3)) for lr in (3e-4, 1e-2)}
     assert {teacher.optimizer.lr for teacher in teachers if teacher} == {1e-3}
 
 
@@ -164,22 +143,16 @@ RANGED = "would train a teacher for every trial"
         ("epochs: 8", "epochs: eight", "12: recipe.epochs", "must be a whole number, got 'eight'"),
         ("epochs: 8", "epochs: 8.5", "12: recipe.epochs", "must be a whole number, got 8.5"),
         ("epochs: 8", "epochs: true", "12: recipe.epochs", "must be a whole number, got true"),
-        ("epochs: 8", "epochs:", "12: recipe.epochs", "must be a whole number, got null"),
         ("batch_size: 64", "batch_size: 0", "11: recipe.batch_size", "must be >= 1, got 0"),
         ("batch_size: 64", "batch_size: {choice: [64, 0]}", "11: recipe.batch_size", "must be >= 1, got 0"),
         ("batch_size: 64", "batch_size: {uniform: [8, 64]}", "11: recipe.batch_size",
          "must be a whole number, got 8.0 in uniform [8.0, 64.0]; for whole numbers write int or logint"),
         ("momentum: 0.9", "momentum: {uniform: [0.5, 1.5]}", "9: recipe.optimizer.momentum",
          "must be < 1, got 1.5 in uniform [0.5, 1.5]"),
-        ("momentum: 0.9", "momentum: {uniform: [0.9, 0.1]}", "9: recipe.optimizer.momentum", "write [0.1, 0.9]"),
-        ("momentum: 0.9", "momentum: {loguniform: [0, 0.9]}", "9: recipe.optimizer.momentum", "> 0, got [0, 0.9]"),
-        ("momentum: 0.9", "momentum: .nan", "9: recipe.optimizer.momentum", "must be a finite number, got .nan"),
         ("name: digits", "name: digts", "2: recipe.data.name", "unknown data 'digts'; choices: digits, mnist, "),
         ("model: lenet5_student", "model: lenet5_studnt", "4: recipe.student.model", "nearest: lenet5_student"),
         ("name: sgd", "name: sdg", "9: recipe.optimizer.name",
          "unknown optimizer 'sdg'; choices: sgd, adam, adamw; nearest: sgd"),
-        ("name: tpe", "name: tpee", "15: study.sampler.name",
-         "unknown sampler 'tpee'; choices: tpe, random, grid; nearest: tpe"),
         ("name: asha", "name: hyperband", "16: study.pruner.name",
          "unknown pruner 'hyperband'; choices: asha, median, none"),
         ("{name: digits}", "{}", "2: recipe.data", "needs a name; choices: digits, "),
@@ -207,12 +180,10 @@ RANGED = "would train a teacher for every trial"
          "must be one of val/accuracy, val/nll, got 'val/acc'; nearest: val/accuracy"),
         ("min_epochs: 2", "min_epochs: 8", "16: study.pruner.min_epochs", "must be below recipe.epochs 8, "),
         ("seeds: 5", "sedes: 5", "18: study.confirm.sedes", "nearest: seeds"),
-        ("workers: 1", "workers: 0", "19: resources.workers", "must be >= 1, got 0"),
         ("workers: 1", "gpus_per_worker: 1.5", "19: resources.gpus_per_worker", "got 1.5"),
         ("concurrent_trials: auto", "concurrent_trials: atuo", "19: resources.concurrent_trials",
          "must be auto or a whole number, got 'atuo'; nearest: auto"),
         ("resources:", "report: {published: cub200}\nresources:", "19: report.published", "digits, got cub200"),
-        ("resources:", "report: {publisher: cub200}\nresources:", "19: report.publisher", "nearest: published"),
         ("published: [{method", "published: [{epochs: 30, method", "17: study.published.0.epochs",
          "is fixed to 8 in the recipe, got 30"),
         ("optimizer: {lr: 1e-3}}]", "optimizer: {lr: 1}}]", "17: study.published.0.optimizer.lr",

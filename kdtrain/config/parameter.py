@@ -40,10 +40,12 @@ class Parameter:
 
     @property
     def is_int(self) -> bool:
+        """True for `int` and `logint`."""
         return self.kind in INT_KINDS
 
     @property
     def is_log(self) -> bool:
+        """True for `loguniform` and `logint`."""
         return self.kind in ("loguniform", "logint")
 
     @property
@@ -81,6 +83,7 @@ class Parameter:
         return tuple(sorted({round(value) for value in values})) if self.is_int else tuple(values)
 
     def contains(self, value: object) -> bool:
+        """Return True if the value is a label of the choice, or a number in the range; booleans are not numbers."""
         if self.kind == "choice":
             return any(yaml_equal(value, label) for label in self.labels)
         return is_number(value, self.is_int) and self.low <= value <= self.high  # type: ignore[operator]
@@ -108,6 +111,7 @@ class Position:
     conditions: Mapping[str, Label] = field(default_factory=dict)
 
     def child(self, key: str | int) -> "Position":
+        """Return the position of a mapping's value or a list's item."""
         name = f"{self.name}.{key}" if self.name else str(key)
         return replace(self, source=(*self.source, key), path=(*self.path, key), name=name)
 
@@ -139,6 +143,7 @@ def space_kind(node: Any) -> str | None:
 
 
 def is_number(value: object, whole: bool = False) -> bool:
+    """Return True for an int, or a float unless `whole`; booleans are not numbers."""
     return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
 
 

@@ -27,6 +27,7 @@ class Problem:
 
 
 def dotted(path: Sequence[str | int]) -> str:
+    """Return a path as the user writes it: `recipe.method.temperature`."""
     return ".".join(str(key) for key in path)
 
 

@@ -387,7 +387,7 @@ def test_a_sweep_and_a_recipe_are_told_apart(tmp_path: Path) -> None:
         load_sweep(tmp_path / "trials.yaml")
 
 
-def test_a_plain_recipe_takes_no_spaces_and_says_all_that_is_wrong(tmp_path: Path) -> None:
+def test_a_plain_recipe_takes_no_spaces_and_reports_every_mistake(tmp_path: Path) -> None:
     file = tmp_path / "plain.yaml"
     file.write_text(
         "data: {name: digits}\nteacher: {model: lenet5_teacher}\nstudent: {model: lenet5}\n"

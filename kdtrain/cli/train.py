@@ -86,7 +86,7 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     """The recipe's teacher, if it has one to train, then its student."""
     from kdtrain.config.recipe import teacher_recipe
     from kdtrain.data.registry import data_folder
-    from kdtrain.storage.remote import results_folder
+    from kdtrain.storage.mirror import results_folder
     from kdtrain.training.final_evaluation import read_test
     from kdtrain.training.preflight import check_before_teacher
     from kdtrain.training.trainer import train
@@ -124,6 +124,8 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
             group.complain(f"{title}: {outcome['state']}: {outcome['reason']}")
             return 1
         best, test = outcome["best"], outcome["test"]
+        assert best is not None
+        assert test is not None
         group.tell(
             f"{title}: best epoch {best['epoch']}: val accuracy {best['val/accuracy']:.4f}; "
             f"test accuracy {test['test/accuracy']:.4f}, test nll {test['test/nll']:.4f} ({test['images']} images)"

@@ -14,19 +14,19 @@ from kdtrain.data.registry import load
 from kdtrain.models.build import build
 from kdtrain.models.weights import load_whole_network
 from kdtrain.runtime import distributed
-from kdtrain.storage.folder import Row
 from kdtrain.teacher.network import trained_teacher
 from kdtrain.training.evaluation import logits_of, pair_metrics, student_metrics, tta_logits
 from kdtrain.trials.identity import trial_id
+from kdtrain.trials.records import Outcome
 from kdtrain.trials.store import Store
 
 
-def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.device) -> Row:
+def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.device) -> Outcome:
     """Reads the test split of a training that kept its weights, once: its logits and those of validation are written,
     its metrics join the outcome, which is returned."""
     data = load(recipe.data, data_root)
     folder = store.trial(trial_id(recipe, data_root))
-    with folder.held() if distributed.rank() == 0 else nullcontext():
+    with folder.lock() if distributed.rank() == 0 else nullcontext():
         distributed.barrier()
         outcome = folder.outcome()
         assert outcome is not None
@@ -41,7 +41,7 @@ def read_test(recipe: Recipe, store: Store, data_root: Path, device: torch.devic
         }
         augmented = tta_logits(network, data.test, device)
         metrics = student_metrics(logits["test_logits"], data.test.labels)
-        test: Row = {f"test/{name}": value for name, value in metrics.items()} | {"images": len(data.test)}
+        test: dict[str, float] = {f"test/{name}": value for name, value in metrics.items()} | {"images": len(data.test)}
         if augmented is not None:
             logits["test_tta_logits"] = augmented
             metrics = student_metrics(augmented, data.test.labels)

@@ -29,7 +29,7 @@ from kdtrain.training.epoch_metrics import EpochProgress, Metrics
 from kdtrain.training.learner import Learner
 from kdtrain.training.loader import BatchLoader
 from kdtrain.training.precision import autocast
-from kdtrain.trials.outcome import merit
+from kdtrain.trials.outcome import ranking_key
 
 
 class TrainState:
@@ -90,7 +90,7 @@ class TrainState:
         """Keeps epoch and weights if the objective is better than ever; ties by the other metric, then the earlier."""
         own = {"epoch": self.epoch, **{key: metrics[key] for key in ("val/accuracy", "val/nll")}}
         objective = self.recipe.objective
-        if self.best is None or merit(own, objective) > merit(self.best, objective):
+        if self.best is None or ranking_key(own, objective) > ranking_key(self.best, objective):
             self.best = own
             self.best_weights = {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}
 

@@ -27,6 +27,7 @@ from kdtrain.training.preflight import check_images, require_students_turn
 from kdtrain.training.state import TrainState
 from kdtrain.trials.identity import NUMERICS, file_digest, trial_id
 from kdtrain.trials.outcome import outcome_row, require_own_workers
+from kdtrain.trials.records import Outcome, State
 from kdtrain.trials.store import Store, TrialFolder
 
 SMALL_CHECKPOINT_BYTES = 8 << 20
@@ -49,7 +50,7 @@ def train(
     checkpoint_every_steps: int | None = None,
     loaders: int = 0,
     sharing: CachePolicy | None = None,
-) -> Row:
+) -> Outcome:
     """Trains a recipe to its outcome, which is returned; continues what was cut off, returns what has ended.
 
     final: keep the best epoch's weights, from which `read_test` reads the test split; a training never reads it.
@@ -62,7 +63,7 @@ def train(
     """
     data = load(recipe.data, data_root)
     folder = store.trial(trial_id(recipe, data_root))
-    with folder.held() if distributed.rank() == 0 else nullcontext():
+    with folder.lock() if distributed.rank() == 0 else nullcontext():
         distributed.barrier()
         require_own_workers(recipe, folder, distributed.size())
         ended = folder.outcome()
@@ -101,7 +102,8 @@ def _open(run: TrainState, folder: TrialFolder, data_root: Path) -> None:
         run.restore(saved)
     distributed.barrier()  # all have read what rank 0 now writes
     if distributed.rank() == 0:
-        for row in folder.epochs():
+        rows: list[Row] = [{**row} for row in folder.epochs()]
+        for row in rows:
             if row["epoch"] > run.epoch:
                 run.progress.charge({name: row[name] for name in SPENT_ON_ANSWERS if name in row})
         folder.remove_outcome()
@@ -116,7 +118,7 @@ def _train(
     on_epoch: Callable[[Metrics], None],
     checkpoint_every_steps: int | None,
     decoded_here: str | None,
-) -> Row:
+) -> Outcome:
     """decoded_here: why this process has decoded its images itself, though they were to be shared."""
     leads = distributed.rank() == 0
     written, writing_s = time.monotonic(), 0.0
@@ -138,7 +140,8 @@ def _train(
         distributed.barrier()  # all ranks sum up the rows in the end
         on_epoch(metrics)
 
-    state, reason = "complete", None
+    state: State = "complete"
+    reason = None
     try:
         fit(run, run.recipe.epochs, report, checkpoint=checkpoint, every_steps=checkpoint_every_steps)
     except (UserError, OSError):  # a full disk or a closed pipe is no outcome of the recipe: it can be continued
@@ -166,7 +169,7 @@ def _train(
     return outcome
 
 
-def _serves(outcome: Row, final: bool, folder: TrialFolder) -> bool:
+def _serves(outcome: Outcome, final: bool, folder: TrialFolder) -> bool:
     """Whether an outcome is what a training would end with. A pruned one is some study's choice, no end."""
     if outcome["state"] == "complete":
         return not final or folder.has_weights()

@@ -34,14 +34,14 @@ class LeaseRecord(TypedDict):
 
 
 class Superseded(UserError):
-    """Another process has taken over the folder that this process still writes to."""
+    """This process writes to a folder whose lease another process has taken over or revoked."""
 
 
 class Lease:
     """The right of one process to write to a folder at a URL, as a file there that the holder renews.
 
-    The file is only advisory between processes that start at the same instant: it protects from a process that was
-    considered dead and still runs, since that one checks its lease before every write.
+    It protects from a process that was considered dead and still runs, since that one checks its lease before every
+    write. If two processes acquire it at the same instant, the last one to write the file holds it.
     """
 
     def __init__(self, remote: RemoteFiles, below: str, owner: str, place: str) -> None:
@@ -79,7 +79,7 @@ class Lease:
     def require(self) -> None:
         """Raise Superseded if this process no longer holds the lease."""
         if not self._is_held():
-            raise Superseded(f"{self._place}: another process has taken it over, because this one was considered dead")
+            raise Superseded(f"{self._place}: this process lost its lease: another one has taken it over or revoked it")
 
     def _wait_until_free(self, wait: bool) -> None:
         """Return when there is no lease, or one that may be taken over."""

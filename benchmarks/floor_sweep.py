@@ -3,11 +3,9 @@
 `python benchmarks/floor_sweep.py SETUP READY`: READY holds what `prepare` wrote, outside of what is timed.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from sweep_parts import EPOCHS, Setup, hyperparameters, image_sets, network, setup_from
@@ -78,19 +76,13 @@ def work(setup: Setup, ready: Path, first: int) -> None:
         print(f"accuracy {right:.4f}, S {stepping / steps * 1e3:.4f} ms an image", flush=True)
 
 
-def work_and_leave(setup: Setup, ready: Path, first: int) -> NoReturn:
-    """In a process of its own, which ends at once, as run_sweep.py does: taking torch apart takes 1 CPU s."""
-    work(setup, ready, first)
-    os._exit(0)
-
-
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     chosen = setup_from(sys.argv[1]), Path(sys.argv[2])
-    others = [context.Process(target=work_and_leave, args=(*chosen, number)) for number in range(1, PROCESSES)]
+    others = [context.Process(target=work, args=(*chosen, number)) for number in range(1, PROCESSES)]
     for worker in others:
         worker.start()
     work(*chosen, 0)
     for worker in others:
         worker.join()
-    os._exit(max(worker.exitcode or 0 for worker in others))
+    sys.exit(max(worker.exitcode or 0 for worker in others))

@@ -1,4 +1,4 @@
-"""The five setups' pairs, each as kdtrain's TrainState and as the same networks and weights for the plain loop."""
+"""The pairs of teacher and student of the five setups, as kdtrain's TrainState and for the plain loop."""
 
 import copy
 import dataclasses
@@ -33,7 +33,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Pair:
-    """A recipe of `recipes/`, changed; small_px: the size of its images on a CPU."""
+    """A changed recipe of `recipes/`; small_px is the size of its images on a CPU, own_px on a GPU."""
 
     setup: int
     title: str
@@ -66,7 +66,7 @@ PAIRS = [
 
 
 def made_up(pair: Pair, px: int, images: int) -> Dataset:
-    """Random bytes as images, classes in turn; validation and test are a few of them, nobody reads them."""
+    """Return a data set of random bytes, classes in turn. Validation and test are two images; nobody reads them."""
     pixels = torch.randint(0, 256, (images, pair.channels, px, px), dtype=torch.uint8)
     few, names = torch.arange(min(images, 2)), tuple(map(str, range(pair.classes)))
     return tensor_dataset(
@@ -75,12 +75,12 @@ def made_up(pair: Pair, px: int, images: int) -> Dataset:
 
 
 def beginning(data: Dataset, images: int) -> Dataset:
-    """A real data set whose training images are its first ones only."""
+    """Return a data set with only the first training images."""
     return dataclasses.replace(data, train=Split(data.train.images, data.train.labels[:images]))
 
 
 class Ours:
-    """kdtrain's own training, epoch after epoch."""
+    """kdtrain's own training, one epoch per call."""
 
     def __init__(self, recipe: Recipe, data: Dataset, device: torch.device) -> None:
         self.network = fresh_teacher(recipe, data)
@@ -141,7 +141,7 @@ class ByHand:
 
 
 class Tapped(nn.Module):
-    """A library's network without kdtrain around it: logits, and the map at a stage where one is asked for."""
+    """A library's network without kdtrain: it returns logits, and the map at a stage if one is named."""
 
     def __init__(self, network: Classifier, stage: str | None, layout: torch.memory_format) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Tapped(nn.Module):
 
 
 def loss_of(recipe: Recipe, criterion: Any) -> Any:
-    """By hand: cross-entropy and the method's own term, weighed as the recipe has it."""
+    """Return the loss written by hand: cross-entropy and the method's own term with the recipe's weights."""
     method: Any = recipe.method
     hard, soft = method.balance.weights
     own: dict[str, Callable[[Answer, Answer], Tensor]] = {
@@ -198,7 +198,7 @@ def _mgd(method: Any, criterion: Any, student: Answer, teacher: Answer) -> Tenso
 
 
 def optimizer_of(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
-    """torch's own, fused."""
+    """Return torch's own fused optimizer."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     config = recipe.optimizer
     if isinstance(config, Sgd):

@@ -1,4 +1,4 @@
-"""Where the time of kdtrain's own steps goes: data, teacher, student, optimizer, and the rest."""
+"""The shares of data, teacher, student, optimizer and the rest in the time of kdtrain's steps."""
 
 import time
 from collections import defaultdict
@@ -52,8 +52,10 @@ class Stopwatch:
 
 
 def shares(run: TrainState, epoch: Callable[[], Any]) -> dict[str, float]:
-    """The part of an epoch's time in each phase; epoch() trains one of `run`. `student` is forward, loss and backward,
-    `rest` what the loop itself does between them."""
+    """Return each phase's share of the time of an epoch.
+
+    `student` is forward, loss and backward; `rest` is the loop itself. epoch() trains one epoch of `run`.
+    """
     watch = Stopwatch(run.device)
     own: list[tuple[Any, str, str]] = [
         (kdtrain.training.loop, "load_batch", "data"),

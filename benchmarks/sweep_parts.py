@@ -1,4 +1,4 @@
-"""What the three sweeps of `sweep_cost.py` have in common: images, networks, settings, drawn hyperparameters."""
+"""The images, networks, settings and hyperparameters that the three sweeps of `sweep_cost.py` share."""
 
 import json
 import random
@@ -18,7 +18,7 @@ HELD_OUT = 5_000
 
 @dataclass(frozen=True)
 class Setup:
-    """One pair; its networks by their names in a recipe. images: of training."""
+    """A pair of networks, by their names in a recipe; images is the number of training images."""
 
     name: str
     data: str
@@ -31,7 +31,7 @@ class Setup:
     trials: int = 16
 
     def text(self) -> str:
-        """For a command line; `setup_from` reads it."""
+        """Return the setup as a command-line argument, which `setup_from` reads."""
         return json.dumps(asdict(self))
 
 
@@ -50,7 +50,7 @@ SETUPS = {
 
 
 def hyperparameters(trials: int) -> list[dict[str, float]]:
-    """The same for all three sweeps."""
+    """Draw the hyperparameters, the same for all three sweeps."""
     draw = random.Random(0)
     return [
         {"lr": 10 ** draw.uniform(-3, -1.5), "temperature": 20 ** draw.uniform(0, 1), "alpha": draw.uniform(0, 1)}
@@ -59,7 +59,7 @@ def hyperparameters(trials: int) -> list[dict[str, float]]:
 
 
 def network(name: str, classes: int) -> nn.Module:
-    """As the libraries have it, with random weights."""
+    """Return the libraries' own network with random weights."""
     if name.startswith("lenet5"):
         return LeNet5(*{"lenet5_teacher": (16, 120, 84), "lenet5_student": (12, 90, 64)}[name], classes)
     if name in ("bit_resnet50x1", "resnet50v2"):
@@ -93,7 +93,7 @@ class LeNet5(nn.Module):
 
 
 def image_sets(setup: Setup, root: Path) -> tuple[Dataset[Any], Dataset[Any]]:
-    """(training, validation) as torchvision's own datasets and transforms give them."""
+    """Return training and validation images, by torchvision's own datasets and transforms."""
     if setup.data == "mnist":
         views = v2.Compose([v2.Resize(setup.px), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
         whole = torchvision.datasets.MNIST(root, transform=views)
@@ -113,7 +113,7 @@ def image_sets(setup: Setup, root: Path) -> tuple[Dataset[Any], Dataset[Any]]:
 
 
 def sweep(setup: Setup, teacher_file: Path) -> dict[str, Any]:
-    """The same trainings as a sweep file of kdtrain; the drawn hyperparameters are its published points."""
+    """Return the same trainings as the content of a sweep file; the drawn hyperparameters are its published points."""
     every = {"mnist": 55_000, "flowers102": 1_020}[setup.data]
     limit = {} if setup.images == every else {"limit_per_class": setup.images // setup.class_count}
     recipe = {

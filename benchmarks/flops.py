@@ -37,7 +37,7 @@ def _backward(
 
 
 def peak_tflops(device: torch.device, precision: str, now: Callable[[torch.device], float]) -> float | None:
-    """Return the TF/s of a GPU by its data sheet (None if unknown), of a CPU measured with now(device), a clock in s."""
+    """Return the TF/s of a GPU by its data sheet (None if unknown), or of a CPU, measured by now(device) in s."""
     if device.type == "cpu":
         return measured_cpu_tflops(lambda: now(device))
     table = next((known for name, known in PEAK_TFLOPS.items() if name in torch.cuda.get_device_name(device)), None)

@@ -1,9 +1,9 @@
 """Measure what a sweep costs: kdtrain against (a) the obvious Ray Tune script and (b) the floor.
 
 `python benchmarks/sweep_cost.py --setup mnist --data DIR --rounds 3` prints wall seconds and CPU seconds of the whole
-tree of processes: medians and ranges over interleaved rounds, and ratios within this run. All three train the same recipes
-with the same teacher (random weights cost the same). Nothing is pruned, and each starts with an empty cache and folder.
-With several `--trials` it also prints the cost of one more trial.
+tree of processes: medians and ranges over interleaved rounds, and ratios within this run. All three train the same
+recipes with the same teacher (random weights cost the same). Nothing is pruned, and each starts with an empty cache and
+folder. With several `--trials` it also prints the cost of one more trial.
 """
 
 import argparse

@@ -6,8 +6,8 @@
 
 The rounds are interleaved and timed as a whole: on a CPU with one thread in CPU time of this process, so that other
 work on the machine counts less; otherwise in wall time. It prints images/s (median, range), the ratios of the rounds
-and of the fastest ones, the shares of kdtrain's time (measured apart), and the FLOPs that an image needs (teacher forward,
-student forward and backward) as a share of the device's peak at the measured rate.
+and of the fastest ones, the shares of kdtrain's time (measured apart), and the FLOPs that an image needs
+(teacher forward, student forward and backward) as a share of the device's peak at the measured rate.
 """
 
 import argparse

@@ -51,18 +51,18 @@ class Stopwatch:
         return float(sum(started.elapsed_time(ended) for started, ended in self.spans[phase])) / 1e3
 
 
-def shares(run: TrainState, epoch: Callable[[], Any]) -> dict[str, float]:
+def shares(state: TrainState, epoch: Callable[[], Any]) -> dict[str, float]:
     """Return each phase's share of the time of an epoch.
 
-    `student` is forward, loss and backward; `rest` is the loop itself. epoch() trains one epoch of `run`.
+    `student` is forward, loss and backward; `rest` is the loop itself. epoch() trains one epoch of `state`.
     """
-    watch = Stopwatch(run.device)
+    watch = Stopwatch(state.device)
     own: list[tuple[Any, str, str]] = [
         (kdtrain.training.loop, "load_batch", "data"),
-        (run.distiller, "forward", "student"),
+        (state.distiller, "forward", "student"),
         (torch.Tensor, "backward", "student"),
         (kdtrain.training.learner, "clip_gradients", "optimizer"),
-        (run.learner.optimizer, "step", "optimizer"),
+        (state.learner.optimizer, "step", "optimizer"),
     ]
     answer = Teacher.__call__
 

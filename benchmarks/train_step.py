@@ -27,6 +27,7 @@ from kdtrain.data.registry import data_folder, load
 from kdtrain.methods.base import weighted_sum
 from kdtrain.runtime.process import prepare_process
 from kdtrain.training.loop import load_batch
+from kdtrain.training.precision import backend_settings
 
 LAYOUTS_ASKED: dict[str, list[bool | None]] = {"default": [None], "on": [True], "off": [False], "both": [False, None]}
 """channels_last of teacher and student; None is each network's own default, which is on except for BiT."""
@@ -38,9 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(chosen.device)
     peak = chosen.peak_tflops or peak_tflops(device, chosen.precision, now)
     print(f"{machine(device)}, torch {torch.__version__}, {chosen.precision}{', compiled' if chosen.compile else ''}")
-    for pair in PAIRS:
-        if pair.setup in chosen.setup and (chosen.large or not pair.large):
-            measure(pair, chosen, device, peak)
+    with backend_settings(chosen.precision, device):
+        for pair in PAIRS:
+            if pair.setup in chosen.setup and (chosen.large or not pair.large):
+                measure(pair, chosen, device, peak)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,7 +72,7 @@ def measure(pair: Pair, chosen: argparse.Namespace, device: torch.device, peak: 
         ours = Ours(*prepared(pair, chosen, px, layout), device)
         name = {None: "", True: ", channels_last", False: ", contiguous"}[layout]
         loops |= {f"kdtrain{name}": ours, f"plain loop{name}": ByHand(ours)}
-    count, size = len(ours.run.data.train), ours.run.recipe.batch_size
+    count, size = len(ours.state.data.train), ours.state.recipe.batch_size
     print(f"\nSetup {pair.setup}: {pair.title}; {px} px, batch {size}, {count} images an epoch, {chosen.rounds} rounds")
     flops = flops_per_image(ours)
     seconds = interleaved({name: loop.epoch for name, loop in loops.items()}, chosen.rounds, device)
@@ -87,7 +89,7 @@ def measure(pair: Pair, chosen: argparse.Namespace, device: torch.device, peak: 
         fastest = min(seconds[other]) / min(seconds[one])
         print(f"  {one} / {other}: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f}), fastest {fastest:.3f}")
     for ours in (loop for loop in loops.values() if isinstance(loop, Ours)):
-        parts = ", ".join(f"{phase} {part:.1%}" for phase, part in shares(ours.run, ours.epoch).items())
+        parts = ", ".join(f"{phase} {part:.1%}" for phase, part in shares(ours.state, ours.epoch).items())
         print(f"  time of kdtrain: {parts}")
     if peak is not None:
         rate = count / min(statistics.median(taken) for name, taken in seconds.items() if name.startswith("kdtrain"))
@@ -134,17 +136,17 @@ def now(device: torch.device) -> float:
 
 def flops_per_image(ours: Ours) -> float:
     """Return the FLOPs that an image needs: teacher forward, student forward and backward, the method's layers."""
-    run, few = ours.run, torch.arange(8)
-    images, batch = load_batch(run, few, 0)
+    state, few = ours.state, torch.arange(8)
+    images, batch = load_batch(state, few, 0)
 
     def step() -> None:
-        assert run.teacher is not None
-        weighted_sum(run.distiller(images, run.teacher(images), batch)).backward()
+        assert state.teacher is not None
+        weighted_sum(state.distiller(images, state.teacher(images), batch)).backward()
 
-    run.distiller.train()
-    with patch.object(run.distiller.student, "compiled", False), patch.object(ours.network, "compiled", False):
+    state.distiller.train()
+    with patch.object(state.distiller.student, "compiled", False), patch.object(ours.network, "compiled", False):
         counted = counted_flops(step)
-    run.distiller.zero_grad(set_to_none=True)
+    state.distiller.zero_grad(set_to_none=True)
     return counted / len(few)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain.config import space
 from kdtrain.config.recipe import Recipe, teacher_recipe
@@ -13,15 +14,13 @@ from kdtrain.config.training import Constant, Sgd
 from kdtrain.data.base import Dataset, Split, TensorImages
 from kdtrain.methods.base import Batch, Outputs
 from kdtrain.models.build import build, forward_flops
-from kdtrain.models.flops import Flops
-from kdtrain.models.folding import fold
 from kdtrain.models.source import ImageShape
 from kdtrain.runtime import process
 from kdtrain.study.capacity import Nodes, concurrency, concurrent_trials, machine_resources
 from kdtrain.study.search import Search
 from kdtrain.study.study import PARTS, TEACHER_PARTS
 from kdtrain.teacher.cache_policy import bytes_per_image, reason_not_cached
-from kdtrain.teacher.network import Teacher, folds
+from kdtrain.teacher.network import Teacher
 from kdtrain.teacher.outputs import LiveTeacher
 from kdtrain.training.loop import load_batch, train_step
 from kdtrain.training.state import TrainState
@@ -176,10 +175,10 @@ def _counted_flops(recipe: Recipe, classes: int) -> tuple[float, float]:
     run.teacher_outputs = _Ready(run)
     images, batch = load_batch(run, torch.arange(COUNTED_IMAGES), 0)
     critic = run.critic.loss.critic if run.critic else None
-    with torch.no_grad(), Flops() as counted:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run.distiller(images, run.teacher_outputs.of(images, batch) if run.teacher else None, batch, critic)
     by_teacher = forward_flops(run.teacher.network, recipe.data.image_shape) if run.teacher else 0
-    return (1 + BACKWARD_OVER_FORWARD) * counted.total / COUNTED_IMAGES, float(by_teacher)
+    return (1 + BACKWARD_OVER_FORWARD) * counter.get_total_flops() / COUNTED_IMAGES, float(by_teacher)
 
 
 @lru_cache(maxsize=16)
@@ -237,8 +236,6 @@ def _made_up_run(recipe: Recipe, images: int, classes: int) -> TrainState:
     teacher = None
     if recipe.teacher is not None:
         network = build(recipe.teacher, shape, classes, 0, pretrained=False, place="recipe.teacher")
-        if folds(recipe):
-            fold(network.eval())
         teacher = Teacher(network, device, recipe.method.needed_stages)
     return TrainState(recipe, _made_up(images, shape, classes), teacher, device, pretrained=False)
 

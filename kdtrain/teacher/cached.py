@@ -19,7 +19,7 @@ from kdtrain.storage.cache import NO_ROOM, Cache, Tensors, key_of
 from kdtrain.storage.folder import Row
 from kdtrain.teacher.cache_policy import CachePolicy, bytes_per_image, cached_readings, reason_not_cached
 from kdtrain.teacher.cache_rows import CachedRows, to_stored
-from kdtrain.teacher.network import CHUNK_IMAGES, folds
+from kdtrain.teacher.network import CHUNK_IMAGES
 from kdtrain.teacher.outputs import UNIT_IMAGES, LiveTeacher, TeacherOutputs, views_change
 from kdtrain.trials.identity import NUMERICS
 
@@ -201,7 +201,6 @@ class CachedTeacher:
             "numerics": NUMERICS,
             "weights": self.weights,
             "network": recipe.teacher.model_dump(mode="json", include=NETWORK),
-            "folded": folds(recipe),
             "data": data.fingerprint,
             "files written": data.written,
             "set": recipe.data.model_dump(mode="json"),

@@ -13,7 +13,6 @@ from kdtrain.data.base import Dataset
 from kdtrain.methods.base import Outputs
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
-from kdtrain.models.folding import fold
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import content_digest, load_whole_network
 from kdtrain.runtime.rng import stream
@@ -71,9 +70,7 @@ def trained_teacher(
         weights, place = store.trial(trial_id(taught_by, data_root)).weights, "recipe.teacher"
     digest = content_digest(weights, place)
     compiled_for = recipe.method.needed_stages if recipe.teacher.compile else ()
-    network = _read_once(
-        recipe.teacher, data.image_shape, len(data.classes), weights, place, digest, compiled_for, folds(recipe)
-    )
+    network = _read_once(recipe.teacher, data.image_shape, len(data.classes), weights, place, digest, compiled_for)
     return Teacher(network, device, recipe.method.needed_stages, digest)
 
 
@@ -86,21 +83,12 @@ def _read_once(
     place: str,
     digest: str,
     compiled_for: tuple[str, ...],
-    folding: bool,
 ) -> Classifier:
     """The trained network, ready to answer: a process that trains one student after the other reads it once, as long as
     its file has the same digest."""
     network = build(teacher, shape, classes, stream(teacher.seed, "init"), pretrained=False, place="recipe.teacher")
     load_whole_network(network, weights, place)
-    if folding:
-        fold(network.eval())
     return network
-
-
-def folds(recipe: Recipe) -> bool:
-    """Whether the teacher's batch normalisation is folded into its convolutions: not where it answers in half
-    precision, in which a shift, rounded, is a constant error of all pixels."""
-    return recipe.precision in ("fp32", "tf32")
 
 
 def fresh_teacher(recipe: Recipe, data: Dataset, *, pretrained: bool = False) -> Classifier:

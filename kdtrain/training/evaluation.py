@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtrain.data.base import Split, as_floats
-from kdtrain.models.folding import folded
 from kdtrain.runtime import distributed
 from kdtrain.runtime.rng import generator
 
@@ -133,8 +132,7 @@ def _rows_of_split(network: nn.Module, rows: Callable[[Tensor], Tensor], total: 
     _take_buffers_of_rank_0(network)
     own = distributed.share(torch.arange(total))
     chunks = own.split(chunk_images) if len(own) else (torch.tensor([0]),)  # a rank without images gives no row
-    with folded(network):
-        found = torch.cat([rows(chunk) for chunk in chunks])
+    found = torch.cat([rows(chunk) for chunk in chunks])
     return distributed.gather_rows(found[: len(own)], total).cpu()
 
 

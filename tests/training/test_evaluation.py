@@ -7,8 +7,6 @@ import torch
 from torch import nn
 
 from kdtrain.data.base import Split, as_floats
-from kdtrain.models.build import build
-from kdtrain.models.config import Network
 from kdtrain.runtime.rng import generator
 from kdtrain.training.evaluation import (
     accuracy,
@@ -171,33 +169,6 @@ class Pixels:
 def classifier() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.ReLU(), nn.Linear(8, 3))
-
-
-class Watched(Pixels):
-    """Colour images that note whether the network has its batch normalisation while it is evaluated."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(70, None)
-        self.pixels = self.pixels.repeat(1, 3, 8, 8)
-        self.network = network
-        self.kept: set[int] = set()
-
-    def eval_view(self, indices: torch.Tensor) -> torch.Tensor:
-        self.kept.add(sum(isinstance(module, nn.BatchNorm2d) for module in self.network.modules()))
-        return super().eval_view(indices)
-
-
-def test_a_network_is_evaluated_with_its_batch_normalisation_folded_and_is_itself_again() -> None:
-    network = build(Network(model="resnet18", weights=None), (3, 32, 32), 5, 0)
-    with torch.no_grad():
-        for _ in range(3):
-            network.train()(torch.rand(8, 3, 32, 32))  # which moves the statistics
-    images, modules = Watched(network), dict(network.named_modules())
-    found = logits_of(network, Split(images, torch.zeros(70, dtype=torch.int64)), CPU)
-    assert images.kept == {0}
-    assert dict(network.named_modules()) == modules
-    with torch.no_grad():
-        torch.testing.assert_close(found, network.eval()(as_floats(images.pixels)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 61, 300])

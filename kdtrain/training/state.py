@@ -17,7 +17,7 @@ from kdtrain.methods.critic import CriticPlayer
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.freezing import has_randomness
-from kdtrain.models.sync_batch_norm import over_global_batch, trains_batch_norm
+from kdtrain.models.sync_batch_norm import convert_sync_batchnorm, trains_batch_norm
 from kdtrain.models.weights import at
 from kdtrain.runtime import distributed, process
 from kdtrain.runtime.rng import stream
@@ -192,7 +192,7 @@ def _in_group(module: torch.nn.Module, device: torch.device, batch_norm: BatchNo
     if distributed.size() == 1:
         return module
     if batch_norm == "global":
-        over_global_batch(module, device)
+        module = convert_sync_batchnorm(module, device)
     # before every forward all take the buffers of rank 0: statistics per worker differ, global ones are equal anyway
     return torch.nn.parallel.DistributedDataParallel(module)
 

@@ -17,7 +17,7 @@ from kdtrain.data.registry import load
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.config import Network
-from kdtrain.models.sync_batch_norm import over_global_batch
+from kdtrain.models.sync_batch_norm import convert_sync_batchnorm
 from kdtrain.runtime import distributed
 from kdtrain.runtime.process import prepare_process
 
@@ -65,7 +65,7 @@ def steps(label: str, size: int, dtype: torch.dtype = torch.float64) -> Answer:
     config = Network.model_validate({"weights": None, **STUDENTS[label]})
     student = build(config, (3, PX, PX), 5, seed=1).to(dtype).train()
     if dist.is_initialized():
-        over_global_batch(student, CPU)
+        convert_sync_batchnorm(student, CPU)
     wrapped = nn.parallel.DistributedDataParallel(student) if dist.is_initialized() else student
     images = torch.rand(size, 3, PX, PX, generator=torch.Generator().manual_seed(size)).to(dtype)
     own = distributed.share(torch.arange(size))
@@ -88,7 +88,7 @@ def steps(label: str, size: int, dtype: torch.dtype = torch.float64) -> Answer:
 def half(images: Tensor) -> Answer:
     """A bfloat16 batch of large mean through one layer, as under autocast."""
     layer = nn.Sequential(nn.BatchNorm2d(images.shape[1]))
-    over_global_batch(layer, CPU)
+    convert_sync_batchnorm(layer, CPU)
     own = distributed.share(torch.arange(len(images)))
     values = images[own].bfloat16().requires_grad_()
     layer(values).square().sum().backward()
@@ -97,8 +97,8 @@ def half(images: Tensor) -> Answer:
 
 def widened(network: Classifier) -> None:
     """The network takes the views, which are float32, as float64."""
-    normalised = network.normalised
-    network.normalised = lambda images: normalised(images.double())  # type: ignore[method-assign]
+    normalize = network.normalize
+    network.normalize = lambda images: normalize(images.double())  # type: ignore[method-assign]
 
 
 def training(label: str, **changes: Any) -> Answer:

@@ -14,7 +14,7 @@ from losses import CLASSES, CONFIGS, RELATIONAL, STUDENT, batch, criterion, meth
 from torch import Tensor, nn
 
 from kdtrain.methods.base import Batch, LossTerm, Outputs, weighted_sum
-from kdtrain.models.sync_batch_norm import over_global_batch
+from kdtrain.models.sync_batch_norm import convert_sync_batchnorm
 from kdtrain.runtime import distributed
 
 pytestmark = pytest.mark.ddp
@@ -78,7 +78,7 @@ def share(size: int, classes: int, step: int, dtype: torch.dtype) -> tuple[Tenso
 def in_group(module: nn.Module) -> nn.Module:
     if not dist.is_initialized():
         return module
-    over_global_batch(module, torch.device("cpu"))
+    module = convert_sync_batchnorm(module, torch.device("cpu"))
     return nn.parallel.DistributedDataParallel(module)
 
 

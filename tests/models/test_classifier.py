@@ -74,7 +74,7 @@ def test_gradients_flow_through_features_to_the_encoder() -> None:
 )
 def test_normalisation_is_torchvisions(kind: str, mean: list[float], std: list[float]) -> None:
     network = made("resnet18", normalization=kind)
-    assert torch.equal(network.normalised(images()), normalize(images(), mean, std))
+    assert torch.equal(network.normalize(images()), normalize(images(), mean, std))
     assert not {"mean", "std"} & network.state_dict().keys()
 
 
@@ -82,8 +82,8 @@ def test_two_networks_normalise_the_same_view_each_in_its_own_way() -> None:
     view = images()
     before = view.clone()
     student, teacher = made("resnet18"), made("bit_resnet50x1")
-    torch.testing.assert_close(student.normalised(view)[:, 0], (view[:, 0] - 0.485) / 0.229)
-    torch.testing.assert_close(teacher.normalised(view), 2 * view - 1)
+    torch.testing.assert_close(student.normalize(view)[:, 0], (view[:, 0] - 0.485) / 0.229)
+    torch.testing.assert_close(teacher.normalize(view), 2 * view - 1)
     assert torch.equal(view, before)
 
 

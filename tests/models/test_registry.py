@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain.errors import UserError
 from kdtrain.models.build import build, forward_flops, parameter_count
-from kdtrain.models.feature_taps import measured_taps
+from kdtrain.models.feature_taps import measure_taps
 from kdtrain.models.freezing import has_randomness
 from kdtrain.models.registry import MODELS, known_model
 
@@ -66,7 +66,7 @@ def test_the_stages_are_those_of_the_documents_at_any_resolution(model: str, cha
 def test_the_measured_stages_of_a_setups_model_have_the_shapes_of_its_table(model: str) -> None:
     network = shapes_only(model)
     expected = network.stage_shapes(STAGES)
-    network._taps = measured_taps(network.encoder, 3, (224, 224))
+    network._taps = measure_taps(network.encoder, 3, (224, 224))
     if model == "ghostnet":  # why it stands in the table: its 1x1 convolution after the blocks is the last map
         assert network.stage_shapes(("32",)) == {"32": (960, 7, 7)}
         expected.pop("32")

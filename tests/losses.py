@@ -46,13 +46,13 @@ def method(written: dict[str, Any]) -> MethodConfig:
     return TypeAdapter(Method).validate_python(written)
 
 
-def setting(**other: Any) -> MethodContext:
+def context(**other: Any) -> MethodContext:
     measured = {"student_shapes": STUDENT, "teacher_shapes": TEACHER}
     return MethodContext(**{"classes": CLASSES, "batch_size": 5, **measured, **other})
 
 
 def criterion(written: dict[str, Any], dtype: torch.dtype = torch.float64, **other: Any) -> Criterion:
-    made: Criterion = method(written).criterion(setting(**other))
+    made: Criterion = method(written).criterion(context(**other))
     return made.to(dtype)
 
 

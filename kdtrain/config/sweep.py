@@ -52,7 +52,7 @@ class Sweep:
     def readings(self) -> tuple[TeacherReading, ...]:
         """What any method of the space reads of its teacher."""
         methods = [self.recipe_for(values, 0).method for values in combinations(self.tree, ("method",))]
-        return tuple(dict.fromkeys(reading for method in methods for reading in method.readings))
+        return tuple(dict.fromkeys(reading for method in methods for reading in method.teacher_readings))
 
     def baseline(self) -> "Sweep":
         """The student alone, searched over what it shares with the space, published values first."""

@@ -86,4 +86,4 @@ def forward_flops(network: nn.Module, image_shape: ImageShape) -> int:
     device = next(network.parameters()).device
     with torch.no_grad(), evaluation_mode(network), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *image_shape, device=device))
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())

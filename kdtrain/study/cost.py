@@ -91,7 +91,7 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> str:
         lines.append(f"computed once for all trials: {size:,} bytes of an image{shown}{stored}")
     lines = list(dict.fromkeys(lines))
     splits = ["teacher", "data", *(name for name in ("mixup", "precision") if name in sweep.tree)]
-    by_batch = any(reading.of_batch for recipe in kept for reading in recipe.method.readings)
+    by_batch = any(reading.whole_batch for recipe in kept for reading in recipe.method.teacher_readings)
     named = [p.name for p in sweep.parameters if p.path[0] in splits or (by_batch and p.path[0] == "batch_size")]
     if named:
         lines.append(f"values of {', '.join(named)} have answers of their own")
@@ -115,7 +115,7 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
 
 def _group(recipe: Recipe) -> tuple[object, ...]:
     """Recipes of one group read the same answers."""
-    batches = recipe.batch_size if any(each.of_batch for each in recipe.method.readings) else None
+    batches = recipe.batch_size if any(each.whole_batch for each in recipe.method.teacher_readings) else None
     return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, batches
 
 
@@ -127,18 +127,22 @@ def _kept_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[dict
         run = _made_up_run(recipe, COUNTED_IMAGES, classes)
         assert isinstance(run.teacher_outputs, LiveTeacher)
         reason = reason_not_cached(
-            run.teacher_outputs, recipe.method.readings, images or 0, sweep.resources.cache_bytes
+            run.teacher_outputs, recipe.method.teacher_readings, images or 0, sweep.resources.cache_bytes
         )
         if reason:
             live[recipe] = reason
         else:
-            kept[recipe] = bytes_per_image(run.teacher_outputs, recipe.method.readings)
+            kept[recipe] = bytes_per_image(run.teacher_outputs, recipe.method.teacher_readings)
     return kept, live
 
 
 def _streams(sweep: Sweep, recipe: Recipe) -> int:
     """Seeds whose views differ: the search's, and each confirming one's."""
-    drawn = recipe.data.drawn or recipe.mixup is not None or any(each.of_batch for each in recipe.method.readings)
+    drawn = (
+        recipe.data.drawn
+        or recipe.mixup is not None
+        or any(each.whole_batch for each in recipe.method.teacher_readings)
+    )
     return 1 + sweep.study.confirm.seeds if drawn else 1
 
 

@@ -28,11 +28,11 @@ def cached_readings(live: LiveTeacher, sharing: CachePolicy) -> tuple[TeacherRea
     """What is kept beside the logits: what the recipe's method reads, and, as far as there is room, what the sweep's
     other methods do. Only for a recipe whose own are kept. (A compiled teacher gives the stages that it was compiled
     for.)"""
-    kept, teacher = live.recipe.method.readings, live.recipe.teacher
-    if any(each.of_batch for each in kept) or (teacher is not None and teacher.compile):
+    kept, teacher = live.recipe.method.teacher_readings, live.recipe.teacher
+    if any(each.whole_batch for each in kept) or (teacher is not None and teacher.compile):
         return kept
     for each in sharing.readings:
-        if each not in kept and not each.of_batch:
+        if each not in kept and not each.whole_batch:
             more = (*kept, each)
             if reason_not_cached(live, more, len(live.data.train), sharing.cache.budget_bytes) is None:
                 kept = more
@@ -48,7 +48,7 @@ def reason_not_cached(
     if recipe.mixup is not None and recipe.mixup.convention == "published":
         return "mixup.convention published mixes by batch"
     size = bytes_per_image(live, readings)
-    by_batch = any(each.of_batch for each in readings)
+    by_batch = any(each.whole_batch for each in readings)
     views = recipe.epochs if recipe.data.drawn or recipe.mixup is not None or by_batch else 1
     if size > SMALL_BYTES and size * images * views > budget_bytes:
         return (
@@ -64,5 +64,5 @@ def bytes_per_image(live: LiveTeacher, readings: Sequence[TeacherReading]) -> in
     numbers = len(live.data.classes)
     for each in readings:
         images = torch.zeros(2, *shapes[each.stage], device="meta")
-        numbers += live.recipe.batch_size if each.of_batch else each.make(images)[0].numel()
+        numbers += live.recipe.batch_size if each.whole_batch else each.compute(images)[0].numel()
     return 4 * numbers

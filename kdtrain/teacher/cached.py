@@ -33,7 +33,7 @@ def cached_teacher(live: LiveTeacher, sharing: CachePolicy | None) -> TeacherOut
     """Cached where that is wanted and there is no reason against it, else live; then `off` says the reason."""
     if sharing is None or live.teacher.digest is None:
         return live
-    own = live.recipe.method.readings
+    own = live.recipe.method.teacher_readings
     live.off = reason_not_cached(live, own, len(live.data.train), sharing.cache.budget_bytes)
     if live.off is not None:
         return live
@@ -49,8 +49,8 @@ class CachedTeacher:
     def __init__(self, live: LiveTeacher, cache: Cache, weights: str, readings: Sequence[TeacherReading]) -> None:
         """weights: the digest of the teacher's. readings: what is kept beside the logits, the recipe's own among it."""
         self.live, self.cache, self.weights, self.readings = live, cache, weights, tuple(readings)
-        self.by_batch = any(reading.of_batch for reading in readings)
-        self.wanted = ("logits", *(reading.name for reading in live.recipe.method.readings))
+        self.by_batch = any(reading.whole_batch for reading in readings)
+        self.wanted = ("logits", *(reading.name for reading in live.recipe.method.teacher_readings))
         self.off: str | None = None
         self.asked = self.checked = 0
         self._reading_s = 0.0
@@ -91,9 +91,9 @@ class CachedTeacher:
             rows = self._now.unit(batch.epoch_step)
             own = distributed.share(torch.arange(batch.size)) if batch.count else torch.tensor([0])
             own = own.to(self.live.device, non_blocking=True)
-            return Outputs(rows.pop("logits").index_select(0, own), read=rows)
+            return Outputs(rows.pop("logits").index_select(0, own), readings=rows)
         rows = self._now.rows(batch.indices)
-        read = self.live.recipe.method.readings
+        read = self.live.recipe.method.teacher_readings
         features = {each.stage: rows[each.name] for each in read if each.kind == "features"}
         return Outputs(rows.pop("logits"), features, rows)
 
@@ -162,7 +162,7 @@ class CachedTeacher:
     def _rows(self, indices: Tensor, epoch: int) -> Tensors:
         """As they are kept: logits and readings of training images, which are a whole batch where the readings are."""
         outputs = self.live.of_train(indices, epoch)
-        made = (to_stored(each.name, each.make(outputs.features[each.stage]).float()) for each in self.readings)
+        made = (to_stored(each.name, each.compute(outputs.features[each.stage]).float()) for each in self.readings)
         return {"logits": outputs.logits.float(), **dict(made)}
 
     def _check(self, kept: CachedRows, epoch: int) -> None:

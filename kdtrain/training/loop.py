@@ -131,7 +131,7 @@ def evaluate(run: TrainState) -> Metrics:
         metrics["val/teacher_accuracy"] = student_metrics(teacher, split.labels)["accuracy"]
         pair = pair_metrics(logits, teacher, recipe.seed, run.epoch, recipe.batch_size)
         metrics |= {f"val/{name}": value for name, value in pair.items()}
-    if recipe.method.of_each_image:
+    if recipe.method.per_image_loss:
         metrics |= _validation_loss(run, logits, teacher)
     return metrics
 

@@ -237,7 +237,7 @@ def test_a_published_balance_may_be_spelt_in_another_way() -> None:
 
 def test_a_published_balance_that_cannot_be_respelt_says_why() -> None:
     weight = {"balance": {"weight": {"loguniform": [0.05, 20]}}}
-    assert "cannot be said as weight" in texts(weight, {"balance": {"alpha": 0.5}})[0]
+    assert "cannot be written as weight" in texts(weight, {"balance": {"alpha": 0.5}})[0]
     outside = texts(weight, {"balance": {"kd_ratio": 0.99}})[0]
     assert outside.startswith("balance: weight lies outside what is searched, loguniform [0.05, 20.0], got 9")
     assert outside.endswith(" ({kd_ratio: 0.99} said as weight)")

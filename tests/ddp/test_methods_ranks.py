@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from groups import Group
-from losses import CLASSES, CONFIGS, RELATIONAL, STUDENT, batch, criterion, method, normal, order, outputs, setting
+from losses import CLASSES, CONFIGS, RELATIONAL, STUDENT, batch, context, criterion, method, normal, order, outputs
 from torch import Tensor, nn
 
 from kdtrain.methods.base import Batch, LossTerm, Outputs, weighted_sum
@@ -95,7 +95,7 @@ def answer(label: str, size: int, dtype: torch.dtype) -> Answer:
     module = Distilling(config, classes).to(dtype)
     critic = None
     if config is CRITIC:
-        critic = method(config).critic(setting(classes=classes)).loss.critic.to(dtype).requires_grad_(False)
+        critic = method(config).critic(context(classes=classes)).loss.critic.to(dtype).requires_grad_(False)
     wrapped = in_group(module)
     images, teacher, of = share(size, classes, step, dtype)
     with distributed.idle(of.count == 0):
@@ -104,7 +104,7 @@ def answer(label: str, size: int, dtype: torch.dtype) -> Answer:
 
 
 def critics_answer(label: str, size: int, dtype: torch.dtype) -> Answer:
-    module = method(CRITICS_TURN[label]).critic(setting(classes=MANY_CLASSES)).loss.to(dtype)
+    module = method(CRITICS_TURN[label]).critic(context(classes=MANY_CLASSES)).loss.to(dtype)
     images, teacher, of = share(size, MANY_CLASSES, CRITICS_STEP, dtype)
     student = 3 * images @ normal(6, MANY_CLASSES, purpose="student", dtype=dtype)
     wrapped = in_group(module)  # it lives until the gradients are averaged

@@ -9,13 +9,13 @@ from losses import (
     CONFIGS,
     RELATIONAL,
     batch,
+    context,
     criterion,
     leaves,
     loss_and_gradients,
     method,
     order,
     outputs,
-    setting,
 )
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
@@ -158,7 +158,7 @@ ZERO_WHEN_EQUAL = [label for label in CONFIGS if label not in ("mgd", "rkd_dista
 def test_a_method_is_zero_with_zero_gradient_when_student_equals_teacher(label: str) -> None:
     config = CONFIGS[label]
     student = outputs("student", grad=True)
-    made = criterion(config, teacher_shapes=setting().student_shapes)
+    made = criterion(config, teacher_shapes=context().student_shapes)
     term = made(student, outputs("student"), batch())[config["name"]].value
     assert abs(term.item()) < 1e-12
     gradients = torch.autograd.grad(term, list(leaves(student).values()), allow_unused=True)
@@ -287,7 +287,7 @@ def test_what_has_no_gradient_between_two_classes_is_refused_for_them(label: str
 
 @pytest.mark.parametrize(("name", "field"), [("at", "stages"), ("mgd", "stage")])
 def test_maps_of_another_size_are_refused_with_both_shapes(name: str, field: str) -> None:
-    shapes = setting().teacher_shapes | {"32": (3, 7, 7)}
+    shapes = context().teacher_shapes | {"32": (3, 7, 7)}
     sentence = (
         rf"^recipe\.method\.{field}: {name} .* at stage '32' the student has 4 x 3 x 2 and the teacher 3 x 7 x 7 "
     )
@@ -336,7 +336,7 @@ def test_what_a_method_cannot_mean_is_refused(label: str, other: dict[str, Any],
 
 
 def test_only_dkd_needs_one_class_per_image_and_says_so_when_it_gets_a_mixture() -> None:
-    assert [each.__name__ for each in distilling() if each.hard_labels] == ["Dkd"]
+    assert [each.__name__ for each in distilling() if each.needs_hard_labels] == ["Dkd"]
     mixed = torch.full((5, CLASSES), 1 / CLASSES, dtype=torch.float64)
     for config in CONFIGS.values():
         arguments = (outputs("student"), outputs("teacher"), batch(target=mixed))

@@ -14,8 +14,8 @@ from kdtrain.config.training import Adam, Constant
 from kdtrain.errors import UserError
 from kdtrain.methods.base import MethodContext, Outputs, weighted_sum
 from kdtrain.methods.critic import Turns
-from kdtrain.methods.logits_discriminator import Critic, LogitsDiscriminator, between, fresh_critic, gradient_penalty
-from kdtrain.methods.logits_discriminator import softened as softened_NK
+from kdtrain.methods.logits_discriminator import Critic, LogitsDiscriminator, gradient_penalty, interpolate, new_critic
+from kdtrain.methods.logits_discriminator import softened_probabilities as softened_NK
 from kdtrain.runtime.process import prepare_process
 from kdtrain.training.learner import Learner
 
@@ -94,7 +94,7 @@ def cross_entropy_by_hand(logits_NK: Tensor, target: Tensor) -> float:
 
 
 def corrected_critic(classes: int = 10) -> Critic:
-    return fresh_critic(MethodContext(classes, 5, seed=3), published=False).double()
+    return new_critic(MethodContext(classes, 5, seed=3), published=False).double()
 
 
 @pytest.mark.parametrize("classes", [10, 11, 200])
@@ -114,7 +114,7 @@ def test_the_critic_is_the_documents_with_a_last_layer_as_wide_as_it_comes_out(c
 def test_only_the_published_critic_ends_in_a_sigmoid_and_ties_a_batch_together() -> None:
     probabilities = softened_NK(logits("student"), 1.0).float()
     for published in (True, False):
-        critic = fresh_critic(SETTING, published)
+        critic = new_critic(SETTING, published)
         nn.init.constant_(critic.score.bias, 7.0)
         scores = critic(probabilities)
         assert ((scores > 0) & (scores < 1)).all().item() is published
@@ -132,7 +132,7 @@ def test_the_corrected_critic_scores_as_by_hand() -> None:
 
 
 def test_the_published_critic_scores_as_the_documents_layers() -> None:
-    critic = fresh_critic(SETTING, published=True).double()
+    critic = new_critic(SETTING, published=True).double()
     document = documents_critic(critic)
     for mode in (True, False):
         student = logits("student").log_softmax(1)
@@ -143,7 +143,7 @@ def test_the_published_critic_scores_as_the_documents_layers() -> None:
 def test_the_critics_first_weights_come_from_the_seed_and_leave_the_callers_draws_alone() -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    one, same, other = (fresh_critic(MethodContext(10, 5, seed=seed), published=False) for seed in (0, 0, 1))
+    one, same, other = (new_critic(MethodContext(10, 5, seed=seed), published=False) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(one.score.weight, same.score.weight)
     assert not torch.equal(one.score.weight, other.score.weight)
@@ -191,7 +191,7 @@ def test_the_penalty_joins_the_critics_loss_with_its_weight() -> None:
     assert adversary is not None
     loss = adversary.loss.double()
     terms = loss(student, teacher, given)
-    points = between(softened_NK(student, T), softened_NK(teacher, T), given)
+    points = interpolate(softened_NK(student, T), softened_NK(teacher, T), given)
     expected = gradient_penalty(loss.critic, points)
     torch.testing.assert_close(terms["gradient_penalty"].value, expected, rtol=1e-12, atol=0)
     assert terms["gradient_penalty"].weight == 10
@@ -218,16 +218,16 @@ def test_the_gradient_penalty_teaches_the_critic_and_vanishes_where_its_slope_is
 def test_a_penalty_point_lies_between_both_and_belongs_to_step_and_image() -> None:
     student, teacher = softened_NK(logits("student"), T), softened_NK(logits("teacher"), T)
     given = of(step=4)
-    points = between(student, teacher, given)
+    points = interpolate(student, teacher, given)
     shares = (points - teacher) / (student - teacher)
     torch.testing.assert_close(shares, shares[:, :1].expand(5, 10))
     assert ((shares > 0) & (shares < 1)).all()
     assert len(set(shares[:, 0].tolist())) == 5
     some = torch.tensor([3, 1])
     own = of(step=4, indices=given.indices[some], target=given.target[some])
-    assert torch.equal(between(student[some], teacher[some], own), points[some])
+    assert torch.equal(interpolate(student[some], teacher[some], own), points[some])
     for other in (of(step=5), batch(classes=10, seed=4, step=4), of(step=4, indices=given.indices + 1)):
-        assert not torch.equal(between(student, teacher, other), points)
+        assert not torch.equal(interpolate(student, teacher, other), points)
 
 
 @pytest.mark.parametrize(("epoch_step", "critics"), [(0, True), (20, True), (21, False), (199, False), (200, True)])

@@ -83,7 +83,7 @@ def test_a_balance_can_be_said_in_another_spelling(written: dict[str, float], sp
     [({"alpha": 0.3}, "weight"), ({"weight": 1.0}, "alpha"), ({"kd_ratio": 5.0}, "alpha_ce")],
 )
 def test_what_a_spelling_cannot_say_is_refused_with_the_two_weights(written: dict[str, float], spelling: str) -> None:
-    with pytest.raises(ValueError, match=rf"cross-entropy .*, distillation .* cannot be said as {spelling}"):
+    with pytest.raises(ValueError, match=rf"cross-entropy .*, distillation .* cannot be written as {spelling}"):
         LossWeights.model_validate(written).respell(spelling)
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch in one process: torch's own, whatever the input; tests/ddp has several."""
+"""Batch normalization over the global batch in one process, compared with torch's; tests/ddp has several processes."""
 
 import copy
 
@@ -27,7 +27,7 @@ LAYERS = {
 
 
 def values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Of a mean far from zero, where a variance taken as the mean of squares less the square of the mean is lost."""
+    """Return values with a mean far from zero, for which E[x^2] - E[x]^2 has no correct digit."""
     return (1000 + 2 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).to(dtype)
 
 
@@ -41,7 +41,7 @@ def both(shape: tuple[int, ...], dtype: torch.dtype, **fields: object) -> tuple[
 
 
 def after_two_batches(layer: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-    """Outputs and gradients of the second, the buffers after both, and the answer in evaluation mode."""
+    """Return outputs and gradients of the second, the buffers after both, and the output in evaluation mode."""
     layer(batch)
     given = batch.clone(memory_format=torch.preserve_format).requires_grad_()
     output = layer(given)
@@ -77,7 +77,7 @@ def test_in_fewer_bits_it_has_torchs_types_layout_and_statistics(
 
 
 @pytest.mark.parametrize("model", ["resnet18", "test_efficientnet", "test_byobnet"])
-def test_a_network_keeps_its_names_its_values_and_its_answers(model: str) -> None:
+def test_a_network_keeps_its_names_its_tensors_and_its_outputs(model: str) -> None:
     network = made(model)
     own = copy.deepcopy(network)
     tensors = dict(own.state_dict(keep_vars=True))
@@ -116,7 +116,6 @@ def test_on_a_gpu_it_is_torchs_sync_batch_norm_with_the_librarys_activation_afte
 
 
 def test_the_image_of_an_idle_rank_enters_no_statistics_and_gets_no_gradient_of_them(monkeypatch) -> None:
-    """Alone there is then nothing to normalise by."""
     _, layer = both((4, 3), torch.float64)
     with distributed.idle(True), pytest.raises(ValueError, match="more than 1 value per channel"):
         layer(values((4, 3), torch.float64))

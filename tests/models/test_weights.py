@@ -1,4 +1,4 @@
-"""Weights from files and libraries, and the sentence for each that cannot be loaded."""
+"""Weights from files and libraries, and the error for each that cannot be loaded."""
 
 import hashlib
 import os
@@ -94,7 +94,7 @@ def test_the_encoder_of_our_own_weights_loads_under_another_head(tmp_path: Path)
     assert loaded("resnet18", tmp_path / "own.safetensors", part="encoder", freeze="encoder").frozen
 
 
-def test_weights_are_skipped_where_a_checkpoint_follows() -> None:
+def test_weights_are_skipped_if_not_pretrained() -> None:
     missing = config("resnet18", weights={"file": "nowhere.pth"})
     fresh = build(missing, SHAPE, 5, 9, pretrained=False)
     assert equal(fresh, made("resnet18", SHAPE, seed=9))
@@ -139,7 +139,7 @@ def test_pickled_code_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture
         ("a.pth", [torch.zeros(1)], "holds no state_dict (names and tensors), but list"),
     ],
 )
-def test_each_unreadable_file_has_its_sentence(name: str, content: Any, cause: str, tmp_path: Path) -> None:
+def test_each_unreadable_file_has_its_error(name: str, content: Any, cause: str, tmp_path: Path) -> None:
     file = tmp_path / name
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -182,7 +182,7 @@ def test_only_another_number_of_classes_is_told_as_such(model: str, fields: dict
         loaded(model, file, **fields)
 
 
-def test_a_home_folder_that_is_not_there_has_its_sentence() -> None:
+def test_an_unknown_home_folder_is_refused_with_the_place() -> None:
     file = "~nobody-of-this-name/weights.pth"
     with pytest.raises(UserError, match=f"recipe.teacher.file: {file} cannot be read"):
         read_state(file, "recipe.teacher.file")

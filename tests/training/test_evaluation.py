@@ -44,7 +44,7 @@ def named(row: list[float]) -> int:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_accuracy_and_mpa_are_shares_of_right_images_over_all_and_over_each_class(shape: tuple[int, int]) -> None:
+def test_accuracy_and_mpa_are_shares_of_correct_images_over_all_and_over_each_class(shape: tuple[int, int]) -> None:
     student, _, labels = made_up(shape)
     right: dict[int, list[bool]] = {}
     for row, label in zip(student.tolist(), labels.tolist(), strict=True):
@@ -69,7 +69,7 @@ def test_nll_is_minus_the_log_probability_of_the_label(shape: tuple[int, int]) -
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_ece_is_the_weighed_gap_between_accuracy_and_confidence_of_fifteen_bins(shape: tuple[int, int]) -> None:
+def test_ece_is_the_weighted_gap_between_accuracy_and_confidence_of_fifteen_bins(shape: tuple[int, int]) -> None:
     student, _, labels = made_up(shape)
     by_hand = 0.0
     rows = [(max(softmax(row)), named(row) == label) for row, label in zip(student.tolist(), labels, strict=True)]
@@ -88,7 +88,7 @@ def test_ece_is_zero_for_a_sure_network_that_is_right_and_one_where_it_is_wrong(
     assert ece(torch.zeros(8, 4), torch.arange(8) % 4) == 0  # a quarter right at confidence a quarter
 
 
-def test_logits_that_are_no_numbers_give_metrics_that_are_none_and_no_crash() -> None:
+def test_logits_that_are_not_finite_give_nan() -> None:
     student, teacher, labels = made_up((7, 3))
     student[2, 1] = float("nan")
     assert math.isnan(student_metrics(student, labels)["nll"])
@@ -143,7 +143,7 @@ def test_the_metrics_have_their_functions_names() -> None:
 
 
 class Pixels:
-    """Images of which one view is seen, and `views` at test time."""
+    """Images with one view, and `views` at test time (None: no such views)."""
 
     def __init__(self, count: int, views: int | None) -> None:
         self.pixels = torch.randint(256, (count, 1, 4, 4), generator=generator(0, "pixels")).to(torch.uint8)

@@ -77,7 +77,7 @@ def load_network_weights(network: Classifier, config: Network, backbone: Backbon
         UserError: if they cannot be read or do not fit.
     """
     if config.weights == "imagenet":
-        with at(place):
+        with errors_at(place):
             state = with_own_names(model(config.model).source.imagenet(), backbone)
         load_state(network, _encoder_only(state), f"{place}: imagenet", "encoder")
     elif isinstance(config.weights, WeightsFile):
@@ -159,7 +159,7 @@ def weights_source(network: Network, place: str = "recipe.student") -> str | Non
         return None
     if isinstance(network.weights, WeightsFile):
         return content_digest(network.weights.file, f"{place}.weights.file")
-    with at(f"{place}.weights"):
+    with errors_at(f"{place}.weights"):
         return model(network.model).source.imagenet_name()
 
 
@@ -194,7 +194,7 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def at(place: str) -> Iterator[None]:
+def errors_at(place: str) -> Iterator[None]:
     """Put the place before every UserError of the block."""
     try:
         yield

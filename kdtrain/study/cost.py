@@ -22,6 +22,7 @@ from kdtrain.study.study import PARTS, TEACHER_PARTS
 from kdtrain.teacher.cache_policy import bytes_per_image, reason_not_cached
 from kdtrain.teacher.network import Teacher
 from kdtrain.teacher.outputs import LiveTeacher
+from kdtrain.training.assembly import assemble
 from kdtrain.training.loop import load_batch, train_step
 from kdtrain.training.state import TrainState
 
@@ -241,7 +242,7 @@ def _made_up_run(recipe: Recipe, images: int, classes: int) -> TrainState:
     if recipe.teacher is not None:
         network = build(recipe.teacher, shape, classes, 0, pretrained=False, place="recipe.teacher")
         teacher = Teacher(network, device, recipe.method.needed_stages)
-    return TrainState(recipe, _made_up(images, shape, classes), teacher, device, pretrained=False)
+    return assemble(recipe, _made_up(images, shape, classes), teacher, device, pretrained=False)
 
 
 def _made_up(images: int, image_shape: ImageShape, classes: int) -> Dataset:

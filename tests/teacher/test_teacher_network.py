@@ -9,15 +9,20 @@ import torch
 from made_up_data import packed
 from safetensors.torch import save_file
 from torchvision import models as torchvision_models
+from trainings import recipe, workspace
 
+from kdtrain.data.base import Dataset, Split, TensorImages
 from kdtrain.errors import UserError
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.config import Network
 from kdtrain.models.weights import load_whole_network
+from kdtrain.teacher.network import trained_teacher
 from kdtrain.trials.identity import file_digest
 
 SHAPE = (3, 32, 32)
+NO_IMAGES = Split(TensorImages(torch.zeros(0, *SHAPE, dtype=torch.uint8)), torch.zeros(0, dtype=torch.int64))
+MADE_UP = Dataset("made up", tuple("abcde"), SHAPE, NO_IMAGES, NO_IMAGES, NO_IMAGES, "")
 PLACE = "recipe.teacher.file"
 
 
@@ -43,6 +48,21 @@ def test_a_librarys_file_gives_the_librarys_logits(model: str, tmp_path: Path) -
     images = torch.rand(2, *SHAPE)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images))
+
+
+def test_it_answers_what_its_library_would(tmp_path: Path) -> None:
+    theirs, file = library("resnet18"), tmp_path / "teacher.pth"
+    torch.save(theirs.state_dict(), file)
+    config = recipe(
+        data={"name": "image_folder", "folder": "pets", "resolution": 32},
+        method={"name": "logit_mse", "balance": {"alpha": 0.5}},
+        teacher={"model": "resnet18", "file": str(file), "normalization": "none"},
+    )
+    teacher = trained_teacher(config, MADE_UP, workspace(tmp_path, tmp_path))
+    assert teacher is not None
+    images = torch.rand(40, *SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images).logits, theirs(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("head", ["linear", "hidden"])

@@ -1,4 +1,4 @@
-"""What every method is made of: a config, and a criterion from the outputs of two networks to weighted loss terms.
+"""Base classes of methods: a config, and a criterion from the outputs of two networks to weighted loss terms.
 
 N images, K classes, C channels, H x W positions of a map.
 """
@@ -35,7 +35,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class TeacherReading:
-    """What a criterion first computes from the teacher's features at a stage. It is small enough to be cached.
+    """A function of the teacher's features at a stage, with which a criterion begins; its values can be cached.
 
     Attributes:
         stage: of the teacher.
@@ -58,7 +58,7 @@ class TeacherReading:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a criterion knows about a batch besides the outputs of the networks.
+    """Targets, indices and counters of a batch: the input of a criterion besides the outputs of the networks.
 
     Random numbers of a method must be keyed by (seed, purpose, step, image index): then they do not depend on the
     number of workers.
@@ -86,7 +86,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a criterion is built for.
+    """The sizes and shapes for which a criterion is built.
 
     Attributes:
         classes: K.
@@ -183,7 +183,7 @@ class MethodConfig(Config):
 
     @property
     def teacher_readings(self) -> tuple[TeacherReading, ...]:
-        """What the criterion computes first from the teacher's features; by default the features themselves."""
+        """Readings with which the criterion begins; by default the features themselves."""
         return tuple(TeacherReading(stage, "features", identity) for stage in self.needed_stages)
 
     def criterion(self, context: MethodContext) -> Criterion:

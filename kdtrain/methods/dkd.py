@@ -37,7 +37,7 @@ def dkd_loss(
 
     TCKD is KL(teacher || student) of the probabilities of (target, all other classes), NCKD that of the distributions
     over the other classes. With alpha = 1 and beta = 1 - p_t(target) it would be `kd_loss`. The target is left out by
-    its index, where the authors' code subtracts 1000 from its logit.
+    its index, whereas the authors' code subtracts 1000 from its logit.
 
     Args:
         student_NK: logits [N, K].

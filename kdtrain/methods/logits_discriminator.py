@@ -56,8 +56,8 @@ def gradient_penalty(critic: nn.Module, points_NK: Tensor) -> Tensor:
     Args:
         critic: D, a module from [N, K] to scores [N] that treats the images of a batch separately (no batch
             normalization).
-        points_NK: where the gradient is taken, e.g. random points on the line between student and teacher; they get no
-            gradient.
+        points_NK: points at which the gradient of D is taken, e.g. random ones on the line between student and
+            teacher; they get no gradient.
 
     Returns:
         Scalar, differentiable in the critic's parameters.
@@ -169,7 +169,7 @@ class LogitsDiscriminator(MethodConfig):
         return DiscriminatorCriterion(self, context.label_smoothing)
 
     def critic(self, context: MethodContext) -> CriticPlayer | None:
-        """Build the critic; None if published, where the criterion has it.
+        """Build the critic; None if published, because the criterion has it.
 
         Raises:
             UserError: if there are too few classes for the critic's convolutions.

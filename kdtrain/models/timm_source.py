@@ -66,7 +66,7 @@ class Timm:
         )
 
     def backbone(self, image_shape: ImageShape) -> Backbone:
-        """Return the model without its classifier; it takes images of three channels, whatever image_shape has."""
+        """Return the model without its classifier; its images have three channels for every image_shape."""
         import timm
 
         encoder = timm.create_model(self.name, pretrained=False, num_classes=0)
@@ -167,4 +167,4 @@ def _check_hub() -> None:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S):
             pass
     except urllib.error.HTTPError:
-        pass  # an answer, so there is a network
+        pass  # the server responded, so there is a network

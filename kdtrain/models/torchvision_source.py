@@ -40,7 +40,7 @@ class Torchvision:
     normalization: ClassVar[Literal["imagenet"]] = "imagenet"
 
     def backbone(self, image_shape: ImageShape) -> Backbone:
-        """Return the model without its classifier; it takes images of three channels, whatever image_shape has."""
+        """Return the model without its classifier; its images have three channels for every image_shape."""
         from torchvision import models
 
         options: dict[str, Any] = {}
@@ -66,7 +66,7 @@ class Torchvision:
         """Return the ImageNet weights, downloaded to torch's hub folder.
 
         Raises:
-            UserError: if there are none or they cannot be downloaded; it says where the file can be placed.
+            UserError: if there are none or they cannot be downloaded; it names the path at which a file can be placed.
         """
         from torchvision import models
 

@@ -158,12 +158,9 @@ def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
 def test_weights_of_other_shapes_and_names_are_refused_with_the_first_of_them(tmp_path: Path) -> None:
     file = tmp_path / "resnet18.pth"
     torch.save(torchvision_models.resnet18(weights=None).state_dict(), file)
-    with pytest.raises(UserError) as caught:
+    misfit = f"recipe.student.weights.file: {file} does not fit resnet18: the file has 1000 classes, the data 5; part:"
+    with pytest.raises(UserError, match=re.escape(misfit)):
         loaded("resnet18", file)
-    assert str(caught.value) == (
-        f"recipe.student.weights.file: {file} does not fit resnet18: the file has 1000 classes, the data 5;"
-        " part: encoder leaves the head out"
-    )
     with pytest.raises(UserError, match=r"does not fit mobilenetv2: missing encoder\.features\.0\.0\.weight, .* and"):
         loaded("mobilenetv2", file, part="encoder")
     with pytest.raises(UserError, match=r"missing .*; not of this network .* and \d+ more$"):
@@ -260,13 +257,9 @@ def no_network(*_: object, **__: object) -> None:
 
 def test_without_network_the_file_and_its_place_are_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "urlopen", no_network)
-    with pytest.raises(UserError) as caught:
+    where = re.escape(f"(no network here); place resnet18-f37072fd.pth at {hub / 'resnet18-f37072fd.pth'} ")
+    with pytest.raises(UserError, match=rf"^recipe\.student\.weights: imagenet of resnet18 .*{where}"):
         made("resnet18", SHAPE, weights="imagenet")
-    assert str(caught.value) == (
-        "recipe.student.weights: imagenet of resnet18 cannot be loaded (no network here);"
-        f" place resnet18-f37072fd.pth at {hub / 'resnet18-f37072fd.pth'} (TORCH_HOME moves the folder),"
-        " or write weights: null for random ones"
-    )
 
 
 def test_without_network_timms_file_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain.config import space
 from kdtrain.config.recipe import Recipe, teacher_recipe
@@ -13,7 +14,6 @@ from kdtrain.config.training import Constant, Sgd
 from kdtrain.data.base import Dataset, Split, TensorImages
 from kdtrain.methods.base import Batch, Outputs
 from kdtrain.models.build import build, forward_flops
-from kdtrain.models.flops import Flops
 from kdtrain.models.source import ImageShape
 from kdtrain.runtime import process
 from kdtrain.study.capacity import Nodes, concurrency, concurrent_trials, machine_resources
@@ -92,7 +92,7 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> str:
         lines.append(f"computed once for all trials: {size:,} bytes of an image{shown}{stored}")
     lines = list(dict.fromkeys(lines))
     splits = ["teacher", "data", *(name for name in ("mixup", "precision") if name in sweep.tree)]
-    by_batch = any(reading.of_batch for recipe in kept for reading in recipe.method.readings)
+    by_batch = any(reading.whole_batch for recipe in kept for reading in recipe.method.teacher_readings)
     named = [p.name for p in sweep.parameters if p.path[0] in splits or (by_batch and p.path[0] == "batch_size")]
     if named:
         lines.append(f"values of {', '.join(named)} have answers of their own")
@@ -116,7 +116,7 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
 
 def _group(recipe: Recipe) -> tuple[object, ...]:
     """Recipes of one group read the same answers."""
-    batches = recipe.batch_size if any(each.of_batch for each in recipe.method.readings) else None
+    batches = recipe.batch_size if any(each.whole_batch for each in recipe.method.teacher_readings) else None
     return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, batches
 
 
@@ -128,18 +128,22 @@ def _kept_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[dict
         run = _made_up_run(recipe, COUNTED_IMAGES, classes)
         assert isinstance(run.teacher_outputs, LiveTeacher)
         reason = reason_not_cached(
-            run.teacher_outputs, recipe.method.readings, images or 0, sweep.resources.cache_bytes
+            run.teacher_outputs, recipe.method.teacher_readings, images or 0, sweep.resources.cache_bytes
         )
         if reason:
             live[recipe] = reason
         else:
-            kept[recipe] = bytes_per_image(run.teacher_outputs, recipe.method.readings)
+            kept[recipe] = bytes_per_image(run.teacher_outputs, recipe.method.teacher_readings)
     return kept, live
 
 
 def _streams(sweep: Sweep, recipe: Recipe) -> int:
     """Seeds whose views differ: the search's, and each confirming one's."""
-    drawn = recipe.data.drawn or recipe.mixup is not None or any(each.of_batch for each in recipe.method.readings)
+    drawn = (
+        recipe.data.drawn
+        or recipe.mixup is not None
+        or any(each.whole_batch for each in recipe.method.teacher_readings)
+    )
     return 1 + sweep.study.confirm.seeds if drawn else 1
 
 
@@ -176,10 +180,10 @@ def _counted_flops(recipe: Recipe, classes: int) -> tuple[float, float]:
     run.teacher_outputs = _Ready(run)
     images, batch = load_batch(run, torch.arange(COUNTED_IMAGES), 0)
     critic = run.critic.loss.critic if run.critic else None
-    with torch.no_grad(), Flops() as counted:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run.distiller(images, run.teacher_outputs.of(images, batch) if run.teacher else None, batch, critic)
     by_teacher = forward_flops(run.teacher.network, recipe.data.image_shape) if run.teacher else 0
-    return (1 + BACKWARD_OVER_FORWARD) * counted.total / COUNTED_IMAGES, float(by_teacher)
+    return (1 + BACKWARD_OVER_FORWARD) * counter.get_total_flops() / COUNTED_IMAGES, float(by_teacher)
 
 
 @lru_cache(maxsize=16)

@@ -19,10 +19,10 @@ import torch
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset, as_floats
-from kdtrain.data.batch_transforms import ResizedCropFlip
+from kdtrain.data.batch_transforms import RandomResizedCropFlip
 from kdtrain.data.registry import data_folder
 from kdtrain.data.sampling import batches_of
-from kdtrain.data.views import HeldImages, ViewedImages
+from kdtrain.data.views import BatchedImages, ViewedImages
 from kdtrain.runtime.process import prepare_process
 from kdtrain.training.loader import BatchLoader, part_of
 
@@ -56,12 +56,12 @@ def cpu_ms_per_image(work: Callable[[int], Any], epoch: int, images: int) -> flo
 
 def loop(recipe: Recipe, data: Dataset, loaders: int, images: int) -> tuple[float, float]:
     """Over the feed alone, on the CPU: (images/s, CPU ms per image of this process)."""
-    feed = BatchLoader(recipe, data.train, torch.device("cpu"), loaders)
+    feed = BatchLoader(data.train, torch.device("cpu"), seed=recipe.seed, batch_size=BATCH, mixup=None, loaders=loaders)
     total, step, seen, started, cpu_started = len(data.train), 0, 0, 0.0, 0.0
     epoch = 0
     while seen < images:
         for epoch_step, indices in enumerate(batches_of(recipe.seed, recipe.batch_size, total, epoch)):
-            part = part_of(recipe, indices, total, epoch, step)
+            part = part_of(indices, total, mixup=None, seed=recipe.seed, epoch=epoch, step=step)
             feed.images(part, epoch, epoch_step, step)
             if step == 0:  # processes start and memory is filled before the first batch
                 started, cpu_started = time.perf_counter(), time.process_time()
@@ -82,17 +82,17 @@ def measure(name: str, root: Path, images: int, rounds: int) -> None:
     views = data.train.images
     assert isinstance(views, ViewedImages)
     views.check()
-    now = views.on(torch.device("cpu"))
+    now = views.for_device(torch.device("cpu"))
     batches = torch.randperm(len(views), generator=torch.Generator().manual_seed(0))[:images].split(BATCH)
     count = sum(len(batch) for batch in batches)
     variants: dict[str, Callable[[int], Any]] = {
         "before": lambda epoch: [views.train_view(batch, 0, epoch).float().div_(255) for batch in batches],
         "now": lambda epoch: [as_floats(now.train_view(batch, 0, epoch)) for batch in batches],
     }
-    if isinstance(views.views.train.batched, ResizedCropFlip):  # what a GPU would do, on this CPU
-        ResizedCropFlip.on_cpu = True
-        held = HeldImages(views, torch.device("cpu"))
-        ResizedCropFlip.on_cpu = False
+    if isinstance(views.views.train.batch_transform, RandomResizedCropFlip):  # what a GPU would do, on this CPU
+        RandomResizedCropFlip.fast_on_cpu = True
+        held = BatchedImages(views, torch.device("cpu"))
+        RandomResizedCropFlip.fast_on_cpu = False
         variants["in batches"] = lambda epoch: [as_floats(held.train_view(batch, 0, epoch)) for batch in batches]
     ms: dict[str, list[float]] = {variant: [] for variant in variants}
     for work in variants.values():

@@ -173,10 +173,14 @@ class SharedFolder:
 
     def load(self, unit: int) -> Tensors:
         """A unit that is there, memory-mapped: not to be written to. Raises KeyError for one that is missing."""
+        return safetensors.torch.load_file(self.file(unit))
+
+    def file(self, unit: int) -> Path:
+        """Return the file of a unit that is there, its digest verified. Raises KeyError for one that is missing."""
         path = self._find(unit)
         if path is None:
             raise KeyError(f"{self.path}: has no unit {unit}")
-        return safetensors.torch.load_file(path)
+        return path
 
     def drop(self, unit: int) -> None:
         """Forgets a unit, so that it is computed again."""

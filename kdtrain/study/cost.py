@@ -139,7 +139,9 @@ def _kept_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[dict
 
 def _streams(sweep: Sweep, recipe: Recipe) -> int:
     """Seeds whose views differ: the search's, and each confirming one's."""
-    drawn = recipe.data.drawn or recipe.mixup is not None or any(each.of_batch for each in recipe.method.readings)
+    drawn = (
+        recipe.data.random_views or recipe.mixup is not None or any(each.of_batch for each in recipe.method.readings)
+    )
     return 1 + sweep.study.confirm.seeds if drawn else 1
 
 

@@ -49,7 +49,7 @@ def reason_not_cached(
         return "mixup.convention published mixes by batch"
     size = bytes_per_image(live, readings)
     by_batch = any(each.of_batch for each in readings)
-    views = recipe.epochs if recipe.data.drawn or recipe.mixup is not None or by_batch else 1
+    views = recipe.epochs if recipe.data.random_views or recipe.mixup is not None or by_batch else 1
     if size > SMALL_BYTES and size * images * views > budget_bytes:
         return (
             f"what {recipe.method.name} reads takes {size:,} bytes of an image and view, {size * images * views:,} in"

@@ -203,10 +203,10 @@ class CachedTeacher:
             "network": recipe.teacher.model_dump(mode="json", include=NETWORK),
             "folded": folds(recipe),
             "data": data.fingerprint,
-            "files written": data.written,
+            "files written": data.mtime_digest,
             "set": recipe.data.model_dump(mode="json"),
             "split": split,
-            "view": images.described,
+            "view": images.transform_repr,
             "drawn by": [recipe.seed, epoch] if seen else None,
             "mixup": recipe.mixup.model_dump() if recipe.mixup and split == "train" else None,
             # autocast is training's; TF32 is the convolutions' wherever they run

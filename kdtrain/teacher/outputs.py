@@ -110,12 +110,12 @@ class LiveTeacher:
 
     def of_val(self, indices: Tensor) -> Tensor:
         """Logits [n, K] of validation images, in float32 throughout."""
-        images = self.data.val.images.on(self.device)
+        images = self.data.val.images.for_device(self.device)
         return self.teacher(as_floats(images.eval_view(indices).to(self.device))).logits
 
     def of_train(self, indices: Tensor, epoch: int) -> Outputs:
         """For the views that training images have in an epoch, mixed where the recipe mixes by image."""
-        images, seed, total = self.data.train.images.on(self.device), self.recipe.seed, len(self.data.train)
+        images, seed, total = self.data.train.images.for_device(self.device), self.recipe.seed, len(self.data.train)
 
         def views(wanted: Tensor) -> Tensor:
             return as_floats(images.train_view(wanted, seed, epoch).to(self.device))
@@ -130,4 +130,4 @@ class LiveTeacher:
 
 def views_change(live: LiveTeacher) -> bool:
     """Whether training sees other pixels in another epoch, or with another seed."""
-    return live.recipe.mixup is not None or live.data.train.images.drawn
+    return live.recipe.mixup is not None or live.data.train.images.random_views

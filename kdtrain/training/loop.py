@@ -98,16 +98,16 @@ def train_step(run: TrainState, indices: Tensor, epoch_step: int = 0) -> dict[st
 def load_batch(run: TrainState, indices: Tensor, epoch_step: int) -> tuple[Tensor, Batch]:
     """This rank's views [N, C, H, W] of a global batch on the device, mixed where the recipe says so, and its Batch."""
     recipe, split = run.recipe, run.data.train
-    part = part_of(recipe, indices, len(split), run.epoch, run.step)
+    part = part_of(indices, len(split), mixup=recipe.mixup, seed=recipe.seed, epoch=run.epoch, step=run.step)
     images, partners = run.loader.images(part, run.epoch, epoch_step, run.step)
-    target = split.labels[part.mine]
+    target = split.labels[part.indices]
     if partners is not None:
         assert part.partners is not None
         assert part.shares is not None
         images = mixed(images, partners, part.shares)
         target = mixed_target(target, split.labels[part.partners], part.shares, len(run.data.classes))
     batch = Batch(
-        target.to(run.device, non_blocking=True), part.mine, recipe.seed, run.epoch, run.step, epoch_step,
+        target.to(run.device, non_blocking=True), part.indices, recipe.seed, run.epoch, run.step, epoch_step,
         size=len(indices), count=part.count,
     )  # fmt: skip
     return images, batch

@@ -73,7 +73,9 @@ class TrainState:
             self.teacher_outputs = LiveTeacher(
                 teacher, recipe, data, device, partial(autocast, recipe.precision, device)
             )
-        self.loader = BatchLoader(recipe, data.train, device, loaders)
+        self.loader = BatchLoader(
+            data.train, device, seed=recipe.seed, batch_size=recipe.batch_size, mixup=recipe.mixup, loaders=loaders
+        )
         self.epoch = 0
         self.step = 0
         self.progress = EpochProgress(0)

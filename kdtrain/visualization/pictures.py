@@ -1,7 +1,7 @@
-"""What needs networks or training images to be drawn, as small arrays that analysis draws.
+"""pictures.npz: small arrays for the pictures that need networks or training images. Analysis draws them.
 
-Which pictures there are is the recipe's to say: each part gives its arrays, none where the recipe has no such picture,
-or `<picture>_reason`, a sentence, where it cannot be made.
+Each picture's function returns its arrays, {} if the recipe has no such picture, or `<picture>_reason`, a sentence, if
+the picture cannot be made.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,16 @@ FILE = "pictures.npz"
 
 
 def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Folder, compared: Sequence[Recipe] = ()) -> None:
-    """Writes pictures.npz for a winning recipe.
+    """Write pictures.npz for a winning recipe.
 
-    compared: distilled students, one for each value of student.freeze, and students alone, the best first; all have
-    kept their weights.
+    Args:
+        recipe: The winner.
+        store: The store with the weights of all these recipes.
+        data_root: The folder that holds the data sets.
+        folder: The study's folder.
+        compared: Distilled students, one for each value of student.freeze, and students alone, the best first.
     """
-    folder.remove(FILE)  # of an earlier winner, where this one's cannot be made
+    folder.remove(FILE)  # that of an earlier winner must not stay if this one's cannot be made
     networks = Networks(store, data_root)
     data = load(recipe.data, data_root)
     arrays = softened(recipe, data, networks) | attention(recipe, compared, data, networks)

@@ -141,10 +141,10 @@ def test_grey_transparent_and_palette_images_have_three_channels(tmp_path: Path)
 def test_an_image_decoded_again_is_the_same_image(flat: Path, monkeypatch) -> None:
     kept, never_kept = (config(flat, test_fraction=0.3).load(Path("unused")).train.images for _ in range(2))
     first = kept.eval_view(torch.arange(5))
-    monkeypatch.setattr("kdtrain.data.image_files.MEMORY_BYTES", 0)
+    monkeypatch.setattr("kdtrain.data.image_files.MAX_MEMORY_BYTES", 0)
     for images in (kept, never_kept, never_kept):
         assert torch.equal(images.eval_view(torch.arange(5)), first)
-    assert (len(kept.source.images), len(never_kept.source.images)) == (5, 0)
+    assert (len(kept.source.decoded), len(never_kept.source.decoded)) == (5, 0)
 
 
 def test_the_fingerprint_changes_with_a_file_its_size_or_the_split(flat: Path) -> None:

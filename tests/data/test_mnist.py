@@ -105,7 +105,7 @@ def test_a_label_that_is_no_digit_is_refused_with_its_place(part: str, tmp_path:
     values = (np.arange(5100 if part == "train" else 40) % 10).astype(np.uint8)
     values[[17, 20]] = 10
     made_up_data.idx(labels, values)
-    with pytest.raises(UserError, match=f"{labels}: label 10 of image 17 is none of the digits 0 to 9"):
+    with pytest.raises(UserError, match=f"{labels}: labels must be the digits 0 to 9, got 10 for image 17"):
         Mnist(name="mnist").load(tmp_path)
 
 

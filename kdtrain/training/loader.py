@@ -5,12 +5,15 @@ Views are pure functions of (seed, epoch, image), so the number of loader proces
 
 import logging
 import multiprocessing
+import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -180,6 +183,7 @@ class _LoaderProcesses:
         loader: DataLoader[Any] = DataLoader(
             _PlannedViews(images, seed), batch_size=None, sampler=plans, num_workers=loaders,
             prefetch_factor=BATCHES_AHEAD, pin_memory=pin, multiprocessing_context=context,
+            worker_init_fn=partial(_end_with_training, self._folder.name),
             generator=torch.Generator(),  # else DataLoader draws a number from the training's generator
         )  # fmt: skip
         with _unchanged_child_handler():
@@ -210,6 +214,22 @@ class _LoaderProcesses:
             raise made
         self.next_step += 1
         return made
+
+
+def _end_with_training(folder: str, loader: int) -> None:
+    """In a loader process: end it and remove the folder if the training's process ends, however that happens.
+
+    DataLoader's own check looks at the parent process, but that is the fork server, which waits for its children.
+    """
+    training = multiprocessing.parent_process()
+    assert training is not None
+
+    def wait() -> None:
+        training.join()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _PlannedViews(Dataset[Any]):

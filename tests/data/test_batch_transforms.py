@@ -84,8 +84,8 @@ def made_up(name: str, root: Path) -> Dataset:
             return folder.load(root)
 
 
-def held(images: ViewedImages, monkeypatch: pytest.MonkeyPatch) -> BatchedImages:
-    """On the CPU, whether or not that is faster there."""
+def batched_on_cpu(images: ViewedImages, monkeypatch: pytest.MonkeyPatch) -> BatchedImages:
+    """Return the images batched on the CPU, even if that is slower there."""
     monkeypatch.setattr(RandomResizedCropFlip, "fast_on_cpu", True)
     found = images.for_device(CPU)
     assert isinstance(found, BatchedImages)
@@ -93,14 +93,14 @@ def held(images: ViewedImages, monkeypatch: pytest.MonkeyPatch) -> BatchedImages
     return found
 
 
-def require_equal(held_images: BatchedImages, images: ViewedImages, batch: Tensor) -> None:
+def require_equal(batched: BatchedImages, images: ViewedImages, batch: Tensor) -> None:
     for seed, epoch in ((0, 0), (3, 11)):
-        views = held_images.train_view(batch, seed, epoch)
+        views = batched.train_view(batch, seed, epoch)
         assert views.dtype == torch.uint8
         assert views.stride() == images.train_view(batch, seed, epoch).stride()
         assert torch.equal(views, images.train_view(batch, seed, epoch))
-    assert torch.equal(held_images.eval_view(batch), images.eval_view(batch))
-    assert held_images.eval_view(batch).stride() == images.eval_view(batch).stride()
+    assert torch.equal(batched.eval_view(batch), images.eval_view(batch))
+    assert batched.eval_view(batch).stride() == images.eval_view(batch).stride()
 
 
 @pytest.mark.parametrize("name", ["flowers102", "flowers102 inception", "hymenoptera", "image_folder"])
@@ -108,7 +108,7 @@ def test_batches_are_the_views_of_their_images(name: str, tmp_path: Path, monkey
     images = made_up(name, tmp_path).train.images
     batch = torch.tensor([4, 0, 1, 4, 3])
     state = torch.random.get_rng_state()
-    require_equal(held(images, monkeypatch), images, batch)
+    require_equal(batched_on_cpu(images, monkeypatch), images, batch)
     assert torch.equal(torch.random.get_rng_state(), state)
     every = torch.arange(len(images))
     assert not torch.equal(
@@ -120,23 +120,23 @@ def test_batches_are_the_views_of_their_images(name: str, tmp_path: Path, monkey
 @pytest.mark.parametrize("augment", ["standard", "none"])
 def test_batches_of_cifar10_are_the_views_of_their_images(resolution: int, augment: str, monkeypatch) -> None:
     images = cifar(resolution=resolution, augment=augment)
-    require_equal(held(images, monkeypatch), images, torch.tensor([7, 2, 2, 11, 0]))
+    require_equal(batched_on_cpu(images, monkeypatch), images, torch.tensor([7, 2, 2, 11, 0]))
 
 
-def test_only_what_trains_on_batches_of_the_heads_that_it_keeps_holds_them(tmp_path: Path) -> None:
+def test_only_what_trains_on_batches_of_the_images_that_it_keeps_is_batched(tmp_path: Path) -> None:
     data = made_up("flowers102", tmp_path)
     assert data.train.images.for_device(CPU).batched
     assert data.train.images.for_device(CPU) is data.train.images.for_device(CPU)
-    assert data.val.images.for_device(CPU) is data.val.images  # evaluation keeps another head
+    assert data.val.images.for_device(CPU) is data.val.images  # evaluation keeps the images of another pre-transform
     assert not data.val.images.for_device(CPU).batched
 
 
-def test_random_resized_crops_are_made_of_one_image_after_the_other_where_there_is_no_gpu(tmp_path: Path) -> None:
+def test_random_resized_crops_are_made_of_one_image_after_the_other_without_a_gpu(tmp_path: Path) -> None:
     images = made_up("hymenoptera", tmp_path).train.images
     assert images.for_device(CPU) is images
 
 
-def test_what_is_too_large_is_not_held(tmp_path: Path, monkeypatch) -> None:
+def test_a_split_that_is_too_large_is_not_batched(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("kdtrain.data.views.MAX_BYTES_ON_DEVICE", 12 * 3 * 25 * 25 - 1)
     images = made_up("flowers102", tmp_path).train.images
     assert images.for_device(CPU) is images
@@ -165,7 +165,7 @@ def test_batches_of_real_images_are_their_views(config: Any, real_data: Path, mo
     data = config.load(real_data)
     images = data.train.images
     batch = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:40]
-    require_equal(held(images, monkeypatch), images, batch)
+    require_equal(batched_on_cpu(images, monkeypatch), images, batch)
 
 
 @pytest.mark.gpu

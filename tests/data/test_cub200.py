@@ -55,7 +55,7 @@ def test_a_class_of_the_list_without_images_is_no_class(tmp_path: Path) -> None:
     assert config().load(tmp_path).summary()["classes"] == 3
 
 
-def test_knobs_change_split_sizes_and_fingerprint(tmp_path: Path) -> None:
+def test_options_change_split_sizes_and_fingerprint(tmp_path: Path) -> None:
     cub200(tmp_path)
     plain, other, limited = (config(**c).load(tmp_path) for c in ({}, {"split_seed": 1}, {"limit_per_class": 3}))
     assert plain.test.images.source.files != other.test.images.source.files

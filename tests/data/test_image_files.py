@@ -81,7 +81,7 @@ def test_an_image_that_is_not_kept_is_decoded_to_the_same_pixels(files: list[Pat
     assert (len(kept.decoded), len(never.decoded)) == (12, 0)
 
 
-def test_only_the_kept_head_is_kept(files: list[Path]) -> None:
+def test_only_the_given_pre_transform_is_kept(files: list[Path]) -> None:
     source = FileSource(files, unchanged)
     turned = source.image(0, lambda image: image.rotate(90, expand=True))
     assert turned.size == (30, 24)
@@ -179,9 +179,9 @@ def test_decoded_images_are_shared_by_the_node_and_equal_those_of_a_process(tmp_
         expected = np.array(alone.image(number, unchanged))
         for source in (first, second):
             assert np.array_equal(np.array(source.image(number, unchanged)), expected)
-            heads = source.all_images(unchanged)
-            assert heads is not None
-            assert np.array_equal(heads[number].permute(1, 2, 0).numpy(), expected)
+            images_in_memory = source.all_images(unchanged)
+            assert images_in_memory is not None
+            assert np.array_equal(images_in_memory[number].permute(1, 2, 0).numpy(), expected)
 
 
 @pytest.mark.data

@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from torch import Tensor, nn
 
+from kdtrain.errors import UserError
+
 
 def paint(file: Path, size: tuple[int, int] = (30, 24)) -> Path:
-    """An image of noise, [H, W] = size, its own for every file name in every folder."""
+    """Write an image of noise, [H, W] = size, that depends on the names of file and folder; return the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     entropy = list(f"{file.parent.name}/{file.name}".encode())
     noise = np.random.default_rng(entropy).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -18,7 +22,7 @@ def paint(file: Path, size: tuple[int, int] = (30, 24)) -> Path:
 
 
 def hymenoptera(root: Path, train: int = 10, val: int = 5) -> Path:
-    """hymenoptera_data below `root` with so many ants and bees in each part, the bees one more; returns its folder."""
+    """Write hymenoptera_data with this many ants in each part, and one more bee; return its folder."""
     folder = root / "hymenoptera_data"
     for part, count in (("train", train), ("val", val)):
         for more, name in enumerate(("ants", "bees")):
@@ -28,7 +32,7 @@ def hymenoptera(root: Path, train: int = 10, val: int = 5) -> Path:
 
 
 def cub200(root: Path, counts: Sequence[int] = (10, 12, 7)) -> Path:
-    """CUB_200_2011 below `root`, a class for each of `counts` with so many images; returns its folder."""
+    """Write CUB_200_2011 with this many images of each class; return its folder."""
     folder = root / "CUB_200_2011"
     images, labels, classes = [], [], []
     for label, count in enumerate(counts, 1):
@@ -44,7 +48,7 @@ def cub200(root: Path, counts: Sequence[int] = (10, 12, 7)) -> Path:
 
 
 def mnist(root: Path, train: int = 5100, test: int = 40) -> Path:
-    """MNIST/raw below `root` with so many images, the digits in turn; returns its folder."""
+    """Write MNIST/raw with this many images, the digits in turn; return its folder."""
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for part, count in (("train", train), ("t10k", test)):
@@ -55,13 +59,13 @@ def mnist(root: Path, train: int = 5100, test: int = 40) -> Path:
 
 
 def idx(file: Path, values: np.ndarray) -> None:
-    """uint8 of any shape as MNIST's files hold it: type, number of sizes, the sizes, the values."""
+    """Write uint8 values of any shape in MNIST's format: type, number of sizes, the sizes, the values."""
     header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
     file.write_bytes(header + values.tobytes())
 
 
 def flowers102(root: Path, classes: int = 3, train: int = 4, val: int = 4, test: int = 6) -> Path:
-    """flowers-102 below `root` with so many images of each class in the official splits; returns its folder."""
+    """Write flowers-102 with this many images of each class in the official splits; return its folder."""
     from scipy.io import savemat
 
     folder = root / "flowers-102"
@@ -69,7 +73,7 @@ def flowers102(root: Path, classes: int = 3, train: int = 4, val: int = 4, test:
     total = classes * per_class
     for number in range(1, total + 1):
         noise_file = paint(folder / "jpg" / f"image_{number:05d}.png")
-        noise_file.rename(noise_file.with_suffix(".jpg"))  # PIL goes by the content
+        noise_file.rename(noise_file.with_suffix(".jpg"))  # PIL reads the format from the content
     numbers = np.arange(total).reshape(classes, per_class) + 1
     savemat(folder / "imagelabels.mat", {"labels": np.arange(total) // per_class + 1})
     parts = np.split(numbers, [train, train + val], axis=1)
@@ -77,6 +81,14 @@ def flowers102(root: Path, classes: int = 3, train: int = 4, val: int = 4, test:
     return folder
 
 
+def refusal(root: Path, config: Any) -> str:
+    """Return the only problem of the UserError that loading a data set raises."""
+    with pytest.raises(UserError) as caught:
+        config.load(root)
+    (problem,) = caught.value.problems
+    return problem
+
+
 def packed(network: nn.Module) -> dict[str, Tensor]:
-    """Its state as safetensors takes it: a file knows no memory layout."""
+    """Return the network's state as safetensors needs it, contiguous."""
     return {name: value.contiguous() for name, value in network.state_dict().items()}

@@ -1,1 +1,1 @@
-"""Data sets. A new one is a file here, a line in `registry` and a test."""
+"""Data sets, their views and mixup. `registry` lists the data sets."""

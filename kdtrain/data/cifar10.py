@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009) through torchvision's class, as setup 1 reads it: enlarged to 128 pixels."""
+"""CIFAR-10 (Krizhevsky 2009), read by torchvision's class; setup 1 enlarges the images to 128 pixels."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from kdtrain.data.base import DataConfig, Dataset, Split, fingerprint, limited, missing, remaining, stratified
-from kdtrain.data.batch_transforms import CropFlip, Resized
+from kdtrain.data.batch_transforms import RandomCropFlip, Resize
 from kdtrain.data.views import ArraySource, ViewedImages, Views, batched_view, unchanged
 from kdtrain.errors import UserError
 
@@ -16,10 +16,10 @@ HOW = "fetch it with: python -c \"import torchvision; torchvision.datasets.CIFAR
 
 
 class Cifar10(DataConfig):
-    """32x32 colour images of ten classes. Training: RandomCrop(32, padding 4), resized, flip; evaluation: resized.
+    """32 x 32 colour images of ten classes. Training: RandomCrop(32, padding=4), Resize, flip; evaluation: Resize.
 
-    corrected: 5,000 of the 50,000 train images, stratified, are the validation split. published: all 50,000 train,
-    and the validation split is the test split, so the epoch is chosen on what is reported.
+    corrected: the validation split is a stratified sample of 5,000 of the 50,000 train images. published: training uses
+    all 50,000 train images, and the validation split is the test split, so the epoch is chosen on the reported images.
     """
 
     name: Literal["cifar10"]
@@ -32,14 +32,16 @@ class Cifar10(DataConfig):
 
     @property
     def train_images(self) -> int | None:
+        """The size of the training split without limit_per_class."""
         return 50000 if self.convention == "published" else 50000 - self.val_images
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a view."""
         return 3, self.resolution, self.resolution
 
     def load(self, root: Path) -> Dataset:
-        """Raises UserError where the files are absent or damaged."""
+        """Return the data set below `root`. Raises UserError if its files are absent or damaged."""
         from torchvision.datasets import CIFAR10
 
         try:
@@ -62,7 +64,7 @@ class Cifar10(DataConfig):
         return Dataset("cifar10", tuple(train_set.classes), self.image_shape, splits[0], splits[1], splits[2], mark)
 
     def _views(self) -> Views:
-        evaluation = batched_view(unchanged, Resized(self.resolution))
+        evaluation = batched_view(unchanged, Resize(self.resolution))
         if self.augment == "none":
             return Views(evaluation, evaluation)
-        return Views(batched_view(unchanged, CropFlip(32, padding=4, resolution=self.resolution)), evaluation)
+        return Views(batched_view(unchanged, RandomCropFlip(32, padding=4, resolution=self.resolution)), evaluation)

@@ -1,4 +1,4 @@
-"""CUB-200-2011 (Wah et al. 2011, Caltech-UCSD Birds) from its official archive, split as setup 4 splits it."""
+"""CUB-200-2011 (Wah et al. 2011, Caltech-UCSD Birds) from its official archive, with the splits of setup 4."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +16,11 @@ from kdtrain.runtime.rng import generator
 
 
 class Cub200(DataConfig):
-    """Split within each class of n images: test n // 5, validation a fifth of the rest, rounded down, the rest train.
+    """200 birds. Each class of n images has n // 5 test images; a fifth of the rest, rounded down, is for validation.
 
     Training: shorter side to int(1.1 * resolution), RandomCrop, AutoAugment with the ImageNet policy (Cubuk et al.
     2019, arXiv:1805.09501); evaluation: shorter side to `resolution`, centre crop. The classes are those of
-    classes.txt that have images, so a part of the archive with its lists cut to match is a smaller data set.
+    classes.txt that have images, so a part of the archive with shortened lists is a smaller data set.
     """
 
     name: Literal["cub200"]
@@ -33,10 +33,15 @@ class Cub200(DataConfig):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a view."""
         return 3, self.resolution, self.resolution
 
     def load(self, root: Path) -> Dataset:
-        """Raises UserError where files are absent or the lists disagree with each other or with the images."""
+        """Return the data set below `root`.
+
+        Raises:
+            UserError: Files are absent, or the lists contradict each other or the images.
+        """
         folder = root / "CUB_200_2011"
         for part in ("images", "images.txt", "image_class_labels.txt", "classes.txt"):
             if not (folder / part).exists():
@@ -61,7 +66,12 @@ class Cub200(DataConfig):
 
 
 def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sorted indices of train, validation and test, drawn within each class by a shuffle of its own stream."""
+    """Return the sorted indices of train, validation and test; each class is shuffled by its own random stream.
+
+    Args:
+        labels: int64 [N].
+        seed: The data's split seed.
+    """
     parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for label in range(int(labels.max()) + 1):
         members = (labels == label).nonzero().flatten()
@@ -76,7 +86,7 @@ def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _read(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
-    """(classes, files, labels) by the three lists; a UserError names the list, the line and what is wrong there."""
+    """Return (classes, files, labels) of the three lists. A UserError names list, line and mistake."""
     class_file, image_file, label_file = (
         folder / name for name in ("classes.txt", "images.txt", "image_class_labels.txt")
     )
@@ -100,7 +110,7 @@ def _read(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
             raise UserError(f"{image_file}:{line}: {label_file.name} has no label for image {number}")
         if path not in there:
             raise UserError(f"{image_file}:{line}: {folder / 'images' / path} is not there")
-    # lists that lost lines must not pass for a smaller data set
+    # a list that lost lines must not be taken for a smaller data set
     unlisted = sorted(path for path in there - {path for _, path in images.values()} if is_image(Path(path)))
     if unlisted:
         raise UserError(f"{image_file}: has no line for {folder / 'images' / unlisted[0]}")
@@ -114,7 +124,7 @@ def _read(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, str]]:
-    """(line, number, text) of a list `<number> <text>`; each number once."""
+    """Yield (line, number, text) of a list of `<number> <text>`; each number occurs once."""
     first_line: dict[int, int] = {}
     for line, content in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if not content.strip():

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn carries (Alpaydin and Kaynak 1998): no download."""
+"""The 1,797 handwritten digits of scikit-learn (Alpaydin and Kaynak 1998); they need no download."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -9,7 +9,7 @@ from kdtrain.data.base import DataConfig, Dataset, limited, remaining, resize_gr
 
 
 class Digits(DataConfig):
-    """8x8 grey images of ten digits, resized. Stratified: 599 test, 300 validation, 898 train."""
+    """8 x 8 grey images of ten digits, resized. The splits are stratified: 599 test, 300 validation, 898 train."""
 
     name: Literal["digits"]
     resolution: Annotated[int, Field(ge=8, le=256)] = 32
@@ -21,10 +21,11 @@ class Digits(DataConfig):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a view."""
         return 1, self.resolution, self.resolution
 
     def load(self, root: Path) -> Dataset:
-        """Reads nothing below `root`: the images come with scikit-learn."""
+        """Return the data set. It reads nothing below `root`: scikit-learn has the images."""
         import numpy as np
         import torch
         from sklearn.datasets import load_digits

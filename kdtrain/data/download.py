@@ -1,4 +1,4 @@
-"""Data sets at a URL, fetched once by each machine: a folder of files, or one archive of them."""
+"""Data sets at a URL, a folder or a tar archive, which each machine downloads once."""
 
 import hashlib
 import json
@@ -17,17 +17,23 @@ SUMS = "SHA256SUMS"
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 
 
-def fetched(url: str) -> Path:
-    """The folder of this machine that holds what lies at a URL; whoever comes first fetches it, others wait.
+def download(url: str) -> Path:
+    """Download a URL once and return the local folder; other processes of the machine wait for the first.
 
-    Verified by the sizes that the URL's listing gives, and by digests where it has a SHA256SUMS; complete or not there.
-    What has changed at the URL since is not noticed: give other data another name. Raises UserError where there is
-    nothing, or something else than was listed; OSError where it does not fit onto the disk.
+    The sizes of the URL's listing, and the digests of its SHA256SUMS if there is one, are verified. Later changes at
+    the URL are not noticed, so changed data need another name.
+
+    Args:
+        url: A folder, or a tar archive by its ending.
+
+    Raises:
+        UserError: The URL has no file, or its files do not match listing or digests.
+        OSError: The disk is full.
     """
     folder = user_cache() / "data" / digest(url.encode())
     with locked(folder.with_name(f"{folder.name}.lock"), wait=True):
         if not (folder / WHOLE).exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed while it fetched
+            shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed during its download
             _fetch(url, folder)
     return folder
 
@@ -52,16 +58,18 @@ def _fetch_file(at: RemoteFiles, folder: Path, name: str, size: int, wanted: str
     _require_inside(name, at.url)
     data = at.read(name) or b""
     if len(data) != size:
-        raise UserError(f"--data: {name} of {at.url} has {len(data)} bytes, and its listing says {size}; try again")
+        raise UserError(
+            f"--data: {name} of {at.url} must have the {size} bytes of the listing, got {len(data)}; try again"
+        )
     if wanted is not None and hashlib.sha256(data).hexdigest() != wanted:
-        raise UserError(f"--data: {name} of {at.url} is not what its {SUMS} says: it is damaged there")
+        raise UserError(f"--data: {name} of {at.url} must match the digest in {SUMS}; the file there is damaged")
     write_bytes(folder / name, data)
 
 
 def _require_inside(name: str, url: str) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"--data: {url} has a file {name}, which would lie outside of the folder")
+        raise UserError(f"--data: files must be inside the folder, got {name} in {url}")
 
 
 def _fetch_archive(url: str, folder: Path) -> None:
@@ -84,7 +92,7 @@ def _fetch_archive(url: str, folder: Path) -> None:
 
 
 def _unpack(archive: tarfile.TarFile, folder: Path, url: str) -> None:
-    """Only files, and inside of the folder; tarfile's own filter for that is younger than Python 3.11."""
+    """Unpack files, all inside the folder. tarfile's own filter for that needs a later Python than 3.11.0."""
     folder.mkdir()
     for member in archive:
         _require_inside(member.name, url)
@@ -92,8 +100,8 @@ def _unpack(archive: tarfile.TarFile, folder: Path, url: str) -> None:
             continue
         if (source := archive.extractfile(member) if member.isreg() else None) is None:
             raise UserError(
-                f"--data: {member.name} of {url} is a link or a device, and only files are unpacked; tar's"
-                " --dereference --hard-dereference pack what links lead to"
+                f"--data: members must be files, got the link or device {member.name} in {url}; pack with tar's"
+                " --dereference --hard-dereference"
             )
         target = folder / member.name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +110,6 @@ def _unpack(archive: tarfile.TarFile, folder: Path, url: str) -> None:
 
 
 def _sums(text: bytes) -> dict[str, str]:
-    """{name: digest} of what sha256sum has written."""
+    """Parse the output of sha256sum into {name: digest}."""
     rows = (line.split(maxsplit=1) for line in text.decode().splitlines() if line.strip())
     return {name.lstrip("*").removeprefix("./"): digest for digest, name in rows}

@@ -1,4 +1,4 @@
-"""Oxford 102 flowers (Nilsback and Zisserman 2008) with its official splits, as setup 5 reads it."""
+"""Oxford 102 flowers (Nilsback and Zisserman 2008) with its official splits; setup 5 uses it."""
 
 import zlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing
-from kdtrain.data.batch_transforms import CropFlip, ResizedCropFlip
+from kdtrain.data.batch_transforms import RandomCropFlip, RandomResizedCropFlip
 from kdtrain.data.image_files import file_dataset
 from kdtrain.data.views import View, Views, batched_view, unchanged
 from kdtrain.errors import UserError
@@ -23,8 +23,8 @@ SPLITS = {"trnid": "train", "valid": "validation", "tstid": "test"}
 class Flowers102(DataConfig):
     """1,020 train, 1,020 validation and 6,149 test images. Evaluation: the central 0.875, resized.
 
-    `crop: random` is the Keras example's training view: resized to a square 160/128 times as large as `resolution`,
-    cropped, flipped. `inception` is the paper's (Beyer et al. 2021, arXiv:2106.05237): RandomResizedCrop and flip.
+    `crop: random` is the training view of the Keras example: resized to a square of 160/128 times `resolution`,
+    RandomCrop, flip. `inception` is the paper's (Beyer et al. 2021, arXiv:2106.05237): RandomResizedCrop, flip.
     """
 
     name: Literal["flowers102"]
@@ -33,15 +33,20 @@ class Flowers102(DataConfig):
 
     central_fraction: ClassVar[float] = 0.875
     train_images: ClassVar[int | None] = 1020
-    drawn: ClassVar[bool] = True
+    random_views: ClassVar[bool] = True
     class_count: ClassVar[int | None] = 102
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a view."""
         return 3, self.resolution, self.resolution
 
     def load(self, root: Path) -> Dataset:
-        """Raises UserError where files are absent, or labels, splits and images disagree."""
+        """Return the data set below `root`.
+
+        Raises:
+            UserError: Files are absent, or labels, splits and images contradict each other.
+        """
         from torchvision.datasets import Flowers102 as Official
 
         folder = root / "flowers-102"
@@ -73,18 +78,18 @@ class Flowers102(DataConfig):
         size = [self.resolution, self.resolution]
         evaluation = View(v2.Compose([self._centre, v2.Resize(size)]), unchanged)
         if self.crop == "inception":
-            return Views(batched_view(unchanged, ResizedCropFlip(self.resolution)), evaluation)
+            return Views(batched_view(unchanged, RandomResizedCropFlip(self.resolution)), evaluation)
         larger = round(self.resolution * 160 / 128)
-        return Views(batched_view(v2.Resize([larger, larger]), CropFlip(self.resolution)), evaluation)
+        return Views(batched_view(v2.Resize([larger, larger]), RandomCropFlip(self.resolution)), evaluation)
 
     def _centre(self, image: Image.Image) -> Image.Image:
-        """The central 0.875 of each side, whole pixels as tf.image.central_crop rounds them."""
+        """Return the central 0.875 of each side in whole pixels, rounded as tf.image.central_crop does."""
         left, top = (int((side - side * self.central_fraction) / 2) for side in image.size)
         return image.crop((left, top, image.width - left, image.height - top))
 
 
 def _numbers(path: Path, name: str, root: Path) -> Tensor:
-    """A vector of whole numbers from one of the official .mat files, int64."""
+    """Return a vector of integers from one of the official .mat files, int64."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 

@@ -1,4 +1,4 @@
-"""Ants and bees, 244 + 153 images (PyTorch's transfer learning tutorial), as setup 2 reads them."""
+"""Ants and bees, 244 + 153 images of PyTorch's transfer learning tutorial; setup 2 uses them."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -6,17 +6,17 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing, remaining, stratified
-from kdtrain.data.batch_transforms import ResizedCropFlip
-from kdtrain.data.image_files import file_dataset, listed_parts
+from kdtrain.data.batch_transforms import RandomResizedCropFlip
+from kdtrain.data.image_files import file_dataset, list_both_parts
 from kdtrain.data.views import Views, batched_view, resize_and_crop, unchanged
 from kdtrain.errors import UserError
 
 
 class Hymenoptera(DataConfig):
-    """Training: RandomResizedCrop and flip; evaluation: shorter side to 256/224 of `resolution`, centre crop.
+    """Training: RandomResizedCrop, flip; evaluation: shorter side to 256/224 of `resolution`, centre crop.
 
-    corrected: 49 of the 244 train images, stratified, are the validation split; the folder `val` (153 images) is the
-    test split, read once. published: all 244 train, and the 153 both choose the epoch and are reported.
+    corrected: the validation split is a stratified sample of 49 of the 244 train images, and the test split is the
+    folder `val` (153 images). published: training uses all 244 images, and the 153 are both validation and test split.
     """
 
     name: Literal["hymenoptera"]
@@ -24,26 +24,28 @@ class Hymenoptera(DataConfig):
     convention: Literal["corrected", "published"] = "corrected"
 
     val_share: ClassVar[float] = 0.2
-    drawn: ClassVar[bool] = True
+    random_views: ClassVar[bool] = True
     class_count: ClassVar[int | None] = 2
 
     @property
     def train_images(self) -> int | None:
+        """The size of the training split without limit_per_class."""
         return 244 if self.convention == "published" else 195
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a view."""
         return 3, self.resolution, self.resolution
 
     def load(self, root: Path) -> Dataset:
-        """Raises UserError where a part, a class or its images are missing."""
+        """Return the data set below `root`. Raises UserError if a folder, a class or its images are absent."""
         folder = root / "hymenoptera_data"
         trained, held_out = folder / "train", folder / "val"
         for part in (trained, held_out):
             if not part.is_dir():
                 unpack = f"unpack hymenoptera_data.zip of PyTorch's transfer learning tutorial in {root}"
                 raise UserError(missing("hymenoptera", part, unpack))
-        classes, files, labels, test = listed_parts(trained, held_out)
+        classes, files, labels, test = list_both_parts(trained, held_out)
         train = remaining(len(labels), test)
         val = test
         if self.convention == "corrected":
@@ -53,5 +55,5 @@ class Hymenoptera(DataConfig):
         return file_dataset("hymenoptera", folder, classes, files, labels, parts, self._views(), self.image_shape)
 
     def _views(self) -> Views:
-        train = batched_view(unchanged, ResizedCropFlip(self.resolution))
+        train = batched_view(unchanged, RandomResizedCropFlip(self.resolution))
         return Views(train, resize_and_crop(round(self.resolution * 256 / 224), self.resolution))

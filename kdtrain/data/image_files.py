@@ -1,7 +1,8 @@
-"""Images in files: read ahead, kept in memory, listed by class folders."""
+"""Image files: decoding, keeping the decoded images, and listing the files of class folders."""
 
 import hashlib
 import json
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -9,113 +10,161 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
+import safetensors.torch
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from kdtrain.data.base import Dataset, Split, fingerprint
-from kdtrain.data.views import Transform, ViewedImages, Views, described, pixels_of
+from kdtrain.data.views import Transform, ViewedImages, Views, transform_repr
 from kdtrain.errors import UserError
 from kdtrain.storage.cache import NO_ROOM, Cache, SharedFolder
 from kdtrain.storage.folder import Row
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-MEMORY_BYTES = 2 << 30
-"""Of one split: all of CUB's 7,684 training images at 246 pixels are 1.9 GB."""
+MAX_MEMORY_BYTES = 2 << 30
+"""The most that the decoded images of one split may take: CUB's 7,684 training images at 246 pixels are 1.9 GB."""
 
 UNIT_IMAGES = 64
+"""Decoded images in one file."""
 SAMPLE_IMAGES = 16
-"""From whose size the room is estimated that all take."""
-
+"""Images from whose size the size of all is estimated."""
+BLOCK_BYTES = 16 << 20
+"""Decoded images in memory lie in blocks of this size."""
 READERS = 2
-"""Threads that read ahead: PIL decodes without holding Python's lock."""
+"""Threads that read ahead: PIL decodes without Python's global lock."""
 
 
 class FileSource:
-    """Images decoded when first seen; kept as uint8 after the head `kept` while they fit into MEMORY_BYTES."""
+    """The images of one split in image files.
 
-    def __init__(self, files: Sequence[Path], kept: Transform) -> None:
+    The first read of an image decodes it. The result of one pre-transform stays in memory, at most MAX_MEMORY_BYTES
+    for all images, or in memory-mapped files: those of the node's cache, or those of `move_to_files`.
+
+    Args:
+        files: The image files.
+        pre_transform: The pre-transform whose results are kept. Another one reads and decodes the file each time.
+    """
+
+    def __init__(self, files: Sequence[Path], pre_transform: Transform) -> None:
         self.files = list(files)
-        self.kept = kept
-        self.images: dict[int, Image.Image] = {}
+        self.pre_transform = pre_transform
+        self.decoded: dict[int, Tensor] = {}  # uint8 [H, W, 3], in memory or memory-mapped
         self.bytes = 0
         self.full = False
         self.checked = False
-        self._folder: SharedFolder | None = None  # held as long as its pages are read
+        self.shared = False
+        self._free = np.empty(0, np.uint8)  # the rest of the newest block
+        self._unit_files: dict[int, Path] = {}
+        self._cache_folder: SharedFolder | None = None  # held as long as its files are read
         self._unshared: str | None = None
-        self.shared: list[Tensor] | None = None  # uint8 [H, W, 3], memory-mapped
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a loader process needs. It maps the decoded images that are in files and keeps no others."""
+        return {"files": self.files, "pre_transform": self.pre_transform, "unit_files": self._unit_files}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["files"], state["pre_transform"])  # type: ignore[misc]
+        self.full = True
+        for unit, file in state["unit_files"].items():
+            self._map(unit, file)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def image(self, index: int, head: Transform) -> Image.Image:
-        if head is not self.kept:
-            return self._decoded(index, head)
-        if self.shared is not None:
-            return Image.fromarray(self.shared[index].numpy())
-        if index not in self.images:
-            image = self._decoded(index, head)
-            self._keep(index, image)
-            return image
-        return self.images[index]
+    def image(self, index: int, pre_transform: Transform) -> Image.Image:
+        """See `Source.image`."""
+        if pre_transform is not self.pre_transform:
+            return self._decode(index, pre_transform)
+        if index in self.decoded:
+            return Image.fromarray(self.decoded[index].numpy())
+        image = self._decode(index, pre_transform)
+        self._keep(index, image)
+        return image
 
-    def heads(self, head: Transform) -> list[Tensor] | None:
-        """Reads all files first."""
-        if head is not self.kept:
+    def all_images(self, pre_transform: Transform) -> list[Tensor] | None:
+        """See `Source.all_images`. All files are read first."""
+        if pre_transform is not self.pre_transform:
             return None
         self.check()
-        if self.shared is not None:
-            return [pixels.permute(2, 0, 1) for pixels in self.shared]
-        if len(self.images) < len(self.files):
+        if len(self.decoded) < len(self.files):
             return None
-        return [pixels_of(self.images[index]) for index in range(len(self.files))]
+        return [self.decoded[index].permute(2, 0, 1) for index in range(len(self.files))]
 
     def share(self, cache: Cache) -> str | None:
-        if self.shared is None and not self.checked:
+        """See `Images.share`."""
+        if not self.shared and not self.checked:
             self._unshared = self._share(cache)
         return self._unshared
 
     def _share(self, cache: Cache) -> str | None:
-        units = list(torch.arange(len(self.files)).split(UNIT_IMAGES))
+        units = self._units()
 
-        def decoded(number: int) -> dict[str, Tensor]:
+        def decode(unit: int) -> dict[str, Tensor]:
             with ThreadPoolExecutor(READERS) as readers:
-                images = readers.map(lambda index: self._decoded(index, self.kept), units[number].tolist())
-                return {f"{place:03d}": torch.from_numpy(np.array(image)) for place, image in enumerate(images)}
+                images = readers.map(lambda index: self._decode(index, self.pre_transform), units[unit])
+                return {_name(place): torch.from_numpy(np.array(image)) for place, image in enumerate(images)}
 
-        def estimate() -> int:
-            sample = [self._decoded(index, self.kept) for index in range(min(SAMPLE_IMAGES, len(self.files)))]
+        def estimate_bytes() -> int:
+            sample = [self._decode(index, self.pre_transform) for index in range(min(SAMPLE_IMAGES, len(self.files)))]
             return round(3 * sum(image.width * image.height for image in sample) / len(sample) * len(self.files))
 
         folder = None
         try:
-            folder = cache.folder(self._ingredients(), estimate)
+            folder = cache.folder(self._ingredients(), estimate_bytes)
             if folder is None:
                 return cache.no_room
-            folder.fill(range(len(units)), decoded)
-            loaded = [folder.load(number) for number in range(len(units))]
+            folder.fill(range(len(units)), decode)
+            for unit in range(len(units)):
+                self._map(unit, folder.file(unit))
         except BaseException as error:
             if folder is not None:
                 folder.close()
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 return cache.unwritable(error)
             raise
-        self._folder = folder
-        self.shared = [unit[name] for unit in loaded for name in sorted(unit)]
-        self.checked = True  # every file was read, or had been
+        self._cache_folder = folder
+        self.shared = True
+        self.checked = True  # this process or another one has decoded every file
         return None
 
     def _ingredients(self) -> Row:
         stats = [(str(file), stat.st_size, stat.st_mtime_ns) for file in self.files for stat in [file.stat()]]
         listing = hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()
-        return {"what": "decoded images", "files": listing, "head": described(self.kept), "unit": UNIT_IMAGES,
-                "pillow": PIL.__version__, "torchvision": metadata.version("torchvision")}  # fmt: skip
+        return {"what": "decoded images", "files": listing, "head": transform_repr(self.pre_transform),
+                "unit": UNIT_IMAGES, "pillow": PIL.__version__,
+                "torchvision": metadata.version("torchvision")}  # fmt: skip
+
+    def move_to_files(self, folder: Path) -> None:
+        """See `Images.move_to_files`."""
+        if self.shared:
+            return
+        self._unit_files = {}
+        self._free = np.empty(0, np.uint8)
+        for unit, indices in enumerate(self._units()):
+            images = {_name(place): self.decoded[i] for place, i in enumerate(indices) if i in self.decoded}
+            file = folder / f"unit-{unit}.safetensors"
+            if images:
+                file.write_bytes(safetensors.torch.save(images))
+                self._map(unit, file)
+
+    def _units(self) -> list[range]:
+        """Return the image indices of each file of decoded images."""
+        total = len(self.files)
+        return [range(first, min(first + UNIT_IMAGES, total)) for first in range(0, total, UNIT_IMAGES)]
+
+    def _map(self, unit: int, file: Path) -> None:
+        """Take the decoded images of a unit from a memory-mapped file."""
+        for name, pixels in safetensors.torch.load_file(file).items():
+            self.decoded[unit * UNIT_IMAGES + int(name)] = pixels
+        self._unit_files[unit] = file
 
     def check(self) -> None:
-        """Reads all files in order: whole until the memory is full, from there only what each says it is."""
+        """See `Images.check`. If the memory is full, of the remaining files only the headers are read."""
         if self.checked:
             return
         with ThreadPoolExecutor(READERS) as readers:
@@ -125,25 +174,35 @@ class FileSource:
         self.checked = True
 
     def _read_ahead(self, index: int) -> Image.Image | None:
-        if index in self.images:
+        if index in self.decoded:
             return None
         if not self.full:
-            return self._decoded(index, self.kept)
-        with opened(self.files[index]):
+            return self._decode(index, self.pre_transform)
+        with open_image(self.files[index]):
             return None
 
-    def _decoded(self, index: int, head: Transform) -> Image.Image:
-        with opened(self.files[index]) as image:
+    def _decode(self, index: int, pre_transform: Transform) -> Image.Image:
+        with open_image(self.files[index]) as image:
             pixels = image.convert("RGB")
-        return head(pixels)
+        return pre_transform(pixels)
 
     def _keep(self, index: int, image: Image.Image) -> None:
         size = 3 * image.width * image.height
-        if self.bytes + size > MEMORY_BYTES:
-            self.full = True
-        else:
-            self.images[index] = image
+        self.full = self.full or self.bytes + size > MAX_MEMORY_BYTES
+        if not self.full:
+            if len(self._free) < size:
+                # an anonymous mapping goes back to the system when its images have moved to files; malloc's memory
+                # would stay with this process
+                self._free = np.frombuffer(mmap.mmap(-1, max(size, BLOCK_BYTES)), np.uint8)
+            pixels, self._free = self._free[:size].reshape(image.height, image.width, 3), self._free[size:]
+            pixels[:] = np.array(image)
+            self.decoded[index] = torch.from_numpy(pixels)
             self.bytes += size
+
+
+def _name(place: int) -> str:
+    """Return the name of an image in a unit; the names sort in the order of the images."""
+    return f"{place:03d}"
 
 
 UNREADABLE = (
@@ -154,14 +213,17 @@ UNREADABLE = (
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Image.Image]:
-    """The image of a file, its header read. UserError for a damaged file, also where its pixels are read within, and
-    for grey values of more than 8 bits, which PIL would silently cut off at 255."""
+def open_image(file: Path) -> Iterator[Image.Image]:
+    """Open an image file and read its header; the caller may read the pixels within the context.
+
+    Raises:
+        UserError: The file is damaged, or has grey values of more than 8 bits, which PIL would silently cut off at 255.
+    """
     try:
         with Image.open(file) as image:
             if image.mode == "F" or image.mode.startswith("I"):  # float32; int32, I;16, I;16B
                 raise UserError(
-                    f"{file}: has grey values of more than 8 bits (PIL's mode {image.mode}), which would be cut off"
+                    f"{file}: has grey values of more than 8 bits (PIL's mode {image.mode}), which PIL would cut off"
                     " at 255; save it with 8 bits per channel"
                 )
             yield image
@@ -173,19 +235,31 @@ def file_dataset(
     name: str, folder: Path, classes: tuple[str, ...], files: Sequence[Path], labels: Tensor,
     parts: Sequence[Tensor], views: Views, image_shape: tuple[int, int, int],
 ) -> Dataset:  # fmt: skip
-    """A Dataset of image files below `folder` from their labels [N] and the indices of train, val and test.
+    """Return the Dataset of image files below a folder.
 
-    The fingerprint names files by path and size, labels and splits, and `written` their times; how images are seen is
-    part of the recipe.
-    Raises UserError for a split without images.
+    The fingerprint names the files by path and size, the labels and the splits, not the views: those are part of the
+    recipe.
+
+    Args:
+        name: The data set's name in a recipe.
+        folder: The folder that holds all files.
+        classes: The names of the K classes.
+        files: The N image files.
+        labels: int64 [N].
+        parts: The image indices of train, validation and test.
+        views: The views of training, evaluation and test-time augmentation.
+        image_shape: (C, H, W) of a view.
+
+    Raises:
+        UserError: A split has no image.
     """
     for split, part in zip(("train", "validation", "test"), parts, strict=True):
         if len(part) == 0:
             raise UserError(f"recipe.data: {folder} leaves no image for the {split} split")
-    heads = (views.train.head, views.evaluation.head, views.evaluation.head)
+    pre_transforms = (views.train.pre_transform, views.evaluation.pre_transform, views.evaluation.pre_transform)
     train, val, test = (
-        Split(ViewedImages(FileSource([files[i] for i in part], head), views), labels[part])
-        for part, head in zip(parts, heads, strict=True)
+        Split(ViewedImages(FileSource([files[i] for i in part], pre_transform), views), labels[part])
+        for part, pre_transform in zip(parts, pre_transforms, strict=True)
     )
     stats = [path.stat() for path in files]
     names = "\n".join(f"{path.relative_to(folder)} {stat.st_size}" for path, stat in zip(files, stats, strict=True))
@@ -195,7 +269,11 @@ def file_dataset(
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in `folder`, sorted; UserError unless there are at least 2."""
+    """Return the sorted names of the class folders in `folder`.
+
+    Raises:
+        UserError: There are fewer than 2.
+    """
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
     if len(names) < 2:
         raise UserError(f"recipe.data: {folder} must hold a folder for each of at least 2 classes, got {len(names)}")
@@ -203,12 +281,16 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def is_image(path: Path) -> bool:
-    """By its ending; hidden files, such as the `._*` that some archives leave, are none."""
+    """Return True if the file's ending is that of an image. Hidden files (some archives leave `._*`) are no images."""
     return path.suffix.lower() in EXTENSIONS and path.name[0] != "."
 
 
-def listed(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """(image files, labels int64 [N]) of the class folders; UserError for a class without images."""
+def list_images(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
+    """Return the N image files of the class folders and their labels, int64 [N].
+
+    Raises:
+        UserError: A class has no image.
+    """
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -220,12 +302,16 @@ def listed(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
     return files, torch.tensor(labels)
 
 
-def listed_parts(trained: Path, held_out: Path) -> tuple[tuple[str, ...], list[Path], Tensor, Tensor]:
-    """(classes, files, labels, indices of the held-out part) of two folders with the same class folders."""
-    classes = class_folders(trained)
+def list_both_parts(train: Path, held_out: Path) -> tuple[tuple[str, ...], list[Path], Tensor, Tensor]:
+    """Return (classes, files, labels, indices of the held-out files) of two folders with the same class folders.
+
+    Raises:
+        UserError: The folders have different classes, or a class has no image.
+    """
+    classes = class_folders(train)
     if class_folders(held_out) != classes:
         lone = sorted({*classes} ^ {*class_folders(held_out)})[0]
-        raise UserError(f"recipe.data: {held_out} and {trained} hold different classes: only one of them has {lone}")
-    files, labels = listed(trained, classes)
-    more_files, more_labels = listed(held_out, classes)
+        raise UserError(f"recipe.data: {held_out} and {train} hold different classes: only one of them has {lone}")
+    files, labels = list_images(train, classes)
+    more_files, more_labels = list_images(held_out, classes)
     return classes, files + more_files, torch.cat([labels, more_labels]), torch.arange(len(more_files)) + len(files)

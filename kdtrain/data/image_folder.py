@@ -1,4 +1,4 @@
-"""A user's own images: FOLDER/<class>/* or FOLDER/train/<class>/* with FOLDER/test/<class>/* (or val for test)."""
+"""A user's own images: FOLDER/<class>/*, or FOLDER/train/<class>/* and FOLDER/test/<class>/* (or val for test)."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing, remaining, stratified
-from kdtrain.data.batch_transforms import ResizedCropFlip
-from kdtrain.data.image_files import class_folders, file_dataset, listed, listed_parts
+from kdtrain.data.batch_transforms import RandomResizedCropFlip
+from kdtrain.data.image_files import class_folders, file_dataset, list_both_parts, list_images
 from kdtrain.data.views import Views, batched_view, resize_and_crop, ten_crop
 from kdtrain.errors import UserError
 
@@ -15,27 +15,28 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ImageFolder(DataConfig):
-    """One folder per class. Shorter side resized to 8/7 of `resolution`, then cropped to a square."""
+    """One folder per class. The shorter side is resized to 8/7 of `resolution`, then a square is cropped."""
 
     name: Literal["image_folder"]
-    folder: str = Field(description="below the data folder, or absolute")
+    folder: str = Field(description="a path below the data folder, or an absolute path")
     resolution: Annotated[int, Field(ge=8, le=1024)]
     augment: Literal["none", "crop_flip"] = Field(
         "none", description="crop_flip: RandomResizedCrop and horizontal flip; none: the evaluation's view"
     )
     test_time_augmentation: Literal["none", "ten_crop"] = "none"
     val_fraction: Share = 0.2
-    test_fraction: Share | None = Field(None, description="needed where the folder has no test (or val) part")
+    test_fraction: Share | None = Field(None, description="needed if the folder has no test (or val) part")
 
     train_images: ClassVar[int | None] = None
     class_count: ClassVar[int | None] = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a view."""
         return 3, self.resolution, self.resolution
 
     def load(self, root: Path) -> Dataset:
-        """Raises UserError where the folder, its parts or images of a class are missing."""
+        """Return the data set below `root`. Raises UserError if the folder, a part, or a class's images are absent."""
         folder = root / self.folder
         if not folder.is_dir():
             layout = "put images there as <class>/<image>, or as train/<class>/<image> and test/<class>/<image>"
@@ -44,10 +45,10 @@ class ImageFolder(DataConfig):
         if held_out is None:
             assert self.test_fraction is not None
             classes = class_folders(trained)
-            files, labels = listed(trained, classes)
+            files, labels = list_images(trained, classes)
             test = stratified(labels, round(self.test_fraction * len(labels)), self.split_seed, "test split")
         else:
-            classes, files, labels, test = listed_parts(trained, held_out)
+            classes, files, labels, test = list_both_parts(trained, held_out)
         rest = remaining(len(labels), test)
         val_count = round(self.val_fraction * len(rest))
         val = rest[stratified(labels[rest], val_count, self.split_seed, "val split")]
@@ -58,12 +59,12 @@ class ImageFolder(DataConfig):
     def _views(self) -> Views:
         evaluation = train = resize_and_crop(round(self.resolution * 8 / 7), self.resolution)
         if self.augment == "crop_flip":
-            train = batched_view(evaluation.head, ResizedCropFlip(self.resolution))
+            train = batched_view(evaluation.pre_transform, RandomResizedCropFlip(self.resolution))
         tta = ten_crop(self.resolution) if self.test_time_augmentation == "ten_crop" else None
         return Views(train, evaluation, tta)
 
     def _parts(self, folder: Path) -> tuple[Path, Path | None]:
-        """(folder of the classes to train on, folder of the test part or None)."""
+        """Return (the folder of the training classes, the folder of the test part or None)."""
         trained = folder / "train"
         if not trained.is_dir():
             if self.test_fraction is None:

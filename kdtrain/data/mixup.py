@@ -15,13 +15,13 @@ from kdtrain.runtime.rng import generator
 
 
 class Mixup(Config):
-    """Each image l x + (1 - l) x' with a partner x' and a share l.
+    """Replace each image x by l x + (1 - l) x', where x' is its partner and l its share.
 
-    corrected: partner and share belong to (seed, epoch, image), whatever the batch: what a teacher said of a mixed
-    image can be kept and read by a trial of another batch size. The partner is the next image in a permutation of
-    the whole epoch, as the paper's code rolls by one, and l = max(u, 1 - u), u ~ U(0, 1) for each image.
-    published: one l ~ U(0, 1) for a whole batch, and the partner is the batch reversed. So every pair occurs twice,
-    once with l and once with 1 - l, and an odd batch's middle image is mixed with itself.
+    corrected: partner and share are functions of (seed, epoch, image), not of the batch, so trials with different batch
+    sizes share the teacher outputs of mixed images. The partner is the next image in a permutation of the whole epoch
+    (the paper's code rolls a batch by one), and l = max(u, 1 - u), u ~ U(0, 1) for each image.
+    published: one l ~ U(0, 1) for the whole batch, and the partners are the batch reversed. So every pair occurs twice,
+    once with l and once with 1 - l, and the middle image of an odd batch is mixed with itself.
     """
 
     convention: Literal["corrected", "published"] = "corrected"
@@ -29,16 +29,22 @@ class Mixup(Config):
 
 @dataclass(frozen=True)
 class Pairing:
-    """Whom each image of a batch is mixed with, int64 [N], and its own share l, float32 [N]."""
+    """The partners of a batch's images, int64 [N], and the images' shares l, float32 [N]."""
 
     partners: Tensor
     shares: Tensor
 
 
 def pairing(mixup: Mixup, batch: Tensor, total: int, seed: int, epoch: int, step: int) -> Pairing:
-    """For a global batch of image indices [N] out of `total` training images; all ranks get the same numbers.
+    """Return the partners and shares of a batch; they are equal on all ranks.
 
-    corrected: any part of the batch gets its part of the answer. published: `batch` must be the whole one.
+    Args:
+        mixup: The recipe's mixup.
+        batch: Image indices, int64 [N]. The published convention needs the whole global batch.
+        total: Images in the training split.
+        seed: The training's seed.
+        epoch: The epoch, from 0; the corrected convention draws from it.
+        step: The step of the training, from 0; the published convention draws from it.
     """
     if mixup.convention == "published":
         share = torch.rand((), generator=generator(seed, "mixup", step))
@@ -48,22 +54,38 @@ def pairing(mixup: Mixup, batch: Tensor, total: int, seed: int, epoch: int, step
 
 
 def mixed(images: Tensor, partner_images: Tensor, shares: Tensor) -> Tensor:
-    """l x + (1 - l) x' for images and partners [N, C, H, W] and shares [N]."""
+    """Return l x + (1 - l) x'.
+
+    Args:
+        images: x, float [N, C, H, W].
+        partner_images: x', float [N, C, H, W].
+        shares: l, float32 [N].
+    """
     shares_N111 = shares.to(images.device, images.dtype, non_blocking=True)[:, None, None, None]
     return shares_N111 * images + (1 - shares_N111) * partner_images
 
 
 def mixed_target(labels: Tensor, partner_labels: Tensor, shares: Tensor, classes: int) -> Tensor:
-    """Probabilities float32 [N, K]: l on the image's own label, 1 - l on its partner's (1 where they are equal)."""
+    """Return target probabilities: l for the image's label, 1 - l for its partner's, 1 if the labels are equal.
+
+    Args:
+        labels: int64 [N].
+        partner_labels: int64 [N].
+        shares: l, float32 [N].
+        classes: K.
+
+    Returns:
+        float32 [N, K].
+    """
     shares_N1 = shares.to(labels.device, torch.float32)[:, None]
     target_NK = torch.zeros(len(labels), classes, device=labels.device)
     target_NK.scatter_add_(1, labels[:, None], shares_N1)
     return target_NK.scatter_add_(1, partner_labels[:, None], 1 - shares_N1)
 
 
-@lru_cache(maxsize=2)  # every batch of an epoch asks
+@lru_cache(maxsize=2)  # the same for every batch of an epoch
 def _of_an_epoch(total: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """(partners, shares) of all images. The permutation is one cycle: no image is its own partner if total > 1."""
+    """Return (partners, shares) of all images. The permutation is one cycle, so no image is its own partner."""
     order = torch.randperm(total, generator=generator(seed, "mixup partner", epoch))
     partners = torch.empty_like(order)
     partners[order] = order.roll(1)

@@ -1,4 +1,4 @@
-"""MNIST (LeCun et al. 1998) as setup 3 reads it: resized, no normalisation."""
+"""MNIST (LeCun et al. 1998), resized and not normalized; setup 3 uses it."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ UNSIGNED_BYTES = 8
 
 
 class Mnist(DataConfig):
-    """28x28 grey images of ten digits, resized. Validation: 5,000 of the 60,000 train images, stratified."""
+    """28 x 28 grey images of ten digits, resized. Validation: 5,000 of the 60,000 train images, stratified."""
 
     name: Literal["mnist"]
     resolution: Annotated[int, Field(ge=8, le=256)] = 32
@@ -27,10 +27,11 @@ class Mnist(DataConfig):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a view."""
         return 1, self.resolution, self.resolution
 
     def load(self, root: Path) -> Dataset:
-        """Raises UserError where the files are absent, damaged or disagree with each other."""
+        """Return the data set below `root`. Raises UserError if its files are absent, damaged or contradictory."""
         import torch
 
         train_images, train_labels = _part(root, "train")
@@ -55,7 +56,7 @@ def _folder(root: Path) -> Path:
 
 
 def _part(root: Path, part: str) -> tuple[Tensor, Tensor]:
-    """(uint8 [N, 28, 28], int64 [N]) of the training or test part: every image has its label, a digit."""
+    """Return images uint8 [N, 28, 28] and labels int64 [N] of the training or test part."""
     images_file, labels_file = (_folder(root) / f"{part}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
     images, labels = _read(root, images_file, "images", 3), _read(root, labels_file, "labels", 1).long()
     height, width = images.shape[1:]
@@ -65,17 +66,15 @@ def _part(root: Path, part: str) -> tuple[Tensor, Tensor]:
         )
     if len(images) != len(labels):
         raise UserError(f"recipe.data: {labels_file} has {len(labels)} labels, {images_file.name} {len(images)} images")
-    strangers = (labels > 9).nonzero().flatten().tolist()
-    if strangers:
-        label = int(labels[strangers[0]])
-        raise UserError(
-            f"recipe.data: {labels_file}: label {label} of image {strangers[0]} is none of the digits 0 to 9"
-        )
+    bad = (labels > 9).nonzero().flatten().tolist()
+    if bad:
+        label = int(labels[bad[0]])
+        raise UserError(f"recipe.data: {labels_file}: labels must be the digits 0 to 9, got {label} for image {bad[0]}")
     return images, labels
 
 
 def _read(root: Path, file: Path, kind: str, dimensions: int) -> Tensor:
-    """Raises UserError where the file is absent or is not what its header says."""
+    """Read an idx file. Raises UserError if it is absent or damaged."""
     how = HOW.format(root=root)
     if not file.exists():
         raise UserError(missing("mnist", file.parent, how))
@@ -86,8 +85,20 @@ def _read(root: Path, file: Path, kind: str, dimensions: int) -> Tensor:
 
 
 def idx(data: bytes, dimensions: int) -> Tensor:
-    """uint8 of so many dimensions, from LeCun's format: two zeros, a type, a number of sizes, the sizes, the values.
-    (torchvision's reader would cost each process its import, which is seconds.) Raises ValueError for anything else."""
+    """Parse LeCun's idx format: two zeros, a type, the number of sizes, the sizes, the values.
+
+    torchvision has such a reader too, but its import takes each process seconds.
+
+    Args:
+        data: The file's content.
+        dimensions: The expected number of sizes.
+
+    Returns:
+        uint8 of that many dimensions.
+
+    Raises:
+        ValueError: The content is anything else.
+    """
     import torch
 
     expected = bytes((0, 0, UNSIGNED_BYTES, dimensions))

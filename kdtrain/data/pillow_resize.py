@@ -1,7 +1,7 @@
-"""Pillow's bilinear resize, antialiased, of whole batches on any device, bit for bit.
+"""Pillow's antialiased bilinear resize for whole batches on any device, bit for bit.
 
-Pillow weighs with whole numbers, 2^22 to the one, and rounds to bytes after each of its two passes (its Resample.c).
-All sums stay below 2^53, so float64 adds them exactly, in whatever order a device does it.
+Pillow's weights are integers in units of 2^-22, and it rounds to bytes after each of its two passes (Resample.c).
+All sums stay below 2^53, so float64 adds them exactly in any order.
 N images, C channels, H x W pixels.
 """
 
@@ -15,21 +15,29 @@ from torch.nn import functional
 
 ONE = float(1 << 22)
 DYADIC = 64
-"""Weights that are whole multiples of 1 / DYADIC stay exact in narrower numbers too."""
+"""Weights that are multiples of 1 / DYADIC are exact in float32 and in torch's 16-bit weights too."""
 
-AT_ONCE_VALUES = 1 << 25
-"""So many float64 values of a batch are resized at a time: 256 MiB."""
+CHUNK_VALUES = 1 << 25
+"""Float64 values that are resized at a time: 256 MiB."""
 
 
-def resized(pixels_NCHW: Tensor, resolution: int) -> Tensor:
-    """uint8 [N, C, resolution, resolution] of uint8 images of equal size."""
+def resize(pixels_NCHW: Tensor, resolution: int) -> Tensor:
+    """Return images of equal size, resized to squares.
+
+    Args:
+        pixels_NCHW: uint8 [N, C, H, W].
+        resolution: The side of the squares, in pixels.
+
+    Returns:
+        uint8 [N, C, resolution, resolution].
+    """
     height, width = pixels_NCHW.shape[2:]
     if (height, width) == (resolution, resolution):
         return pixels_NCHW
     rows, columns = _weights_of(height, resolution), _weights_of(width, resolution)
     dyadic = all(torch.equal((each * DYADIC).round(), each * DYADIC) for each in (rows, columns))
     columns_later = bool(rows_first(torch.tensor(height), torch.tensor(width), resolution))
-    if dyadic and not columns_later and pixels_NCHW.device.type == "cpu":  # torch's own kernel: weights of 16 bits
+    if dyadic and not columns_later and pixels_NCHW.device.type == "cpu":  # faster: torch's kernel with 16-bit weights
         return functional.interpolate(
             pixels_NCHW, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False
         )
@@ -38,12 +46,22 @@ def resized(pixels_NCHW: Tensor, resolution: int) -> Tensor:
     return _both_passes(pixels_NCHW, rows, columns.T, columns_later)
 
 
-def resized_each(pixels_NCHW: Tensor, heights: Tensor, widths: Tensor, resolution: int) -> Tensor:
-    """uint8 [N, C, resolution, resolution] of uint8 images that fill the upper left heights [N] x widths [N] each."""
+def resize_each(pixels_NCHW: Tensor, heights: Tensor, widths: Tensor, resolution: int) -> Tensor:
+    """Return images of different sizes, resized to squares.
+
+    Args:
+        pixels_NCHW: uint8 [N, C, H, W]; each image fills the upper left part of its box.
+        heights: The heights of the images, int64 [N], on the CPU.
+        widths: The widths of the images, int64 [N], on the CPU.
+        resolution: The side of the squares, in pixels.
+
+    Returns:
+        uint8 [N, C, resolution, resolution].
+    """
     device = pixels_NCHW.device
     count, channels, padded_height, padded_width = pixels_NCHW.shape
     out = torch.empty(count, channels, resolution, resolution, dtype=torch.uint8, device=device)
-    chunk = max(1, AT_ONCE_VALUES // pixels_NCHW[0].numel())
+    chunk = max(1, CHUNK_VALUES // pixels_NCHW[0].numel())
     later = rows_first(heights, widths, resolution)
     for columns_later in (False, True):
         for own in (later == columns_later).nonzero().flatten().split(chunk):
@@ -56,20 +74,29 @@ def resized_each(pixels_NCHW: Tensor, heights: Tensor, widths: Tensor, resolutio
     return out
 
 
-@lru_cache(maxsize=8)  # every batch of a data set asks
+@lru_cache(maxsize=8)  # the same for every batch of a data set
 def _weights_of(size: int, out: int) -> Tensor:
     return weights(torch.tensor([size]), out)[0]
 
 
 def rows_first(heights: Tensor, widths: Tensor, resolution: int) -> Tensor:
-    """bool: whether Pillow makes fewer rows before it makes fewer columns. Before version 13 it never did."""
+    """Return True for the sizes whose rows Pillow resizes before the columns. Versions before 13 never do so.
+
+    Args:
+        heights: int64 of any shape.
+        widths: int64 of the same shape.
+        resolution: The side of the resized squares, in pixels.
+
+    Returns:
+        bool of the same shape.
+    """
     if int(PIL.__version__.split(".")[0]) < 13:
         return torch.zeros_like(heights, dtype=torch.bool)
     return (heights > resolution) & (heights - resolution > 2 * (widths - resolution))
 
 
 def _both_passes(pixels_NCHW: Tensor, rows: Tensor, columns: Tensor, columns_later: bool) -> Tensor:
-    """uint8 rows @ pixels @ columns, rounded to bytes after each product."""
+    """Return rows @ pixels @ columns, rounded to bytes after each product."""
     pixels = pixels_NCHW.to(rows.dtype)
     if columns_later:
         return _to_bytes(_to_bytes(rows @ pixels).to(rows.dtype) @ columns)
@@ -81,12 +108,21 @@ def _weights_on(device: torch.device, sizes: Tensor, out: int, padded: int) -> T
 
 
 def weights(sizes: Tensor, out: int, padded: int | None = None, largest: int | None = None) -> Tensor:
-    """float64 [n, out, padded]: how much each of a row's pixels counts for each of the new ones, for rows of sizes
-    [n] pixels. largest: of the sizes, where they lie on a device that should not be waited for."""
+    """Return the weight of each pixel of a row in each pixel of the resized row.
+
+    Args:
+        sizes: The lengths of n rows, in pixels, int64 [n].
+        out: The length of a resized row, in pixels.
+        padded: The length to which the rows of weights are padded with zeros; None: the largest size.
+        largest: The largest size, if `sizes` is on a device that should not be waited for.
+
+    Returns:
+        float64 [n, out, padded].
+    """
     largest = int(sizes.max()) if largest is None else largest
     padded = largest if padded is None else padded
     scale = sizes.double()[:, None] / out
-    stretch = scale.clamp(min=1.0)  # a pixel's triangle is as wide as the new pixels are
+    stretch = scale.clamp(min=1.0)  # the triangle filter is as wide as a new pixel
     centre = (torch.arange(out, device=sizes.device).double() + 0.5) * scale
     first = (centre - stretch + 0.5).trunc().long().clamp(min=0)
     end = torch.minimum((centre + stretch + 0.5).trunc().long(), sizes[:, None])
@@ -94,7 +130,7 @@ def weights(sizes: Tensor, out: int, padded: int | None = None, largest: int | N
     distance = ((taps.double() - centre[..., None]) + 0.5) * (1 / stretch)[..., None]
     raw = (1 - distance.abs()).clamp(min=0) * (taps < end[..., None])
     total = torch.zeros_like(centre)
-    for each in raw.unbind(-1):  # one after the other, as Pillow does: rounding depends on the order
+    for each in raw.unbind(-1):  # in Pillow's order, on which the rounding depends
         total = total + each
     whole = (raw / total[..., None] * ONE + 0.5).trunc()
     dense = torch.zeros(len(sizes), out, padded + taps.shape[-1], dtype=torch.float64, device=sizes.device)

@@ -1,4 +1,4 @@
-"""Data sets. A new one is a file here, a line in `Data` and a test."""
+"""The shipped data sets. A new one is a module in this package, a name in `AnyData`, and a test."""
 
 import os
 from functools import lru_cache
@@ -11,7 +11,7 @@ from kdtrain.data.base import Dataset
 from kdtrain.data.cifar10 import Cifar10
 from kdtrain.data.cub200 import Cub200
 from kdtrain.data.digits import Digits
-from kdtrain.data.download import fetched
+from kdtrain.data.download import download
 from kdtrain.data.flowers102 import Flowers102
 from kdtrain.data.hymenoptera import Hymenoptera
 from kdtrain.data.image_folder import ImageFolder
@@ -22,14 +22,26 @@ Data = Annotated[AnyData, Field(discriminator="name")]
 
 
 def data_folder(chosen: str | Path | None) -> Path:
-    """Where data sets lie: --data DIR, else KDTRAIN_DATA, else ~/.cache/kdtrain/data. Of a URL the folder that this
-    machine has fetched it into; see fetch.py for what it raises."""
+    """Return the folder that holds the data sets.
+
+    Args:
+        chosen: The value of --data: a folder, a URL, or None for KDTRAIN_DATA, else ~/.cache/kdtrain/data. A URL is
+            downloaded; see `download` for the errors.
+    """
     if "://" in str(chosen):
-        return fetched(str(chosen))
+        return download(str(chosen))
     return Path(chosen or os.environ.get("KDTRAIN_DATA") or "~/.cache/kdtrain/data").expanduser().absolute()
 
 
 @lru_cache(maxsize=2)
 def load(config: AnyData, root: Path) -> Dataset:
-    """The data set of a recipe, read once per process; raises UserError where it is absent."""
+    """Return the data set of a recipe, read once per process.
+
+    Args:
+        config: The recipe's data.
+        root: The folder that holds the data sets.
+
+    Raises:
+        UserError: Files are absent or damaged.
+    """
     return config.load(root)

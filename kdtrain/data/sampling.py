@@ -1,4 +1,4 @@
-"""Which images a batch has."""
+"""The order of a training's images."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,16 @@ from kdtrain.runtime.rng import generator
 
 
 def batches_of(seed: int, batch_size: int, total: int, epoch: int) -> tuple[Tensor, ...]:
-    """The global batches of image indices of one epoch, in order: every image once."""
+    """Return the global batches of one epoch: each image once, in an order that depends on seed and epoch.
+
+    Args:
+        seed: The training's seed.
+        batch_size: Images in a global batch; the last batch may have fewer.
+        total: Images in the training split.
+        epoch: The epoch, from 0.
+
+    Returns:
+        Image indices, int64 [batch_size] for each step.
+    """
     order = torch.randperm(total, generator=generator(seed, "order", epoch))
     return tuple(torch.split(order, batch_size))

@@ -1,53 +1,61 @@
-"""What networks see of an image: torchvision's own transforms on PIL images, made pure functions by seeding.
+"""Views of images: torchvision's transforms on PIL images, seeded so that each view is a pure function.
 
 C channels, H x W pixels, V views of one image for test-time augmentation.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from kdtrain.data.batch_transforms import Batched, ResizedCropFlip
+from kdtrain.data.batch_transforms import BatchTransform, RandomResizedCropFlip
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.cache import Cache
 
 Transform = Callable[[Image.Image], Image.Image]
 
-HELD_BYTES = 1 << 30
-"""Of one split on a device."""
+MAX_BYTES_ON_DEVICE = 1 << 30
+"""The most that one split's images may take on a device."""
 
 
 @dataclass(frozen=True)
 class View:
-    """tail(head(image)). The head is deterministic, so its result can be kept; random draws are the tail's.
+    """A view is `transform(pre_transform(image))`.
 
-    batched: the same tail for whole batches of heads, where there is one.
+    Attributes:
+        pre_transform: The deterministic part. Its results are cached.
+        transform: The rest. All random numbers are drawn here.
+        batch_transform: `transform` for whole batches of pre-transformed images, or None.
     """
 
-    head: Transform
-    tail: Transform
-    batched: Batched | None = None
+    pre_transform: Transform
+    transform: Transform
+    batch_transform: BatchTransform | None = None
 
 
 @dataclass(frozen=True)
 class MultiView:
-    """Several views of one image after the same head."""
+    """Several views of one image: `transform(pre_transform(image))` is a sequence of images."""
 
-    head: Transform
-    tail: Callable[[Image.Image], Sequence[Image.Image]]
+    pre_transform: Transform
+    transform: Callable[[Image.Image], Sequence[Image.Image]]
 
 
 @dataclass(frozen=True)
 class Views:
-    """A data set's views. Where training sees what evaluation sees, `train` is the same object as `evaluation`.
+    """The views of a data set.
 
-    Pixels stay bytes, in [0, 1] once they are floats: every network normalises them itself, so teacher and student
-    share a view.
+    Pixels stay bytes: every network normalizes them itself, so teacher and student share a view.
+
+    Attributes:
+        train: The view for training. It is the same object as `evaluation` if training has no random transform.
+        evaluation: The view for validation and test.
+        tta: The views for test-time augmentation, or None.
     """
 
     train: View
@@ -56,147 +64,160 @@ class Views:
 
 
 class Source(Protocol):
-    """Where the images of a split come from."""
+    """The images of one split before their views."""
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int, head: Transform) -> Image.Image:
-        """head(image `index`), RGB."""
+    def image(self, index: int, pre_transform: Transform) -> Image.Image:
+        """Return pre_transform(image `index`), RGB."""
         ...
 
-    def heads(self, head: Transform) -> Sequence[Tensor] | Tensor | None:
-        """head(image), uint8 [C, H, W], of all images; None where they are not kept in memory, or not all of them."""
+    def all_images(self, pre_transform: Transform) -> Sequence[Tensor] | Tensor | None:
+        """Return all pre-transformed images, uint8 [C, H, W] each, or None if memory does not hold all of them."""
         ...
 
     def share(self, cache: Cache) -> str | None:
-        """See Images.share."""
+        """See `Images.share`."""
+        ...
+
+    def move_to_files(self, folder: Path) -> None:
+        """See `Images.move_to_files`."""
         ...
 
     def check(self) -> None:
-        """UserError with the first image that cannot be read; see Images.check."""
+        """See `Images.check`."""
         ...
 
 
 class ViewedImages:
-    """The Images of a split: a source seen through views."""
-
-    at_once = False
+    """The images of one split, whose views are made from one image after the other."""
 
     def __init__(self, source: Source, views: Views) -> None:
         self.source = source
         self.views = views
-        self._on: dict[torch.device, ViewedImages | HeldImages] = {}
+        self._for_device: dict[torch.device, ViewedImages] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source, "views": self.views, "_for_device": {}}
 
     def __len__(self) -> int:
         return len(self.source)
 
     @property
-    def drawn(self) -> bool:
+    def batched(self) -> bool:
+        """See `Images.batched`."""
+        return False
+
+    @property
+    def random_views(self) -> bool:
+        """See `Images.random_views`."""
         return self.views.train is not self.views.evaluation
 
     @property
-    def described(self) -> str:
+    def transform_repr(self) -> str:
+        """See `Images.transform_repr`."""
         views = (self.views.train, self.views.evaluation)
-        return "; ".join(f"{described(view.head)}, {described(view.tail)}" for view in views)
+        return "; ".join(f"{transform_repr(view.pre_transform)}, {transform_repr(view.transform)}" for view in views)
 
     def train_view(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        """See `Images.train_view`."""
         view = self.views.train
         if view is self.views.evaluation:
             return self.eval_view(indices)
         pixels = []
         with torch.random.fork_rng(devices=[]):
             for i in indices.tolist():
-                # all of torchvision's transforms draw from this generator; a GPU's is nobody's business here
+                # torchvision's transforms draw from this generator only, so a GPU's generators need no seed
                 torch.default_generator.manual_seed(stream(seed, "view", epoch, i))
-                pixels.append(pixels_of(view.tail(self.source.image(i, view.head))))
+                pixels.append(pixels_of(view.transform(self.source.image(i, view.pre_transform))))
         return torch.stack(pixels)
 
     def eval_view(self, indices: Tensor) -> Tensor:
+        """See `Images.eval_view`."""
         view = self.views.evaluation
-        pixels = [pixels_of(view.tail(self.source.image(i, view.head))) for i in indices.tolist()]
+        pixels = [pixels_of(view.transform(self.source.image(i, view.pre_transform))) for i in indices.tolist()]
         return torch.stack(pixels)
 
     def tta_view(self, indices: Tensor) -> Tensor | None:
+        """See `Images.tta_view`."""
         view = self.views.tta
         if view is None:
             return None
-        images = [view.tail(self.source.image(i, view.head)) for i in indices.tolist()]
+        images = [view.transform(self.source.image(i, view.pre_transform)) for i in indices.tolist()]
         return torch.stack([torch.stack([pixels_of(crop) for crop in crops]) for crops in images])
 
-    def on(self, device: torch.device) -> "ViewedImages | HeldImages":
-        """Held there, once for all trainings of this process, where batches are faster and HELD_BYTES suffice."""
-        if device not in self._on:
-            held = HeldImages(self, device)
-            self._on[device] = held if held.at_once else self
-        return self._on[device]
+    def for_device(self, device: torch.device) -> "ViewedImages":
+        """See `Images.for_device`. The images are copied to a device once for all trainings of this process."""
+        if device not in self._for_device:
+            on_device = BatchedImages(self, device)
+            self._for_device[device] = on_device if on_device.batched else self
+        return self._for_device[device]
 
     def share(self, cache: Cache) -> str | None:
+        """See `Images.share`."""
         return self.source.share(cache)
 
+    def move_to_files(self, folder: Path) -> None:
+        """See `Images.move_to_files`."""
+        self.source.move_to_files(folder)
+
     def check(self) -> None:
+        """See `Images.check`."""
         self.source.check()
 
 
-class HeldImages:
-    """Images whose heads lie on a device, where whole batches of views are made, equal to those of `images`."""
+class BatchedImages(ViewedImages):
+    """Images held on a device, where the views of a whole batch are made at once, bit for bit those of `images`.
+
+    Args:
+        images: The images of a split.
+        device: The device that holds their pre-transformed pixels.
+    """
 
     def __init__(self, images: ViewedImages, device: torch.device) -> None:
+        super().__init__(images.source, images.views)
         self.images = images
         self.device = device
-        self._train, self._evaluation = (self._batches(view) for view in (images.views.train, images.views.evaluation))
+        self._train, self._evaluation = (self._load(view) for view in (self.views.train, self.views.evaluation))
 
     @property
-    def at_once(self) -> bool:
+    def batched(self) -> bool:
+        """See `Images.batched`."""
         return self._train is not None
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def drawn(self) -> bool:
-        return self.images.drawn
-
-    @property
-    def described(self) -> str:
-        return self.images.described
-
     def train_view(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        """See `Images.train_view`."""
         assert self._train is not None
-        batched, heads = self._train
-        return batched.batch(heads, indices, seed, epoch).contiguous()  # strides choose a convolution's algorithm
+        batch_transform, images = self._train
+        # contiguous, as those of ViewedImages: the strides decide which algorithm a convolution takes
+        return batch_transform.batch(images, indices, seed, epoch).contiguous()
 
     def eval_view(self, indices: Tensor) -> Tensor:
+        """See `Images.eval_view`."""
         if self._evaluation is None:
-            return self.images.eval_view(indices)
-        batched, heads = self._evaluation
-        return batched.batch(heads, indices, 0, 0).contiguous()
+            return super().eval_view(indices)
+        batch_transform, images = self._evaluation
+        return batch_transform.batch(images, indices, 0, 0).contiguous()
 
-    def tta_view(self, indices: Tensor) -> Tensor | None:
-        return self.images.tta_view(indices)
+    def for_device(self, device: torch.device) -> ViewedImages:
+        """See `Images.for_device`."""
+        return self.images.for_device(device)
 
-    def on(self, device: torch.device) -> "ViewedImages | HeldImages":
-        return self.images.on(device)
-
-    def share(self, cache: Cache) -> str | None:
-        return self.images.share(cache)
-
-    def check(self) -> None:
-        self.images.check()
-
-    def _batches(self, view: View) -> tuple[Batched, Sequence[Tensor] | Tensor] | None:
-        batched = view.batched
-        if batched is None or (self.device.type == "cpu" and not batched.on_cpu):
+    def _load(self, view: View) -> tuple[BatchTransform, Sequence[Tensor] | Tensor] | None:
+        """Return the view's batch transform and its images on the device, or None if it has to be made by image."""
+        batch_transform = view.batch_transform
+        if batch_transform is None or (self.device.type == "cpu" and not batch_transform.fast_on_cpu):
             return None
-        heads = self.images.source.heads(view.head)
-        if heads is None or sum(head.numel() for head in heads) > HELD_BYTES:
+        images = self.source.all_images(view.pre_transform)
+        if images is None or sum(image.numel() for image in images) > MAX_BYTES_ON_DEVICE:
             return None
-        if isinstance(batched, ResizedCropFlip):
-            return batched, [head.to(self.device) for head in heads]
-        return batched, (heads if isinstance(heads, Tensor) else torch.stack(list(heads))).to(self.device)
+        if isinstance(batch_transform, RandomResizedCropFlip):
+            return batch_transform, [image.to(self.device) for image in images]
+        return batch_transform, (images if isinstance(images, Tensor) else torch.stack(list(images))).to(self.device)
 
 
 class ArraySource:
-    """Images whole in memory: uint8 [N, H, W, 3]."""
+    """Images in one array: uint8 [N, H, W, 3]."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels = pixels
@@ -204,49 +225,62 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def image(self, index: int, head: Transform) -> Image.Image:
-        return head(Image.fromarray(self.pixels[index]))
+    def image(self, index: int, pre_transform: Transform) -> Image.Image:
+        """See `Source.image`."""
+        return pre_transform(Image.fromarray(self.pixels[index]))
 
-    def heads(self, head: Transform) -> Tensor | None:
-        return torch.from_numpy(self.pixels).permute(0, 3, 1, 2) if head is unchanged else None
+    def all_images(self, pre_transform: Transform) -> Tensor | None:
+        """See `Source.all_images`."""
+        return torch.from_numpy(self.pixels).permute(0, 3, 1, 2) if pre_transform is unchanged else None
 
     def share(self, cache: Cache) -> str | None:
-        """Nothing to do: the pixels are in memory."""
+        """Do nothing: the pixels are in memory."""
         return None
 
+    def move_to_files(self, folder: Path) -> None:
+        """Do nothing: no shipped data set makes views of an array in loader processes."""
+
     def check(self) -> None:
-        """Nothing to do: the pixels were read when the set was loaded."""
+        """Do nothing: the pixels were read when the data set was loaded."""
 
 
-def described(transform: Transform) -> str:
-    """A transform of torchvision with its parameters; of a function its name: its parameters are the data config's."""
+def transform_repr(transform: Transform) -> str:
+    """Return the repr of a torchvision transform, or the name of a function (the data config has its parameters)."""
     return repr(transform) if isinstance(transform, torch.nn.Module) else getattr(transform, "__qualname__", "view")
 
 
 def pixels_of(image: Image.Image) -> Tensor:
-    """uint8 [C, H, W] of an RGB image."""
+    """Return the pixels of an RGB image, uint8 [C, H, W]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def unchanged(image: Image.Image) -> Image.Image:
-    """The head or tail of a view that needs none."""
+    """Return the image itself: the pre-transform or transform of a view that needs none."""
     return image
 
 
-def batched_view(head: Transform, batched: Batched) -> View:
-    """A view whose tail can be made in batches."""
-    return View(head, batched.tail(), batched)
+def batched_view(pre_transform: Transform, batch_transform: BatchTransform) -> View:
+    """Return a view whose transform can also be made for whole batches."""
+    return View(pre_transform, batch_transform.pil_transform(), batch_transform)
 
 
 def ten_crop(resolution: int) -> MultiView:
-    """Shorter side to int(1.1 * resolution), then the four corners and the centre, each also flipped: V = 10."""
+    """Return torchvision's ten crops (V = 10): four corners and centre, each also flipped.
+
+    The shorter side is resized to int(1.1 * resolution) pixels first.
+    """
     from torchvision.transforms import v2
 
     return MultiView(v2.Resize(int(1.1 * resolution)), v2.TenCrop(resolution))
 
 
 def resize_and_crop(shorter_side: int, resolution: int) -> View:
-    """Shorter side resized (bilinear, antialiased), then the square in the centre."""
+    """Return the view that resizes the shorter side (bilinear, antialiased), then takes the square in the centre.
+
+    Args:
+        shorter_side: The length of the shorter side after the resize, in pixels.
+        resolution: The side of the square, in pixels.
+    """
     from torchvision.transforms import v2
 
     return View(v2.Resize(shorter_side), v2.CenterCrop(resolution))

@@ -140,7 +140,7 @@ def _kept_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[dict
 def _streams(sweep: Sweep, recipe: Recipe) -> int:
     """Seeds whose views differ: the search's, and each confirming one's."""
     drawn = (
-        recipe.data.drawn
+        recipe.data.random_views
         or recipe.mixup is not None
         or any(each.whole_batch for each in recipe.method.teacher_readings)
     )

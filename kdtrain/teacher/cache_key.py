@@ -27,7 +27,7 @@ def train_key(live: LiveTeacher, weights: str, readings: Sequence[TeacherReading
     return {
         **_common(live, weights),
         "split": "train",
-        "view": live.data.train.images.described,
+        "view": live.data.train.images.transform_repr,
         "random views of": [use.seed, epoch] if live.views_change else None,
         "mixup": use.mixup.model_dump() if use.mixup else None,
         "precision": use.precision,
@@ -42,7 +42,7 @@ def val_key(live: LiveTeacher, weights: str) -> Row:
     return {
         **_common(live, weights),
         "split": "val",
-        "view": live.data.val.images.described,
+        "view": live.data.val.images.transform_repr,
         "precision": precision,
     }
 
@@ -54,7 +54,7 @@ def _common(live: LiveTeacher, weights: str) -> Row:
         "weights": weights,
         "network": live.use.network.model_dump(mode="json", include=NETWORK),
         "data": live.data.fingerprint,
-        "files written": live.data.written,
+        "files written": live.data.mtime_digest,
         "data config": live.use.data.model_dump(mode="json"),
         "chunk": CHUNK_IMAGES,
         "unit": UNIT_IMAGES,

@@ -43,7 +43,7 @@ def reason_not_cached(
         return "mixup.convention published mixes by batch"
     size = bytes_per_image(live, readings)
     of_batch = any(each.whole_batch for each in readings)
-    views = use.epochs if use.data.drawn or use.mixup is not None or of_batch else 1
+    views = use.epochs if use.data.random_views or use.mixup is not None or of_batch else 1
     if size > SMALL_BYTES and size * images * views > budget_bytes:
         return (
             f"what {use.method} reads takes {size:,} bytes per image and view, {size * images * views:,} in all: more"

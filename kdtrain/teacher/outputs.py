@@ -140,7 +140,7 @@ class LiveTeacher:
     @property
     def views_change(self) -> bool:
         """Whether an image has other pixels in another epoch or with another seed."""
-        return self.use.mixup is not None or self.data.train.images.drawn
+        return self.use.mixup is not None or self.data.train.images.random_views
 
     def begin(self, epoch: int) -> None:
         """Do nothing."""
@@ -168,12 +168,12 @@ class LiveTeacher:
 
     def val_unit(self, indices: Tensor) -> Tensor:
         """Return logits [N, K] of validation images, computed in float32."""
-        images = self.data.val.images.on(self.device)
+        images = self.data.val.images.for_device(self.device)
         return self.teacher(as_floats(images.eval_view(indices).to(self.device))).logits
 
     def train_unit(self, indices: Tensor, epoch: int) -> Outputs:
         """Return outputs for the views of training images in an epoch, mixed if the recipe mixes image by image."""
-        images, total = self.data.train.images.on(self.device), len(self.data.train)
+        images, total = self.data.train.images.for_device(self.device), len(self.data.train)
 
         def views(wanted: Tensor) -> Tensor:
             return as_floats(images.train_view(wanted, self.use.seed, epoch).to(self.device))

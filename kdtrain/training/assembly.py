@@ -71,7 +71,9 @@ def assemble(
         distiller=distiller,
         wrapped=_in_group(distiller, device, recipe.batch_norm),
         learner=learner,
-        loader=BatchLoader(recipe, data.train, device, loaders),
+        loader=BatchLoader(
+            data.train, device, seed=recipe.seed, batch_size=recipe.batch_size, mixup=recipe.mixup, loaders=loaders
+        ),
         ema=ModelEma(student, recipe.ema) if recipe.ema else None,
         critic=_critic(recipe, context, device, steps_per_epoch),
         teacher_outputs=live,

@@ -30,7 +30,7 @@ def logits_of(network: nn.Module, split: Split, device: torch.device) -> Tensor:
     Returns:
         [N, K], float32, on the CPU of every rank.
     """
-    images = split.images.on(device)
+    images = split.images.for_device(device)
 
     def rows(indices: Tensor) -> Tensor:
         logits: Tensor = network(as_floats(images.eval_view(indices).to(device)))

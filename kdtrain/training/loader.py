@@ -1,74 +1,131 @@
-"""The pixels of a training's batches on its device, made ahead by loader processes where the recipe's user has some.
+"""Batches of training views on the device, made ahead of time by loader processes if there are any.
 
-Views are pure functions of (seed, epoch, image), so nothing here can change what is learned.
+Views are pure functions of (seed, epoch, image), so the number of loader processes cannot change a result.
 """
 
+import logging
+import multiprocessing
+import os
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Images, Split, as_floats
-from kdtrain.data.mixup import pairing
+from kdtrain.data.mixup import Mixup, pairing
 from kdtrain.data.sampling import batches_of
 from kdtrain.errors import UserError
 from kdtrain.runtime import distributed
+from kdtrain.storage.cache import NO_ROOM
 
-AHEAD = 2
-"""Batches that each loader process has made or is making."""
+BATCHES_AHEAD = 2
+"""Batches that each loader process has ready or is making."""
 
 LOST = ("exited unexpectedly", "received 0 items of ancdata")
-"""How a RuntimeError of torch's DataLoader says that a process or its memory is gone."""
+"""Parts of the RuntimeErrors by which DataLoader reports that a process or its shared memory is gone."""
+
+PRELOAD = ["kdtrain.training.loader", "torchvision.transforms.v2"]
+"""The fork server imports these once, so loader processes start in milliseconds and share the libraries' memory."""
+
+Pixels = tuple[Tensor, Tensor | None]
+"""Views uint8 [N, C, H, W] of a batch's images, and of their partners if images are mixed."""
+Plan = tuple[int, list[int], list[int] | None]
+"""(epoch, images, partners) of a batch: the message to a loader process."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """This rank's part of a global batch: image indices int64 [N], and whom they are mixed with where they are.
+class RankBatch:
+    """This rank's part of a global batch.
 
-    count: how many of them count; 0 on a rank that joins a short last batch with weight 0.
+    Attributes:
+        indices: Image indices, int64 [N].
+        count: The images that count: N, or 0 on a rank that joins a short last batch with weight 0.
+        partners: The images that `indices` are mixed with, int64 [N], or None without mixup.
+        shares: The shares of `indices` in the mixed images, float32 [N], or None without mixup.
     """
 
-    mine: Tensor
+    indices: Tensor
     count: int
     partners: Tensor | None = None
     shares: Tensor | None = None
 
 
-def part_of(recipe: Recipe, indices: Tensor, total: int, epoch: int, step: int) -> Part:
-    """This rank's part of a global batch out of `total` training images."""
-    count = len(distributed.share(indices))
+def part_of(indices: Tensor, total: int, *, mixup: Mixup | None, seed: int, epoch: int, step: int) -> RankBatch:
+    """Return this rank's part of a global batch.
 
-    def own(whole: Tensor) -> Tensor:  # a short last batch: this rank joins the reduction with weight 0
-        return distributed.share(whole) if count else whole[:1]
+    Args:
+        indices: The image indices of the global batch, int64.
+        total: Images in the training split.
+        mixup: The recipe's mixup, or None.
+        seed: The training's seed.
+        epoch: The epoch, from 0.
+        step: The step of the training, from 0.
+    """
+    images = len(distributed.share(indices))
 
-    if recipe.mixup is None:
-        return Part(own(indices), count)
-    pairs = pairing(recipe.mixup, indices, total, recipe.seed, epoch, step)
-    return Part(own(indices), count, own(pairs.partners), own(pairs.shares))
+    def own(whole: Tensor) -> Tensor:  # a rank without images still takes part in the gradients' reduction
+        return distributed.share(whole) if images else whole[:1]
+
+    if mixup is None:
+        return RankBatch(own(indices), images)
+    pairs = pairing(mixup, indices, total, seed, epoch, step)
+    return RankBatch(own(indices), images, own(pairs.partners), own(pairs.shares))
 
 
 class BatchLoader:
-    """Gives any part's pixels; those of the steps that follow one another are made ahead."""
+    """The views of this rank's batches. Loader processes, if there are any, make those of the following steps ahead.
 
-    def __init__(self, recipe: Recipe, split: Split, device: torch.device, loaders: int = 0) -> None:
-        """loaders: processes that make views; 0: this process does. Where whole batches come from memory at once, no
-        process is started whatever their number."""
-        self._recipe, self._split, self._device, self._loaders = recipe, split, device, loaders
-        self._ahead: _Ahead | None = None
+    The processes come from a fork server, so a script that trains with loaders needs `if __name__ == "__main__":`.
+
+    Args:
+        split: The training split.
+        device: The training's device.
+        seed: The training's seed.
+        batch_size: Images in a global batch.
+        mixup: The recipe's mixup, or None.
+        loaders: The number of loader processes; 0: this process makes the views. No process is started if the images
+            make whole batches from memory (`Images.batched`).
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        device: torch.device,
+        *,
+        seed: int,
+        batch_size: int,
+        mixup: Mixup | None,
+        loaders: int = 0,
+    ) -> None:
+        self._split, self._device, self._loaders = split, device, loaders
+        self._seed, self._batch_size, self._mixup = seed, batch_size, mixup
+        self._processes: _LoaderProcesses | None = None
         self.seconds = 0.0
-        """Spent on views, or on waiting for them; on a GPU without what still runs there."""
+        """The time spent on making views or waiting for them; work that a GPU has not finished is not in it."""
 
-    def images(self, part: Part, epoch: int, epoch_step: int, step: int) -> tuple[Tensor, Tensor | None]:
-        """The views of a part's images and of their partners, float32 [N, C, H, W] in [0, 1] on the device.
+    def images(self, part: RankBatch, epoch: int, epoch_step: int, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return the views of a batch and of its partners (None without mixup), float32 [N, C, H, W] in [0, 1].
 
-        The part must be this rank's of that step. Raises UserError for a damaged file and for a loader that was killed.
+        Args:
+            part: This rank's part of the step's batch.
+            epoch: The epoch, from 0.
+            epoch_step: The step within the epoch, from 0.
+            step: The step of the training, from 0.
+
+        Raises:
+            UserError: An image is damaged, or a loader process was killed.
         """
         started = time.perf_counter()
         pixels, partners = self._pixels(part, epoch, epoch_step, step)
@@ -77,132 +134,143 @@ class BatchLoader:
         return views
 
     def close(self) -> None:
-        """Ends the loader processes; the next batch would start new ones."""
-        if self._ahead is not None:
-            self._ahead.close()
-        self._ahead = None
+        """End the loader processes. The next batch would start new ones."""
+        if self._processes is not None:
+            self._processes.close()
+        self._processes = None
 
-    def _pixels(self, part: Part, epoch: int, epoch_step: int, step: int) -> "Pixels":
-        images = self._split.images.on(self._device)
-        views = _Views(images, self._recipe.seed)
-        if images.at_once or not self._loaders:
-            return views.of(epoch, part.mine, part.partners)
-        if self._ahead is None or self._ahead.next_step != step:
+    def _pixels(self, part: RankBatch, epoch: int, epoch_step: int, step: int) -> Pixels:
+        images = self._split.images.for_device(self._device)
+        if images.batched or not self._loaders:
+            return _views(images, self._seed, epoch, part.indices, part.partners)
+        if self._processes is None or self._processes.next_step != step:
             self.close()
-            plans = _plans(self._recipe, len(self._split), epoch, epoch_step, step)
-            self._ahead = _Ahead(views, plans, self._loaders, step, pin=self._device.type == "cuda")
-        mine, pixels = self._ahead.next()
-        assert torch.equal(mine, part.mine), "the batch is not the one of this step"
-        return pixels
+            plans = self._plans(epoch, epoch_step, step)
+            pin = self._device.type == "cuda"
+            self._processes = _LoaderProcesses(images, self._seed, plans, self._loaders, step, pin)
+        indices, views, partners = self._processes.next()
+        assert torch.equal(indices, part.indices), "the batch is not the one of this step"
+        return views, partners
+
+    def _plans(self, epoch: int, epoch_step: int, step: int) -> Iterator[Plan]:
+        """Yield this rank's batches from a step on; the next epoch's are made while this one is evaluated."""
+        total = len(self._split)
+        for each in count(epoch):
+            for indices in batches_of(self._seed, self._batch_size, total, each)[epoch_step:]:
+                part = part_of(indices, total, mixup=self._mixup, seed=self._seed, epoch=each, step=step)
+                yield each, part.indices.tolist(), part.partners.tolist() if part.partners is not None else None
+                step += 1
+            epoch_step = 0
 
     def _floats(self, pixels: Tensor) -> Tensor:
         if self._device.type == "cuda" and pixels.device.type == "cpu":
-            pixels = pixels.pin_memory()  # returns what the loaders have pinned already
+            pixels = pixels.pin_memory()  # the same tensor if it is pinned already
         return as_floats(pixels.to(self._device, non_blocking=True))
 
 
-Pixels = tuple[Tensor, Tensor | None]
-Plan = tuple[int, list[int], list[int] | None]
-"""(epoch, own images, partners): what is sent to a loader process."""
+class _LoaderProcesses:
+    """Loader processes that make the batches of `plans` in order, the first one for `next_step`."""
 
-
-def _plans(recipe: Recipe, total: int, epoch: int, epoch_step: int, step: int) -> Iterator[Plan]:
-    """This rank's parts from a step on, over the ends of epochs: the next one's begin while this one is evaluated."""
-    for each in range(epoch, max(recipe.epochs, epoch + 1)):
-        for indices in batches_of(recipe.seed, recipe.batch_size, total, each)[epoch_step:]:
-            part = part_of(recipe, indices, total, each, step)
-            yield each, part.mine.tolist(), part.partners.tolist() if part.partners is not None else None
-            step += 1
-        epoch_step = 0
-
-
-class _Ahead:
-    """Loader processes that make batches in order. They end when this object does."""
-
-    def __init__(self, views: "_Views", plans: Iterator[Plan], loaders: int, step: int, pin: bool) -> None:
-        self.next_step = step
+    def __init__(
+        self, images: Images, seed: int, plans: Iterator[Plan], loaders: int, next_step: int, pin: bool
+    ) -> None:
+        self.next_step = next_step
+        self._folder = TemporaryDirectory(prefix="kdtrain-images-")
+        _move_to_files(images, Path(self._folder.name))
+        # a fork server: a fork of this process would copy locked locks of Ray, torch's threads or CUDA
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
         loader: DataLoader[Any] = DataLoader(
-            views, batch_size=None, sampler=_Sequence(plans), num_workers=loaders, prefetch_factor=AHEAD,
-            pin_memory=pin, generator=torch.Generator(),  # torch's own, else a number is drawn from the caller's
-            multiprocessing_context="fork",  # the decoded images are shared, not copied
+            _PlannedViews(images, seed), batch_size=None, sampler=plans, num_workers=loaders,
+            prefetch_factor=BATCHES_AHEAD, pin_memory=pin, multiprocessing_context=context,
+            worker_init_fn=partial(_end_with_training, self._folder.name),
+            generator=torch.Generator(),  # else DataLoader draws a number from the training's generator
         )  # fmt: skip
-        with _same_child_handler():
+        with _unchanged_child_handler():
             self._iterator: Iterator[Any] | None = iter(loader)
 
     def close(self) -> None:
-        """Ends the processes, though the traceback of an error may still hold this object."""
+        """End the processes, even if the traceback of an error still refers to this object."""
         self._iterator = None
+        self._folder.cleanup()
 
-    def next(self) -> tuple[Tensor, Pixels]:
-        """The images of the next step and their pixels."""
+    def next(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the image indices of the next step, their views, and their partners' views."""
         assert self._iterator is not None
-        broken = None
+        lost = None
+        made: tuple[Tensor, Tensor, Tensor | None] | Exception
         try:
             made = next(self._iterator)
-        except (RuntimeError, OSError, EOFError) as error:  # what a view raises comes as a value, see _Views
+        except (RuntimeError, OSError, EOFError) as error:  # errors of views come as values
             if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in LOST):
                 raise
-            broken = " ".join(str(error).split())[:200] or type(error).__name__
-        if broken is not None:  # outside the handler: the error's traceback would hold the processes
+            lost = " ".join(str(error).split())[:200] or type(error).__name__
+        if lost is not None:  # raised outside the handler, since the error's traceback would hold the processes
             raise UserError(
-                f"loaders: a loader process was killed ({broken}), as happens where memory, shared memory (/dev/shm) "
-                "or open files run out; the same command continues the training, if need be with fewer loaders"
+                f"loaders: a loader process was killed ({lost}), as happens if memory, shared memory (/dev/shm) or "
+                "open files run out; the same command continues the training, if need be with fewer loaders"
             )
-        if isinstance(made, _Failed):
-            raise UserError(*made.problems)
-        if isinstance(made, OSError):
+        if isinstance(made, Exception):
             raise made
         self.next_step += 1
-        indices, pixels, partners = made
-        return indices, (pixels, partners)
+        return made
 
 
-@dataclass(frozen=True)
-class _Failed:
-    """What a loader process could not do: the sentences of its UserError."""
+def _end_with_training(folder: str, loader: int) -> None:
+    """In a loader process: end it and remove the folder if the training's process ends, however that happens.
 
-    problems: Sequence[str]
+    DataLoader's own check looks at the parent process, but that is the fork server, which waits for its children.
+    """
+    training = multiprocessing.parent_process()
+    assert training is not None
+
+    def wait() -> None:
+        training.join()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
-class _Views(Dataset[Any]):
-    """In a loader process: the views of one plan."""
+class _PlannedViews(Dataset[Any]):
+    """In a loader process: the views of a plan, or the error that they raise, so that it arrives as it was raised."""
 
     def __init__(self, images: Images, seed: int) -> None:
-        self.images_of_split = images
-        self.seed = seed
+        self.images, self.seed = images, seed
 
-    def of(self, epoch: int, mine: Tensor, partners: Tensor | None) -> Pixels:
-        views = self.images_of_split.train_view(mine, self.seed, epoch)
-        return views, self.images_of_split.train_view(partners, self.seed, epoch) if partners is not None else None
-
-    def __getitem__(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor | None] | _Failed | OSError:
-        epoch, mine, partners = plan
-        indices = torch.tensor(mine)
+    def __getitem__(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor | None] | Exception:
+        epoch, images, partners = plan
+        indices = torch.tensor(images)
         try:
-            return indices, *self.of(epoch, indices, torch.tensor(partners) if partners is not None else None)
-        except UserError as error:
-            return _Failed(error.problems)
-        except OSError as error:
+            partner_indices = torch.tensor(partners) if partners is not None else None
+            return indices, *_views(self.images, self.seed, epoch, indices, partner_indices)
+        except (UserError, OSError) as error:
             return error
 
 
-class _Sequence:
-    """A sampler of plans."""
-
-    def __init__(self, plans: Iterator[Plan]) -> None:
-        self.plans = plans
-
-    def __iter__(self) -> Iterator[Plan]:
-        return self.plans
+def _views(images: Images, seed: int, epoch: int, indices: Tensor, partners: Tensor | None) -> Pixels:
+    views = images.train_view(indices, seed, epoch)
+    return views, images.train_view(partners, seed, epoch) if partners is not None else None
 
 
-class _same_child_handler:
-    """DataLoader makes every killed loader raise wherever the program happens to be, even in an update of weights;
-    the next batch tells it just as well, so the handler of ended child processes stays what it was."""
+def _move_to_files(images: Images, folder: Path) -> None:
+    try:
+        images.move_to_files(folder)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        logging.getLogger(__name__).warning(
+            "%s: has no room for the decoded images (%s), so loader processes decode them again in every epoch",
+            folder.parent, error.strerror,
+        )  # fmt: skip
 
-    def __enter__(self) -> None:
-        self.before = signal.getsignal(signal.SIGCHLD)
 
-    def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread() and self.before is not None:
-            signal.signal(signal.SIGCHLD, self.before)
+@contextmanager
+def _unchanged_child_handler() -> Iterator[None]:
+    """Keep the handler of SIGCHLD: DataLoader's would raise anywhere in the program if any child process ends."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGCHLD, before)

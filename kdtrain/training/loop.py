@@ -130,16 +130,16 @@ def _critic_step(state: TrainState, images: Tensor, teacher: Outputs, batch: Bat
 def load_batch(state: TrainState, indices: Tensor, epoch_step: int) -> tuple[Tensor, Batch]:
     """Return this rank's views [N, C, H, W] of a global batch, mixed if the recipe says so, and its Batch."""
     recipe, split = state.recipe, state.data.train
-    part = part_of(recipe, indices, len(split), state.epoch, state.step)
+    part = part_of(indices, len(split), mixup=recipe.mixup, seed=recipe.seed, epoch=state.epoch, step=state.step)
     images, partners = state.loader.images(part, state.epoch, epoch_step, state.step)
-    target = split.labels[part.mine]
+    target = split.labels[part.indices]
     if partners is not None:
         assert part.partners is not None
         assert part.shares is not None
         images = mixed(images, partners, part.shares)
         target = mixed_target(target, split.labels[part.partners], part.shares, len(state.data.classes))
     batch = Batch(
-        target.to(state.device, non_blocking=True), part.mine, recipe.seed, state.epoch, state.step, epoch_step,
+        target.to(state.device, non_blocking=True), part.indices, recipe.seed, state.epoch, state.step, epoch_step,
         size=len(indices), count=part.count,
     )  # fmt: skip
     return images, batch

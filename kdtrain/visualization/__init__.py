@@ -1,1 +1,1 @@
-"""What needs a network to be drawn, as arrays."""
+"""The data of pictures that need networks or images, as arrays; analysis draws them."""

@@ -1,4 +1,4 @@
-"""Attention maps: where the feature maps that a method compares have their energy, in each of the networks."""
+"""Attention maps: the energy of the feature maps that a method compares, for each network."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,18 @@ from kdtrain.visualization.networks import Arrays, Networks, class_names, drawab
 
 
 def attention(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, networks: Networks) -> Arrays:
-    """Of a recipe whose method reads maps, under `attention_...`; nothing for any other.
+    """Return the attention maps of the networks, or {} if the recipe's method reads no feature maps.
 
-    images uint8 [N, H, W, 3] of the validation split and the names of their classes [N]; roles, models and freezes of
-    the networks [M]; stages [S]; maps_<stage>_<role> float32 [N, H, W], all of a stage in the same units.
+    Args:
+        recipe: The recipe of the picture.
+        compared: The recipes among which the student alone is found.
+        data: The recipe's data set.
+        networks: The trained networks.
+
+    Returns:
+        Under `attention_...`: `images` uint8 [N, H, W, 3] of the validation split, the names of their `classes` [N];
+        `roles`, `models` and `freezes` of the networks [M]; `stages` [S]; `maps_<stage>_<role>` float32 [N, H, W], with
+        the same units for all networks of a stage.
     """
     if recipe.teacher is None:
         return {}
@@ -44,6 +52,15 @@ def attention(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, network
 
 @torch.inference_mode()
 def attention_maps(network: Classifier, stages: tuple[str, ...], images_NCHW: Tensor) -> dict[str, Tensor]:
-    """q(F) = vec(mean_C F^2) / ||.||_2 at each stage, as `at` compares it, in its place again: float32 [N, H, W]."""
+    """Return q(F) = vec(mean_C F^2) / ||.||_2 at each stage, the map that `at` compares.
+
+    Args:
+        network: The network.
+        stages: The names of the stages.
+        images_NCHW: float32 [N, C, H, W] in [0, 1].
+
+    Returns:
+        float32 [N, h, w] for each stage, with the height and width of its feature map.
+    """
     _, features = network.outputs(images_NCHW, stages)
     return {stage: attention_map(maps).unflatten(1, maps.shape[2:]) for stage, maps in features.items()}

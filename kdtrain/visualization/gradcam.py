@@ -1,4 +1,4 @@
-"""Where each network looks for an image's class: Grad-CAM++ of distilled student, teacher and student alone."""
+"""Grad-CAM++ maps of an image's class in the distilled student, the teacher and the student alone."""
 
 from collections.abc import Sequence
 
@@ -13,24 +13,33 @@ from kdtrain.visualization.networks import Arrays, Networks, class_names, drawab
 
 
 def gradcam(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, networks: Networks) -> Arrays:
-    """Of a distilled student's recipe, under `gradcam_<student.freeze>_...`; the networks are M, the images N.
+    """Return the Grad-CAM++ maps of M networks for N images.
 
-    images uint8 [N, H, W, 3] of the test split and the names of their classes [N]; for each network its role, model,
-    freeze, stage [M], that stage's map (H, W) [M, 2], the class that it names [M, N] and whether that is right [M, N];
-    maps float32 [M, N, H, W] in [0, 1].
+    Args:
+        recipe: The recipe of the distilled student.
+        compared: The recipes among which the student alone is found.
+        data: The recipe's data set.
+        networks: The trained networks.
+
+    Returns:
+        Under `gradcam_<student.freeze>_...`: `images` uint8 [N, H, W, 3] of the test split, the names of their
+        `classes` [N]; of each network `roles`, `models`, `freezes`, `stages` [M], the (H, W) of the stage's map `sizes`
+        [M, 2], the predicted class `named` [M, N] and its correctness `right` bool [M, N]; `maps` float32 [M, N, H, W]
+        in [0, 1]. Or `gradcam_<student.freeze>_reason`.
     """
     name = f"gradcam_{recipe.student.freeze}"
     shown = networks.trio(recipe, compared)
     stages = {role: deepest_stage(network) for role, (_, network) in shown.items()}
-    blind = [network.name for role, (_, network) in shown.items() if stages[role] is None]
-    if blind:
-        return {f"{name}_reason": np.array(f"{blind[0]} has no stage whose map is larger than 1 x 1")}
+    without_map = [network.name for role, (_, network) in shown.items() if stages[role] is None]
+    if without_map:
+        return {f"{name}_reason": np.array(f"{without_map[0]} has no stage whose map is larger than 1 x 1")}
     indices = shown_indices(data.test, recipe.data.split_seed)
     images, labels = as_floats(data.test.images.eval_view(indices)), data.test.labels[indices]
     try:
         maps = [gradcam_maps(network, stages[role] or "", images, labels) for role, (_, network) in shown.items()]
-    except ImportError as error:  # opencv needs libraries that a bare machine may lack
-        return {f"{name}_reason": np.array(f"the library grad-cam cannot be imported ({error})")}
+    except ImportError as error:  # it is not installed, or OpenCV lacks a library of the system
+        reason = f"Grad-CAM needs the extra `pictures`, pip install 'kdtrain[pictures]' ({error})"
+        return {f"{name}_reason": np.array(reason)}
     with torch.inference_mode():
         named = torch.stack([network(images).argmax(1) for _, network in shown.values()])
     arrays = {
@@ -49,13 +58,24 @@ def gradcam(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, networks:
 
 
 def gradcam_maps(network: Classifier, stage: str, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
-    """Grad-CAM++ (Chattopadhyay et al. 2018, arXiv:1710.11063, equations 10 and 19) of the labels' logits at a stage,
-    resized to the images, each map scaled to [0, 1] by itself: float32 [N, H, W]. Raises ImportError.
+    """Return Grad-CAM++ (Chattopadhyay et al. 2018, arXiv:1710.11063, equations 10 and 19) of the labels' logits.
+
+    Args:
+        network: The network.
+        stage: The stage whose feature map is weighted.
+        images_NCHW: float32 [N, C, H, W] in [0, 1].
+        labels_N: int64 [N].
+
+    Returns:
+        float32 [N, H, W], resized to the images; each map is scaled to [0, 1].
+
+    Raises:
+        ImportError: The extra `pictures` is not installed.
     """
     from pytorch_grad_cam import GradCAMPlusPlus
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    # frozen parameters ask for no gradient; it comes to the stage's map all the same if the pixels do
+    # frozen parameters need no gradient; pixels that need one bring it to the stage's map
     pixels = images_NCHW.clone().requires_grad_(True)
     with GradCAMPlusPlus(network, [network.module_at(stage)]) as cam:
         maps = cam(pixels, [ClassifierOutputTarget(label) for label in labels_N.tolist()])
@@ -63,7 +83,7 @@ def gradcam_maps(network: Classifier, stage: str, images_NCHW: Tensor, labels_N:
 
 
 def deepest_stage(network: Classifier) -> str | None:
-    """The last stage whose map is larger than 1 x 1."""
+    """Return the last stage whose map is larger than 1 x 1, or None."""
     maps = [stage for stage in network.stages if stage != "pool" and max(_size(network, stage)) > 1]
     return maps[-1] if maps else None
 

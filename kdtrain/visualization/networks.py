@@ -1,4 +1,4 @@
-"""The trained networks that pictures show, each loaded once, and the images that they show them on."""
+"""The trained networks of the pictures, and the images that the pictures show."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -24,33 +24,33 @@ LARGEST_PX = 224
 
 
 class Networks:
-    """Of recipes that have kept their weights: in evaluation mode on the CPU, no parameter asking for a gradient."""
+    """The networks of recipes with kept weights, each loaded once, in evaluation mode on the CPU, without gradients."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = replace(workspace, device=torch.device("cpu"))
         self._loaded: dict[Hashable, Classifier] = {}
 
     def of(self, recipe: Recipe) -> Classifier:
-        """The recipe's student."""
+        """Return the recipe's student."""
         if recipe not in self._loaded:
             data = self._workspace.dataset(recipe.data)
             network = build(recipe.student, data.image_shape, len(data.classes), 0, pretrained=False)
             load_whole_network(network, self._workspace.trial(recipe).weights, "recipe.student")
-            self._loaded[recipe] = _only_read(network)
+            self._loaded[recipe] = _for_evaluation(network)
         return self._loaded[recipe]
 
     def teacher_of(self, recipe: Recipe) -> Classifier:
-        """The recipe must have a teacher."""
+        """Return the recipe's teacher. The recipe must have one."""
         known = teacher_recipe(recipe) or (recipe.data, recipe.teacher)
         if known not in self._loaded:
             data = self._workspace.dataset(recipe.data)
             teacher = trained_teacher(recipe, data, self._workspace)
             assert teacher is not None
-            self._loaded[known] = _only_read(teacher.network)
+            self._loaded[known] = _for_evaluation(teacher.network)
         return self._loaded[known]
 
     def val_logits_of_teacher(self, recipe: Recipe) -> Tensor:
-        """[N, K]: as it left them when its test split was read, else computed."""
+        """Return the teacher's validation logits [N, K], stored by its final evaluation or else computed."""
         taught_by = teacher_recipe(recipe)
         if taught_by is not None:
             predictions = self._workspace.trial(taught_by).predictions
@@ -60,21 +60,20 @@ class Networks:
         return logits_of(self.teacher_of(recipe), self._workspace.dataset(recipe.data).val, torch.device("cpu"))
 
     def trio(self, recipe: Recipe, compared: Sequence[Recipe]) -> dict[str, tuple[Recipe, Classifier]]:
-        """{role: (its recipe, network)} of what a picture shows side by side; "alone" only where there is one."""
+        """Return {role: (its recipe, network)} of the networks; "alone" is absent if there is no such student."""
         shown = {"distilled": (recipe, self.of(recipe)), "teacher": (recipe, self.teacher_of(recipe))}
         alone = student_alone(recipe, compared)
         return shown if alone is None else shown | {"alone": (alone, self.of(alone))}
 
 
-def _only_read(network: Classifier) -> Classifier:
-    """A few images are not worth compiling for."""
+def _for_evaluation(network: Classifier) -> Classifier:
+    """Return the network without gradients and uncompiled: compiling takes longer than a few images."""
     network.compiled = False
     return network.eval().requires_grad_(False)
 
 
 def student_alone(recipe: Recipe, compared: Sequence[Recipe]) -> Recipe | None:
-    """The first of the recipes without a teacher that has the same student; else the first of the same model, frozen
-    otherwise."""
+    """Return the first recipe without a teacher and with the same student, else with the same model, or None."""
     alone = [other for other in compared if other.teacher is None and other.data == recipe.data]
     same = [other for other in alone if other.student == recipe.student]
     of_model = [other for other in alone if other.student.model == recipe.student.model]
@@ -82,25 +81,25 @@ def student_alone(recipe: Recipe, compared: Sequence[Recipe]) -> Recipe | None:
 
 
 def shown_indices(split: Split, seed: int) -> Tensor:
-    """The images of a split that pictures show: always the same few, drawn by the seed of the splits."""
+    """Return the few images that pictures show of a split; they depend only on the split seed."""
     return torch.randperm(len(split), generator=generator(seed, "pictures"))[:IMAGES_SHOWN]
 
 
 def class_names(data: Dataset, labels: Tensor) -> np.ndarray:
-    """Of labels int64 of any shape."""
+    """Return the class names of labels, int64 of any shape."""
     named: np.ndarray = np.array(data.classes)[labels.numpy()]
     return named
 
 
 def drawable(images_NCHW: Tensor) -> np.ndarray:
-    """uint8 [N, H, W] or [N, H, W, 3], at most 224 pixels high and wide, from values in [0, 1]."""
+    """Return uint8 [N, H, W] or [N, H, W, 3], at most 224 pixels high and wide, of images in [0, 1]."""
     pixels = (limited(images_NCHW) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     grey = pixels.shape[3] == 1
     return np.ascontiguousarray(pixels[..., 0] if grey else pixels)
 
 
 def limited(maps_NCHW: Tensor) -> Tensor:
-    """Maps or images at most 224 pixels high and wide."""
+    """Return maps or images [N, C, H, W], reduced to at most 224 pixels in height and width."""
     scale = LARGEST_PX / max(maps_NCHW.shape[2:])
     if scale >= 1:
         return maps_NCHW

@@ -1,7 +1,7 @@
-"""What needs networks or training images to be drawn, as small arrays that analysis draws.
+"""pictures.npz: small arrays for the pictures that need networks or training images. Analysis draws them.
 
-Which pictures there are is the recipe's to say: each part gives its arrays, none where the recipe has no such picture,
-or `<picture>_reason`, a sentence, where it cannot be made.
+Each picture's function returns its arrays, {} if the recipe has no such picture, or `<picture>_reason`, a sentence, if
+the picture cannot be made.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,15 @@ FILE = "pictures.npz"
 
 
 def draw_arrays(recipe: Recipe, workspace: Workspace, folder: Folder, compared: Sequence[Recipe] = ()) -> None:
-    """Writes pictures.npz for a winning recipe.
+    """Write pictures.npz for a winning recipe.
 
-    compared: distilled students, one for each value of student.freeze, and students alone, the best first; all have
-    kept their weights.
+    Args:
+        recipe: The winner.
+        workspace: The workspace whose store has the weights of all these recipes.
+        folder: The study's folder.
+        compared: Distilled students, one for each value of student.freeze, and students alone, the best first.
     """
-    folder.remove(FILE)  # of an earlier winner, where this one's cannot be made
+    folder.remove(FILE)  # that of an earlier winner must not stay if this one's cannot be made
     networks = Networks(workspace)
     data = workspace.dataset(recipe.data)
     arrays = softened(recipe, data, networks) | attention(recipe, compared, data, networks)

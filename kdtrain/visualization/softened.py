@@ -1,4 +1,4 @@
-"""Softened outputs: one validation image and what both networks make of it at two temperatures."""
+"""Softened outputs: one validation image and the softmax outputs of both networks at two temperatures."""
 
 import numpy as np
 import torch
@@ -11,16 +11,25 @@ from kdtrain.visualization.networks import Arrays, Networks, drawable
 
 
 def softened(recipe: Recipe, data: Dataset, networks: Networks) -> Arrays:
-    """softmax(logits / T) of teacher and student at T = 1 and at the recipe's own T, and the names of the classes [K].
-    Nothing where the recipe has no T."""
+    """Return softmax(logits / T) of teacher and student at T = 1 and at the recipe's T, or {} if it has no T.
+
+    Args:
+        recipe: The recipe of the picture.
+        data: The recipe's data set.
+        networks: The trained networks.
+
+    Returns:
+        `softened_teacher` and `softened_student` float32 [2, K], `softened_temperatures` [2], `softened_image` uint8
+        [H, W, 3], `softened_label`, and the names `softened_classes` [K]; or `softened_reason`.
+    """
     temperature = getattr(recipe.method, "temperature", None)
     if recipe.teacher is None or temperature is None:
         return {}
     teacher, student = networks.teacher_of(recipe), networks.of(recipe)
     logits = networks.val_logits_of_teacher(recipe)
     if not (logits.argmax(1) == data.val.labels).any():
-        return {"softened_reason": np.array("the teacher gets no validation image right")}
-    index = _least_sure(logits, data.val.labels)
+        return {"softened_reason": np.array("the teacher classifies no validation image correctly")}
+    index = _least_confident(logits, data.val.labels)
     image = as_floats(data.val.images.eval_view(index))
     temperatures = (1.0, temperature)
     with torch.inference_mode():
@@ -34,8 +43,8 @@ def softened(recipe: Recipe, data: Dataset, networks: Networks) -> Arrays:
     return shown | {name: value.numpy() for name, value in arrays.items()}
 
 
-def _least_sure(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """The index [1] of the image that the teacher gets right with the least probability: where softening shows most."""
+def _least_confident(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Return the index [1] of the correctly classified image with the least probability: softening shows most there."""
     right = functional.softmax(logits_NK, dim=1).gather(1, labels_N[:, None])[:, 0]
     wrong = logits_NK.argmax(1) != labels_N
     return right.masked_fill(wrong, 2.0).argmin()[None]

@@ -1,4 +1,4 @@
-"""What a training is made of: its learning rate by step, and its first images where they are mixed."""
+"""Pictures of a training: its learning rate by step, and its first mixed images."""
 
 import numpy as np
 import torch
@@ -8,18 +8,26 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.mixup import mixed
 from kdtrain.data.sampling import batches_of
-from kdtrain.training.loader import BatchLoader, Part, part_of
+from kdtrain.training.loader import BatchLoader, RankBatch, part_of
 from kdtrain.training.optimizers import lr_at, warmup_steps
 from kdtrain.visualization.networks import Arrays, drawable
 
 POINTS = 2_000
-"""More than a picture has columns: of longer trainings the learning rate is taken at so many steps."""
+"""The steps of a longer training at which the learning rate is taken: more than a picture has columns."""
 MIXED_SHOWN = 25
 
 
 def lr_schedule(recipe: Recipe, data: Dataset) -> Arrays:
-    """`lr_...`: steps int64 and rates float64 [P], epochs, steps_per_epoch, warmup_steps; nothing where it does not
-    change."""
+    """Return the learning rate of a recipe by step, or {} if it is constant.
+
+    Args:
+        recipe: The recipe of the picture.
+        data: The recipe's data set.
+
+    Returns:
+        `lr_steps` int64 [P], `lr_rates` float64 [P], and the numbers `lr_epochs`, `lr_steps_per_epoch`,
+        `lr_warmup_steps`.
+    """
     steps_per_epoch = -(-len(data.train) // recipe.batch_size)
     total = steps_per_epoch * recipe.epochs
     steps = np.unique(np.linspace(0, total - 1, min(total, POINTS)).round().astype(np.int64))
@@ -37,31 +45,41 @@ def lr_schedule(recipe: Recipe, data: Dataset) -> Arrays:
 
 
 def mixed_images(recipe: Recipe, data: Dataset) -> Arrays:
-    """`mixed_...` of the first 25 images of the first epoch, as the networks get them: images uint8 [N, H, W, 3],
-    shares float32 [N], labels of image and partner int64 [N, 2]; nothing where images are not mixed."""
+    """Return the first 25 mixed images of the first epoch as the networks get them, or {} without mixup.
+
+    Args:
+        recipe: The recipe of the picture.
+        data: The recipe's data set.
+
+    Returns:
+        `mixed_images` uint8 [N, H, W, 3], `mixed_shares` float32 [N], and `mixed_labels` of image and partner, int64
+        [N, 2].
+    """
     if recipe.mixup is None:
         return {}
-    feed, labels_N = BatchLoader(recipe, data.train, torch.device("cpu")), data.train.labels
+    seed, batch_size, mixup, total = recipe.seed, recipe.batch_size, recipe.mixup, len(data.train)
+    loader = BatchLoader(data.train, torch.device("cpu"), seed=seed, batch_size=batch_size, mixup=mixup)
+    labels_N = data.train.labels
     shown: list[tuple[Tensor, Tensor, Tensor]] = []
     missing = MIXED_SHOWN
-    for step, indices in enumerate(batches_of(recipe.seed, recipe.batch_size, len(data.train), epoch=0)):
-        part = _beginning(part_of(recipe, indices, len(data.train), 0, step), missing)
-        images, partners = feed.images(part, 0, step, step)
+    for step, indices in enumerate(batches_of(seed, batch_size, total, epoch=0)):
+        part = _first_images(part_of(indices, total, mixup=mixup, seed=seed, epoch=0, step=step), missing)
+        images, partners = loader.images(part, 0, step, step)
         assert partners is not None
         assert part.partners is not None
         assert part.shares is not None
-        pairs_N2 = torch.stack([labels_N[part.mine], labels_N[part.partners]], dim=1)
+        pairs_N2 = torch.stack([labels_N[part.indices], labels_N[part.partners]], dim=1)
         shown.append((mixed(images, partners, part.shares), part.shares, pairs_N2))
-        missing -= len(part.mine)
+        missing -= len(part.indices)
         if not missing:
             break
     images, shares, labels = (torch.cat(parts) for parts in zip(*shown, strict=True))
     return {"mixed_images": drawable(images), "mixed_shares": shares.numpy(), "mixed_labels": labels.numpy()}
 
 
-def _beginning(part: Part, images: int) -> Part:
-    """The first images of a part: views are pure functions, so they are what the whole part's would be."""
+def _first_images(part: RankBatch, images: int) -> RankBatch:
+    """Return the first images of a batch. Views are pure functions, so they are equal to those of the whole batch."""
     assert part.partners is not None
     assert part.shares is not None
-    mine = part.mine[:images]
-    return Part(mine, len(mine), part.partners[:images], part.shares[:images])
+    indices = part.indices[:images]
+    return RankBatch(indices, len(indices), part.partners[:images], part.shares[:images])

@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from kdtrain.data.base import Dataset, as_floats
-from kdtrain.data.batch_transforms import ResizedCropFlip
+from kdtrain.data.batch_transforms import RandomResizedCropFlip
 from kdtrain.data.cifar10 import Cifar10
 from kdtrain.data.cub200 import Cub200
 from kdtrain.data.flowers102 import Flowers102
 from kdtrain.data.hymenoptera import Hymenoptera
 from kdtrain.data.image_folder import ImageFolder
-from kdtrain.data.pillow_resize import resized, resized_each
-from kdtrain.data.views import ArraySource, HeldImages, ViewedImages
+from kdtrain.data.pillow_resize import resize, resize_each
+from kdtrain.data.views import ArraySource, BatchedImages, ViewedImages
 
 CPU = torch.device("cpu")
 SIDES = [(32, 32), (500, 375), (37, 411), (200, 224), (64, 64), (10, 3), (1, 1), (97, 96)]
@@ -38,19 +38,19 @@ def by_pillow(image: np.ndarray, resolution: int) -> Tensor:
 def test_a_batch_is_resized_as_pillow_resizes(side: tuple[int, int], resolution: int) -> None:
     image = noise(*side)
     batch = torch.from_numpy(image).permute(2, 0, 1)[None].expand(3, -1, -1, -1)
-    assert torch.equal(resized(batch, resolution), by_pillow(image, resolution).expand(3, -1, -1, -1))
+    assert torch.equal(resize(batch, resolution), by_pillow(image, resolution).expand(3, -1, -1, -1))
 
 
 @pytest.mark.parametrize("values_at_once", [1, 1 << 25])
 def test_images_of_different_sizes_are_resized_together_as_each_by_itself(values_at_once: int, monkeypatch) -> None:
-    monkeypatch.setattr("kdtrain.data.pillow_resize.AT_ONCE_VALUES", values_at_once)
+    monkeypatch.setattr("kdtrain.data.pillow_resize.CHUNK_VALUES", values_at_once)
     images = [noise(*side) for side in SIDES]
     heights, widths = torch.tensor(SIDES).unbind(1)
     padded = torch.full((len(SIDES), 3, 500, 411), 255, dtype=torch.uint8)
     for box, image in zip(padded, images, strict=True):
         box[:, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).permute(2, 0, 1)
     expected = torch.stack([by_pillow(image, 50) for image in images])
-    assert torch.equal(resized_each(padded, heights, widths, 50), expected)
+    assert torch.equal(resize_each(padded, heights, widths, 50), expected)
 
 
 def cifar(**changes: Any) -> ViewedImages:
@@ -84,23 +84,23 @@ def made_up(name: str, root: Path) -> Dataset:
             return folder.load(root)
 
 
-def held(images: ViewedImages, monkeypatch: pytest.MonkeyPatch) -> HeldImages:
-    """On the CPU, whether or not that is faster there."""
-    monkeypatch.setattr(ResizedCropFlip, "on_cpu", True)
-    found = images.on(CPU)
-    assert isinstance(found, HeldImages)
-    assert found.at_once
+def batched_on_cpu(images: ViewedImages, monkeypatch: pytest.MonkeyPatch) -> BatchedImages:
+    """Return the images batched on the CPU, even if that is slower there."""
+    monkeypatch.setattr(RandomResizedCropFlip, "fast_on_cpu", True)
+    found = images.for_device(CPU)
+    assert isinstance(found, BatchedImages)
+    assert found.batched
     return found
 
 
-def require_equal(held_images: HeldImages, images: ViewedImages, batch: Tensor) -> None:
+def require_equal(batched: BatchedImages, images: ViewedImages, batch: Tensor) -> None:
     for seed, epoch in ((0, 0), (3, 11)):
-        views = held_images.train_view(batch, seed, epoch)
+        views = batched.train_view(batch, seed, epoch)
         assert views.dtype == torch.uint8
         assert views.stride() == images.train_view(batch, seed, epoch).stride()
         assert torch.equal(views, images.train_view(batch, seed, epoch))
-    assert torch.equal(held_images.eval_view(batch), images.eval_view(batch))
-    assert held_images.eval_view(batch).stride() == images.eval_view(batch).stride()
+    assert torch.equal(batched.eval_view(batch), images.eval_view(batch))
+    assert batched.eval_view(batch).stride() == images.eval_view(batch).stride()
 
 
 @pytest.mark.parametrize("name", ["flowers102", "flowers102 inception", "hymenoptera", "image_folder"])
@@ -108,40 +108,42 @@ def test_batches_are_the_views_of_their_images(name: str, tmp_path: Path, monkey
     images = made_up(name, tmp_path).train.images
     batch = torch.tensor([4, 0, 1, 4, 3])
     state = torch.random.get_rng_state()
-    require_equal(held(images, monkeypatch), images, batch)
+    require_equal(batched_on_cpu(images, monkeypatch), images, batch)
     assert torch.equal(torch.random.get_rng_state(), state)
     every = torch.arange(len(images))
-    assert not torch.equal(images.on(CPU).train_view(every, 0, 0), images.on(CPU).train_view(every, 0, 1))
+    assert not torch.equal(
+        images.for_device(CPU).train_view(every, 0, 0), images.for_device(CPU).train_view(every, 0, 1)
+    )
 
 
 @pytest.mark.parametrize("resolution", [32, 40, 64, 128])
 @pytest.mark.parametrize("augment", ["standard", "none"])
 def test_batches_of_cifar10_are_the_views_of_their_images(resolution: int, augment: str, monkeypatch) -> None:
     images = cifar(resolution=resolution, augment=augment)
-    require_equal(held(images, monkeypatch), images, torch.tensor([7, 2, 2, 11, 0]))
+    require_equal(batched_on_cpu(images, monkeypatch), images, torch.tensor([7, 2, 2, 11, 0]))
 
 
-def test_only_what_trains_on_batches_of_the_heads_that_it_keeps_holds_them(tmp_path: Path) -> None:
+def test_only_what_trains_on_batches_of_the_images_that_it_keeps_is_batched(tmp_path: Path) -> None:
     data = made_up("flowers102", tmp_path)
-    assert data.train.images.on(CPU).at_once
-    assert data.train.images.on(CPU) is data.train.images.on(CPU)
-    assert data.val.images.on(CPU) is data.val.images  # evaluation keeps another head
-    assert not data.val.images.on(CPU).at_once
+    assert data.train.images.for_device(CPU).batched
+    assert data.train.images.for_device(CPU) is data.train.images.for_device(CPU)
+    assert data.val.images.for_device(CPU) is data.val.images  # evaluation keeps the images of another pre-transform
+    assert not data.val.images.for_device(CPU).batched
 
 
-def test_random_resized_crops_are_made_of_one_image_after_the_other_where_there_is_no_gpu(tmp_path: Path) -> None:
+def test_random_resized_crops_are_made_of_one_image_after_the_other_without_a_gpu(tmp_path: Path) -> None:
     images = made_up("hymenoptera", tmp_path).train.images
-    assert images.on(CPU) is images
+    assert images.for_device(CPU) is images
 
 
-def test_what_is_too_large_is_not_held(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("kdtrain.data.views.HELD_BYTES", 12 * 3 * 25 * 25 - 1)
+def test_a_split_that_is_too_large_is_not_batched(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("kdtrain.data.views.MAX_BYTES_ON_DEVICE", 12 * 3 * 25 * 25 - 1)
     images = made_up("flowers102", tmp_path).train.images
-    assert images.on(CPU) is images
-    monkeypatch.setattr("kdtrain.data.image_files.MEMORY_BYTES", 3 * 25 * 25)
+    assert images.for_device(CPU) is images
+    monkeypatch.setattr("kdtrain.data.image_files.MAX_MEMORY_BYTES", 3 * 25 * 25)
     (tmp_path / "again").mkdir()
     unread = made_up("flowers102", tmp_path / "again").train.images
-    assert unread.on(CPU) is unread
+    assert unread.for_device(CPU) is unread
 
 
 # real images
@@ -163,7 +165,7 @@ def test_batches_of_real_images_are_their_views(config: Any, real_data: Path, mo
     data = config.load(real_data)
     images = data.train.images
     batch = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:40]
-    require_equal(held(images, monkeypatch), images, batch)
+    require_equal(batched_on_cpu(images, monkeypatch), images, batch)
 
 
 @pytest.mark.gpu
@@ -176,8 +178,8 @@ def test_bytes_become_the_same_floats_on_a_gpu() -> None:
 @pytest.mark.parametrize("name", ["flowers102", "flowers102 inception", "hymenoptera", "image_folder", "cifar10"])
 def test_views_made_on_a_gpu_are_those_of_the_cpu(name: str, tmp_path: Path) -> None:
     images = cifar() if name == "cifar10" else made_up(name, tmp_path).train.images
-    on_gpu = images.on(torch.device("cuda"))
-    assert isinstance(on_gpu, HeldImages)
+    on_gpu = images.for_device(torch.device("cuda"))
+    assert isinstance(on_gpu, BatchedImages)
     batch = torch.tensor([4, 0, 1, 4, 3])
     views = on_gpu.train_view(batch, 3, 11)
     assert views.is_cuda
@@ -186,4 +188,4 @@ def test_views_made_on_a_gpu_are_those_of_the_cpu(name: str, tmp_path: Path) -> 
 
 
 def test_cub200_is_not_made_in_batches() -> None:
-    assert Cub200(name="cub200")._views().train.batched is None
+    assert Cub200(name="cub200")._views().train.batch_transform is None

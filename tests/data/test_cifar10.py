@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_up_data import refusal
 
 from kdtrain.data.base import Dataset
 from kdtrain.data.cifar10 import Cifar10
@@ -66,9 +67,7 @@ def test_images_keep_their_labels_and_limits_and_seeds_act(corrected: Dataset, r
 
 
 def test_an_absent_cifar10_says_where_it_was_looked_for_and_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        config().load(tmp_path)
-    (problem,) = caught.value.problems
+    problem = refusal(tmp_path, config())
     assert problem.startswith(f"recipe.data: cifar10 is not there (looked for {tmp_path / 'cifar-10-batches-py'})")
     assert f"torchvision.datasets.CIFAR10('{tmp_path}', download=True)" in problem
     assert "--data DIR or KDTRAIN_DATA" in problem

@@ -51,10 +51,10 @@ def test_an_archive_comes_unpacked(kind: str, there: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "kind", "said"),
     [
-        ("../outside.jpg", tarfile.REGTYPE, "would lie outside of the folder"),
-        ("/outside.jpg", tarfile.REGTYPE, "would lie outside of the folder"),
-        ("link.jpg", tarfile.SYMTYPE, "link.jpg of file://.* is a link or a device"),
-        ("link.jpg", tarfile.LNKTYPE, "link.jpg of file://.* is a link or a device"),
+        ("../outside.jpg", tarfile.REGTYPE, "files must be inside the folder"),
+        ("/outside.jpg", tarfile.REGTYPE, "files must be inside the folder"),
+        ("link.jpg", tarfile.SYMTYPE, "link or device link.jpg in file://"),
+        ("link.jpg", tarfile.LNKTYPE, "link or device link.jpg in file://"),
     ],
 )
 def test_an_archive_writes_nothing_but_files_and_those_inside(
@@ -89,7 +89,9 @@ def test_what_is_damaged_there_is_a_sentence_and_leaves_nothing_to_train_on(ther
     sums = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in content(there).items()]
     (there / "SHA256SUMS").write_text("".join(sums))
     (there / "birds/train/a/1.jpg").write_bytes(b"x" * len("birds/train/a/1.jpg"))
-    with pytest.raises(UserError, match=r"--data: birds/train/a/1.jpg of file://.* is not what its SHA256SUMS says"):
+    with pytest.raises(
+        UserError, match=r"--data: birds/train/a/1.jpg of file://.* must match the digest in SHA256SUMS"
+    ):
         data_folder(f"file://{there}")
     (there / "birds/train/a/1.jpg").write_bytes(b"birds/train/a/1.jpg")
     assert content(data_folder(f"file://{there}")) == content(there)

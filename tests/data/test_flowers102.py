@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_up_data import flowers102
+from made_up_data import flowers102, refusal
 from scipy.io import savemat
 
 from kdtrain.data.flowers102 import Flowers102
 from kdtrain.data.registry import load
-from kdtrain.errors import UserError
 
 
 def config(**changes: Any) -> Flowers102:
@@ -41,18 +40,11 @@ def test_a_limit_is_drawn_from_the_split_seed(tmp_path: Path) -> None:
     assert one.fingerprint != other.fingerprint
 
 
-def refusal(root: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        config().load(root)
-    (problem,) = caught.value.problems
-    return problem
-
-
 @pytest.mark.parametrize("name", ["jpg", "imagelabels.mat", "setid.mat"])
 def test_an_absent_part_says_how_to_fetch_it(tmp_path: Path, name: str) -> None:
     folder = flowers102(tmp_path)
     (folder / name).rename(folder / "elsewhere")
-    problem = refusal(tmp_path)
+    problem = refusal(tmp_path, config())
     assert f"looked for {folder / name}" in problem
     assert f"torchvision.datasets.Flowers102('{tmp_path}', download=True)" in problem
 
@@ -62,21 +54,21 @@ def test_damaged_or_disagreeing_files_are_named_with_the_cause(tmp_path: Path) -
     ids, labels = folder / "setid.mat", folder / "imagelabels.mat"
     whole = {file: file.read_bytes() for file in (ids, labels)}
     savemat(ids, {"trnid": [1, 2], "valid": [2, 3], "tstid": [4]})
-    assert refusal(tmp_path) == f"{ids}: an image stands in two splits, or twice in one"
+    assert refusal(tmp_path, config()) == f"{ids}: an image stands in two splits, or twice in one"
     savemat(ids, {"trnid": [1, 2], "valid": [3], "tstid": [43]})
-    assert refusal(tmp_path).startswith(f"{ids}: images must be 1 to 42")
+    assert refusal(tmp_path, config()).startswith(f"{ids}: images must be 1 to 42")
     savemat(ids, {"trnid": [1, 2], "tstid": [43]})
-    assert "KeyError: 'valid'" in refusal(tmp_path)
+    assert "KeyError: 'valid'" in refusal(tmp_path, config())
     for damage in (b"", b"no matrix", whole[ids][: len(whole[ids]) // 2]):
         ids.write_bytes(damage)
-        assert refusal(tmp_path).startswith(f"{ids}: cannot be read as the official file")
+        assert refusal(tmp_path, config()).startswith(f"{ids}: cannot be read as the official file")
     ids.write_bytes(whole[ids])
     savemat(labels, {"labels": np.full(42, 103)})
-    assert refusal(tmp_path) == f"{labels}: labels must be 1 to 102"
+    assert refusal(tmp_path, config()) == f"{labels}: labels must be 1 to 102"
     labels.write_bytes(whole[labels])
     (folder / "jpg" / "image_00007.jpg").unlink()
     absent = folder / "jpg" / "image_00007.jpg"
-    assert refusal(tmp_path) == f"{absent}: is not there, though {labels} has its label"
+    assert refusal(tmp_path, config()) == f"{absent}: is not there, though {labels} has its label"
 
 
 @pytest.mark.data

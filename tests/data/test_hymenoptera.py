@@ -42,7 +42,7 @@ def test_published_trains_on_all_and_chooses_on_what_it_tests(tmp_path: Path) ->
     assert [len(part) for part in (limited.train, limited.val, limited.test)] == [4, 4, 4]
 
 
-def test_knobs_change_the_split_and_the_fingerprint(tmp_path: Path) -> None:
+def test_options_change_the_split_and_the_fingerprint(tmp_path: Path) -> None:
     hymenoptera(tmp_path, train=30)
     variants = ({}, {"split_seed": 1}, {"limit_per_class": 3}, {"convention": "published"})
     loaded = [config(**variant).load(tmp_path) for variant in variants]

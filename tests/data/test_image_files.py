@@ -56,10 +56,10 @@ def test_the_first_damaged_file_in_order_is_named(files: list[Path]) -> None:
 
 
 def test_beyond_the_memory_only_headers_are_read(files: list[Path], monkeypatch) -> None:
-    monkeypatch.setattr("kdtrain.data.image_files.MEMORY_BYTES", 3 * IMAGE_BYTES + 5)
+    monkeypatch.setattr("kdtrain.data.image_files.MAX_MEMORY_BYTES", 3 * IMAGE_BYTES + 5)
     source = FileSource(files, unchanged)
     source.check()
-    assert sorted(source.images) == [0, 1, 2]
+    assert sorted(source.decoded) == [0, 1, 2]
     assert source.bytes == 3 * IMAGE_BYTES
     again = FileSource(files, unchanged)
     again.full = True
@@ -74,18 +74,18 @@ def test_beyond_the_memory_only_headers_are_read(files: list[Path], monkeypatch)
 def test_an_image_that_is_not_kept_is_decoded_to_the_same_pixels(files: list[Path], monkeypatch) -> None:
     kept = FileSource(files, unchanged)
     kept.check()
-    monkeypatch.setattr("kdtrain.data.image_files.MEMORY_BYTES", 0)
+    monkeypatch.setattr("kdtrain.data.image_files.MAX_MEMORY_BYTES", 0)
     never = FileSource(files, unchanged)
     for index in range(len(files)):
         assert kept.image(index, unchanged).tobytes() == never.image(index, unchanged).tobytes()
-    assert (len(kept.images), len(never.images)) == (12, 0)
+    assert (len(kept.decoded), len(never.decoded)) == (12, 0)
 
 
-def test_only_the_kept_head_is_kept(files: list[Path]) -> None:
+def test_only_the_given_pre_transform_is_kept(files: list[Path]) -> None:
     source = FileSource(files, unchanged)
     turned = source.image(0, lambda image: image.rotate(90, expand=True))
     assert turned.size == (30, 24)
-    assert source.images == {}
+    assert source.decoded == {}
     assert source.image(0, unchanged).size == (24, 30)
 
 
@@ -157,7 +157,7 @@ def test_images_of_8_bits_and_less_are_read(mode: str, tmp_path: Path) -> None:
     Image.new(mode, (30, 24), 1).save(tmp_path / "a.png")
     source = FileSource([tmp_path / "a.png"], unchanged)
     source.check()
-    assert source.images[0].mode == "RGB"
+    assert source.decoded[0].shape == (24, 30, 3)
 
 
 def test_decoded_images_are_shared_by_the_node_and_equal_those_of_a_process(tmp_path: Path) -> None:
@@ -179,9 +179,9 @@ def test_decoded_images_are_shared_by_the_node_and_equal_those_of_a_process(tmp_
         expected = np.array(alone.image(number, unchanged))
         for source in (first, second):
             assert np.array_equal(np.array(source.image(number, unchanged)), expected)
-            heads = source.heads(unchanged)
-            assert heads is not None
-            assert np.array_equal(heads[number].permute(1, 2, 0).numpy(), expected)
+            images_in_memory = source.all_images(unchanged)
+            assert images_in_memory is not None
+            assert np.array_equal(images_in_memory[number].permute(1, 2, 0).numpy(), expected)
 
 
 @pytest.mark.data
@@ -196,7 +196,7 @@ def test_views_of_shared_photographs_are_those_of_their_files(config: Any, real_
         assert data.share(Cache(tmp_path / "cache", 1 << 30)) is None
     every = torch.arange(len(plain.train))
     for data in (first, second):
-        assert data.train.images.source.shared is not None
+        assert data.train.images.source.shared
         for epoch in (0, 1):
             views = (each.train.images.train_view(every, 3, epoch) for each in (plain, data))
             assert torch.equal(*views)
@@ -227,5 +227,5 @@ def test_without_room_each_process_keeps_its_own(tmp_path: Path) -> None:
     assert source.share(Cache(tmp_path / "cache", 100)) == reason
     source.check()
     assert source.share(Cache(tmp_path / "cache", 1 << 20)) == reason  # the process has its own by now
-    assert source.shared is None
+    assert not source.shared
     assert source.image(2, unchanged).size == (24, 30)

@@ -9,6 +9,7 @@ import made_up_data
 import numpy as np
 import pytest
 import torch
+from made_up_data import refusal
 from PIL import Image
 
 from kdtrain.data.base import Dataset
@@ -50,9 +51,7 @@ def test_a_limited_mnist_has_so_many_of_each_class(real_data: Path) -> None:
 
 
 def test_an_absent_mnist_says_where_it_was_looked_for_and_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        Mnist(name="mnist").load(tmp_path)
-    (problem,) = caught.value.problems
+    problem = refusal(tmp_path, Mnist(name="mnist"))
     assert problem.startswith(f"recipe.data: mnist is not there (looked for {tmp_path / 'MNIST' / 'raw'})")
     assert f"torchvision.datasets.MNIST('{tmp_path}', download=True)" in problem
     assert "--data DIR or KDTRAIN_DATA" in problem
@@ -80,9 +79,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_file_is_named_with_the_cause_and_what_to_do(name: str, damage: str, tmp_path: Path) -> None:
     file = made_up_data.mnist(tmp_path, train=20, test=10) / name
     file.write_bytes(DAMAGES[damage](file.read_bytes()))
-    with pytest.raises(UserError) as caught:
-        Mnist(name="mnist").load(tmp_path)
-    (problem,) = caught.value.problems
+    problem = refusal(tmp_path, Mnist(name="mnist"))
     assert problem.startswith(f"recipe.data: {file} is no whole idx file of ")
     assert re.search(r" \(\w+.*\); remove it and fetch it with: python", problem)
     assert "\n" not in problem
@@ -105,7 +102,7 @@ def test_a_label_that_is_no_digit_is_refused_with_its_place(part: str, tmp_path:
     values = (np.arange(5100 if part == "train" else 40) % 10).astype(np.uint8)
     values[[17, 20]] = 10
     made_up_data.idx(labels, values)
-    with pytest.raises(UserError, match=f"{labels}: label 10 of image 17 is none of the digits 0 to 9"):
+    with pytest.raises(UserError, match=f"{labels}: labels must be the digits 0 to 9, got 10 for image 17"):
         Mnist(name="mnist").load(tmp_path)
 
 

@@ -113,10 +113,10 @@ def test_a_view_depends_on_nothing_seen_before_and_leaves_the_callers_random_num
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_config_says_beforehand_whether_training_draws_its_views(name: str, tmp_path: Path) -> None:
+def test_a_config_knows_if_training_has_random_views(name: str, tmp_path: Path) -> None:
     made_up, config, _, _ = CASES[name]
     made_up(tmp_path)
-    assert config.drawn == config.load(tmp_path).train.images.drawn == (name != "cub200 plain")
+    assert config.random_views == config.load(tmp_path).train.images.random_views == (name != "cub200 plain")
 
 
 @pytest.mark.parametrize("name", ["cub200", "image_folder"])

@@ -153,7 +153,7 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def on(self, device: torch.device) -> "Pixels":
+    def for_device(self, device: torch.device) -> "Pixels":
         return self
 
     def eval_view(self, indices: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,16 @@
-"""The feed: loader processes change nothing of what is learned, and nothing of them is left behind."""
+"""Loader processes change no bit of a training, and none is left at its end."""
 
+import errno
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from kdtrain.data.registry import load
 from kdtrain.data.sampling import batches_of
 from kdtrain.errors import UserError
 from kdtrain.runtime.process import prepare_process
+from kdtrain.storage.cache import Cache
 from kdtrain.study.capacity import concurrent_trials, per_worker
 from kdtrain.training.assembly import assemble
 from kdtrain.training.loader import BatchLoader, part_of
@@ -33,6 +36,7 @@ from kdtrain.training.trainer import train
 
 BIRDS = {"data": {"name": "cub200", "resolution": 20}, "student": {"model": "lenet5_student"}, "batch_size": 8}
 MIXED = {"mixup": {}}
+Batch = tuple[Tensor, Tensor | None]
 PUBLISHED = {"mixup": {"convention": "published"}}
 
 
@@ -53,57 +57,91 @@ def birds(root: Path, **changes: Any) -> tuple[Recipe, Dataset]:
     return config, config.data.load(root)
 
 
-def fed(
-    config: Recipe, data: Dataset, loaders: int, start: tuple[int, int] = (0, 0), device: torch.device = CPU
-) -> list[tuple[Tensor, Tensor | None]]:
-    """All batches from an epoch's step on, to the training's end."""
-    feed = BatchLoader(config, data.train, device, loaders)
+def loader_of(config: Recipe, data: Dataset, loaders: int, device: torch.device = CPU) -> BatchLoader:
+    return BatchLoader(
+        data.train, device, seed=config.seed, batch_size=config.batch_size, mixup=config.mixup, loaders=loaders
+    )
+
+
+def batch(loader: BatchLoader, config: Recipe, data: Dataset, step: int = 0) -> Batch:
     total = len(data.train)
-    step = 0
-    found = []
-    for epoch in range(config.epochs):
-        for epoch_step, indices in enumerate(batches_of(config.seed, config.batch_size, total, epoch)):
-            if (epoch, epoch_step) >= start:
-                part = part_of(config, indices, total, epoch, step)
-                found.append(feed.images(part, epoch, epoch_step, step))
-            step += 1
-    feed.close()
-    return found
+    epoch, epoch_step = divmod(step, -(-total // config.batch_size))
+    indices = batches_of(config.seed, config.batch_size, total, epoch)[epoch_step]
+    part = part_of(indices, total, mixup=config.mixup, seed=config.seed, epoch=epoch, step=step)
+    return loader.images(part, epoch, epoch_step, step)
 
 
-def require_equal(one: list[tuple[Tensor, Tensor | None]], other: list[tuple[Tensor, Tensor | None]]) -> None:
-    assert len(one) == len(other)
-    for (images, partners), (their_images, their_partners) in zip(one, other, strict=True):
-        assert torch.equal(images, their_images)
-        assert (partners is None) == (their_partners is None)
-        assert partners is None or torch.equal(partners, their_partners)
+def all_batches(
+    config: Recipe, data: Dataset, loaders: int, first_step: int = 0, device: torch.device = CPU
+) -> list[Batch]:
+    steps = config.epochs * -(-len(data.train) // config.batch_size)
+    with closing(loader_of(config, data, loaders, device)) as loader:
+        return [batch(loader, config, data, step) for step in range(first_step, steps)]
+
+
+def require_equal(batches: list[Batch], others: list[Batch]) -> None:
+    for (images, partners), (other_images, other_partners) in zip(batches, others, strict=True):
+        assert torch.equal(images, other_images)
+        assert (partners is None) == (other_partners is None)
+        assert partners is None or torch.equal(partners, other_partners)
 
 
 @pytest.mark.parametrize("mixup", [{}, MIXED, PUBLISHED], ids=["alone", "mixed", "mixed as published"])
-def test_any_number_of_loaders_gives_the_same_batches(mixup: dict[str, Any], tmp_path: Path) -> None:
+def test_any_number_of_loaders_gives_the_same_batches_from_any_step(mixup: dict[str, Any], tmp_path: Path) -> None:
     config, data = birds(tmp_path, epochs=3, **mixup)
-    alone = fed(config, data, 0)
-    for loaders in (1, 2):
-        require_equal(fed(config, data, loaders), alone)
-
-
-def test_a_feed_begins_at_any_step_and_goes_on_over_the_ends_of_epochs(tmp_path: Path) -> None:
-    config, data = birds(tmp_path, epochs=3, **PUBLISHED)
-    steps_per_epoch = len(batches_of(config.seed, config.batch_size, len(data.train), 0))
-    require_equal(fed(config, data, 2, start=(1, 1)), fed(config, data, 0)[steps_per_epoch + 1 :])
+    alone = all_batches(config, data, 0)
+    require_equal(all_batches(config, data, 1), alone)
+    require_equal(all_batches(config, data, 2, first_step=4), alone[4:])  # within the second epoch
 
 
 def test_a_step_out_of_order_gets_its_own_batch(tmp_path: Path) -> None:
     config, data = birds(tmp_path, epochs=2)
-    total = len(data.train)
-    feed = BatchLoader(config, data.train, CPU, 1)
-    steps_per_epoch = len(batches_of(config.seed, config.batch_size, total, 0))
-    for epoch, epoch_step in ((0, 0), (1, 1), (0, 1), (0, 1)):
-        indices = batches_of(config.seed, config.batch_size, total, epoch)[epoch_step]
-        step = epoch * steps_per_epoch + epoch_step
-        images, _ = feed.images(part_of(config, indices, total, epoch, step), epoch, epoch_step, step)
-        assert torch.equal(images, as_floats(data.train.images.train_view(indices, config.seed, epoch)))
-    feed.close()
+    alone = all_batches(config, data, 0)
+    with closing(loader_of(config, data, 1)) as loader:
+        for step in (0, 4, 1, 1):
+            require_equal([batch(loader, config, data, step)], [alone[step]])
+
+
+def test_decoded_images_are_shared_through_files_and_not_copied_to_loaders(tmp_path: Path, monkeypatch) -> None:
+    """The temporary files are removed at the end, though the images can still be read from them."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    config, data = birds(tmp_path)
+    alone = all_batches(config, data, 0)
+    data.train.images.check()
+    with closing(loader_of(config, data, 1)) as loader:
+        require_equal([batch(loader, config, data)], alone[:1])
+        (child,) = multiprocessing.active_children()
+        assert "kdtrain-images-" in Path(f"/proc/{child.pid}/maps").read_text()
+        assert (
+            len(pickle.dumps(data.train.images))
+            < 8_000
+            < sum(p.nbytes for p in data.train.images.source.decoded.values())
+        )
+    assert not list(tmp_path.glob("kdtrain-images-*"))
+    require_equal(all_batches(config, data, 0), alone)
+    require_equal(all_batches(config, data, 1), alone)
+
+
+def test_loaders_read_the_files_of_the_nodes_cache(tmp_path: Path) -> None:
+    config, data = birds(tmp_path)
+    alone = all_batches(config, data, 0)
+    data = config.data.load(tmp_path)
+    assert data.share(Cache(tmp_path / "cache", 1 << 20)) is None
+    with closing(loader_of(config, data, 1)) as loader:
+        require_equal([batch(loader, config, data)], alone[:1])
+        (child,) = multiprocessing.active_children()
+        assert str(tmp_path / "cache") in Path(f"/proc/{child.pid}/maps").read_text()
+
+
+def test_loaders_decode_images_if_the_disk_has_no_room(tmp_path: Path, monkeypatch, caplog) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config, data = birds(tmp_path)
+    data.train.images.check()
+    monkeypatch.setattr(Path, "write_bytes", full)
+    require_equal(all_batches(config, data, 1), all_batches(config, data, 0))
+    assert "No space left on device" in caplog.text
 
 
 def trained(config: Recipe, data: Dataset, loaders: int) -> tuple[list[dict[str, float]], bytes]:
@@ -123,90 +161,56 @@ def test_a_training_is_the_same_with_any_number_of_loaders(tmp_path: Path) -> No
         assert trained(config, data, loaders) == (rows, checkpoint)
 
 
-def test_where_whole_batches_come_from_memory_no_loader_is_started(tmp_path: Path) -> None:
+def test_no_loader_is_started_if_whole_batches_come_from_memory(tmp_path: Path) -> None:
     flowers102(tmp_path)
     digits = recipe()
     flowers = recipe(**BIRDS | {"data": {"name": "flowers102", "resolution": 20}})
     for config, data in ((digits, load(digits.data, NO_DATA)), (flowers, flowers.data.load(tmp_path))):
-        feed = BatchLoader(config, data.train, CPU, 2)
         indices = batches_of(config.seed, config.batch_size, len(data.train), 0)[0]
-        images, _ = feed.images(part_of(config, indices, len(data.train), 0, 0), 0, 0, 0)
+        images, _ = batch(loader_of(config, data, 2), config, data)
         assert multiprocessing.active_children() == []
         assert torch.equal(images, as_floats(data.train.images.train_view(indices, config.seed, 0)))
 
 
-def first_batch(feed: BatchLoader, config: Recipe, data: Dataset) -> Tensor:
-    total = len(data.train)
-    part = part_of(config, batches_of(config.seed, config.batch_size, total, 0)[0], total, 0, 0)
-    return feed.images(part, 0, 0, 0)[0]
-
-
-def test_a_file_damaged_after_the_check_is_named_by_one_sentence_whoever_finds_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "absent"])
+def test_an_unreadable_file_raises_the_same_error_with_and_without_loaders(damage: str, tmp_path: Path) -> None:
     config, data = birds(tmp_path)
     for file in (tmp_path / "CUB_200_2011" / "images").rglob("*.png"):
-        file.write_bytes(file.read_bytes()[:100])
+        if damage == "cut":
+            file.write_bytes(file.read_bytes()[:100])
+        else:
+            file.unlink()
+    raised = []
     for loaders in (0, 2):
-        feed = BatchLoader(config, data.train, CPU, loaders)
-        with pytest.raises(UserError, match="is not a whole image") as caught:
-            first_batch(feed, config, data)
-        assert len(caught.value.problems) == 1
-        assert "Traceback" not in caught.value.problems[0]
-        feed.close()
+        with closing(loader_of(config, data, loaders)) as loader, pytest.raises(UserError) as caught:
+            batch(loader, config, data)
+        raised.append(caught.value.problems)
+    assert raised[0] == raised[1]
+    assert len(raised[0]) == 1
+    assert "is not a whole image" in raised[0][0]
 
 
-def test_a_file_that_is_gone_is_an_error_of_its_own_kind(tmp_path: Path) -> None:
+def test_a_killed_loader_is_an_error_of_the_next_batches(tmp_path: Path) -> None:
     config, data = birds(tmp_path)
-    for file in (tmp_path / "CUB_200_2011" / "images").rglob("*.png"):
-        file.unlink()
-    told = []
-    for loaders in (0, 1):
-        feed = BatchLoader(config, data.train, CPU, loaders)
-        with pytest.raises((UserError, OSError)) as caught:
-            first_batch(feed, config, data)
-        told.append((type(caught.value), str(caught.value)))
-        feed.close()
-    assert told[0] == told[1]
+    with closing(loader_of(config, data, 2)) as loader:
+        batch(loader, config, data)
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match="loaders: a loader process was killed"):
+            [batch(loader, config, data, step) for step in range(1, 200)]
 
 
-def test_a_killed_loader_ends_the_training_with_one_sentence_and_without_waiting_for_ever(tmp_path: Path) -> None:
-    config, data = birds(tmp_path, epochs=200)
-    feed = BatchLoader(config, data.train, CPU, 2)
-    first_batch(feed, config, data)
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, signal.SIGKILL)
-    total = len(data.train)
-    steps_per_epoch = len(batches_of(config.seed, config.batch_size, total, 0))
-
-    def go_on() -> None:
-        for step in range(1, 200):
-            epoch, epoch_step = divmod(step, steps_per_epoch)
-            indices = batches_of(config.seed, config.batch_size, total, epoch)[epoch_step]
-            feed.images(part_of(config, indices, total, epoch, step), epoch, epoch_step, step)
-
-    with pytest.raises(UserError, match="loaders: a loader process was killed"):
-        go_on()
-    feed.close()
-
-
-def test_a_killed_loader_does_not_interrupt_what_is_going_on(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGCHLD)
+def test_a_loader_changes_neither_random_numbers_nor_signal_handlers_and_uses_one_thread(tmp_path: Path) -> None:
     config, data = birds(tmp_path)
-    feed = BatchLoader(config, data.train, CPU, 1)
-    first_batch(feed, config, data)
-    assert signal.getsignal(signal.SIGCHLD) == before
-    feed.close()
-
-
-def test_a_loader_draws_nothing_from_the_training_and_uses_one_thread(tmp_path: Path) -> None:
-    config, data = birds(tmp_path)
-    state = torch.random.get_rng_state()
-    feed = BatchLoader(config, data.train, CPU, 1)
-    first_batch(feed, config, data)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    (child,) = multiprocessing.active_children()
-    threads = len(list(Path(f"/proc/{child.pid}/task").iterdir()))
-    assert threads <= 3  # its own, the queue's and at most one of the system's
-    feed.close()
+    state, handler = torch.random.get_rng_state(), signal.getsignal(signal.SIGCHLD)
+    with closing(loader_of(config, data, 1)) as loader:
+        batch(loader, config, data)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        assert signal.getsignal(signal.SIGCHLD) == handler
+        (child,) = multiprocessing.active_children()
+        assert (
+            len(list(Path(f"/proc/{child.pid}/task").iterdir())) <= 4
+        )  # also the queue's, the watchdog's and one of the system
 
 
 def test_loaders_take_a_cpu_each() -> None:
@@ -223,9 +227,9 @@ def test_batches_on_a_gpu_are_those_of_the_cpu_with_any_number_of_loaders(
     mixup: dict[str, Any], tmp_path: Path
 ) -> None:
     config, data = birds(tmp_path, epochs=2, **mixup)
-    expected = fed(config, data, 0)
+    expected = all_batches(config, data, 0)
     for loaders in (0, 2):
-        on_gpu = fed(config, data, loaders, device=torch.device("cuda"))
+        on_gpu = all_batches(config, data, loaders, device=torch.device("cuda"))
         assert all(images.is_cuda for images, _ in on_gpu)
         require_equal([(each.cpu(), other.cpu() if other is not None else None) for each, other in on_gpu], expected)
 
@@ -248,21 +252,21 @@ def test_a_training_ended_by_an_error_leaves_no_process(tmp_path: Path) -> None:
 
 @contextmanager
 def command(root: Path, epochs: int) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A training with two loaders in a process of its own, after its first epoch; and the processes of its loaders."""
+    """Start the command with two loaders; give its process, after the first epoch, and the loaders' processes."""
     cub200(root)
     file = root / "recipe.yaml"
     file.write_text(json.dumps(recipe(**BIRDS | {"epochs": epochs}).model_dump(mode="json")))
     arguments = [str(file), "--data", str(root), "--results", str(root / "results"), "--loaders", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdtrain", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "kdtrain", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(root)},
+    )  # fmt: skip
     try:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("epoch"):
                 break
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        loaders = [int(child) for child in children if running(int(child))]
+        loaders = [loader for helper in children(process.pid) for loader in children(helper)]
         assert len(loaders) == 2
         yield process, loaders
     finally:
@@ -270,8 +274,14 @@ def command(root: Path, epochs: int) -> Iterator[tuple[subprocess.Popen[str], li
         process.communicate()
 
 
+def children(process: int) -> list[int]:
+    return [
+        int(child) for file in Path(f"/proc/{process}/task").glob("*/children") for child in file.read_text().split()
+    ]
+
+
 def running(process: int) -> bool:
-    """There, and no zombie."""
+    """Return True if the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -279,18 +289,20 @@ def running(process: int) -> bool:
 
 
 def require_gone(processes: list[int]) -> None:
-    deadline = time.monotonic() + 60  # a loader looks every 5 s whether its parent lives
+    deadline = time.monotonic() + 60  # a loader checks every 5 s if its parent has ended
     while any(map(running, processes)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(running, processes))
 
 
 @pytest.mark.slow
-def test_loaders_end_where_their_training_is_killed(tmp_path: Path) -> None:
+def test_loaders_end_if_their_training_is_killed(tmp_path: Path) -> None:
     with command(tmp_path, 100_000) as (process, loaders):
+        assert list(tmp_path.glob("kdtrain-images-*"))
         process.kill()
         process.wait()
         require_gone(loaders)
+    assert not list(tmp_path.glob("kdtrain-images-*"))
 
 
 @pytest.mark.slow

@@ -65,9 +65,9 @@ def batches_of(config) -> list[list[torch.Tensor]]:
     asked: list[torch.Tensor] = []
 
     class Asked:
-        at_once = True
+        batched = True
 
-        def on(self, device: torch.device) -> "Asked":
+        def for_device(self, device: torch.device) -> "Asked":
             return self
 
         def train_view(self, indices: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
@@ -273,7 +273,7 @@ def test_no_training_reads_the_test_split_and_read_test_reads_it_once(tmp_path: 
         def tta_view(self, indices: torch.Tensor) -> None:
             return None
 
-        def on(self, device: torch.device) -> "Watched":
+        def for_device(self, device: torch.device) -> "Watched":
             return self
 
         def eval_view(self, indices: torch.Tensor) -> torch.Tensor:

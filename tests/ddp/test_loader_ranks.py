@@ -1,4 +1,4 @@
-"""Two real processes, each with loader processes of its own: together they see the global batch that one would see."""
+"""Two ranks, each with loader processes of its own, together get the global batch that one process gets."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -28,16 +28,18 @@ def birds(folder: str) -> tuple[Recipe, Dataset]:
 
 def seen(folder: str, loaders: int) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
     config, data = birds(folder)
-    feed = BatchLoader(config, data.train, CPU, loaders)
+    loader = BatchLoader(
+        data.train, CPU, seed=config.seed, batch_size=config.batch_size, mixup=config.mixup, loaders=loaders
+    )
     total, step, found = len(data.train), 0, []
     for epoch in range(config.epochs):
         for epoch_step, indices in enumerate(batches_of(config.seed, config.batch_size, total, epoch)):
-            part = part_of(config, indices, total, epoch, step)
-            images, partners = feed.images(part, epoch, epoch_step, step)
+            part = part_of(indices, total, mixup=config.mixup, seed=config.seed, epoch=epoch, step=step)
+            images, partners = loader.images(part, epoch, epoch_step, step)
             assert partners is not None
             found.append((part.count, images, partners))
             step += 1
-    feed.close()
+    loader.close()
     return found
 
 
@@ -51,7 +53,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_the_ranks_parts_are_the_global_batch_with_and_without_loaders(tmp_path: Path) -> None:
-    cub200(tmp_path, (10, 12, 7))  # 20 images to train on: the last batch has one, so one rank has none of it
+    cub200(tmp_path, (10, 12, 7))  # 20 training images: the last batch has one, so one rank has no image of it
     torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=WORLD)
     alone = seen(str(tmp_path), 0)
     by_rank = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(WORLD)]

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from studies import CPU, TREE, carry_out, decisions, events, open_study, plans, run, sweep_file
+from studies import TREE, carry_out, decisions, events, open_study, plans, sweep_file
+from trainings import CPU
 
 from kdtrain.config.sweep import load_recipe
 from kdtrain.errors import UserError
+from kdtrain.executors.local import run_job
 from kdtrain.study.study import FIRST_CONFIRMING_SEED, Job, Study
 from kdtrain.training.trainer import train
 from kdtrain.trials.identity import trial_id
@@ -27,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def outcomes(study: Study, stage: str) -> list[dict[str, Any]]:
-    found = [study.store.trial(row["trial_id"]).outcome() for row in plans(study, stage)]
+    found = [study.workspace.store.trial(row["trial_id"]).outcome() for row in plans(study, stage)]
     assert all(found)
     return found  # type: ignore[return-value]
 
@@ -41,7 +43,7 @@ def test_stages_follow_one_another(finished: Study) -> None:
 def test_baselines_get_the_budget_of_the_search_without_a_teacher(finished: Study) -> None:
     assert len(plans(finished, "baselines")) == len(plans(finished, "search")) == 6
     for row in plans(finished, "baselines"):
-        recipe = finished.store.trial(row["trial_id"]).recipe()
+        recipe = finished.workspace.store.trial(row["trial_id"]).recipe()
         assert recipe is not None
         assert recipe["teacher"] is None
         assert set(row["values"]) == {"optimizer.lr"}
@@ -68,7 +70,7 @@ def test_confirming_seeds_are_disjoint_from_the_search_and_alike_for_every_candi
     assert set(seeds) == {"best 1", "best 2", "published 1", "baseline 1"}
     assert all(own == [FIRST_CONFIRMING_SEED, FIRST_CONFIRMING_SEED + 1] for own in seeds.values())
     for row in plans(finished, "search"):
-        recipe = finished.store.trial(row["trial_id"]).recipe()
+        recipe = finished.workspace.store.trial(row["trial_id"]).recipe()
         assert recipe is not None
         assert recipe["recipe"]["seed"] == 0
 
@@ -77,7 +79,7 @@ def test_test_split_is_read_by_confirming_runs_and_teachers_only(finished: Study
     for stage, reads in [("teacher", True), ("baselines", False), ("search", False), ("confirm", True)]:
         assert all((row["test"] is not None) == reads for row in outcomes(finished, stage)), stage
         for row in plans(finished, stage):
-            folder = finished.store.trial(row["trial_id"])
+            folder = finished.workspace.store.trial(row["trial_id"])
             assert folder.weights.exists() == folder.predictions.exists() == reads
 
 
@@ -102,7 +104,7 @@ def test_winner_has_the_highest_mean_validation_metric_whatever_test_says(finish
 def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
     recipe = load_recipe(finished.journal.folder / "best.yaml")
     winner = next(row for row in events(finished) if row["event"] == "winner")
-    stored = finished.store.trial(winner["trial_id"]).recipe()
+    stored = finished.workspace.store.trial(winner["trial_id"]).recipe()
     assert stored is not None
     assert stored["recipe"] == recipe.model_dump(mode="json")
     assert recipe.seed == FIRST_CONFIRMING_SEED
@@ -110,7 +112,7 @@ def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
 
 def test_opening_a_finished_study_runs_nothing_and_records_nothing_new(finished: Study, tmp_path: Path) -> None:
     before = finished.journal.path.read_bytes()
-    again = open_study(sweep_file(tmp_path), finished.store.results)
+    again = open_study(sweep_file(tmp_path), finished.workspace.store.results)
     assert [job.kind for job in carry_out(again)] == ["pictures"]
     assert [row["event"] for row in events(again)][-1] == "finished"
     assert again.journal.path.read_bytes() == before
@@ -123,9 +125,9 @@ def test_pictures_compare_the_best_distilled_recipe_of_each_freeze_with_the_stud
         means.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
     best = max(("best 1", "best 2", "published 1"), key=lambda name: math.fsum(means[name]))
     first = {row["candidate"]: row["trial_id"] for row in reversed(plans(finished, "confirm"))}
-    compared = [trial_id(recipe, finished.data_root) for recipe in job.also]
+    compared = [trial_id(recipe, finished.workspace.data_root) for recipe in job.trained]
     assert compared == [first[best], first["baseline 1"]]
-    assert {recipe.seed for recipe in job.also} == {FIRST_CONFIRMING_SEED}
+    assert {recipe.seed for recipe in job.trained} == {FIRST_CONFIRMING_SEED}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_a_study_cut_off_anywhere_ends_as_the_undisturbed_one(finished: Study, t
 
 def test_checkpoints_of_a_training_that_was_killed_at_its_very_end_are_removed(finished: Study, tmp_path: Path) -> None:
     """Between its outcome and their removal: nobody goes back to them."""
-    results = shutil.copytree(finished.store.results, tmp_path / "results")
+    results = shutil.copytree(finished.workspace.store.results, tmp_path / "results")
     folder = results / "trials" / plans(finished, "search")[0]["trial_id"]
     (folder / "checkpoint-000000001-0.safetensors").write_bytes(b"left")
     carry_out(open_study(sweep_file(tmp_path), results))
@@ -158,7 +160,7 @@ def test_pruning_looks_at_earlier_batches_only(tmp_path: Path) -> None:
 
 
 def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) -> None:
-    shutil.copytree(finished.store.results, tmp_path / "results")
+    shutil.copytree(finished.workspace.store.results, tmp_path / "results")
     study = open_study(sweep_file(tmp_path), tmp_path / "results", trials=8)
     ran = carry_out(study)
     assert [job.key for job in ran if job.stage in ("baselines", "search")] == [
@@ -170,20 +172,20 @@ def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) 
 def test_a_folder_belongs_to_one_recipe_and_study(finished: Study, tmp_path: Path) -> None:
     other = sweep_file(tmp_path, recipe={"batch_size": 8})
     with pytest.raises(UserError, match=r"recipe.batch_size was 16, is 8; name another folder with --results"):
-        open_study(other, finished.store.results)
+        open_study(other, finished.workspace.store.results)
     with pytest.raises(UserError, match=r"study.trials was 6 and can only grow, got 5"):
-        open_study(sweep_file(tmp_path), finished.store.results, trials=5)
+        open_study(sweep_file(tmp_path), finished.workspace.store.results, trials=5)
     with pytest.raises(UserError, match=r"study.seed was 0, is 3"):
-        open_study(sweep_file(tmp_path), finished.store.results, seed=3)
+        open_study(sweep_file(tmp_path), finished.workspace.store.results, seed=3)
 
 
 def test_resources_do_not_belong_to_a_folder(finished: Study, tmp_path: Path) -> None:
-    study = open_study(sweep_file(tmp_path, resources={"cpus_per_worker": 2}), finished.store.results)
+    study = open_study(sweep_file(tmp_path, resources={"cpus_per_worker": 2}), finished.workspace.store.results)
     assert study.sweep.resources.cpus_per_worker == 2
 
 
 def test_another_sweep_takes_the_same_teacher_from_the_store(finished: Study, tmp_path: Path) -> None:
-    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
+    shutil.copytree(finished.workspace.store.results / "trials", tmp_path / "results" / "trials")
     study = open_study(sweep_file(tmp_path, name="other", recipe={"epochs": 3}), tmp_path / "results")
     assert "teacher" not in {job.stage for job in carry_out(study)}
 
@@ -199,7 +201,7 @@ def test_what_one_worker_trained_with_its_own_statistics_is_no_trial_of_a_study_
 
 
 def test_a_trial_that_another_study_pruned_is_trained_to_its_end(finished: Study, tmp_path: Path) -> None:
-    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
+    shutil.copytree(finished.workspace.store.results / "trials", tmp_path / "results" / "trials")
     study = open_study(sweep_file(tmp_path, name="unpruned", study={"pruner": None}), tmp_path / "results")
     carry_out(study)
     assert {row["state"] for row in outcomes(study, "search")} == {"complete"}
@@ -242,7 +244,7 @@ TEACHER = {"teacher": {"model": "lenet5_teacher", "optimizer": {"name": "adam", 
 
 
 def test_samplers_suggest_differently(tmp_path: Path, finished: Study) -> None:
-    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
+    shutil.copytree(finished.workspace.store.results / "trials", tmp_path / "results" / "trials")
     study = open_study(sweep_file(tmp_path, name="random", study={"sampler": {"name": "random"}}), tmp_path / "results")
     carry_out(study)
     assert plans(study, "search")[5]["values"] != plans(finished, "search")[5]["values"]
@@ -319,14 +321,14 @@ def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tm
     from kdtrain.training.preflight import smoke
 
     with pytest.raises(UserError) as broken:
-        smoke(job.recipe, study.data_root, torch.device("cpu"))
+        smoke(job.recipe, study.workspace.data_root, torch.device("cpu"))
     study.ended(job, str(broken.value))
     with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.method: kd with student lenet5_student and teacher"):
         next(jobs)
 
 
 def test_a_store_of_a_newer_schema_is_refused(finished: Study, tmp_path: Path) -> None:
-    shutil.copytree(finished.store.results, tmp_path / "results")
+    shutil.copytree(finished.workspace.store.results, tmp_path / "results")
     path = tmp_path / "results" / "small" / "study.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
     with pytest.raises(UserError, match="written by a newer kdtrain"):
@@ -353,35 +355,35 @@ def test_workers_that_run_ahead_do_not_change_where_a_trial_is_pruned(finished: 
     for job in study.jobs():
         assert job is not None
         if job.kind == "train":
-            train(job.recipe, study.store, study.data_root, CPU, final=job.final)
+            train(job.recipe, study.workspace.store, study.workspace.data_root, CPU, final=job.final)
             for epoch in range(1, job.recipe.epochs + 1):
                 if study.should_prune(job, epoch):
                     break
         else:
-            run(study, job)
+            run_job(study, job)
         study.ended(job)
     assert decisions(study) == decisions(finished)
-    assert all(len(study.store.trial(p["trial_id"]).epochs()) == o["epochs"] for p, o in pruned(study))
+    assert all(len(study.workspace.store.trial(p["trial_id"]).epochs()) == o["epochs"] for p, o in pruned(study))
     assert [job.kind for job in carry_out(open_study(sweep_file(tmp_path), tmp_path / "results"))] == ["pictures"]
 
 
 def test_epochs_that_are_done_again_are_judged_again(finished: Study) -> None:
     """From an earlier checkpoint, and on another kind of processor with other bits."""
     plan, outcome = pruned(finished)[0]
-    rows = finished.store.trial(plan["trial_id"]).epochs()
+    rows = finished.workspace.store.trial(plan["trial_id"]).epochs()
     search, number = finished.search, plan["number"]
     perfect = [row | {"val/accuracy": 1.0, "val/nll": 0.0} for row in rows]
-    assert search.pruned_after(number, perfect) is None
-    assert search.pruned_after(number, rows[:-1]) is None
-    assert search.pruned_after(number, rows) == outcome["epochs"]
+    assert search.pruned_at(number, perfect) is None
+    assert search.pruned_at(number, rows[:-1]) is None
+    assert search.pruned_at(number, rows) == outcome["epochs"]
 
 
 def test_what_was_pruned_and_is_begun_again_is_pruned_where_it_was(finished: Study, tmp_path: Path) -> None:
     """Another sweep began it again and was killed: its outcome is gone, and rows are missing."""
-    shutil.copytree(finished.store.results, tmp_path / "results")
+    shutil.copytree(finished.workspace.store.results, tmp_path / "results")
     plan, outcome = pruned(finished)[0]
     study = open_study(sweep_file(tmp_path), tmp_path / "results")
-    folder = study.store.trial(plan["trial_id"])
+    folder = study.workspace.store.trial(plan["trial_id"])
     folder.remove_outcome()
     folder.keep_epochs(0)
     carry_out(study)
@@ -404,7 +406,7 @@ def test_a_free_order_opened_again_trains_nothing(tmp_path: Path) -> None:
             held.append(job)
         if job is None or len(held) == 2:
             latest = held.pop()
-            run(study, latest)
+            run_job(study, latest)
             study.ended(latest)
     again = open_study(file, tmp_path / "results")
     assert [job.kind for job in carry_out(again)] == ["pictures"]
@@ -419,7 +421,7 @@ def test_what_breaks_outside_a_training_is_tried_again(finished: Study, tmp_path
         if job.key == "search-1":
             study.ended(job, "[Errno 28] No space left on device")
             break
-        run(study, job)
+        run_job(study, job)
         study.ended(job)
     broken = [row for row in events(study) if row["event"] == "ended"][-1]
     assert (broken["state"], broken["reason"]) == ("failed", "[Errno 28] No space left on device")
@@ -435,7 +437,7 @@ def test_a_candidate_with_a_failed_seed_cannot_win(tmp_path: Path) -> None:
         if job.stage == "confirm" and job.details["candidate"] == "best 1" and job.details["seed"] % 2:
             study.ended(job, "its process died")
             continue
-        run(study, job)
+        run_job(study, job)
         study.ended(job)
     assert next(row for row in events(study) if row["event"] == "winner")["candidate"] == "best 2"
 
@@ -465,11 +467,11 @@ def test_the_winner_is_fixed_before_the_test_split_is_read(tmp_path: Path) -> No
         assert job is not None
         if job.kind == "test":
             assert [row["event"] for row in events(study)][-1] == "winner"
-            assert all(folder.outcome()["test"] is None for folder in study.store.trials())  # type: ignore[index]
-        run(study, job)
+            assert all(folder.outcome()["test"] is None for folder in study.workspace.store.trials())  # type: ignore[index]
+        run_job(study, job)
         study.ended(job)
     kept = {row["trial_id"] for stage in ("teacher", "confirm") for row in plans(study, stage)}
-    tested = {folder.trial_id for folder in study.store.trials() if folder.outcome()["test"]}  # type: ignore[index]
+    tested = {folder.trial_id for folder in study.workspace.store.trials() if folder.outcome()["test"]}  # type: ignore[index]
     assert tested == kept
 
 
@@ -492,6 +494,6 @@ def test_a_student_that_no_baseline_has_tried_is_trained_alone_at_its_own_values
     alone = confirmed[drawn["baseline"]]
     assert alone["source"] == {"stage": "search", "number": 1}
     assert alone["values"] == {name: drawn["values"][name] for name in ("student.model", "optimizer.lr")}
-    stored = study.store.trial(alone["trial_id"]).recipe()
+    stored = study.workspace.store.trial(alone["trial_id"]).recipe()
     assert stored is not None
     assert (stored["recipe"]["method"]["name"], stored["recipe"]["student"]["model"]) == ("none", "lenet5_teacher")

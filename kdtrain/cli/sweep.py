@@ -68,6 +68,7 @@ def _dispatch(chosen: argparse.Namespace) -> int:
         print(f"{chosen.file}: valid; {len(sweep.parameters)} searched parameters, {sweep.study.trials} trials")
         return 0
     if chosen.plan:
+        from kdtrain.runtime.process import prepare_process
         from kdtrain.study.plan import plan
 
         cluster = None
@@ -78,6 +79,7 @@ def _dispatch(chosen: argparse.Namespace) -> int:
                 from kdtrain.executors.ray_tune import cluster_nodes
 
                 cluster = cluster_nodes(chosen.address)
+        prepare_process(sweep.resources.cpus_per_worker)  # the plan times training steps
         print(plan(sweep, chosen.data, cluster))
         return 0
     return _run(chosen, sweep)

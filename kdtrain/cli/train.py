@@ -91,8 +91,9 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     from kdtrain.training.preflight import check_before_teacher
     from kdtrain.training.trainer import train
     from kdtrain.trials.store import Store
+    from kdtrain.trials.workspace import Workspace
 
-    store, data_root = Store(results_folder(chosen.results)), data_folder(chosen.data)
+    workspace = Workspace(Store(results_folder(chosen.results)), data_folder(chosen.data), device)
 
     def show(metrics: "Metrics") -> None:
         shown = ("train/loss", "val/accuracy", "val/nll")  # an epoch of the critic's turns alone has no loss
@@ -100,7 +101,7 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
         skipped = f"  {metrics['skipped_steps']:.0f} steps overflowed" if metrics.get("skipped_steps") else ""
         group.tell(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
 
-    check_before_teacher(recipe, store, data_root, device)
+    check_before_teacher(recipe, workspace)
     stages = [("teacher", teacher_recipe(recipe)), (recipe.method.name, recipe)]
     for title, part in stages:
         if part is None:
@@ -108,12 +109,12 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
         group.tell(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}")
         try:
             outcome = train(
-                part, store, data_root, device,
+                part, workspace,
                 final=True, on_epoch=show,
                 checkpoint_every_steps=chosen.checkpoint_every_steps, loaders=chosen.loaders,
             )  # fmt: skip
             if outcome["state"] == "complete":
-                outcome = read_test(part, store, data_root, device)
+                outcome = read_test(part, workspace)
         except OSError as error:
             if error.filename is None:
                 raise

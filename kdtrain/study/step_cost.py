@@ -12,9 +12,9 @@ from kdtrain.data.base import Dataset, Split, TensorImages
 from kdtrain.methods.base import Batch, Outputs
 from kdtrain.models.build import build, forward_flops
 from kdtrain.models.flops import Flops
-from kdtrain.models.folding import fold
 from kdtrain.models.source import ImageShape
-from kdtrain.teacher.network import Teacher, folds
+from kdtrain.teacher.network import Teacher
+from kdtrain.training.assembly import assemble
 from kdtrain.training.loop import load_batch, train_step
 from kdtrain.training.state import TrainState
 
@@ -51,13 +51,13 @@ def image_flops(recipe: Recipe, classes: int) -> ImageCost:
 
 @lru_cache(maxsize=256)
 def _counted(recipe: Recipe, classes: int) -> ImageCost:
-    run = made_up_state(recipe, COUNTED_IMAGES, classes)
-    run.teacher_outputs = _KnownOutputs(run)
-    images, batch = load_batch(run, torch.arange(COUNTED_IMAGES), 0)
-    critic = run.critic.loss.critic if run.critic else None
+    state = made_up_state(recipe, COUNTED_IMAGES, classes)
+    state.teacher_outputs = _KnownOutputs(state)
+    images, batch = load_batch(state, torch.arange(COUNTED_IMAGES), 0)
+    critic = state.critic.loss.critic if state.critic else None
     with torch.no_grad(), Flops() as counted:
-        run.distiller(images, run.teacher_outputs.of(images, batch) if run.teacher else None, batch, critic)
-    teacher = forward_flops(run.teacher.network, recipe.data.image_shape) if run.teacher else 0
+        state.distiller(images, state.teacher_outputs.of(images, batch) if state.teacher else None, batch, critic)
+    teacher = forward_flops(state.teacher.network, recipe.data.image_shape) if state.teacher else 0
     return ImageCost((1 + BACKWARD_OVER_FORWARD) * counted.total / COUNTED_IMAGES, float(teacher))
 
 
@@ -70,17 +70,17 @@ def image_seconds(recipe: Recipe, classes: int) -> ImageCost:
         classes: The number of classes.
     """
     images = max(2, min(recipe.batch_size, int(TIMED_FLOPS / sum(image_flops(recipe, classes)))))
-    run = made_up_state(recipe, images, classes)
-    known = _KnownOutputs(run)
-    if run.teacher:
-        run.teacher_outputs = known
-    run.distiller.train()
-    run.step = run.critic.turns.critic_steps if run.critic else 0  # the student's turn, as in `image_flops`
+    state = made_up_state(recipe, images, classes)
+    known = _KnownOutputs(state)
+    if state.teacher:
+        state.teacher_outputs = known
+    state.distiller.train()
+    state.step = state.critic.turns.critic_steps if state.critic else 0  # the student's turn, as in `image_flops`
     started = 0.0
     for step in range(TIMED_STEPS + 1):
         if step == 1:  # the first step allocates memory
             started = time.perf_counter()
-        train_step(run, torch.arange(images), run.step)
+        train_step(state, torch.arange(images), state.step)
     return ImageCost((time.perf_counter() - started) / TIMED_STEPS / images, known.forward_s / images)
 
 
@@ -90,15 +90,15 @@ class _KnownOutputs:
     asked = computed = checked = 0
     off: str | None = None
 
-    def __init__(self, run: TrainState) -> None:
+    def __init__(self, state: TrainState) -> None:
         self.seconds = self.forward_seconds = self.forward_s = 0.0
-        if run.teacher is None:
+        if state.teacher is None:
             return
-        pixels, _ = load_batch(run, torch.arange(len(run.data.train)), 0)
+        pixels, _ = load_batch(state, torch.arange(len(state.data.train)), 0)
         for _ in range(2):  # the first forward pass allocates memory
             started = time.perf_counter()
             with torch.no_grad():
-                logits, features = run.teacher.network.outputs(pixels, run.teacher.stages)
+                logits, features = state.teacher.network.outputs(pixels, state.teacher.stages)
             self.forward_s = time.perf_counter() - started
         self.outputs = Outputs(logits, features)
 
@@ -127,10 +127,8 @@ def made_up_state(recipe: Recipe, images: int, classes: int) -> TrainState:
     teacher = None
     if recipe.teacher is not None:
         network = build(recipe.teacher, shape, classes, 0, pretrained=False, place="recipe.teacher")
-        if folds(recipe):
-            fold(network.eval())
         teacher = Teacher(network, device, recipe.method.needed_stages)
-    return TrainState(recipe, _made_up_data(images, shape, classes), teacher, device, pretrained=False)
+    return assemble(recipe, _made_up_data(images, shape, classes), teacher, device, pretrained=False)
 
 
 def _made_up_data(images: int, image_shape: ImageShape, classes: int) -> Dataset:

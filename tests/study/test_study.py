@@ -12,14 +12,12 @@ import safetensors.torch
 import torch
 import yaml
 from studies import TREE, carry_out, decisions, events, open_study, plans, sweep_file
-from trainings import CPU
 
 from kdtrain.config.sweep import load_recipe
 from kdtrain.errors import UserError
 from kdtrain.executors.local import execute, run_job
 from kdtrain.study.study import FIRST_CONFIRMING_SEED, Job, Study
 from kdtrain.training.trainer import train
-from kdtrain.trials.identity import trial_id
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +126,7 @@ def test_pictures_compare_the_best_distilled_recipe_of_each_freeze_with_the_stud
         means.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
     best = max(("best 1", "best 2", "published 1"), key=lambda name: math.fsum(means[name]))
     first = {row["candidate"]: row["trial_id"] for row in reversed(plans(finished, "confirm"))}
-    compared = [trial_id(recipe, finished.workspace.data_root) for recipe in job.trained]
+    compared = [finished.workspace.trial_id(recipe) for recipe in job.trained]
     assert compared == [first[best], first["baseline 1"]]
     assert {recipe.seed for recipe in job.trained} == {FIRST_CONFIRMING_SEED}
 
@@ -231,7 +229,7 @@ def test_equal_points_are_trained_once_and_counted_in_each_place(tmp_path: Path)
 
 
 def test_grid_tries_every_point_once(tmp_path: Path) -> None:
-    settings = {"sampler": {"name": "grid", "points": 2}, "trials": 6, "published": None, "pruner": None}
+    settings = {"sampler": {"name": "grid", "points": 2}, "trials": 4, "published": None, "pruner": None}
     study = open_study(sweep_file(tmp_path, study=settings), tmp_path / "results")
     values = [tuple(study.search.suggest(number).values()) for number in range(study.search.trials)]
     assert sorted(values) == [(0.0, 0.0001), (0.0, 0.03), (1.0, 0.0001), (1.0, 0.03)]
@@ -343,7 +341,7 @@ def test_workers_that_run_ahead_do_not_change_where_a_trial_is_pruned(finished: 
     for job in study.jobs():
         assert job is not None
         if job.kind == "train":
-            train(job.recipe, study.workspace.store, study.workspace.data_root, CPU, final=job.final)
+            train(job.recipe, study.workspace, final=job.final)
             for epoch in range(1, job.recipe.epochs + 1):
                 if study.should_prune(job, epoch):
                     break

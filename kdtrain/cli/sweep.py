@@ -87,7 +87,7 @@ def _dispatch(chosen: argparse.Namespace) -> int:
 
 def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
     from kdtrain.data.registry import data_folder
-    from kdtrain.storage.remote import results_folder
+    from kdtrain.storage.mirror import results_folder
     from kdtrain.study.capacity import concurrent_trials, machine_resources
     from kdtrain.study.description import describe
     from kdtrain.study.journal import StudyJournal
@@ -119,9 +119,9 @@ def _claimed(folder: "Folder") -> Iterator[None]:
     """The sweep's folder for this process alone; UserError where another is at work there, or it cannot be written."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(folder.held(f"run_sweep.py {uuid.uuid4().hex}", wait=False))
+            stack.enter_context(folder.lock(f"run_sweep.py {uuid.uuid4().hex}", wait=False))
         except BlockingIOError as error:
-            where = f" ({error})" if folder.distant else ""
+            where = f" ({error})" if folder.url else ""
             raise UserError(f"{folder}: another run_sweep.py is at work there{where}; wait for it or stop it") from None
         except OSError as error:
             text = f"cannot be written ({error.strerror}); name another folder with --results"
@@ -150,7 +150,7 @@ def _carry_out(study: "Study", chosen: argparse.Namespace) -> int:
     folder.fetch_all("*")  # pictures' arrays may come from another node
     report = write_report(folder.path)
     folder.publish()
-    print(f"{name}: {report}" + (f", and in {folder}" if folder.distant else ""))
+    print(f"{name}: {report}" + (f", and in {folder}" if folder.url else ""))
     if no_result is not None:
         print("\n".join(no_result.problems), file=sys.stderr)
         return 1

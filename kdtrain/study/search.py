@@ -21,6 +21,7 @@ from kdtrain.config.study_settings import GridSampler, Tpe
 from kdtrain.config.sweep import Sweep
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.folder import Row
+from kdtrain.trials.records import EpochRow
 
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -96,7 +97,7 @@ class Search:
                 study.add_trial(self._frozen(values, TrialState.RUNNING, None, {}, {}))
         return space.suggest(study.ask(), self.sweep.tree)
 
-    def pruned_at(self, number: int, rows: Sequence[Row]) -> int | None:
+    def pruned_at(self, number: int, rows: Sequence[EpochRow]) -> int | None:
         """Return the epoch at which the pruner stops a running trial, or None.
 
         Each epoch is reported once and in order, so the decision does not depend on how many rows there are at a call.
@@ -117,7 +118,7 @@ class Search:
                 running.stop = running.epoch if self._report(running.trial, row) else None
         return running.stop
 
-    def tell(self, number: int, state: str, value: float | None, rows: Sequence[Row]) -> None:
+    def tell(self, number: int, state: str, value: float | None, rows: Sequence[EpochRow]) -> None:
         """Add a trial that has finished.
 
         Args:
@@ -146,7 +147,7 @@ class Search:
         """Return a new Optuna trial beside those that this trial is compared with for pruning."""
         return self._study(self._finished_before(number), optuna.samplers.RandomSampler(seed=0)).ask()
 
-    def _report(self, trial: optuna.Trial, row: Row) -> bool:
+    def _report(self, trial: optuna.Trial, row: EpochRow) -> bool:
         trial.report(float(row[self.sweep.study.objective]), int(row["epoch"]))
         return trial.should_prune()
 

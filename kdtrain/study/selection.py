@@ -19,7 +19,7 @@ class SearchedTrial:
         trial_id: The identity of its recipe; equal recipes have equal ones.
         values: The values of its parameters.
         student: The student of its recipe.
-        merit: Its best epoch as `trials.outcome.merit` gives it, the larger the better; None if it is not complete.
+        ranking_key: The `trials.outcome.ranking_key` of its best epoch, larger is better; None if it is not complete.
     """
 
     stage: str
@@ -27,7 +27,7 @@ class SearchedTrial:
     trial_id: str
     values: Values
     student: Student
-    merit: tuple[float, float] | None
+    ranking_key: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def ranked(trials: Sequence[SearchedTrial]) -> list[SearchedTrial]:
 
     They are ordered by objective, then by the other validation metric, then by number.
     """
-    complete = [(trial.merit, trial) for trial in trials if trial.merit is not None]
+    complete = [(trial.ranking_key, trial) for trial in trials if trial.ranking_key is not None]
     complete.sort(key=lambda pair: (*(-part for part in pair[0]), pair[1].number))
     distinct: dict[str, SearchedTrial] = {}
     for _, trial in complete:

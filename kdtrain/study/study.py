@@ -26,7 +26,8 @@ from kdtrain.study.selection import (
     compared_recipes,
     mean_objectives,
 )
-from kdtrain.trials.outcome import best_epoch, merit, outcome_row, require_own_workers
+from kdtrain.trials.outcome import best_epoch, outcome_row, ranking_key, require_own_workers
+from kdtrain.trials.records import EpochRow
 from kdtrain.trials.workspace import Workspace
 
 FIRST_CONFIRMING_SEED = 1_000_000
@@ -130,7 +131,7 @@ class Study:
         stop = self._pruned_at(job, [row for row in folder.epochs() if row["epoch"] <= epoch])
         if stop is None:
             return False
-        folder.files.release()
+        folder.files.revoke_lease()
         folder.keep_epochs(stop)
         folder.write_outcome(outcome_row("pruned", self._pruning_reason(stop), folder))
         folder.remove_checkpoints()
@@ -321,13 +322,14 @@ class Study:
         return self._job(search.stage, number, recipe, values, published=published, prunable=prunable)
 
     def _searched_trial(self, job: Job) -> SearchedTrial:
-        best = None
+        key = None
         if self._ends[job.key]["state"] == "complete":
             outcome = self.workspace.store.trial(job.trial_id).outcome()
             assert outcome is not None
-            best = merit(outcome["best"], self.sweep.study.objective)
+            assert outcome["best"] is not None
+            key = ranking_key(outcome["best"], self.sweep.study.objective)
         values = job.details["values"]
-        return SearchedTrial(job.stage, job.number, job.trial_id, values, job.recipe.student, best)
+        return SearchedTrial(job.stage, job.number, job.trial_id, values, job.recipe.student, key)
 
     def _is_untested(self, job: Job) -> bool:
         outcome = self.workspace.store.trial(job.trial_id).outcome()
@@ -373,7 +375,7 @@ class Study:
             return not job.final or folder.has_weights()
         return self._pruned_at(job, folder.epochs()) is not None
 
-    def _pruned_at(self, job: Job, rows: list[Row]) -> int | None:
+    def _pruned_at(self, job: Job, rows: list[EpochRow]) -> int | None:
         """Return the epoch at which this study prunes the training, or None.
 
         A decision that the journal holds is repeated as soon as its rows are there; without one, the rows decide.

@@ -33,7 +33,7 @@ BAD_FILES = {
     "unknown key": (edited("batch_size", "batchsize"), "nearest: batch_size"),
     "wrong type": (edited("epochs: 4", "epochs: four"), "recipe.epochs: must be a whole number"),
     "reversed range": (edited("- 0.0001\n      - 0.03", "- 0.03\n      - 0.0001"), "must go from low to high"),
-    "loguniform from 0": (edited("- 0.0001\n", "- 0\n"), "loguniform must lie above 0"),
+    "loguniform from 0": (edited("- 0.0001\n", "- 0\n"), "loguniform must be > 0"),
     "unknown method": (edited("name: kd", "name: kdd"), "nearest: kd"),
     "unknown model": (edited("model: lenet5_student", "model: lenet5_studnet"), "nearest: lenet5_student"),
     "unknown data set": (edited("name: digits", "name: digit"), "nearest: digits"),
@@ -200,9 +200,9 @@ def test_the_cost_of_a_plan_is_that_of_the_dearest_training_of_the_space(
 FIXED = {"optimizer": {"name": "sgd", "lr": 0.1}, "batch_size": 16}
 SHARED: list[tuple[dict[str, Any], list[str]]] = [
     ({"method": {"name": "kd", "balance": {"alpha": {"uniform": [0, 1]}}, "temperature": 4.0}},
-     ["computed once for all trials: 40 bytes of an image, the same view in every epoch"]),
+     ["computed once for all trials: 40 bytes per image, the same view in every epoch"]),
     ({"mixup": {"choice": [None, {}]}},
-     ["40 bytes of an image and view, 3 streams of views (the search's, one for each confirming seed), 4 epochs each",
+     ["40 bytes per image and view, 3 streams of views (the search's, one for each confirming seed), 4 epochs each",
       "each value of mixup has teacher outputs of its own"]),
     ({"data": {"name": "digits", "resolution": {"choice": [16, 20]}}},
      ["each value of data.resolution has teacher outputs of its own"]),
@@ -216,7 +216,7 @@ SHARED: list[tuple[dict[str, Any], list[str]]] = [
     ({"data": {"name": "digits", "resolution": 64}, "teacher": {**FIXED, "model": "resnet10t", "weights": None},
       "student": {"model": "resnet10t", "weights": None},
       "method": {"name": "mgd", "balance": {"weight": {"loguniform": [0.1, 1]}}, "stage": "8"}},
-     ["computed once for all trials: 32,808 bytes of an image, the same view in every epoch, 0.03 GB"]),
+     ["computed once for all trials: 32,808 bytes per image, the same view in every epoch, 0.03 GB"]),
 ]  # fmt: skip
 
 
@@ -249,7 +249,7 @@ def test_a_plan_says_that_whole_maps_do_not_fit_into_the_budget(
     assert main([str(file), "--plan", "--set", f"resources.cache_bytes={needed}"]) == 0
     assert "computed in every trial" not in capsys.readouterr().out
     assert main([str(file), "--plan", "--set", f"resources.cache_bytes={needed - 1}"]) == 0
-    reads = f"what mgd reads takes 32,808 bytes of an image and view, {needed:,} in all: more than {needed - 1:,}"
+    reads = f"what mgd reads takes 32,808 bytes per image and view, {needed:,} in all: more than {needed - 1:,}"
     assert f"- computed in every trial: {reads} (resources.cache_bytes)" in capsys.readouterr().out
 
 

@@ -19,8 +19,8 @@ SMALL, LARGE = Student(model="lenet5_student"), Student(model="lenet5_teacher")
 def trial(
     number: int, accuracy: float | None, *, student: Student = SMALL, trial_id: str = "", stage: str = "search"
 ) -> SearchedTrial:
-    merit = None if accuracy is None else (accuracy, -1.0)
-    return SearchedTrial(stage, number, trial_id or f"{stage} {number}", {"lr": number, "beta": 1}, student, merit)
+    key = None if accuracy is None else (accuracy, -1.0)
+    return SearchedTrial(stage, number, trial_id or f"{stage} {number}", {"lr": number, "beta": 1}, student, key)
 
 
 def alone(number: int, accuracy: float | None, student: Student = SMALL) -> SearchedTrial:

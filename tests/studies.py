@@ -1,24 +1,22 @@
-"""Small sweeps for tests, and a way to carry one out in this process, job by job: execute.py does it with Ray."""
+"""Small sweeps for tests, carried out in this process, and what their journals tell."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
+from trainings import NO_DATA
 
 from kdtrain.config.sweep import load_sweep
+from kdtrain.executors.local import run_job
 from kdtrain.runtime.process import prepare_process
+from kdtrain.storage.folder import read_rows
 from kdtrain.study.description import describe
 from kdtrain.study.journal import StudyJournal
 from kdtrain.study.study import Job, Study
-from kdtrain.training.epoch_metrics import Metrics
-from kdtrain.training.final_evaluation import read_test
-from kdtrain.training.preflight import smoke
-from kdtrain.training.trainer import train
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
-CPU = torch.device("cpu")
 prepare_process(1)
 TREE: dict[str, Any] = {
     "recipe": {
@@ -53,52 +51,34 @@ def sweep_file(folder: Path, *, name: str = "small", recipe: Any = None, study: 
 
 def open_study(file: Path, results: Path, **options: Any) -> Study:
     sweep = load_sweep(file, **options)
-    study = Study(sweep, Store(results), StudyJournal(results / sweep.name), Path("/nowhere"))
-    study.journal.open(describe(sweep, Path("/nowhere")), file.read_text())
+    study = Study(sweep, Workspace(Store(results), NO_DATA), StudyJournal(results / sweep.name))
+    study.journal.open(describe(sweep, NO_DATA), file.read_text())
     return study
 
 
-class Stopped(BaseException):
-    """What ends a training from its report: pruning, as Tune's STOP does it."""
-
-
 def carry_out(study: Study, *, jobs: int | None = None, cut_at_epoch: int | None = None) -> list[Job]:
-    """Runs the study's jobs one after another; returns what it ran. Leaves off after `jobs` of them, as a kill would,
-    the last of them in mid-training after `cut_at_epoch`."""
+    """Run the study's jobs but for the pictures, one after another, and return the jobs.
+
+    A kill after `jobs` of them is imitated, the last of them in mid-training after `cut_at_epoch`.
+    """
     ran: list[Job] = []
+    prune = study.should_prune
+
+    def kill(job: Job, epoch: int) -> bool:
+        if len(ran) == jobs and cut_at_epoch is not None and epoch >= cut_at_epoch:
+            raise KeyboardInterrupt  # before the study decides, as a kill may come
+        return prune(job, epoch)
+
+    study.should_prune = kill  # type: ignore[method-assign]
     for job in study.jobs():
         assert job is not None, "a study waits although nothing runs"
         ran.append(job)
-        cut = cut_at_epoch if len(ran) == jobs else None
-        if not run(study, job, cut):
-            break
-        study.ended(job)
+        with suppress(KeyboardInterrupt):
+            study.ended(job, run_job(study, job) if job.kind != "pictures" else None)
         if len(ran) == jobs:
             break
+    study.should_prune = prune  # type: ignore[method-assign]
     return ran
-
-
-def run(study: Study, job: Job, cut: int | None = None) -> bool:
-    """One job; False if it was cut off after epoch `cut`."""
-
-    def on_epoch(metrics: Metrics) -> None:
-        if cut is not None and metrics["epoch"] >= cut:
-            raise Stopped("cut")  # before the study is asked, as a kill may come
-        if study.should_prune(job, int(metrics["epoch"])):
-            raise Stopped("pruned")
-
-    place = Workspace(study.store, study.data_root)
-    try:
-        if job.kind == "train":
-            train(job.recipe, place, final=job.final, on_epoch=on_epoch)
-        elif job.kind == "smoke":
-            smoke(job.recipe, place)
-        elif job.kind == "test":
-            for recipe in job.also:
-                read_test(recipe, place)
-    except Stopped as stopped:
-        return str(stopped) == "pruned"
-    return True
 
 
 def plans(study: Study, stage: str) -> list[dict[str, Any]]:
@@ -108,8 +88,6 @@ def plans(study: Study, stage: str) -> list[dict[str, Any]]:
 
 
 def events(study: Study) -> list[dict[str, Any]]:
-    from kdtrain.storage.folder import read_rows
-
     return read_rows(study.journal.path)
 
 

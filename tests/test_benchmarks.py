@@ -20,7 +20,7 @@ from kdtrain.config.sweep import load_sweep
 from kdtrain.models.build import build, parameter_count
 from kdtrain.models.weights import load_whole_network
 from kdtrain.runtime.process import prepare_process
-from kdtrain.study.cost import _flops
+from kdtrain.study.step_cost import image_flops
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SETUPS = ("mnist", "mnist_small", "mnist_tiny", "resnet50", "efficientnet", "bit")
@@ -81,7 +81,7 @@ def test_a_plan_counts_a_network_of_depthwise_convolutions_as_by_hand() -> None:
         "epochs": 1,
     }
     forward, _ = mobilenet_v2_by_hand(64, 102)
-    assert _flops(Recipe.model_validate(config), 102) == (3 * forward, 0)
+    assert image_flops(Recipe.model_validate(config), 102) == (3 * forward, 0)
 
 
 def test_a_transposed_and_a_grouped_convolution_cost_three_times_their_forward() -> None:

@@ -68,6 +68,7 @@ def _dispatch(chosen: argparse.Namespace) -> int:
         print(f"{chosen.file}: valid; {len(sweep.parameters)} searched parameters, {sweep.study.trials} trials")
         return 0
     if chosen.plan:
+        from kdtrain.runtime.process import prepare_process
         from kdtrain.study.plan import plan
 
         cluster = None
@@ -78,6 +79,7 @@ def _dispatch(chosen: argparse.Namespace) -> int:
                 from kdtrain.executors.ray_tune import cluster_nodes
 
                 cluster = cluster_nodes(chosen.address)
+        prepare_process(sweep.resources.cpus_per_worker)  # the plan times training steps
         print(plan(sweep, chosen.data, cluster))
         return 0
     return _run(chosen, sweep)
@@ -91,6 +93,7 @@ def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
     from kdtrain.study.journal import StudyJournal
     from kdtrain.study.study import Study
     from kdtrain.trials.store import Store
+    from kdtrain.trials.workspace import Workspace
 
     results, data_root = results_folder(chosen.results), data_folder(chosen.data)
     if chosen.address is None:
@@ -104,7 +107,7 @@ def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
         try:
             record.open(about, sweep.located.text)
             record.append("opened", command=_again(chosen))
-            return _carry_out(Study(sweep, Store(results), record, data_root), chosen)
+            return _carry_out(Study(sweep, Workspace(Store(results), data_root), record), chosen)
         except UserError:
             if new and record.is_idle():
                 _leave_nothing(folder)
@@ -143,7 +146,7 @@ def _carry_out(study: "Study", chosen: argparse.Namespace) -> int:
             no_result = error
     from analysis.report import write_report
 
-    study.store.fetch_for_reports()
+    study.workspace.store.fetch_for_reports()
     folder.fetch_all("*")  # pictures' arrays may come from another node
     report = write_report(folder.path)
     folder.publish()

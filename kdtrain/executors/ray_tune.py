@@ -185,7 +185,7 @@ class StudySearcher(Searcher):
             "recipe": job.recipe.model_dump(mode="json"),
             "trial_id": job.trial_id,
             "final": job.final,
-            "also": [recipe.model_dump(mode="json") for recipe in job.also],
+            "also": [recipe.model_dump(mode="json") for recipe in job.trained],
         }
 
     def _idle(self) -> dict[str, Any]:
@@ -234,7 +234,7 @@ class StudyScheduler(FIFOScheduler):
 def _common(study: Study, on_cluster: bool, data: str | None) -> dict[str, Any]:
     """What every job's process is told. scratch: a folder of its own node, or of all where they share the results;
     mark: a file in it that a node which does not share them lacks."""
-    files, store = study.journal.files, study.store.folder
+    files, store = study.journal.files, study.workspace.store.folder
     scratch = files.path.absolute() / ".ray"
     mark = f"mark-{uuid.uuid4().hex}"
     write_bytes(scratch / mark, b"")
@@ -244,7 +244,7 @@ def _common(study: Study, on_cluster: bool, data: str | None) -> dict[str, Any]:
         "scratch": str(scratch),
         "mark": mark,
         "ray_storage": f"{store.url}#{study.sweep.name}/.ray" if on_cluster and store.url else str(scratch),
-        "data": data or str(study.data_root),
+        "data": data or str(study.workspace.data_root),
         "resources": study.sweep.resources.model_dump(),
         "readings": study.sweep.readings(),
     }

@@ -1,4 +1,4 @@
-"""What a trial needs of a machine or cluster, and how many fit at once. Needs no Ray, so it can be said beforehand."""
+"""The number of trials that a machine or cluster runs at once. Needs no Ray."""
 
 import math
 import os
@@ -12,10 +12,11 @@ from kdtrain.config.study_settings import Resources
 from kdtrain.errors import UserError
 
 Nodes = Sequence[Mapping[str, float]]
-"""What each has: {"CPU": n, "GPU": n}."""
+"""The resources of each node: {"CPU": n, "GPU": n}."""
 
 
 def per_worker(resources: Resources) -> dict[str, float]:
+    """Return the CPUs and GPUs of one worker, by "cpu" and "gpu"."""
     needed = {"cpu": float(resources.cpus_per_worker + resources.loaders)}
     if resources.gpus_per_worker:
         needed["gpu"] = resources.gpus_per_worker
@@ -23,9 +24,16 @@ def per_worker(resources: Resources) -> dict[str, float]:
 
 
 def concurrent_trials(resources: Resources, nodes: Nodes) -> int:
-    """How many trials fit at once onto `nodes` ([{"CPU": n, "GPU": n}]); UserError where not even one does.
+    """Return how many trials run at once on the nodes.
 
-    A worker lies on one node; the workers of a trial may lie on several.
+    A worker fits onto one node; the workers of a trial may be spread over several.
+
+    Args:
+        resources: The resources of the sweep.
+        nodes: The resources of each node.
+
+    Raises:
+        UserError: Not even one trial fits, or fewer than `resources.concurrent_trials`.
     """
     needed = per_worker(resources)
     workers = sum(
@@ -34,11 +42,11 @@ def concurrent_trials(resources: Resources, nodes: Nodes) -> int:
     fit = workers // resources.workers
     if fit == 0:
         for name, each in needed.items():
-            has = sum(node.get(name.upper(), 0.0) for node in nodes)
-            if each * resources.workers > has:
+            total = sum(node.get(name.upper(), 0.0) for node in nodes)
+            if each * resources.workers > total:
                 raise UserError(
                     f"resources: a trial needs {each * resources.workers:g} {name.upper()}s "
-                    f"({resources.workers} workers of {each:g}), but there are {has:g}"
+                    f"({resources.workers} workers of {each:g}), but there are {total:g}"
                 )
         raise UserError(f"resources: {resources.workers} workers are needed, but {workers} fit onto {len(nodes)} nodes")
     if resources.concurrent_trials == "auto":
@@ -48,32 +56,43 @@ def concurrent_trials(resources: Resources, nodes: Nodes) -> int:
     return int(resources.concurrent_trials)
 
 
-def concurrency(resources: Resources, there: Nodes, at_most: Nodes) -> tuple[int, str]:
-    """(how many trials run at once, as a sentence). UserError where not even one ever does."""
+def concurrency(resources: Resources, present: Nodes, at_most: Nodes) -> tuple[int, int]:
+    """Return how many trials run at once on the present nodes, and when the cluster has grown as far as it may.
+
+    Args:
+        resources: The resources of the sweep.
+        present: The nodes that a cluster has; a cluster may begin without one.
+        at_most: The nodes that it may have.
+
+    Raises:
+        UserError: Not even one trial ever fits.
+    """
     grown = concurrent_trials(resources, at_most)
     try:
-        now = concurrent_trials(resources, there)
+        return concurrent_trials(resources, present), grown
     except UserError:
-        now = 0  # a cluster that begins without a node
-    nodes = f"{now} at once on the {len(there)} nodes that are there"
-    return (grown, nodes) if grown <= now else (grown, f"{nodes}, {grown} on the {len(at_most)} that there may be")
+        return 0, grown
 
 
 def bootstrap() -> Mapping[str, Any]:
-    """What `ray up` has left on a cluster's head: its nodes, and how many there may be. {} on any other machine."""
+    """Return the cluster configuration that `ray up` has left on a cluster's head, {} on any other machine."""
     file = Path("~/ray_bootstrap_config.yaml").expanduser()
     return yaml.safe_load(file.read_text()) or {} if file.exists() else {}
 
 
 def nodes_at_least(cluster: Mapping[str, Any]) -> int:
-    """How many nodes the cluster is to have whatever there is to do: its head and what `min_workers` says."""
+    """Return the number of nodes that a cluster always has: its head and `min_workers` of each type."""
     types = cluster.get("available_node_types", {})
     return 1 + sum(kind.get("min_workers", 0) for kind in types.values()) if types else 0
 
 
 def nodes_at_most(alive: Nodes, cluster: Mapping[str, Any]) -> list[Mapping[str, float]]:
-    """The resources of the nodes when the cluster has grown as far as it may; of those that are there, where it cannot
-    grow or does not say what its nodes will have."""
+    """Return the resources of the nodes when the cluster has grown as far as it may.
+
+    Args:
+        alive: The nodes that the cluster has, which are returned if it cannot grow or does not declare its resources.
+        cluster: The cluster configuration.
+    """
     types = dict(cluster.get("available_node_types", {}))
     head = types.pop(cluster.get("head_node_type"), {})
     if not types or not all(kind.get("resources") for kind in types.values()):
@@ -83,7 +102,7 @@ def nodes_at_most(alive: Nodes, cluster: Mapping[str, Any]) -> list[Mapping[str,
 
 
 def machine_resources() -> dict[str, float]:
-    """CPUs that this process may use, and GPUs, of this machine."""
+    """Return the CPUs that this process may use and the GPUs of this machine."""
     import torch
 
     return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}

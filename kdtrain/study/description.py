@@ -1,4 +1,4 @@
-"""What a study is, in files: study.json for the report and for whoever opens the folder again, best.yaml to repeat."""
+"""The files that describe a study: study.json, which the report reads, and best.yaml, which repeats its winner."""
 
 from pathlib import Path
 
@@ -12,15 +12,23 @@ from kdtrain.models.config import Network
 from kdtrain.storage.folder import Row
 
 
-def plain_yaml(recipe: Recipe, name: str) -> str:
-    """A recipe as a file for `python -m kdtrain`."""
-    head = f"# The winner of the sweep {name}, with the first of its confirming seeds.\n"
-    head += f"# Repeat: python -m kdtrain results/{name}/best.yaml --results repeat\n"
+def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
+    """Return the winner's recipe as the text of best.yaml."""
+    head = f"# The winner of the sweep {sweep_name}, with the first of its confirming seeds.\n"
+    head += f"# Repeat: python -m kdtrain results/{sweep_name}/best.yaml --results repeat\n"
     return head + dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
 
 
 def describe(sweep: Sweep, data_root: Path) -> Row:
-    """study.json: what the study is, for the report and for whoever opens the folder again."""
+    """Return the content of study.json without its schema number.
+
+    Args:
+        sweep: The sweep.
+        data_root: The folder that holds the data sets.
+
+    Raises:
+        UserError: The data set is absent or damaged.
+    """
     data = load(sweep.recipe_for(space.probe_points(sweep.tree)[0], 0).data, data_root)
     return {
         "name": sweep.name,
@@ -31,18 +39,27 @@ def describe(sweep: Sweep, data_root: Path) -> Row:
         "resources": sweep.resources.model_dump(mode="json"),
         "report": sweep.report.model_dump(mode="json"),
         "parameters": [parameter.as_json() for parameter in sweep.parameters],
-        "models": networks(sweep, data.image_shape, len(data.classes)),
+        "models": network_sizes(sweep, data.image_shape, len(data.classes)),
     }
 
 
-def networks(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, Row]:
-    """Parameters and FLOPs of one image's forward pass, of every network that the space can reach."""
-    recipes = [sweep.recipe_for(v, 0) for v in space.combinations(sweep.tree, ("teacher", "student"))]
+def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, Row]:
+    """Return parameters and FLOPs of each network of the space, by model name.
+
+    Args:
+        sweep: The sweep.
+        image_shape: Channels, height and width of an image.
+        classes: The number of classes.
+
+    Returns:
+        For each model its `parameters`, and the `flops_per_image` of a forward pass.
+    """
+    recipes = [sweep.recipe_for(values, 0) for values in space.combinations(sweep.tree, ("teacher", "student"))]
     students: list[Network] = [recipe.student for recipe in recipes]
     teachers: list[Network] = [recipe.teacher for recipe in recipes if recipe.teacher]
-    found = {}
+    sizes = {}
     for network in {network.model: network for network in [*teachers, *students]}.values():
         built = build(network, image_shape, classes, 0, pretrained=False)
         flops = forward_flops(built, image_shape)
-        found[network.model] = {"parameters": parameter_count(built), "flops_per_image": flops}
-    return found
+        sizes[network.model] = {"parameters": parameter_count(built), "flops_per_image": flops}
+    return sizes

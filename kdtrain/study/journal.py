@@ -1,8 +1,8 @@
-"""A study's own record: record.jsonl, every event appended. The folder belongs to one recipe and one study."""
+"""The journal of a study: record.jsonl, to which every event is appended."""
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import Folder, LocalFolder, Row
@@ -11,28 +11,51 @@ from kdtrain.trials.store import SCHEMA, json_bytes, read_object
 FILE = "record.jsonl"
 
 
+class JobEnd(TypedDict):
+    """How a job of a study has ended.
+
+    `state` is "complete", "pruned" or "failed", `value` the objective at the best epoch, `reason` why the job was
+    pruned or failed, `epochs` the number of epochs that count.
+    """
+
+    state: str
+    value: float | None
+    reason: str | None
+    epochs: int
+
+
 class StudyJournal:
-    """What was planned and how it ended, by (stage, number); kept in memory as in the file."""
+    """The events of a study: what was planned, how it ended, and the winner. It owns the study's folder.
+
+    Args:
+        folder: The folder of the sweep in the results.
+    """
 
     def __init__(self, folder: Path | Folder) -> None:
         self.files = folder if isinstance(folder, Folder) else LocalFolder(folder)
         self.folder = self.files.path
         self.path = self.folder / FILE
-        self._plans: dict[tuple[str, int], Row] = {}
+        self._plans: dict[tuple[str, int], Row] = {}  # by (stage, number)
         self._ends: dict[tuple[str, int], Row] = {}
-        self._said: dict[str, Row] = {}  # by event, since a job was last planned or ended
+        self._others: dict[str, Row] = {}  # the newest of each other event since a job was last planned or ended
         for row in self.files.rows(FILE):
-            self._keep(row)
+            self._remember(row)
 
     def open(self, about: Row, file_text: str) -> None:
-        """Claims the folder for a study, or finds it claimed by the same one; raises UserError where it is another's.
+        """Take the folder for a study, which must be the one that it already holds, if any.
 
-        about: study.json without its schema. Only `study.trials` may differ, and only grow; resources, report and
-        where the file lay may differ freely.
+        `study.trials` may have grown; resources, report and the place of the sweep file may differ.
+
+        Args:
+            about: The content of study.json without its schema number.
+            file_text: The text of the sweep file.
+
+        Raises:
+            UserError: The folder holds another study.
         """
         earlier = read_object(self.files, "study.json")
         if earlier is not None:
-            problems = _differences(_owned(earlier), _owned(about))
+            problems = _differences(_identity(earlier), _identity(about))
             before, now = earlier["study"]["trials"], about["study"]["trials"]
             if now < before:
                 problems.append(f"study.trials was {before} and can only grow, got {now}")
@@ -45,57 +68,59 @@ class StudyJournal:
         self.files.write("sweep.yaml", file_text.encode())
 
     def append(self, event: str, **fields: Any) -> None:
+        """Append an event with the present time."""
         row = {"event": event, "time": time.time(), **fields}
         self.files.append(FILE, row)
-        self._keep(row)
-
-    def is_idle(self) -> bool:
-        """Whether nothing was ever tried but, perhaps, the first batches of the smoke stage."""
-        return all(stage == "smoke" for stage, _ in self._plans)
+        self._remember(row)
 
     def append_once(self, event: str, **fields: Any) -> None:
-        """Appends unless the newest event of this kind says the same and no job was planned or ended since."""
-        if self._said.get(event) != fields:
+        """Append an event, unless the newest one of this kind is equal and no job was planned or ended since."""
+        if self._others.get(event) != fields:
             self.append(event, **fields)
 
-    def note(self, event: str, **about: Any) -> None:
-        """Appends what was planned or how it ended, unless that is what the record says already."""
-        known = self._kept(event).get((about["stage"], about["number"]))
-        if known is None or any(known.get(key) != value for key, value in about.items()):
-            self.append(event, **about)
+    def note(self, event: str, **fields: Any) -> None:
+        """Append a job's "planned" or "ended" event, unless the journal's newest one has these fields already."""
+        known = self._events(event).get((fields["stage"], fields["number"]))
+        if known is None or any(known.get(key) != value for key, value in fields.items()):
+            self.append(event, **fields)
+
+    def is_idle(self) -> bool:
+        """Return True if no training was ever planned; smoke jobs may have been."""
+        return all(stage == "smoke" for stage, _ in self._plans)
 
     def planned_values(self, stage: str, number: int) -> dict[str, Any] | None:
-        """The values that were drawn for this trial at an earlier start, if any were."""
+        """Return the parameter values that a trial was planned with at an earlier start, or None."""
         row = self._plans.get((stage, number))
         return row["values"] if row else None
 
     def trial_ids(self) -> list[str]:
-        """Of all that was planned, each once."""
+        """Return the distinct trial ids of all planned jobs."""
         return list(dict.fromkeys(row["trial_id"] for row in self._plans.values() if row["trial_id"] is not None))
 
     def ends(self, stage: str) -> dict[int, Row]:
-        """How each job of a stage ended, by number."""
+        """Return the newest "ended" event of each job of a stage, by number."""
         return {number: row for (own, number), row in self._ends.items() if own == stage}
 
-    def _keep(self, row: Row) -> None:
+    def _remember(self, row: Row) -> None:
         if row["event"] not in ("planned", "ended"):
-            self._said[row["event"]] = {key: value for key, value in row.items() if key not in ("event", "time")}
+            self._others[row["event"]] = {key: value for key, value in row.items() if key not in ("event", "time")}
             return
-        self._kept(row["event"])[row["stage"], row["number"]] = row
-        if row["stage"] != "pictures":  # they follow the winner
-            self._said.clear()
+        self._events(row["event"])[row["stage"], row["number"]] = row
+        if row["stage"] != "pictures":  # pictures follow the winner, so they do not make its event outdated
+            self._others.clear()
 
-    def _kept(self, event: str) -> dict[tuple[str, int], Row]:
+    def _events(self, event: str) -> dict[tuple[str, int], Row]:
         return self._plans if event == "planned" else self._ends
 
 
-def _owned(about: Row) -> Row:
+def _identity(about: Row) -> Row:
+    """Return the part of study.json that must stay the same."""
     study = {key: value for key, value in about["study"].items() if key != "trials"}
     return {"recipe": about["recipe"], "study": study}
 
 
 def _differences(before: Any, now: Any, place: str = "") -> list[str]:
-    """Where two trees differ, as sentences."""
+    """Return a text for each place at which two trees differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for key in sorted(before.keys() | now.keys()):

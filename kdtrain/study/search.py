@@ -1,21 +1,21 @@
-"""One search of a study: what to try next, and what is not worth finishing. Optuna decides; nothing is stored here.
+"""One search of a study: Optuna suggests the values of its trials and prunes them. Nothing is stored here.
 
-A suggestion is a function of (study seed, stage, number, what had ended before its batch), and a pruning decision one
-of the trial's own epochs and of earlier batches. So a search can be rebuilt from the trials' rows after any kill, and
-which trial happens to finish first changes nothing.
+A suggestion is a function of (study seed, stage, number, trials that had finished before its batch). A pruning decision
+is a function of the trial's own epochs and of earlier batches. So a search can be rebuilt from the trials' rows after
+any kill, and the order in which the trials of a batch finish changes nothing.
 """
 
-import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from kdtrain.config import space
+from kdtrain.config.parameter import Values
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import GridSampler, Tpe
 from kdtrain.config.sweep import Sweep
@@ -23,14 +23,18 @@ from kdtrain.runtime.rng import stream
 from kdtrain.storage.folder import Row
 from kdtrain.trials.records import EpochRow
 
-optuna.logging.set_verbosity(logging.WARNING)
-Values = dict[str, Any]
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 @dataclass
-class Judged:
-    """A running trial among those it is compared with: its rows so far, and the epoch at which it was to stop."""
+class RunningTrial:
+    """A running trial beside the trials that the pruner compares it with.
+
+    Attributes:
+        trial: Optuna's trial, to which the epochs are reported.
+        epoch: The last epoch that was reported.
+        stop: The epoch at which the pruner stopped the trial, or None.
+    """
 
     trial: optuna.Trial
     epoch: int = 0
@@ -39,18 +43,24 @@ class Judged:
 
 @dataclass
 class Search:
-    """`ended` holds, by number, every trial that has ended; `planned` the values of every trial that was planned."""
+    """A search over the space of a sweep.
+
+    Attributes:
+        stage: "search" or "baselines".
+        sweep: The sweep whose tree is searched; its published points are the first trials.
+        planned: The values of every planned trial, by number.
+        finished: Every trial that has finished, by number, in the order in which they finished.
+    """
 
     stage: str
-    sweep: Sweep  # its tree is searched; its published points are tried before anything is suggested
+    sweep: Sweep
     planned: dict[int, Values] = field(default_factory=dict)
-    ended: dict[int, FrozenTrial] = field(default_factory=dict)
-    order_ended: list[int] = field(default_factory=list)
-    judged: dict[int, "Judged"] = field(default_factory=dict)
+    finished: dict[int, FrozenTrial] = field(default_factory=dict)
+    _running: dict[int, RunningTrial] = field(default_factory=dict)
 
     @property
     def trials(self) -> int:
-        """How many trials this search has: the study's, or fewer where the space (or its grid) holds fewer."""
+        """The number of trials: the study's, or fewer if the space (or its grid) has fewer points."""
         study = self.sweep.study
         if not self.sweep.parameters:
             return 1
@@ -60,65 +70,82 @@ class Search:
         return study.trials
 
     def recipe(self, number: int) -> Recipe:
-        """The recipe of a planned trial, with the search's one seed."""
+        """Return the recipe of a planned trial, with the study's seed.
+
+        Raises:
+            UserError: The values do not go together.
+        """
         return self.sweep.recipe_for(self.planned[number], self.sweep.study.seed)
 
     def batch_of(self, number: int) -> range:
-        """The numbers that are drawn together: they do not see one another's results."""
+        """Return the numbers of the trials that are suggested together, before any of them has finished."""
         size = self.sweep.study.batch if self.sweep.study.order == "batches" else 1
         start = number - number % size
         return range(start, min(start + size, self.trials))
 
     def suggest(self, number: int) -> Values:
-        """The values of trial `number`; those of its batch before it count as running."""
+        """Return the values of a trial; the sampler sees the earlier trials of its batch as running ones."""
         first = self.sweep.published
         if number < len(first):
             return first[number]
         if isinstance(self.sweep.study.sampler, GridSampler):
             return space.grid(self.sweep.tree, self.sweep.study.sampler.points)[number - len(first)]
-        study = self._study(self._seen_by(number), self._sampler(number))
+        study = self._study(self._finished_before(number), self._sampler(number))
         start = self.batch_of(number).start
         for other, values in sorted(self.planned.items()):
-            if other < number and (other >= start or other not in self.ended):
+            if other < number and (other >= start or other not in self.finished):
                 study.add_trial(self._frozen(values, TrialState.RUNNING, None, {}, {}))
         return space.suggest(study.ask(), self.sweep.tree)
 
-    def pruned_after(self, number: int, rows: Sequence[EpochRow]) -> int | None:
-        """The epoch after which trial `number` is to stop, or None. Every row is judged once, in the order of epochs,
-        so it does not matter how many rows there are when the question is asked. Fewer than were judged: they are done
-        again, from an earlier checkpoint, and elsewhere they may be others."""
-        again = bool(rows) and number in self.judged and rows[-1]["epoch"] < self.judged[number].epoch
-        if number not in self.judged or again:
-            self.judged[number] = Judged(self._comparison(number))
-        judged = self.judged[number]
+    def pruned_at(self, number: int, rows: Sequence[EpochRow]) -> int | None:
+        """Return the epoch at which the pruner stops a running trial, or None.
+
+        Each epoch is reported once and in order, so the decision does not depend on how many rows there are at a call.
+        If there are fewer rows than before, the training has gone back to an earlier checkpoint, perhaps on another
+        machine: all its epochs are then reported again.
+
+        Args:
+            number: The number of the trial.
+            rows: The metrics of its epochs so far.
+        """
+        again = bool(rows) and number in self._running and rows[-1]["epoch"] < self._running[number].epoch
+        if number not in self._running or again:
+            self._running[number] = RunningTrial(self._trial_to_prune(number))
+        running = self._running[number]
         for row in rows:
-            if judged.stop is None and row["epoch"] > judged.epoch:
-                judged.epoch = row["epoch"]
-                judged.stop = judged.epoch if self._report(judged.trial, row) else None
-        return judged.stop
+            if running.stop is None and row["epoch"] > running.epoch:
+                running.epoch = row["epoch"]
+                running.stop = running.epoch if self._report(running.trial, row) else None
+        return running.stop
 
     def tell(self, number: int, state: str, value: float | None, rows: Sequence[EpochRow]) -> None:
-        """Trial `number` has ended."""
-        self.judged.pop(number, None)
-        comparison = self._comparison(number)
+        """Add a trial that has finished.
+
+        Args:
+            number: The number of the trial.
+            state: "complete", "pruned" or "failed".
+            value: The objective at its best epoch.
+            rows: The metrics of its epochs.
+        """
+        self._running.pop(number, None)
+        trial = self._trial_to_prune(number)
         for row in rows:
-            self._report(comparison, row)
-        rungs = comparison.study.get_trials(deepcopy=False)[-1].system_attrs
+            self._report(trial, row)
+        rungs = trial.study.get_trials(deepcopy=False)[-1].system_attrs
         reported = {int(row["epoch"]): float(row[self.sweep.study.objective]) for row in rows}
         own = value if state == "complete" else None
-        self.ended[number] = self._frozen(self.planned[number], STATES[state], own, reported, dict(rungs))
-        self.order_ended.append(number)
+        self.finished[number] = self._frozen(self.planned[number], STATES[state], own, reported, dict(rungs))
 
-    def _seen_by(self, number: int) -> list[FrozenTrial]:
-        """In batches: everything of earlier batches, by number. Free: whatever has ended, as it came."""
+    def _finished_before(self, number: int) -> list[FrozenTrial]:
+        """Return the trials of earlier batches by number, or, in free order, all trials as they finished."""
         if self.sweep.study.order == "free":
-            return [self.ended[other] for other in self.order_ended]
+            return list(self.finished.values())
         start = self.batch_of(number).start
-        return [trial for other, trial in sorted(self.ended.items()) if other < start]
+        return [trial for other, trial in sorted(self.finished.items()) if other < start]
 
-    def _comparison(self, number: int) -> optuna.Trial:
-        """A fresh Optuna trial among those that trial `number` is compared with when it may be pruned."""
-        return self._study(self._seen_by(number), optuna.samplers.RandomSampler(seed=0)).ask()
+    def _trial_to_prune(self, number: int) -> optuna.Trial:
+        """Return a new Optuna trial beside those that this trial is compared with for pruning."""
+        return self._study(self._finished_before(number), optuna.samplers.RandomSampler(seed=0)).ask()
 
     def _report(self, trial: optuna.Trial, row: EpochRow) -> bool:
         trial.report(float(row[self.sweep.study.objective]), int(row["epoch"]))
@@ -127,16 +154,17 @@ class Search:
     def _study(self, trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         maximize = self.sweep.study.objective == "val/accuracy"
         direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
-        study = optuna.create_study(sampler=sampler, pruner=self._pruner(), direction=direction)
+        with _quiet_optuna():  # it logs a line for each study, and each decision makes one
+            study = optuna.create_study(sampler=sampler, pruner=self._pruner(), direction=direction)
         study.add_trials(trials)
         return study
 
     def _frozen(
-        self, values: Mapping[str, Any], state: TrialState, value: float | None, reported: dict[int, float], rungs: Row
+        self, values: Values, state: TrialState, value: float | None, reported: dict[int, float], rungs: Row
     ) -> FrozenTrial:
         return optuna.create_trial(
             state=state,
-            params=dict(values),
+            params=values,
             distributions=space.distributions(self.sweep.tree, values),
             value=value,
             intermediate_values=reported,
@@ -161,3 +189,14 @@ class Search:
         if pruner.name == "median":
             return optuna.pruners.MedianPruner(pruner.startup_trials, n_warmup_steps=pruner.min_epochs)
         return optuna.pruners.NopPruner()
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Keep Optuna from logging below WARNING for a while."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

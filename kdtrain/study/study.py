@@ -1,43 +1,62 @@
 """The stages of one sweep, in order: smoke, teacher, baselines, search, confirm, pictures.
 
-A Study hands out jobs and is told when they have ended; who carries them out (Ray Tune, a test) is not its business.
-The store is the truth: what has an outcome is never run again, so a study that was cut off is simply opened again.
-The smoke stage comes before the teacher, not after it: its point is to fail before anything long.
+A Study hands out jobs, and an executor carries them out. The outcomes in the store decide what is left to do: a job
+that has an outcome is never run again, so a study that was cut off continues when it is opened again.
+The smoke stage comes before the teacher: a combination that cannot run must fail before any long training.
 """
 
-import statistics
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kdtrain.config import space
+from kdtrain.config.parameter import Values
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult, UserError
 from kdtrain.storage.folder import Row
-from kdtrain.study.description import plain_yaml
-from kdtrain.study.journal import StudyJournal
-from kdtrain.study.search import Search, Values
-from kdtrain.trials.identity import trial_id
+from kdtrain.study.description import recipe_yaml
+from kdtrain.study.journal import JobEnd, StudyJournal
+from kdtrain.study.search import Search
+from kdtrain.study.selection import (
+    Candidate,
+    SearchedTrial,
+    choose_candidates,
+    choose_winner,
+    compared_recipes,
+    mean_objectives,
+)
 from kdtrain.trials.outcome import best_epoch, outcome_row, ranking_key, require_own_workers
 from kdtrain.trials.records import EpochRow
-from kdtrain.trials.store import Store, TrialFolder
+from kdtrain.trials.workspace import Workspace
 
 FIRST_CONFIRMING_SEED = 1_000_000
-"""Searches take seeds below it, confirming runs from it on, 1,000 for each study seed: no seed that chose is ever
-counted again."""
+"""Seeds of the search lie below it. Each study seed has 1,000 confirming seeds from it on, so no seed that has chosen
+a recipe also confirms one."""
 STARTING = "starting Ray"
 PARTS = ("data", "method", "teacher", "student")
-"""What must fit together: a batch is tried through each of their combinations before anything long."""
+"""The parts of a recipe that must fit together: the smoke stage tries each of their combinations."""
 TEACHER_PARTS = ("data", "teacher", "student")
-"""What decides which teacher is trained: its model may be the student's."""
+"""The parts of a recipe that decide which teacher is trained; its model may be the student's."""
+JobStream = Generator["Job | None", None, None]
+TrainingStream = Generator["Job | None", None, "list[Job]"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to run: a training (final: its weights are kept), a smoke test, the test split of the recipes in
-    `also`, or the pictures, which compare those in `also`."""
+    """A unit of work for an executor.
+
+    Attributes:
+        stage: The stage that it belongs to.
+        number: Its number in the stage.
+        recipe: The recipe that is trained or tried; the winner's for `test` and `pictures`.
+        trial_id: The identity of the recipe.
+        kind: "smoke", "train", "test" or "pictures".
+        final: True if the training keeps its weights.
+        prunable: True if the pruner may stop the training.
+        trained: The recipes whose test split is read (`test`), or that are shown side by side (`pictures`).
+        details: What the journal tells of it besides.
+    """
 
     stage: str
     number: int
@@ -46,410 +65,356 @@ class Job:
     kind: str = "train"
     final: bool = False
     prunable: bool = False
-    also: tuple[Recipe, ...] = ()
+    trained: tuple[Recipe, ...] = ()
     details: Row = field(default_factory=dict, compare=False)
 
     @property
     def key(self) -> str:
+        """The job's name in its study, such as "search-3"."""
         return f"{self.stage}-{self.number}"
 
     @property
     def about(self) -> Row:
+        """The fields that every journal event of this job has."""
         return {"stage": self.stage, "number": self.number, "trial_id": self.trial_id}
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A recipe that is confirmed with n seeds."""
-
-    key: str
-    role: str
-    values: Values
-    source: Row
-    baseline: str | None
-
-
 class Study:
-    """One sweep being carried out in its folder of a store."""
+    """A sweep that is carried out in a folder of results.
 
-    def __init__(self, sweep: Sweep, store: Store, record: StudyJournal, data_root: Path) -> None:
-        self.sweep, self.store, self.journal, self.data_root = sweep, store, record, data_root
+    Args:
+        sweep: The sweep.
+        workspace: The store and the data that its jobs work with.
+        journal: The journal of the study's folder.
+    """
+
+    def __init__(self, sweep: Sweep, workspace: Workspace, journal: StudyJournal) -> None:
+        self.sweep, self.workspace, self.journal = sweep, workspace, journal
         self.search = Search("search", sweep)
         self.baselines = Search("baselines", sweep.baseline())
-        self.running: dict[str, Job] = {}
-        self.waiting: dict[str, list[Job]] = {}
-        self.states: dict[str, Row] = {}
-        self.confirming: dict[str, list[Job]] = {}  # by candidate
-        self.kept: dict[str, Recipe] = {}  # teachers and confirmed recipes, whose weights are kept
         self.stage, self.stage_size = STARTING, 0
+        self._running: dict[str, Job] = {}
+        self._waiting: dict[str, list[Job]] = {}  # by trial_id: jobs of a recipe that another job is training
+        self._ends: dict[str, JobEnd] = {}
 
-    def jobs(self) -> Iterator[Job | None]:
-        """Every job that is still to do, stage by stage; None: nothing to start until a running one has ended.
+    def jobs(self) -> JobStream:
+        """Yield every job that is still to do, stage by stage; None if a running job must end before the next one.
 
-        Raises UserError where a stage leaves nothing to go on with.
+        Raises:
+            UserError: A combination of the space cannot run.
+            NoResult: A stage has left nothing to go on with.
         """
         yield from self._smoke()
-        yield from self._teachers()
-        for search in (self.baselines, self.search):
-            self.stage, self.stage_size = search.stage, search.trials
-            yield from self._searched(search)
-        candidates = self._candidates()
-        yield from self._confirmed(candidates)
-        winner = self._winner(candidates)
-        if winner is None:
-            raise NoResult("confirm: none of the best recipes completed all its seeds; trials.csv has the reasons")
-        yield from self._tested(winner)
-        yield from self._all([self._job("pictures", 0, winner, kind="pictures", also=self._compared(candidates))])
-        self.store.remove_leftovers(self.journal.trial_ids())
+        teachers = yield from self._train_teachers()
+        alone = yield from self._run_search(self.baselines)
+        searched = yield from self._run_search(self.search)
+        candidates = self._choose_candidates(searched, alone)
+        runs = yield from self._confirm(candidates)
+        means = mean_objectives({key: [self._ends[job.key]["value"] for job in own] for key, own in runs.items()})
+        winner = self._choose_winner(candidates, runs, means)
+        yield from self._read_test(winner, [*teachers, *(job for own in runs.values() for job in own)])
+        yield from self._draw_pictures(winner, runs, means)
+        self.workspace.store.remove_leftovers(self.journal.trial_ids())
         self.journal.append_once("finished")
 
     def should_prune(self, job: Job, epoch: int) -> bool:
-        """Told after each epoch of a training; if True the job has ended as pruned and is to be stopped.
+        """Return True if the training has been pruned and is to be stopped; called after each of its epochs.
 
-        Workers may have run ahead, and a continued training may have skipped a decision: what counts is the first
-        epoch that was to be the last, and the rows after it are dropped.
+        Workers may have run ahead, and a continued training may have skipped a decision. So the trial ends at the first
+        epoch at which it would have been pruned, and later rows are dropped.
+
+        Args:
+            job: A running training.
+            epoch: The epoch that has ended, from 1.
         """
-        folder = self.store.trial(job.trial_id)
-        stop = self._pruned_after(job, [row for row in folder.epochs() if row["epoch"] <= epoch])
+        folder = self.workspace.store.trial(job.trial_id)
+        stop = self._pruned_at(job, [row for row in folder.epochs() if row["epoch"] <= epoch])
         if stop is None:
             return False
         folder.files.revoke_lease()
         folder.keep_epochs(stop)
-        folder.write_outcome(outcome_row("pruned", self._pruning(stop), folder))
+        folder.write_outcome(outcome_row("pruned", self._pruning_reason(stop), folder))
         folder.remove_checkpoints()
         return True
 
     def ended(self, job: Job, broken: str | None = None) -> None:
-        """A job has ended: with an outcome in the store, or `broken` with a reason.
+        """Take note that a job has ended.
 
-        What breaks outside the training (a full disk, a killed process) is no outcome of the recipe: it counts as
-        failed here, and is tried again when the study is opened again.
+        What breaks outside the training (a full disk, a killed process) is no outcome of the recipe. The job counts as
+        failed until the study is opened again, and is then run again.
+
+        Args:
+            job: A job that was running.
+            broken: The reason if it broke; None if its outcome is in the store.
         """
         if job.kind == "train":
-            broken = None if self._has_ended(job) else broken or "its process ended without an outcome"
-        self.running.pop(job.key, None)
+            broken = None if self._has_outcome(job) else broken or "its process ended without an outcome"
+        self._running.pop(job.key, None)
         self._note_end(job, broken)
-        for follower in self.waiting.pop(job.trial_id, []):
+        for follower in self._waiting.pop(job.trial_id, []):
             self._note_end(follower, broken)
 
     def progress(self) -> Row:
-        """For a display: the stage, how its jobs stand, and the best objective of the search so far."""
-        ends = [row["state"] for key, row in list(self.states.items()) if key.rpartition("-")[0] == self.stage]
+        """Return the stage, its number of jobs by state, and the best objective of the search so far, for a display."""
+        # copies, because a display reads them in a thread of its own
+        ends = [end["state"] for key, end in list(self._ends.items()) if key.rpartition("-")[0] == self.stage]
         counts = {state: ends.count(state) for state in ("complete", "pruned", "failed")}
-        running = sum(job.stage == self.stage for job in list(self.running.values()))
-        values = [trial.value for trial in list(self.search.ended.values()) if trial.value is not None]
-        best = (max if self.sweep.study.objective == "val/accuracy" else min)(values, default=None)
+        running = sum(job.stage == self.stage for job in list(self._running.values()))
+        values = [trial.value for trial in list(self.search.finished.values()) if trial.value is not None]
+        best = (max if self._maximize else min)(values, default=None)
         return {"stage": self.stage, "of": self.stage_size, "running": running, "best": best, **counts}
 
     # stages
 
-    def _smoke(self) -> Iterator[Job | None]:
-        """One real batch through every (method, teacher, student) that the space can reach."""
-        jobs = []
-        combined: list[Values] = []
-        for number, values in enumerate(space.combinations(self.sweep.tree, PARTS)):
-            recipe = self.sweep.recipe_for(values, self.sweep.study.seed)
-            jobs.append(self._job("smoke", number, recipe, kind="smoke", values=values))
-            combined.append(values)
-        passed = {row["trial_id"] for row in self.journal.ends("smoke").values() if row["state"] == "complete"}
-        yield from self._all([job for job in jobs if job.trial_id not in passed])
+    def _smoke(self) -> JobStream:
+        """Try one real batch through every combination of data, method, teacher and student."""
+        points = space.combinations(self.sweep.tree, PARTS)
+        recipes = [self.sweep.recipe_for(values, self.sweep.study.seed) for values in points]
+        jobs = [
+            self._job("smoke", number, recipe, values, kind="smoke")
+            for number, (recipe, values) in enumerate(zip(recipes, points, strict=True))
+        ]
+        passed = {end["trial_id"] for end in self.journal.ends("smoke").values() if end["state"] == "complete"}
+        yield from self._run_stage([job for job in jobs if job.trial_id not in passed])
         problems: list[str] = []
-        for job, values in zip(jobs, combined, strict=True):
-            state = self.states.get(job.key)
-            if state is not None and state["state"] == "failed":
+        for job, values in zip(jobs, points, strict=True):
+            end = self._ends.get(job.key)
+            if end is not None and end["state"] == "failed":
                 what = f"{job.recipe.method.name} with student {job.recipe.student.model}"
                 what += f" and teacher {job.recipe.teacher.model}" if job.recipe.teacher else ""
-                text = f"{what} fails on its first batch: {state['reason']}"
+                text = f"{what} fails on its first batch: {end['reason']}"
                 problems += self.sweep.error(values, ("method",), text).problems
         if problems:
             raise UserError(*problems)
 
-    def _teachers(self) -> Iterator[Job | None]:
-        """Each teacher that the space can reach, unless the store has it."""
-        recipes: dict[Recipe, Values] = {}
+    def _train_teachers(self) -> TrainingStream:
+        """Train each teacher of the space that the store does not have."""
+        points: dict[Recipe, Values] = {}
         for values in space.combinations(self.sweep.tree, TEACHER_PARTS):
             recipe = teacher_recipe(self.sweep.recipe_for(values, self.sweep.study.seed))
             if recipe is not None:
-                recipes.setdefault(recipe, values)
-        jobs = [self._job("teacher", number, recipe, final=True) for number, recipe in enumerate(recipes)]
-        yield from self._all(jobs)
+                points.setdefault(recipe, values)
+        jobs = [self._job("teacher", number, recipe, final=True) for number, recipe in enumerate(points)]
+        yield from self._run_stage(jobs)
         problems: list[str] = []
-        for job, values in zip(jobs, recipes.values(), strict=True):
-            if self.states[job.key]["state"] != "complete":
-                folder = self.store.trial(job.trial_id)
+        for job, values in zip(jobs, points.values(), strict=True):
+            end = self._ends[job.key]
+            if end["state"] != "complete":
+                folder = self.workspace.store.trial(job.trial_id)
                 again = f"remove {folder.files} to try again" if folder.outcome() else "the same command tries again"
-                text = f"training {job.recipe.student.model} failed: {self.states[job.key]['reason']} ({again})"
+                text = f"training {job.recipe.student.model} failed: {end['reason']} ({again})"
                 problems += self.sweep.error(values, ("teacher",), text).problems
         if problems:
             raise NoResult(*problems)
+        return jobs
 
-    def _searched(self, search: Search) -> Iterator[Job | None]:
-        """Trials in batches, each drawn at once when the batch before it has ended (or freely, one by one)."""
+    def _run_search(self, search: Search) -> TrainingStream:
+        """Run a search's trials batch by batch, each suggested when the batch before it has ended (or one by one)."""
+        self.stage, self.stage_size = search.stage, search.trials
+        searched: list[Job] = []
         number = 0
         while number < search.trials:
             batch = search.batch_of(number)
-            jobs = []
-            for number in batch:
-                search.planned[number] = self.journal.planned_values(search.stage, number) or search.suggest(number)
-                job = self._search_job(search, number)
-                if job is not None:
-                    jobs.append(job)
+            jobs = [job for number in batch if (job := self._planned_job(search, number)) is not None]
+            searched += jobs
             if self.sweep.study.order == "batches":
-                yield from self._all(jobs)
+                yield from self._run(jobs)
             else:
                 yield from (job for job in jobs if self._begin(job))
             number = batch.stop
-        while any(job.stage == search.stage for job in self.running.values()):
+        while any(job.stage == search.stage for job in self._running.values()):
             yield None
-        if not any(trial.state.name == "COMPLETE" for trial in search.ended.values()):
-            reasons = sorted({str(row["reason"]) for row in self.journal.ends(search.stage).values() if row["reason"]})
+        if not any(self._ends[job.key]["state"] == "complete" for job in searched):
+            reasons = sorted({str(end["reason"]) for end in self.journal.ends(search.stage).values() if end["reason"]})
             raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {'; '.join(reasons)}")
+        return searched
 
-    def _confirmed(self, candidates: list[Candidate]) -> Iterator[Job | None]:
-        """Every candidate with every confirming seed; their weights are kept for the test split."""
+    def _choose_candidates(self, searched: Sequence[Job], alone: Sequence[Job]) -> list[Candidate]:
+        confirm = self.sweep.study.confirm
+        return choose_candidates(
+            [self._searched_trial(job) for job in searched],
+            [self._searched_trial(job) for job in alone],
+            best=confirm.best,
+            published=len(self.sweep.published) if confirm.published else 0,
+            baseline_parameters={parameter.name for parameter in self.baselines.sweep.parameters},
+        )
+
+    def _confirm(self, candidates: Sequence[Candidate]) -> Generator[Job | None, None, dict[str, list[Job]]]:
+        """Train every candidate with every confirming seed; return the jobs by candidate."""
+        first = FIRST_CONFIRMING_SEED + 1_000 * self.sweep.study.seed
+        runs: dict[str, list[Job]] = {candidate.key: [] for candidate in candidates}
         jobs: list[Job] = []
         for candidate in candidates:
-            own = self.confirming.setdefault(candidate.key, [])
-            for index in range(self.sweep.study.confirm.seeds):
-                jobs.append(self._confirm_job(candidate, len(jobs), self._confirming_seed(index)))
-                own.append(jobs[-1])
-        yield from self._all(jobs)
+            sweep = self.baselines.sweep if candidate.role == "baseline" else self.sweep
+            for seed in range(first, first + self.sweep.study.confirm.seeds):
+                recipe, details = sweep.recipe_for(candidate.values, seed), {**candidate.as_json(), "seed": seed}
+                job = self._job("confirm", len(jobs), recipe, candidate.values, final=True, details=details)
+                runs[candidate.key].append(job)
+                jobs.append(job)
+        yield from self._run_stage(jobs)
+        return runs
 
-    def _tested(self, winner: Recipe) -> Iterator[Job | None]:
-        """The test split is read: once for each confirmed training and teacher, after the winner has been fixed."""
-        untested = [recipe for recipe in self.kept.values() if self._untested(recipe)]
+    def _choose_winner(
+        self, candidates: Sequence[Candidate], runs: dict[str, list[Job]], means: dict[str, float]
+    ) -> Recipe:
+        """Fix the winner by validation metrics alone, before the test split is read; write best.yaml."""
+        winner = choose_winner(candidates, means, maximize=self._maximize)
+        if winner is None:
+            raise NoResult("confirm: none of the best recipes completed all its seeds; trials.csv has the reasons")
+        job = runs[winner.key][0]
+        self.journal.append_once("winner", candidate=winner.key, baseline=winner.baseline, trial_id=job.trial_id)
+        self.journal.files.write("best.yaml", recipe_yaml(job.recipe, self.sweep.name).encode())
+        return job.recipe
+
+    def _read_test(self, winner: Recipe, trainings: Sequence[Job]) -> JobStream:
+        """Read the test split once for each teacher and each confirmed training."""
+        untested = {job.trial_id: job.recipe for job in trainings if self._is_untested(job)}
         if not untested:
             return
-        job = self._job("test", 0, winner, kind="test", also=tuple(untested))
-        yield from self._all([job])
-        broken = self.states[job.key]["reason"]
+        job = self._job("test", 0, winner, kind="test", trained=tuple(untested.values()))
+        yield from self._run_stage([job])
+        broken = self._ends[job.key]["reason"]
         if broken:
             raise NoResult(f"confirm: reading the test split failed: {broken}")
 
-    def _untested(self, recipe: Recipe) -> bool:
-        outcome = self.store.trial(trial_id(recipe, self.data_root)).outcome()
-        return outcome is not None and outcome["state"] == "complete" and outcome["test"] is None
-
-    def _candidates(self) -> list[Candidate]:
-        """The k best, the published points, and the baselines that they are compared with."""
-        confirm = self.sweep.study.confirm
-        best = self._ranked(self.search)[: confirm.best]
-        published = range(len(self.sweep.published)) if confirm.published else range(0)
-        searches = {search.stage: search for search in (self.baselines, self.search)}
-        baselines: list[tuple[str, int]] = []
-
-        def confirmed(search: Search, number: int) -> str:
-            if (search.stage, number) not in baselines:
-                baselines.append((search.stage, number))
-            return f"baseline {baselines.index((search.stage, number)) + 1}"
-
-        def baseline_of(number: int, same_student: bool) -> str | None:
-            """The best baseline of the trial's student: of the same model, or of the whole same student config. Where
-            the baselines' search has tried no such model, the student alone at the trial's own values."""
-            student = self.search.recipe(number).student
-            for other in self._ranked(self.baselines):
-                own = self.baselines.recipe(other).student
-                if own == student or (not same_student and own.model == student.model):
-                    return confirmed(self.baselines, other)
-            if same_student:
-                return None
-            known = (n for stage, n in baselines if stage == self.search.stage)
-            like = (n for n in known if self.search.recipe(n).student.model == student.model)
-            return confirmed(self.search, next(like, number))
-
-        def candidate(key: str, role: str, search: Search, number: int, baseline: str | None) -> Candidate:
-            source = {"stage": search.stage, "number": number}
-            values = search.planned[number]
-            if role == "baseline":
-                shared = {parameter.name for parameter in self.baselines.sweep.parameters}
-                values = {name: value for name, value in values.items() if name in shared}
-            return Candidate(key, role, values, source, baseline)
-
-        chosen = [
-            candidate(f"best {i + 1}", "best", self.search, number, baseline_of(number, False))
-            for i, number in enumerate(best)
-        ]
-        for i in published:
-            baseline_of(i, True)  # its own student/freeze pair is confirmed as well
-            chosen.append(candidate(f"published {i + 1}", "published", self.search, i, baseline_of(i, False)))
-        for number in self._ranked(self.baselines):  # the best of every student model, whoever needs it
-            model = self.baselines.recipe(number).student.model
-            if model not in {searches[stage].recipe(other).student.model for stage, other in baselines}:
-                confirmed(self.baselines, number)
-        for i, (stage, number) in enumerate(baselines):
-            chosen.append(candidate(f"baseline {i + 1}", "baseline", searches[stage], number, None))
-        return chosen
-
-    def _winner(self, candidates: list[Candidate]) -> Recipe | None:
-        """Of the k best the one with the highest mean validation metric over the seeds, fixed without test."""
-        best = [candidate for candidate in candidates if candidate.role == "best"]
-        means = self._validation_means(best)
-        if not means:
-            return None
-        key = max(means, key=lambda name: means[name])
-        winner = next(candidate for candidate in candidates if candidate.key == key)
-        recipe = self.sweep.recipe_for(winner.values, self._confirming_seed(0))
-        chosen = {"candidate": key, "baseline": winner.baseline, "trial_id": trial_id(recipe, self.data_root)}
-        self.journal.append_once("winner", **chosen)
-        self.journal.files.write("best.yaml", plain_yaml(recipe, self.sweep.name).encode())
-        return recipe
-
-    def _validation_means(self, candidates: list[Candidate]) -> dict[str, float]:
-        """The mean validation metric over the seeds, the higher the better; of candidates that completed them all."""
-        sign = 1 if self.sweep.study.objective == "val/accuracy" else -1
-        means: dict[str, float] = {}
-        for candidate in candidates:
-            runs = [self.states[job.key] for job in self.confirming[candidate.key]]
-            if all(run["state"] == "complete" for run in runs):
-                means[candidate.key] = sign * statistics.fmean(run["value"] for run in runs)
-        return means
-
-    def _compared(self, candidates: list[Candidate]) -> tuple[Recipe, ...]:
-        """What pictures show side by side, with the first confirming seed: for each value of student.freeze the
-        distilled recipe that is best on validation, then the students alone, the best first."""
-        means = self._validation_means(candidates)
-        ranked = sorted((c for c in candidates if c.key in means), key=lambda c: -means[c.key])
-        recipes = [self._candidate_recipe(candidate, self._confirming_seed(0)) for candidate in ranked]
-        distilled: dict[str, Recipe] = {}
-        for recipe in recipes:
-            if recipe.teacher is not None:
-                distilled.setdefault(recipe.student.freeze, recipe)
-        return *distilled.values(), *(recipe for recipe in recipes if recipe.teacher is None)
+    def _draw_pictures(self, winner: Recipe, runs: dict[str, list[Job]], means: dict[str, float]) -> JobStream:
+        recipes = {key: own[0].recipe for key, own in runs.items()}
+        compared = compared_recipes(recipes, means, maximize=self._maximize)
+        yield from self._run_stage([self._job("pictures", 0, winner, kind="pictures", trained=tuple(compared))])
 
     # jobs
 
-    def _confirming_seed(self, index: int) -> int:
-        return FIRST_CONFIRMING_SEED + 1_000 * self.sweep.study.seed + index
+    @property
+    def _maximize(self) -> bool:
+        return self.sweep.study.objective == "val/accuracy"
 
-    def _job(self, stage: str, number: int, recipe: Recipe, **options: Any) -> Job:
-        details = {"values": options.pop("values", {}), "published": options.pop("published", False)}
-        details |= options.pop("details", {})
-        return Job(stage, number, recipe, trial_id(recipe, self.data_root), details=details, **options)
+    def _job(
+        self,
+        stage: str,
+        number: int,
+        recipe: Recipe,
+        values: Values | None = None,
+        *,
+        published: bool = False,
+        details: Row | None = None,
+        **options: Any,
+    ) -> Job:
+        details = {"values": values or {}, "published": published, **(details or {})}
+        return Job(stage, number, recipe, self.workspace.trial_id(recipe), details=details, **options)
 
-    def _search_job(self, search: Search, number: int) -> Job | None:
-        """The job of a planned trial; None where its values do not go together: then it has failed with that reason."""
+    def _planned_job(self, search: Search, number: int) -> Job | None:
+        """Return the job of a trial, with the values of an earlier start or new ones; None if they do not go together:
+        the trial has then failed for that reason."""
+        values = self.journal.planned_values(search.stage, number) or search.suggest(number)
+        search.planned[number] = values
         published = number < len(search.sweep.published)
         try:
             recipe = search.recipe(number)
         except UserError as error:
-            self._note_impossible(search, number, str(error))
+            about = {"stage": search.stage, "number": number, "trial_id": None}
+            end: JobEnd = {"state": "failed", "value": None, "reason": str(error), "epochs": 0}
+            self.journal.note("planned", **about, values=values, published=False)
+            self.journal.note("ended", **about, **end)
+            self._ends[f"{search.stage}-{number}"] = end
+            search.tell(number, "failed", None, [])
             return None
-        values = search.planned[number]
         prunable = not published and self.sweep.study.pruner.name != "none"
-        return self._job(search.stage, number, recipe, values=values, published=published, prunable=prunable)
+        return self._job(search.stage, number, recipe, values, published=published, prunable=prunable)
 
-    def _note_impossible(self, search: Search, number: int, reason: str) -> None:
-        about = {"stage": search.stage, "number": number, "trial_id": None}
-        outcome = {"state": "failed", "value": None, "reason": reason, "epochs": 0}
-        self.journal.note("planned", **about, values=search.planned[number], published=False)
-        self.journal.note("ended", **about, **outcome)
-        self.states[f"{search.stage}-{number}"] = outcome
-        search.tell(number, "failed", None, [])
+    def _searched_trial(self, job: Job) -> SearchedTrial:
+        key = None
+        if self._ends[job.key]["state"] == "complete":
+            outcome = self.workspace.store.trial(job.trial_id).outcome()
+            assert outcome is not None
+            assert outcome["best"] is not None
+            key = ranking_key(outcome["best"], self.sweep.study.objective)
+        values = job.details["values"]
+        return SearchedTrial(job.stage, job.number, job.trial_id, values, job.recipe.student, key)
 
-    def _confirm_job(self, candidate: Candidate, number: int, seed: int) -> Job:
-        recipe = self._candidate_recipe(candidate, seed)
-        details = {"candidate": candidate.key, "role": candidate.role, "seed": seed}
-        details |= {"source": candidate.source, "baseline": candidate.baseline}
-        return self._job("confirm", number, recipe, values=candidate.values, final=True, details=details)
+    def _is_untested(self, job: Job) -> bool:
+        outcome = self.workspace.store.trial(job.trial_id).outcome()
+        return outcome is not None and outcome["state"] == "complete" and outcome["test"] is None
 
-    def _candidate_recipe(self, candidate: Candidate, seed: int) -> Recipe:
-        search = self.baselines if candidate.role == "baseline" else self.search
-        return search.sweep.recipe_for(candidate.values, seed)
-
-    def _search(self, job: Job) -> Search:
-        return self.baselines if job.stage == "baselines" else self.search
-
-    def _all(self, jobs: list[Job]) -> Iterator[Job | None]:
-        """Hands out the jobs and waits until all have ended."""
-        if jobs and jobs[0].stage not in ("baselines", "search"):
+    def _run_stage(self, jobs: Sequence[Job]) -> JobStream:
+        """Hand out all jobs of a stage and wait until they have ended."""
+        if jobs:
             self.stage, self.stage_size = jobs[0].stage, len(jobs)
-        for job in jobs:
-            if self._begin(job):
-                yield job
-        while any(job.key not in self.states for job in jobs):
+        yield from self._run(jobs)
+
+    def _run(self, jobs: Sequence[Job]) -> JobStream:
+        yield from (job for job in jobs if self._begin(job))
+        while any(job.key not in self._ends for job in jobs):
             yield None
 
     def _begin(self, job: Job) -> bool:
-        """Notes a job as planned; True if it is to be run now, False if its outcome is there or on its way."""
-        if job.kind != "test":  # the second half of confirm, not a stage of its own
+        """Note a job as planned; return True if it is to be run, False if its recipe is trained or being trained."""
+        if job.kind != "test":  # the report counts it to the confirm stage
             self.journal.note("planned", **job.about, **job.details)
-        if job.final:
-            self.kept[job.trial_id] = job.recipe
         if job.kind == "train":
-            if self._has_ended(job):
+            if self._has_outcome(job):
                 self._note_end(job)
                 return False
-            if any(other.trial_id == job.trial_id for other in self.running.values()):
-                self.waiting.setdefault(job.trial_id, []).append(job)
+            if any(other.trial_id == job.trial_id for other in self._running.values()):
+                self._waiting.setdefault(job.trial_id, []).append(job)
                 return False
-        self.running[job.key] = job
+        self._running[job.key] = job
         return True
 
-    def _has_ended(self, job: Job) -> bool:
-        """Whether the store's outcome serves this job. One that was pruned serves only where this study would have
-        pruned it as well; a final one must have kept its weights."""
-        folder = self.store.trial(job.trial_id)
+    def _has_outcome(self, job: Job) -> bool:
+        """Return True if the store has an outcome that serves this job.
+
+        The outcome of a pruned training serves if this study would have pruned it as well. A final training must have
+        kept its weights.
+        """
+        folder = self.workspace.store.trial(job.trial_id)
         require_own_workers(job.recipe, folder, self.sweep.resources.workers)
         outcome = folder.outcome()
         if outcome is None or outcome["state"] == "failed":
             return outcome is not None
         if outcome["state"] == "complete":
             return not job.final or folder.has_weights()
-        return self._pruned_after(job, folder.epochs()) is not None
+        return self._pruned_at(job, folder.epochs()) is not None
 
-    def _pruned_after(self, job: Job, rows: list[EpochRow]) -> int | None:
-        """The epoch after which this study stops the job, or None: as it once decided, as soon as there are the rows,
-        else decided from them."""
+    def _pruned_at(self, job: Job, rows: list[EpochRow]) -> int | None:
+        """Return the epoch at which this study prunes the training, or None.
+
+        A decision that the journal holds is repeated as soon as its rows are there; without one, the rows decide.
+        """
         if not job.prunable:
             return None
         known = self.journal.ends(job.stage).get(job.number)
         if known is not None and known["trial_id"] == job.trial_id and known["state"] == "pruned":
             return int(known["epochs"]) if rows and rows[-1]["epoch"] >= known["epochs"] else None
-        return self._search(job).pruned_after(job.number, [row for row in rows if row["epoch"] < job.recipe.epochs])
+        rows = [row for row in rows if row["epoch"] < job.recipe.epochs]
+        return self._search_of(job).pruned_at(job.number, rows)
 
-    def _pruning(self, epoch: int) -> str:
+    def _search_of(self, job: Job) -> Search:
+        return self.baselines if job.stage == "baselines" else self.search
+
+    def _pruning_reason(self, epoch: int) -> str:
         return f"stopped by {self.sweep.study.pruner.name} after epoch {epoch}"
 
     def _note_end(self, job: Job, broken: str | None = None) -> None:
-        outcome = self._outcome(job, broken)
-        self.states[job.key] = outcome
+        end = self._end(job, broken)
+        self._ends[job.key] = end
         if job.stage in ("baselines", "search"):
-            rows = self.store.trial(job.trial_id).epochs()[: outcome["epochs"]]
-            self._search(job).tell(job.number, outcome["state"], outcome["value"], rows)
+            rows = self.workspace.store.trial(job.trial_id).epochs()[: end["epochs"]]
+            self._search_of(job).tell(job.number, end["state"], end["value"], rows)
         if job.kind != "test":
-            self.journal.note("ended", **job.about, **outcome)
+            self.journal.note("ended", **job.about, **end)
 
-    def _outcome(self, job: Job, broken: str | None) -> Row:
-        """State, objective at the best epoch, epochs and reason of an ended job, as this study sees it: a trial that
-        it would have pruned is pruned, even if another sweep has trained it to its end."""
+    def _end(self, job: Job, broken: str | None) -> JobEnd:
+        """Return how a job has ended for this study: a trial that it would have pruned counts as pruned, even if
+        another sweep has trained it to its end."""
         if broken or job.kind != "train":
             return {"state": "failed" if broken else "complete", "value": None, "reason": broken, "epochs": 0}
-        folder = self.store.trial(job.trial_id)
+        folder = self.workspace.store.trial(job.trial_id)
         outcome, rows = folder.outcome(), folder.epochs()
         assert outcome is not None
         state, reason, epochs, best = outcome["state"], outcome["reason"], outcome["epochs"], outcome["best"]
-        stop = self._pruned_after(job, rows) if state != "failed" else None
+        stop = self._pruned_at(job, rows) if state != "failed" else None
         if stop is not None:
-            state, reason, epochs = "pruned", self._pruning(stop), stop
+            state, reason, epochs = "pruned", self._pruning_reason(stop), stop
             best = best_epoch(rows[:stop], self.sweep.study.objective)
         value = best[self.sweep.study.objective] if best and state != "failed" else None
         return {"state": state, "value": value, "reason": reason, "epochs": epochs}
-
-    def _ranked(self, search: Search) -> list[int]:
-        """Numbers of the complete trials of distinct recipes, best first: objective, then NLL, then number."""
-
-        def key(number: int) -> tuple[float, ...]:
-            outcome = self._folder(search, number).outcome()
-            assert outcome is not None
-            assert outcome["best"] is not None
-            best = outcome["best"]
-            return (*(-part for part in ranking_key(best, self.sweep.study.objective)), number)
-
-        complete = [number for number, trial in search.ended.items() if trial.state.name == "COMPLETE"]
-        distinct: dict[str, int] = {}
-        for number in sorted(complete, key=key):
-            distinct.setdefault(self._folder(search, number).trial_id, number)
-        return list(distinct.values())
-
-    def _folder(self, search: Search, number: int) -> TrialFolder:
-        return self.store.trial(trial_id(search.recipe(number), self.data_root))

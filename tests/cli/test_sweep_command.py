@@ -200,23 +200,23 @@ def test_the_cost_of_a_plan_is_that_of_the_dearest_training_of_the_space(
 FIXED = {"optimizer": {"name": "sgd", "lr": 0.1}, "batch_size": 16}
 SHARED: list[tuple[dict[str, Any], list[str]]] = [
     ({"method": {"name": "kd", "balance": {"alpha": {"uniform": [0, 1]}}, "temperature": 4.0}},
-     ["computed once for all trials: 40 bytes of an image, the same view in every epoch"]),
+     ["computed once for all trials: 40 bytes per image, the same view in every epoch"]),
     ({"mixup": {"choice": [None, {}]}},
-     ["40 bytes of an image and view, 3 streams of views (the search's, one for each confirming seed), 4 epochs each",
-      "values of mixup have answers of their own"]),
+     ["40 bytes per image and view, 3 streams of views (the search's, one for each confirming seed), 4 epochs each",
+      "each value of mixup has teacher outputs of its own"]),
     ({"data": {"name": "digits", "resolution": {"choice": [16, 20]}}},
-     ["values of data.resolution have answers of their own"]),
+     ["each value of data.resolution has teacher outputs of its own"]),
     ({"teacher": {**FIXED, "precision": "fp32", "model": {"choice": ["lenet5_teacher", "lenet5_student"]}},
-      "precision": {"choice": ["fp32", "bf16"]}}, ["values of teacher.model, precision have answers of their own"]),
+      "precision": {"choice": ["fp32", "bf16"]}}, ["each value of teacher.model, precision has teacher outputs"]),
     ({"data": {"name": "digits", "resolution": 32}, "batch_size": {"choice": [16, 32]},
       "teacher": {**FIXED, "model": "test_resnet", "weights": None},
       "student": {"model": "test_resnet", "weights": None},
       "method": {"name": "sp", "balance": {"weight": 10.0}, "stages": ["8"]}},
-     ["values of batch_size have answers of their own"]),
+     ["each value of batch_size has teacher outputs of its own"]),
     ({"data": {"name": "digits", "resolution": 64}, "teacher": {**FIXED, "model": "resnet10t", "weights": None},
       "student": {"model": "resnet10t", "weights": None},
       "method": {"name": "mgd", "balance": {"weight": {"loguniform": [0.1, 1]}}, "stage": "8"}},
-     ["computed once for all trials: 32,808 bytes of an image, the same view in every epoch, 0.03 GB"]),
+     ["computed once for all trials: 32,808 bytes per image, the same view in every epoch, 0.03 GB"]),
 ]  # fmt: skip
 
 
@@ -230,7 +230,7 @@ def test_a_plan_says_what_trials_share_and_what_splits_them(
     out = capsys.readouterr().out
     assert all(text in out for text in said), out
     assert main([str(file), "--plan", "--set", "resources.teacher_cache=none"]) == 0
-    assert "teachers are asked in every trial (resources.teacher_cache: none)" in capsys.readouterr().out
+    assert "teacher outputs are computed in every trial (resources.teacher_cache: none)" in capsys.readouterr().out
 
 
 def test_a_plan_does_not_split_by_what_changes_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,7 +238,7 @@ def test_a_plan_does_not_split_by_what_changes_no_answer(tmp_path: Path, capsys:
     assert main([str(sweep_file(tmp_path, recipe=changes, study={"published": None})), "--plan"]) == 0
     out = capsys.readouterr().out
     assert "computed once for all trials" in out
-    assert "answers of their own" not in out
+    assert "teacher outputs of its own" not in out
 
 
 def test_a_plan_says_that_whole_maps_do_not_fit_into_the_budget(
@@ -247,10 +247,10 @@ def test_a_plan_says_that_whole_maps_do_not_fit_into_the_budget(
     file = sweep_file(tmp_path, recipe=SHARED[-1][0], study={"published": None, "trials": 2, "pruner": None})
     needed = 32_808 * 898
     assert main([str(file), "--plan", "--set", f"resources.cache_bytes={needed}"]) == 0
-    assert "asked in every trial" not in capsys.readouterr().out
+    assert "computed in every trial" not in capsys.readouterr().out
     assert main([str(file), "--plan", "--set", f"resources.cache_bytes={needed - 1}"]) == 0
-    reads = f"what mgd reads takes 32,808 bytes of an image and view, {needed:,} in all: more than {needed - 1:,}"
-    assert f"- asked in every trial: {reads} (resources.cache_bytes)" in capsys.readouterr().out
+    reads = f"what mgd reads takes 32,808 bytes per image and view, {needed:,} in all: more than {needed - 1:,}"
+    assert f"- computed in every trial: {reads} (resources.cache_bytes)" in capsys.readouterr().out
 
 
 def test_a_plan_says_that_views_make_room_for_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

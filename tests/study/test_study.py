@@ -6,16 +6,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+import safetensors.torch
+import torch
 import yaml
-from studies import TREE, carry_out, decisions, events, open_study, plans, run, sweep_file
+from studies import TREE, carry_out, decisions, events, open_study, plans, sweep_file
 
 from kdtrain.config.sweep import load_recipe
 from kdtrain.errors import UserError
+from kdtrain.executors.local import execute, run_job
 from kdtrain.study.study import FIRST_CONFIRMING_SEED, Job, Study
 from kdtrain.training.trainer import train
-from kdtrain.trials.identity import trial_id
-from kdtrain.trials.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +25,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """One study carried out to its end, for the tests that only look."""
     folder = tmp_path_factory.mktemp("finished")
     study = open_study(sweep_file(folder), folder / "results")
-    carry_out(study)
+    execute(study)
     return study
 
 
 def outcomes(study: Study, stage: str) -> list[dict[str, Any]]:
-    found = [study.store.trial(row["trial_id"]).outcome() for row in plans(study, stage)]
+    found = [study.workspace.store.trial(row["trial_id"]).outcome() for row in plans(study, stage)]
     assert all(found)
     return found  # type: ignore[return-value]
 
@@ -42,7 +44,7 @@ def test_stages_follow_one_another(finished: Study) -> None:
 def test_baselines_get_the_budget_of_the_search_without_a_teacher(finished: Study) -> None:
     assert len(plans(finished, "baselines")) == len(plans(finished, "search")) == 6
     for row in plans(finished, "baselines"):
-        recipe = finished.store.trial(row["trial_id"]).recipe()
+        recipe = finished.workspace.store.trial(row["trial_id"]).recipe()
         assert recipe is not None
         assert recipe["teacher"] is None
         assert set(row["values"]) == {"optimizer.lr"}
@@ -69,7 +71,7 @@ def test_confirming_seeds_are_disjoint_from_the_search_and_alike_for_every_candi
     assert set(seeds) == {"best 1", "best 2", "published 1", "baseline 1"}
     assert all(own == [FIRST_CONFIRMING_SEED, FIRST_CONFIRMING_SEED + 1] for own in seeds.values())
     for row in plans(finished, "search"):
-        recipe = finished.store.trial(row["trial_id"]).recipe()
+        recipe = finished.workspace.store.trial(row["trial_id"]).recipe()
         assert recipe is not None
         assert recipe["recipe"]["seed"] == 0
 
@@ -78,7 +80,7 @@ def test_test_split_is_read_by_confirming_runs_and_teachers_only(finished: Study
     for stage, reads in [("teacher", True), ("baselines", False), ("search", False), ("confirm", True)]:
         assert all((row["test"] is not None) == reads for row in outcomes(finished, stage)), stage
         for row in plans(finished, stage):
-            folder = finished.store.trial(row["trial_id"])
+            folder = finished.workspace.store.trial(row["trial_id"])
             assert folder.weights.exists() == folder.predictions.exists() == reads
 
 
@@ -103,7 +105,7 @@ def test_winner_has_the_highest_mean_validation_metric_whatever_test_says(finish
 def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
     recipe = load_recipe(finished.journal.folder / "best.yaml")
     winner = next(row for row in events(finished) if row["event"] == "winner")
-    stored = finished.store.trial(winner["trial_id"]).recipe()
+    stored = finished.workspace.store.trial(winner["trial_id"]).recipe()
     assert stored is not None
     assert stored["recipe"] == recipe.model_dump(mode="json")
     assert recipe.seed == FIRST_CONFIRMING_SEED
@@ -111,7 +113,7 @@ def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
 
 def test_opening_a_finished_study_runs_nothing_and_records_nothing_new(finished: Study, tmp_path: Path) -> None:
     before = finished.journal.path.read_bytes()
-    again = open_study(sweep_file(tmp_path), finished.store.results)
+    again = open_study(sweep_file(tmp_path), finished.workspace.store.results)
     assert [job.kind for job in carry_out(again)] == ["pictures"]
     assert [row["event"] for row in events(again)][-1] == "finished"
     assert again.journal.path.read_bytes() == before
@@ -124,13 +126,13 @@ def test_pictures_compare_the_best_distilled_recipe_of_each_freeze_with_the_stud
         means.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
     best = max(("best 1", "best 2", "published 1"), key=lambda name: math.fsum(means[name]))
     first = {row["candidate"]: row["trial_id"] for row in reversed(plans(finished, "confirm"))}
-    compared = [trial_id(recipe, finished.data_root) for recipe in job.also]
+    compared = [finished.workspace.trial_id(recipe) for recipe in job.trained]
     assert compared == [first[best], first["baseline 1"]]
-    assert {recipe.seed for recipe in job.also} == {FIRST_CONFIRMING_SEED}
+    assert {recipe.seed for recipe in job.trained} == {FIRST_CONFIRMING_SEED}
 
 
 @pytest.mark.parametrize(
-    "jobs", [2, 5, 9, 12, 17, *(pytest.param(jobs, marks=pytest.mark.slow) for jobs in (1, 4, 6, 8, 11, 13, 14))]
+    "jobs", [2, 5, 12, 17, *(pytest.param(jobs, marks=pytest.mark.slow) for jobs in (1, 4, 6, 8, 9, 11, 13, 14))]
 )
 def test_a_study_cut_off_anywhere_ends_as_the_undisturbed_one(finished: Study, tmp_path: Path, jobs: int) -> None:
     file = sweep_file(tmp_path)
@@ -144,22 +146,23 @@ def test_a_study_cut_off_anywhere_ends_as_the_undisturbed_one(finished: Study, t
 
 def test_checkpoints_of_a_training_that_was_killed_at_its_very_end_are_removed(finished: Study, tmp_path: Path) -> None:
     """Between its outcome and their removal: nobody goes back to them."""
-    results = shutil.copytree(finished.store.results, tmp_path / "results")
+    results = shutil.copytree(finished.workspace.store.results, tmp_path / "results")
     folder = results / "trials" / plans(finished, "search")[0]["trial_id"]
     (folder / "checkpoint-000000001-0.safetensors").write_bytes(b"left")
     carry_out(open_study(sweep_file(tmp_path), results))
     assert not list(folder.glob("checkpoint-*"))
 
 
-def test_pruning_looks_at_earlier_batches_only(tmp_path: Path) -> None:
-    """With one batch for everything nothing can be compared, so nothing is pruned."""
+def test_pruning_looks_at_earlier_batches_only(finished: Study, tmp_path: Path) -> None:
+    """With one batch for all trials there is nothing to compare with, so nothing is pruned."""
     study = open_study(sweep_file(tmp_path, study={"batch": 6}), tmp_path / "results")
-    carry_out(study)
-    assert {row["state"] for row in outcomes(study, "search")} == {"complete"}
+    for plan, _ in pruned(finished):
+        rows = finished.workspace.store.trial(plan["trial_id"]).epochs()
+        assert study.search.pruned_at(plan["number"], rows) is None
 
 
 def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) -> None:
-    shutil.copytree(finished.store.results, tmp_path / "results")
+    shutil.copytree(finished.workspace.store.results, tmp_path / "results")
     study = open_study(sweep_file(tmp_path), tmp_path / "results", trials=8)
     ran = carry_out(study)
     assert [job.key for job in ran if job.stage in ("baselines", "search")] == [
@@ -171,22 +174,22 @@ def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) 
 def test_a_folder_belongs_to_one_recipe_and_study(finished: Study, tmp_path: Path) -> None:
     other = sweep_file(tmp_path, recipe={"batch_size": 8})
     with pytest.raises(UserError, match=r"recipe.batch_size was 16, is 8; name another folder with --results"):
-        open_study(other, finished.store.results)
+        open_study(other, finished.workspace.store.results)
     with pytest.raises(UserError, match=r"study.trials was 6 and can only grow, got 5"):
-        open_study(sweep_file(tmp_path), finished.store.results, trials=5)
+        open_study(sweep_file(tmp_path), finished.workspace.store.results, trials=5)
     with pytest.raises(UserError, match=r"study.seed was 0, is 3"):
-        open_study(sweep_file(tmp_path), finished.store.results, seed=3)
+        open_study(sweep_file(tmp_path), finished.workspace.store.results, seed=3)
 
 
 def test_resources_do_not_belong_to_a_folder(finished: Study, tmp_path: Path) -> None:
-    study = open_study(sweep_file(tmp_path, resources={"cpus_per_worker": 2}), finished.store.results)
+    study = open_study(sweep_file(tmp_path, resources={"cpus_per_worker": 2}), finished.workspace.store.results)
     assert study.sweep.resources.cpus_per_worker == 2
 
 
 def test_another_sweep_takes_the_same_teacher_from_the_store(finished: Study, tmp_path: Path) -> None:
-    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
+    shutil.copytree(finished.workspace.store.results / "trials", tmp_path / "results" / "trials")
     study = open_study(sweep_file(tmp_path, name="other", recipe={"epochs": 3}), tmp_path / "results")
-    assert "teacher" not in {job.stage for job in carry_out(study)}
+    assert [job.stage for job in carry_out(study, jobs=2)] == ["smoke", "baselines"]
 
 
 def test_what_one_worker_trained_with_its_own_statistics_is_no_trial_of_a_study_with_two(tmp_path: Path) -> None:
@@ -199,11 +202,15 @@ def test_what_one_worker_trained_with_its_own_statistics_is_no_trial_of_a_study_
     carry_out(open_study(sweep_file(tmp_path, name="again", recipe=own), tmp_path / "results"), jobs=4)
 
 
-def test_a_trial_that_another_study_pruned_is_trained_to_its_end(finished: Study, tmp_path: Path) -> None:
-    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
-    study = open_study(sweep_file(tmp_path, name="unpruned", study={"pruner": None}), tmp_path / "results")
+def test_trials_of_one_store_serve_studies_with_and_without_a_pruner(finished: Study, tmp_path: Path) -> None:
+    """A pruned trial is trained to its end, and a complete one is pruned as in an empty folder."""
+    shutil.copytree(finished.workspace.store.results / "trials", tmp_path / "results" / "trials")
+    unpruned = open_study(sweep_file(tmp_path, name="unpruned", study={"pruner": None}), tmp_path / "results")
+    carry_out(unpruned)
+    assert {row["state"] for row in outcomes(unpruned, "search")} == {"complete"}
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
     carry_out(study)
-    assert {row["state"] for row in outcomes(study, "search")} == {"complete"}
+    assert decisions(study) == decisions(finished)
 
 
 def test_equal_points_are_trained_once_and_counted_in_each_place(tmp_path: Path) -> None:
@@ -224,29 +231,28 @@ def test_equal_points_are_trained_once_and_counted_in_each_place(tmp_path: Path)
 def test_grid_tries_every_point_once(tmp_path: Path) -> None:
     settings = {"sampler": {"name": "grid", "points": 2}, "trials": 4, "published": None, "pruner": None}
     study = open_study(sweep_file(tmp_path, study=settings), tmp_path / "results")
-    carry_out(study)
-    values = [tuple(row["values"].values()) for row in plans(study, "search")]
+    values = [tuple(study.search.suggest(number).values()) for number in range(study.search.trials)]
     assert sorted(values) == [(0.0, 0.0001), (0.0, 0.03), (1.0, 0.0001), (1.0, 0.03)]
-    assert len(plans(study, "baselines")) == 2
+    assert study.baselines.trials == 2
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_study_seed_decides_what_is_suggested(tmp_path: Path, seed: int) -> None:
-    study = open_study(sweep_file(tmp_path, study={"published": None}, recipe=TEACHER), tmp_path / "r", seed=seed)
-    first = study.search.suggest(0)
-    assert (first == open_study(sweep_file(tmp_path), tmp_path / "s").search.suggest(1)) is False
-    other = open_study(sweep_file(tmp_path, study={"published": None}, recipe=TEACHER), tmp_path / "t", seed=1 - seed)
-    assert first != other.search.suggest(0)
+def test_seed_and_number_decide_what_is_suggested(tmp_path: Path) -> None:
+    file = sweep_file(tmp_path, study={"published": None}, recipe=TEACHER)
+    one, other = (open_study(file, tmp_path / f"results {seed}", seed=seed).search for seed in (0, 1))
+    assert one.suggest(0) == one.suggest(0)
+    assert len({tuple(values.values()) for values in (one.suggest(0), one.suggest(1), other.suggest(0))}) == 3
 
 
 TEACHER = {"teacher": {"model": "lenet5_teacher", "optimizer": {"name": "adam", "lr": 0.01}}}
 
 
-def test_samplers_suggest_differently(tmp_path: Path, finished: Study) -> None:
-    shutil.copytree(finished.store.results / "trials", tmp_path / "results" / "trials")
-    study = open_study(sweep_file(tmp_path, name="random", study={"sampler": {"name": "random"}}), tmp_path / "results")
-    carry_out(study)
-    assert plans(study, "search")[5]["values"] != plans(finished, "search")[5]["values"]
+def test_samplers_suggest_differently(finished: Study, tmp_path: Path) -> None:
+    """TPE models the trials that have finished, random search does not; Optuna's log level stays as it was."""
+    study = open_study(sweep_file(tmp_path, study={"sampler": {"name": "random"}}), tmp_path / "results")
+    study.search.planned, study.search.finished = finished.search.planned, finished.search.finished
+    verbosity = optuna.logging.get_verbosity()
+    assert finished.search.suggest(5) == finished.search.planned[5] != study.search.suggest(5)
+    assert optuna.logging.get_verbosity() == verbosity
 
 
 def test_free_order_ends_too_and_continues(tmp_path: Path) -> None:
@@ -267,20 +273,22 @@ def test_objective_nll_is_minimised(tmp_path: Path) -> None:
     assert chosen["best"]["val/nll"] == min(complete)
 
 
-def test_conditional_parameters_are_drawn_only_where_they_exist(tmp_path: Path) -> None:
+def test_conditional_parameters_are_suggested_only_if_they_exist(tmp_path: Path) -> None:
     kd = {"name": "kd", "balance": {"alpha_ce": 0.5}}
     fixed = {**kd, "temperature": 1.0, "convention": "published_mnist"}
     options = [{**kd, "temperature": {"loguniform": [1, 20]}}, fixed]
-    settings = {"published": None, "trials": 8}
-    recipe = {"method": {"choice": options}, "epochs": 3}
-    study = open_study(sweep_file(tmp_path, recipe=recipe, study=settings), tmp_path / "results")
-    carry_out(study)
-    labels = set()
-    for row in plans(study, "search"):
-        labels.add(row["values"]["method"])
-        assert ("method[kd].temperature" in row["values"]) == (row["values"]["method"] == "kd")
-    assert labels == {"kd", "kd (2)"}
-    assert len(plans(study, "smoke")) == 2
+    recipe = {"method": {"choice": options}}
+    file = sweep_file(tmp_path, recipe=recipe, study={"published": None, "trials": 8})
+    study = open_study(file, tmp_path / "results")
+    for number in range(8):
+        values = study.search.planned[number] = study.search.suggest(number)
+        assert ("method[kd].temperature" in values) == (values["method"] == "kd")
+        if number % 2:  # a batch has ended
+            for ended in (number - 1, number):
+                rows = [{"epoch": epoch, "val/accuracy": 0.1 * ended} for epoch in (1, 2)]
+                study.search.tell(ended, "complete", 0.1 * ended, rows)
+    assert {values["method"] for values in study.search.planned.values()} == {"kd", "kd (2)"}
+    assert len(carry_out(study, jobs=2)) == len(plans(study, "smoke")) == 2
 
 
 def test_a_failed_trial_is_data_and_the_study_goes_on(tmp_path: Path) -> None:
@@ -305,29 +313,18 @@ def test_a_study_whose_teacher_fails_stops_with_its_line(tmp_path: Path) -> None
 
 
 def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tmp_path: Path) -> None:
-    """A teacher's file that holds another network: found on the first batch, before anything is trained."""
-    import safetensors.torch
-    import torch
-
+    """A teacher's file that holds another network is found on the first batch, before anything is trained."""
     weights = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(3)}, weights)
     teacher = {"teacher": {"model": "lenet5_teacher", "file": str(weights)}}
     study = open_study(sweep_file(tmp_path, recipe=teacher), tmp_path / "results")
-    jobs = study.jobs()
-    job = next(jobs)
-    assert job is not None
-    assert job.kind == "smoke"
-    from kdtrain.training.preflight import smoke
-
-    with pytest.raises(UserError) as broken:
-        smoke(job.recipe, Workspace(study.store, study.data_root))
-    study.ended(job, str(broken.value))
     with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.method: kd with student lenet5_student and teacher"):
-        next(jobs)
+        execute(study)
+    assert {row["stage"] for row in events(study)} == {"smoke"}
 
 
 def test_a_store_of_a_newer_schema_is_refused(finished: Study, tmp_path: Path) -> None:
-    shutil.copytree(finished.store.results, tmp_path / "results")
+    shutil.copytree(finished.workspace.store.results, tmp_path / "results")
     path = tmp_path / "results" / "small" / "study.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
     with pytest.raises(UserError, match="written by a newer kdtrain"):
@@ -338,51 +335,41 @@ def test_the_sweep_file_as_run_is_kept(finished: Study) -> None:
     assert yaml.safe_load((finished.journal.folder / "sweep.yaml").read_text())["study"]["trials"] == 6
 
 
-def test_a_trial_that_another_sweep_completed_is_pruned_here_as_in_an_empty_folder(
-    finished: Study, tmp_path: Path
-) -> None:
-    first = open_study(sweep_file(tmp_path, name="unpruned", study={"pruner": None}), tmp_path / "results")
-    carry_out(first)
-    study = open_study(sweep_file(tmp_path), tmp_path / "results")
-    carry_out(study)
-    assert decisions(study) == decisions(finished)
-
-
 def test_workers_that_run_ahead_do_not_change_where_a_trial_is_pruned(finished: Study, tmp_path: Path) -> None:
     """All epochs are on disk before the study is asked for the first: it still stops where it would have."""
     study = open_study(sweep_file(tmp_path), tmp_path / "results")
     for job in study.jobs():
         assert job is not None
         if job.kind == "train":
-            train(job.recipe, Workspace(study.store, study.data_root), final=job.final)
+            train(job.recipe, study.workspace, final=job.final)
             for epoch in range(1, job.recipe.epochs + 1):
                 if study.should_prune(job, epoch):
                     break
         else:
-            run(study, job)
+            run_job(study, job)
         study.ended(job)
     assert decisions(study) == decisions(finished)
-    assert all(len(study.store.trial(p["trial_id"]).epochs()) == o["epochs"] for p, o in pruned(study))
+    assert all(len(study.workspace.store.trial(p["trial_id"]).epochs()) == o["epochs"] for p, o in pruned(study))
     assert [job.kind for job in carry_out(open_study(sweep_file(tmp_path), tmp_path / "results"))] == ["pictures"]
 
 
 def test_epochs_that_are_done_again_are_judged_again(finished: Study) -> None:
     """From an earlier checkpoint, and on another kind of processor with other bits."""
     plan, outcome = pruned(finished)[0]
-    rows = finished.store.trial(plan["trial_id"]).epochs()
+    rows = finished.workspace.store.trial(plan["trial_id"]).epochs()
     search, number = finished.search, plan["number"]
     perfect = [row | {"val/accuracy": 1.0, "val/nll": 0.0} for row in rows]
-    assert search.pruned_after(number, perfect) is None
-    assert search.pruned_after(number, rows[:-1]) is None
-    assert search.pruned_after(number, rows) == outcome["epochs"]
+    assert search.pruned_at(number, perfect) is None
+    assert search.pruned_at(number, rows[:-1]) is None
+    assert search.pruned_at(number, rows) == outcome["epochs"]
 
 
 def test_what_was_pruned_and_is_begun_again_is_pruned_where_it_was(finished: Study, tmp_path: Path) -> None:
     """Another sweep began it again and was killed: its outcome is gone, and rows are missing."""
-    shutil.copytree(finished.store.results, tmp_path / "results")
+    shutil.copytree(finished.workspace.store.results, tmp_path / "results")
     plan, outcome = pruned(finished)[0]
     study = open_study(sweep_file(tmp_path), tmp_path / "results")
-    folder = study.store.trial(plan["trial_id"])
+    folder = study.workspace.store.trial(plan["trial_id"])
     folder.remove_outcome()
     folder.keep_epochs(0)
     carry_out(study)
@@ -405,7 +392,7 @@ def test_a_free_order_opened_again_trains_nothing(tmp_path: Path) -> None:
             held.append(job)
         if job is None or len(held) == 2:
             latest = held.pop()
-            run(study, latest)
+            run_job(study, latest)
             study.ended(latest)
     again = open_study(file, tmp_path / "results")
     assert [job.kind for job in carry_out(again)] == ["pictures"]
@@ -413,32 +400,18 @@ def test_a_free_order_opened_again_trains_nothing(tmp_path: Path) -> None:
 
 
 def test_what_breaks_outside_a_training_is_tried_again(finished: Study, tmp_path: Path) -> None:
+    trials = shutil.copytree(finished.workspace.store.results / "trials", tmp_path / "results" / "trials")
+    shutil.rmtree(trials / plans(finished, "search")[1]["trial_id"])
     file = sweep_file(tmp_path)
     study = open_study(file, tmp_path / "results")
-    for job in study.jobs():
-        assert job is not None
-        if job.key == "search-1":
-            study.ended(job, "[Errno 28] No space left on device")
-            break
-        run(study, job)
-        study.ended(job)
+    job = next(job for job in study.jobs() if job is not None and (job.kind == "train" or study.ended(job)))
+    assert job.key == "search-1"
+    study.ended(job, "[Errno 28] No space left on device")
     broken = [row for row in events(study) if row["event"] == "ended"][-1]
     assert (broken["state"], broken["reason"]) == ("failed", "[Errno 28] No space left on device")
     again = open_study(file, tmp_path / "results")
     assert "search-1" in {job.key for job in carry_out(again)}
     assert decisions(again) == decisions(finished)
-
-
-def test_a_candidate_with_a_failed_seed_cannot_win(tmp_path: Path) -> None:
-    study = open_study(sweep_file(tmp_path), tmp_path / "results")
-    for job in study.jobs():
-        assert job is not None
-        if job.stage == "confirm" and job.details["candidate"] == "best 1" and job.details["seed"] % 2:
-            study.ended(job, "its process died")
-            continue
-        run(study, job)
-        study.ended(job)
-    assert next(row for row in events(study) if row["event"] == "winner")["candidate"] == "best 2"
 
 
 def test_values_that_do_not_go_together_are_a_failed_trial_with_the_reason(tmp_path: Path) -> None:
@@ -460,39 +433,11 @@ def test_values_that_do_not_go_together_are_a_failed_trial_with_the_reason(tmp_p
     assert events(study)[-1]["event"] == "finished"
 
 
-def test_the_winner_is_fixed_before_the_test_split_is_read(tmp_path: Path) -> None:
-    study = open_study(sweep_file(tmp_path), tmp_path / "results")
-    for job in study.jobs():
-        assert job is not None
-        if job.kind == "test":
-            assert [row["event"] for row in events(study)][-1] == "winner"
-            assert all(folder.outcome()["test"] is None for folder in study.store.trials())  # type: ignore[index]
-        run(study, job)
-        study.ended(job)
-    kept = {row["trial_id"] for stage in ("teacher", "confirm") for row in plans(study, stage)}
-    tested = {folder.trial_id for folder in study.store.trials() if folder.outcome()["test"]}  # type: ignore[index]
-    assert tested == kept
-
-
-def test_a_student_that_no_baseline_has_tried_is_trained_alone_at_its_own_values(tmp_path: Path) -> None:
-    students = {"student": {"model": {"choice": ["lenet5_student", "lenet5_teacher"]}}}
-    point = {"student": {"model": "lenet5_student"}, "method": {"balance": {"alpha": 0.5}}, "optimizer": {"lr": 0.01}}
-    settings = {"sampler": {"name": "random"}, "published": [point], "pruner": None, "trials": 2}
-    file = sweep_file(tmp_path, recipe=students, study=settings)
-
-    def opened(seed: int) -> Study:
-        return open_study(file, tmp_path / f"results {seed}", seed=seed)
-
-    def models(study: Study) -> list[str]:
-        return [str(search.suggest(1)["student.model"]) for search in (study.baselines, study.search)]
-
-    study = next(study for study in map(opened, range(50)) if models(study) == ["lenet5_student", "lenet5_teacher"])
-    carry_out(study)
-    confirmed = {row["candidate"]: row for row in plans(study, "confirm")}
-    drawn = next(row for row in confirmed.values() if row["values"].get("student.model") == "lenet5_teacher")
-    alone = confirmed[drawn["baseline"]]
-    assert alone["source"] == {"stage": "search", "number": 1}
-    assert alone["values"] == {name: drawn["values"][name] for name in ("student.model", "optimizer.lr")}
-    stored = study.store.trial(alone["trial_id"]).recipe()
-    assert stored is not None
-    assert (stored["recipe"]["method"]["name"], stored["recipe"]["student"]["model"]) == ("none", "lenet5_teacher")
+def test_the_winner_is_fixed_before_the_test_split_is_read(finished: Study) -> None:
+    winner = next(row for row in events(finished) if row["event"] == "winner")
+    tested = [folder for folder in finished.workspace.store.trials() if (folder.outcome() or {})["test"]]
+    assert {row["trial_id"] for stage in ("teacher", "confirm") for row in plans(finished, stage)} == {
+        folder.trial_id for folder in tested
+    }
+    slack_s = 0.02  # a file's time is that of the system's last tick
+    assert all(folder.predictions.stat().st_mtime > winner["time"] - slack_s for folder in tested)

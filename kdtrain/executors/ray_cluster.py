@@ -160,18 +160,21 @@ def _handlers_kept() -> Iterator[None]:
 
 @contextmanager
 def _environment(defaults: Mapping[str, str], **values: str) -> Iterator[None]:
-    """Set environment variables, `defaults` only if the user has not, and restore them afterwards."""
-    names = [*defaults, *values]
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: value for name, value in defaults.items() if name not in os.environ} | values)
+    """Set environment variables, `defaults` only if the user has not; restore them afterwards, and those that Ray sets.
+
+    Ray's PYTHONBREAKPOINT would take `breakpoint()` from the caller's debugger.
+    """
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in defaults.items() if name not in before} | values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
+        of_ray = [name for name in os.environ if name.startswith("RAY_")]
+        for name in {*defaults, *values, *of_ray, "PYTHONBREAKPOINT"}:
+            if name in before:
+                os.environ[name] = before[name]
             else:
-                os.environ[name] = value
+                os.environ.pop(name, None)
 
 
 def _remove_leftovers() -> None:

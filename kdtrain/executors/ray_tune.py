@@ -4,9 +4,11 @@
 The study and the store are the truth, and every start makes a fresh Tuner.
 """
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -81,7 +83,8 @@ def execute(
             ),
         )  # fmt: skip
         try:
-            tuner.fit()
+            with _missing_results_unmentioned():
+                tuner.fit()
         finally:
             ray_files.clear()
     check_interrupted()
@@ -195,6 +198,18 @@ class StudyScheduler(FIFOScheduler):
         if job is not None and "broken" not in result and self.searcher.study.should_prune(job, result["epoch"]):
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
+
+
+@contextmanager
+def _missing_results_unmentioned() -> Iterator[None]:
+    """Drop Tune's warning about each trial that has no result.json: without Tune's loggers none has one."""
+    logger = logging.getLogger("ray.tune.analysis.experiment_analysis")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _job_settings(study: Study, on_cluster: bool, data: str | None) -> dict[str, Any]:

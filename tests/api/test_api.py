@@ -37,7 +37,7 @@ def process_settings() -> dict[str, Any]:
         "environment": {name: value for name, value in os.environ.items() if name.startswith(OURS)},
         "folder": os.getcwd(),
         "threads": torch.get_num_threads(),
-        #"precision": (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
+        # "precision": (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
     }
 
 
@@ -157,6 +157,8 @@ def test_a_study_without_a_winner_says_so(study: kd.StudyResult, tmp_path: Path)
 
 @pytest.mark.ray
 def test_ray_gives_the_numbers_of_this_process_and_leaves_it_as_it_was(study: kd.StudyResult, tmp_path: Path) -> None:
+    import ray  # noqa: F401  # it sets RAY_CLIENT_MODE
+
     before = process_settings()
     sweep = kd.load_sweep(sweep_file(tmp_path, study=SMALL), overrides=["study.trials=2"])
     started = time.monotonic()

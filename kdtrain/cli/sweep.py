@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 class Interruption:
     """Handlers of Ctrl-C and SIGTERM that raise KeyboardInterrupt and remember it.
 
-    Python drops a KeyboardInterrupt that is raised inside a destructor: a sweep went on after Ctrl-C and ended with exit
-    code 0. `check` raises it again.
+    Python drops a KeyboardInterrupt that is raised inside a destructor: a sweep went on after Ctrl-C and ended with
+    exit code 0. `check` raises it again.
     """
 
     def __init__(self) -> None:

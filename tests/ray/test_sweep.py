@@ -1,4 +1,4 @@
-"""Whole sweeps through `kdtrain sweep` on a real Ray: repeatable, killed and continued, stopped by Ctrl-C, two workers."""
+"""Sweeps through `kdtrain sweep` on a real Ray: repeatable, killed and continued, stopped by Ctrl-C, two workers."""
 
 import json
 import os

@@ -22,6 +22,7 @@ from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.trainer import train
 from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store, TrialFolder
+from kdtrain.trials.workspace import Workspace
 
 PATIENCE_S = 300.0
 WHOLE_DIGITS = {"name": "digits", "resolution": 16}  # 898 images to train on
@@ -142,8 +143,8 @@ def _train_all(rank: int, configs: list[Recipe], folder: str, workers: int) -> N
     for config in configs:
         for part in (teacher_recipe(config), config):
             if part is not None:
-                train(part, store, NO_DATA, CPU, final=True)
-                read_test(part, store, NO_DATA, CPU)
+                train(part, Workspace(store, NO_DATA, CPU), final=True)
+                read_test(part, Workspace(store, NO_DATA, CPU))
     dist.destroy_process_group()
 
 

@@ -11,7 +11,8 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.data.registry import load
 from kdtrain.models.classifier import Classifier
 from kdtrain.runtime.process import prepare_process
-from kdtrain.teacher.network import Teacher, fresh_teacher
+from kdtrain.teacher.network import Teacher, untrained_teacher
+from kdtrain.training.assembly import assemble
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.learner import Learner
 from kdtrain.training.loop import fit
@@ -28,8 +29,8 @@ def fresh_run(config: Recipe) -> TrainState:
     data = load(config.data, NO_DATA)
     teacher = None
     if config.teacher is not None:
-        teacher = Teacher(fresh_teacher(config, data), CPU, config.method.needed_stages)
-    return TrainState(config, data, teacher, CPU)
+        teacher = Teacher(untrained_teacher(config.teacher, data), CPU, config.method.needed_stages)
+    return assemble(config, data, teacher, CPU)
 
 
 def fitted(run: TrainState) -> list[Metrics]:

@@ -16,6 +16,7 @@ from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import smoke
 from kdtrain.training.trainer import train
 from kdtrain.trials.store import Store
+from kdtrain.trials.workspace import Workspace
 
 CPU = torch.device("cpu")
 prepare_process(1)
@@ -86,14 +87,15 @@ def run(study: Study, job: Job, cut: int | None = None) -> bool:
         if study.should_prune(job, int(metrics["epoch"])):
             raise Stopped("pruned")
 
+    place = Workspace(study.store, study.data_root)
     try:
         if job.kind == "train":
-            train(job.recipe, study.store, study.data_root, CPU, final=job.final, on_epoch=on_epoch)
+            train(job.recipe, place, final=job.final, on_epoch=on_epoch)
         elif job.kind == "smoke":
-            smoke(job.recipe, study.data_root, CPU)
+            smoke(job.recipe, place)
         elif job.kind == "test":
             for recipe in job.also:
-                read_test(recipe, study.store, study.data_root, CPU)
+                read_test(recipe, place)
     except Stopped as stopped:
         return str(stopped) == "pruned"
     return True

@@ -1,8 +1,8 @@
 """Trainings small enough for a test: digits at 16 pixels, a few images a class, a tenth of a second each."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,16 @@ import safetensors.torch
 import torch
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.methods.base import TeacherReading
 from kdtrain.runtime.process import prepare_process
+from kdtrain.storage.cache import Cache
 from kdtrain.storage.folder import Row
-from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.training import trainer
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.trainer import train
-from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store, TrialFolder
+from kdtrain.trials.workspace import Workspace
 
 CPU = torch.device("cpu")
 NO_DATA = Path("the digits need no data folder")
@@ -47,6 +48,11 @@ KD: dict[str, Any] = {
     "teacher": {"model": "lenet5_teacher", "epochs": 2},
     "method": {"name": "kd", "temperature": 4.0, "balance": {"alpha": 0.5}},
 }
+
+
+def workspace(results: Path, data_root: Path = NO_DATA, **options: Any) -> Workspace:
+    """A store below `results`, on the CPU."""
+    return Workspace(Store(results), data_root, **options)
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -80,15 +86,16 @@ def trained(
     data_root: Path = NO_DATA,
     final: bool = True,
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
-    sharing: CachePolicy | None = None,
+    cache: Cache | None = None,
+    shared_readings: Sequence[TeacherReading] = (),
 ) -> Trained:
     """The teacher where there is one to train, then the recipe: as every command does it."""
     prepare_process(1)
-    store = Store(results)
+    place = Workspace(Store(results), data_root, CPU, cache)
     taught_by = teacher_recipe(recipe)
     if taught_by is not None:
-        train(taught_by, store, data_root, CPU, final=True)
-    folder = store.trial(trial_id(recipe, data_root))
+        train(taught_by, replace(place, cache=None), final=True)
+    folder = place.trial(recipe)
     checkpoints: list[bytes] = []
 
     def keep(metrics: Metrics) -> None:
@@ -99,9 +106,9 @@ def trained(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "SMALL_CHECKPOINT_BYTES", 1 << 40)  # of whatever size, one is due after every epoch
-        outcome = train(recipe, store, data_root, CPU, final=final, on_epoch=keep, sharing=sharing)
+        outcome = train(recipe, place, final=final, on_epoch=keep, shared_readings=shared_readings)
     if final and outcome["state"] == "complete":
-        outcome = read_test(recipe, store, data_root, CPU)
+        outcome = read_test(recipe, place)
     return Trained(folder, outcome, checkpoints)
 
 

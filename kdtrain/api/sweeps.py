@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from kdtrain.api.results import StudyResult, open_study
+from kdtrain.api.training import cpu_threads
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import NoResult, UserError
@@ -64,7 +65,8 @@ def run_sweep(
             if executor == "local":
                 from kdtrain.executors import local
 
-                local.execute(study)
+                with cpu_threads(sweep.resources.cpus_per_worker):  # as in a process of Ray
+                    local.execute(study)
             else:
                 from kdtrain.executors import ray_tune
 

@@ -1,8 +1,11 @@
 """Trains one recipe in this process, after its teacher; the command `kdtrain train` does the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data.registry import data_folder
@@ -27,7 +30,8 @@ def train(
 ) -> Row:
     """Train a recipe, and before it its teacher unless the results have it, and read the test split.
 
-    A training that has ended is not repeated, and one that was cut off continues from its newest checkpoint.
+    A training that has ended is not repeated, and one that was cut off continues from its newest checkpoint. As in
+    `kdtrain train`, one CPU thread is used.
 
     Args:
         recipe: The recipe, from `load_recipe` or `StudyResult.winner.recipe`.
@@ -50,12 +54,13 @@ def train(
         >>> outcome["test"]["test/accuracy"]
     """
     workspace = Workspace(Store(results_folder(str(results))), data_folder(data), Group().device(device))
-    check_recipe(recipe, workspace)
     outcome: Row = {}
-    for title, part in parts_of(recipe):
-        outcome = train_part(part, workspace, on_epoch=on_epoch or _ignore)
-        if title == "teacher" and outcome["state"] != "complete":
-            raise NoResult(f"teacher: {outcome['state']}: {outcome['reason']}")
+    with cpu_threads(1):
+        check_before_teacher(recipe, workspace)
+        for title, part in parts_of(recipe):
+            outcome = train_part(part, workspace, on_epoch=on_epoch or _ignore)
+            if title == "teacher" and outcome["state"] != "complete":
+                raise NoResult(f"teacher: {outcome['state']}: {outcome['reason']}")
     return outcome
 
 
@@ -65,9 +70,15 @@ def parts_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
     return [*([("teacher", teacher)] if teacher is not None else []), (recipe.method.name, recipe)]
 
 
-def check_recipe(recipe: Recipe, workspace: Workspace) -> None:
-    """Raise UserError before the teacher is trained if the student could not be trained after it."""
-    check_before_teacher(recipe, workspace.store, workspace.data_root, workspace.device)
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Use this number of CPU threads, which decides how sums are rounded, and restore the caller's afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train_part(part: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], object], **options: Any) -> Row:
@@ -82,15 +93,14 @@ def train_part(part: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics],
     Raises:
         UserError: The results cannot be written, besides what the training raises.
     """
-    store, data_root, device = workspace.store, workspace.data_root, workspace.device
     try:
-        outcome = trainer.train(part, store, data_root, device, final=True, on_epoch=on_epoch, **options)  # type: ignore[arg-type]
-        return read_test(part, store, data_root, device) if outcome["state"] == "complete" else outcome
+        outcome = trainer.train(part, workspace, final=True, on_epoch=on_epoch, **options)
+        return read_test(part, workspace) if outcome["state"] == "complete" else outcome
     except OSError as error:
         if error.filename is None:
             raise
         text = f"cannot be written ({error.strerror}); name another folder with --results"
-        raise UserError(f"{store.folder}: {text}") from None
+        raise UserError(f"{workspace.store.folder}: {text}") from None
 
 
 def _ignore(metrics: Metrics) -> None:

@@ -90,9 +90,10 @@ def _train(chosen: argparse.Namespace, group: Group) -> int:
 
 def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.device", group: Group) -> int:
     """Train the recipe's teacher, if it has one to train, then its student, and print their numbers."""
-    from kdtrain.api.training import check_recipe, parts_of, train_part
+    from kdtrain.api.training import parts_of, train_part
     from kdtrain.data.registry import data_folder
     from kdtrain.storage.remote import results_folder
+    from kdtrain.training.preflight import check_before_teacher
     from kdtrain.trials.store import Store
     from kdtrain.trials.workspace import Workspace
 
@@ -103,7 +104,7 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
         skipped = f"  {metrics['skipped_steps']:.0f} steps overflowed" if metrics.get("skipped_steps") else ""
         group.tell(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
 
-    check_recipe(recipe, workspace)
+    check_before_teacher(recipe, workspace)
     options = {"checkpoint_every_steps": chosen.checkpoint_every_steps, "loaders": chosen.loaders}
     for title, part in parts_of(recipe):
         group.tell(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}")

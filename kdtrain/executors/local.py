@@ -60,19 +60,19 @@ def _carry_out(study: Study, job: Job) -> None:
     workspace = Workspace(study.store, study.data_root)
     match job.kind:
         case "smoke":
-            smoke(job.recipe, workspace.data_root, workspace.device)
+            smoke(job.recipe, workspace)
         case "train":
             resources = study.sweep.resources
             train(
-                job.recipe, workspace.store, workspace.data_root, workspace.device,
+                job.recipe, workspace,
                 final=job.final, on_epoch=_pruning(study, job),
                 checkpoint_every_steps=resources.checkpoint_every_steps, loaders=resources.loaders,
             )  # fmt: skip
         case "test":
             for recipe in job.also:
-                read_test(recipe, workspace.store, workspace.data_root, workspace.device)
+                read_test(recipe, workspace)
         case "pictures":
-            draw_arrays(job.recipe, workspace.store, workspace.data_root, study.journal.files, job.also)
+            draw_arrays(job.recipe, workspace, study.journal.files, job.also)
 
 
 def _pruning(study: Study, job: Job) -> Callable[[Metrics], None]:

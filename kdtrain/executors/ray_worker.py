@@ -1,9 +1,9 @@
 """Runs one job of a study inside Ray: in a reused process of Tune, or on several workers of Ray Train's TorchTrainer.
 
 The store holds rows, checkpoints and outcomes; Ray transports the metrics to the study and restarts processes. A
-training's checkpoint is in the store only, where a digest detects damage and where a continued sweep and `kdtrain train`
-find it. The checkpoint that Ray gets with each report only names the epoch: it shows a restarted worker which reports
-have arrived.
+training's checkpoint is in the store only, where a digest detects damage and where a continued sweep and `kdtrain
+train` find it. The checkpoint that Ray gets with each report only names the epoch: it shows a restarted worker which
+reports have arrived.
 """
 
 import json
@@ -30,13 +30,12 @@ from kdtrain.errors import UserError
 from kdtrain.runtime.process import compile_into, prepare_process
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.remote import AtUrl, results_folder
-from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import smoke
 from kdtrain.training.trainer import train
-from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store
+from kdtrain.trials.workspace import Workspace
 from kdtrain.visualization.pictures import draw_arrays
 
 WORKER_RESTARTS = 2
@@ -107,15 +106,15 @@ def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[st
     recipe, resources = Recipe.model_validate(config["recipe"]), Resources.model_validate(config["resources"])
     require_fit_node(config, recipe)
     results, data_root = results_folder(config["results"]), data_folder(config["data"])
-    store = Store(results, by=f"{config['sweep']} {config['key']}")
-    if config["kind"] == "train" and trial_id(recipe, data_root) != config["trial_id"]:
+    cache = None if resources.teacher_cache == "none" else Cache(cache_folder(), resources.cache_bytes)
+    workspace = Workspace(Store(results, by=f"{config['sweep']} {config['key']}"), data_root, device, cache)
+    if config["kind"] == "train" and workspace.trial_id(recipe) != config["trial_id"]:
         raise UnfitNode(
             f"node {get_node_ip_address()} ({socket.gethostname()}): images, weights or kdtrain are not those of the"
             " driver: the recipe has another trial_id there"
         )
-    sharing = _sharing(config, resources)
-    if sharing is not None:  # for every kind of job, because a process keeps the images of its first one
-        load(recipe.data, data_root).share(sharing.cache, test=config["kind"] != "train" or config["final"])
+    if cache is not None:  # in every kind of job: a process keeps the images of its first job
+        workspace.dataset(recipe.data).share(cache, test=config["kind"] != "train" or config["final"])
 
     def on_epoch(metrics: Metrics) -> None:
         report({"epoch": metrics["epoch"], recipe.objective: metrics[recipe.objective]})
@@ -123,25 +122,19 @@ def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[st
     match config["kind"]:
         case "train":
             train(
-                recipe, store, data_root, device,
+                recipe, workspace,
                 final=config["final"], on_epoch=on_epoch,
                 checkpoint_every_steps=resources.checkpoint_every_steps, loaders=resources.loaders,
-                sharing=sharing,
+                shared_readings=config["readings"],
             )  # fmt: skip
         case "smoke":
-            smoke(recipe, data_root, device)
+            smoke(recipe, workspace)
         case "test":
             for trained in config["also"]:
-                read_test(Recipe.model_validate(trained), store, data_root, device)
+                read_test(Recipe.model_validate(trained), workspace)
         case "pictures":
             compared = [Recipe.model_validate(trained) for trained in config["also"]]
-            draw_arrays(recipe, store, data_root, results.folder(config["sweep"]), compared)
-
-
-def _sharing(config: dict[str, Any], resources: Resources) -> CachePolicy | None:
-    if resources.teacher_cache == "none":
-        return None
-    return CachePolicy(Cache(cache_folder(), resources.cache_bytes), config["readings"])
+            draw_arrays(recipe, workspace, results.folder(config["sweep"]), compared)
 
 
 def _wait(config: dict[str, Any]) -> None:

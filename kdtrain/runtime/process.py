@@ -1,4 +1,4 @@
-"""The process and machine that a training runs in: set up alike everywhere, and recorded with its outcome."""
+"""The process and machine that a training runs in, as they are recorded with its outcome."""
 
 import os
 import platform
@@ -12,40 +12,24 @@ from typing import Any
 
 import torch
 
-from kdtrain.errors import UserError
-
 PACKAGES = ("kdtrain", "torch", "torchvision", "timm", "pillow", "ray", "optuna", "numpy")
 
 
 def prepare_process(threads: int) -> None:
-    """Threads as given and deterministic kernels: equal recipes give equal bits in any process of one machine."""
+    """Set the CPU threads of a process that belongs to kdtrain: their number changes float rounding."""
     torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
 
 
 def compile_into(folder: Path) -> None:
-    """Where compiled networks are kept, unless the user has said so: a folder that lives no longer than what uses it,
-    since a compiler that is killed may leave broken files."""
+    """Set the folder of torch's compiler cache, unless the user has set one.
+
+    It should be a temporary folder: a compiler that is killed may leave broken files.
+    """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
-def use_precision(precision: str, device: torch.device) -> None:
-    """Whether convolutions on a GPU multiply in TF32: torch's own default would, whatever `fp32` says.
-
-    Matrix products never do: Gram matrices and distances need all their digits. Raises UserError where there is none.
-    """
-    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
-        raise UserError(
-            f"recipe.precision: tf32 needs a GPU of compute capability 8.0 or newer, and this trains on {device.type};"
-            " write fp32"
-        )
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
 def describe(device: torch.device, workers: int) -> dict[str, Any]:
-    """What goes into an outcome beside the numbers: device, threads, workers, commit, versions."""
+    """Return what an outcome records of process and machine: device, threads, workers, commit, versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
     return {
         "device": name,
@@ -57,7 +41,7 @@ def describe(device: torch.device, workers: int) -> dict[str, Any]:
 
 
 def rounding(device: torch.device) -> dict[str, Any]:
-    """What decides how pixels and products are rounded: a library chooses its kernels by the kind of processor."""
+    """Return what decides how numbers are rounded: libraries choose kernels by the model of the processor."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({_processor()})"
     libraries = {
         name: version for name, version in _versions().items() if name in ("torch", "torchvision", "timm", "pillow")
@@ -67,14 +51,14 @@ def rounding(device: torch.device) -> dict[str, Any]:
 
 @lru_cache
 def _processor() -> str:
-    """Its model, as Linux has it, and the instructions that torch uses of it."""
+    """Return the processor's model and the instruction set that torch uses."""
     told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
     return f"{model[1] if model else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Of the GPU since the process started or the peak was reset; on the CPU of the whole process since its start."""
+    """Return the GPU's peak since it was reset, or on a CPU the peak of the whole process since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -14,15 +14,15 @@ from kdtrain.data.base import Dataset, Split, TensorImages
 from kdtrain.methods.base import Batch, Outputs
 from kdtrain.models.build import build, forward_flops
 from kdtrain.models.flops import Flops
-from kdtrain.models.folding import fold
 from kdtrain.models.source import ImageShape
 from kdtrain.runtime import process
 from kdtrain.study.capacity import Nodes, concurrency, concurrent_trials, machine_resources
 from kdtrain.study.search import Search
 from kdtrain.study.study import PARTS, TEACHER_PARTS
 from kdtrain.teacher.cache_policy import bytes_per_image, reason_not_cached
-from kdtrain.teacher.network import Teacher, folds
+from kdtrain.teacher.network import Teacher
 from kdtrain.teacher.outputs import LiveTeacher
+from kdtrain.training.assembly import assemble
 from kdtrain.training.loop import load_batch, train_step
 from kdtrain.training.state import TrainState
 
@@ -237,10 +237,8 @@ def _made_up_run(recipe: Recipe, images: int, classes: int) -> TrainState:
     teacher = None
     if recipe.teacher is not None:
         network = build(recipe.teacher, shape, classes, 0, pretrained=False, place="recipe.teacher")
-        if folds(recipe):
-            fold(network.eval())
         teacher = Teacher(network, device, recipe.method.needed_stages)
-    return TrainState(recipe, _made_up(images, shape, classes), teacher, device, pretrained=False)
+    return assemble(recipe, _made_up(images, shape, classes), teacher, device, pretrained=False)
 
 
 def _made_up(images: int, image_shape: ImageShape, classes: int) -> Dataset:

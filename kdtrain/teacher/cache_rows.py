@@ -1,6 +1,6 @@
-"""One epoch's kept rows of a split: how a file holds them, and how a batch gets them.
+"""One epoch's cached rows of a split: how a file holds them, and how a batch reads them.
 
-N images, H x W maps of C channels.
+N images, maps of C channels and H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -13,29 +13,36 @@ from kdtrain.teacher.cache_policy import SMALL_BYTES
 from kdtrain.teacher.outputs import UNIT_IMAGES
 
 LAST = " NHWC"
-"""Ends the name of maps [N, H, W, C], whose channels lay last as the teacher gave them: the order of a sum's terms."""
+"""Suffix of the name of maps that are stored as [N, H, W, C]: the teacher returned them in channels_last, and the
+layout decides the order of a sum's terms."""
 
 
 def to_stored(name: str, values: Tensor) -> tuple[str, Tensor]:
-    """What a file holds is contiguous; `from_stored` gives back name and layout."""
+    """Return name and contiguous tensor as a file holds them; `from_stored` restores name and layout."""
     last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
     return (name + LAST, values.permute(0, 2, 3, 1)) if last and not values.is_contiguous() else (name, values)
 
 
 def from_stored(name: str, values: Tensor) -> tuple[str, Tensor]:
+    """Return name and tensor in the layout that the teacher returned."""
     return (name.removesuffix(LAST), values.permute(0, 3, 1, 2)) if name.endswith(LAST) else (name, values)
 
 
 class CachedRows:
-    """One epoch's rows. What is small lies on the device; larger rows stay in the mapped files until they are asked
-    for."""
+    """One epoch's rows. Small rows are on the device; larger ones stay in the memory-mapped files until they are read.
+
+    Attributes:
+        folder: The cache's folder, held until it is closed.
+        epoch: The epoch of the views.
+        units: Image indices of each unit.
+        loaded: Each unit's tensors, memory-mapped.
+    """
 
     def __init__(
         self, folder: SharedFolder, epoch: int, units: list[Tensor], loaded: list[Tensors], wanted: Sequence[str],
         device: torch.device, by_batch: bool,
     ) -> None:  # fmt: skip
-        """units: the indices of each one's images. wanted: the names of those rows that will be asked for."""
-        self.folder, self.epoch, self.units, self.loaded, self.device = folder, epoch, units, loaded, device
+        self.folder, self.epoch, self.units, self.loaded, self._device = folder, epoch, units, loaded, device
         names = [name for name in loaded[0] if name.removesuffix(LAST) in wanted] if loaded else []
         self._by_batch = [{name: rows[name].to(device) for name in names} for rows in loaded] if by_batch else []
         self._large = [name for name in names if 4 * loaded[0][name][0].numel() > SMALL_BYTES]
@@ -43,16 +50,16 @@ class CachedRows:
         self._small = {name: torch.cat([rows[name] for rows in loaded]).to(device) for name in small}
 
     def unit(self, number: int) -> Tensors:
-        """Of a batch."""
+        """Return the rows of a unit that is a batch."""
         return dict(self._by_batch[number])
 
     def rows(self, indices: Tensor) -> Tensors:
-        """Of these images [n]."""
-        at = indices.to(self.device, non_blocking=True)
+        """Return the rows of these images [N]."""
+        at = indices.to(self._device, non_blocking=True)
         rows = {name: values.index_select(0, at) for name, values in self._small.items()}
         rows |= {name: self._gathered(name, indices.tolist()) for name in self._large}
         return dict(from_stored(name, values) for name, values in rows.items())
 
     def _gathered(self, name: str, indices: list[int]) -> Tensor:
         rows = torch.stack([self.loaded[index // UNIT_IMAGES][name][index % UNIT_IMAGES] for index in indices])
-        return rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows
+        return rows.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else rows

@@ -1,4 +1,4 @@
-"""Answers read from a node's cache, bit for bit what the teacher would say; see `answers`.
+"""Teacher outputs read from a node's cache, bit for bit what the teacher would compute; see `outputs`.
 
 N images, K classes.
 """
@@ -11,50 +11,56 @@ import torch
 from torch import Tensor
 
 from kdtrain.data.sampling import batches_of
-from kdtrain.errors import UserError
 from kdtrain.methods.base import Batch, Outputs, TeacherReading
-from kdtrain.runtime import distributed, process
+from kdtrain.runtime import distributed
 from kdtrain.runtime.rng import stream
-from kdtrain.storage.cache import NO_ROOM, Cache, Tensors, key_of
+from kdtrain.storage.cache import NO_ROOM, Cache, Tensors
 from kdtrain.storage.folder import Row
-from kdtrain.teacher.cache_policy import CachePolicy, bytes_per_image, cached_readings, reason_not_cached
+from kdtrain.teacher.cache_check import EPOCHS_PER_CHECK, chunk_to_check, require_equal
+from kdtrain.teacher.cache_key import train_key, val_key
+from kdtrain.teacher.cache_policy import bytes_per_image, cached_readings, reason_not_cached
 from kdtrain.teacher.cache_rows import CachedRows, to_stored
-from kdtrain.teacher.network import CHUNK_IMAGES, folds
-from kdtrain.teacher.outputs import UNIT_IMAGES, LiveTeacher, TeacherOutputs, views_change
-from kdtrain.trials.identity import NUMERICS
-
-EPOCHS_PER_CHECK = 8
-"""Every so many epochs something that was read is computed again and compared."""
-TOLERANCE = 1e-4
-"""Relative and absolute, of that comparison on a GPU; on a CPU the bits must agree."""
+from kdtrain.teacher.outputs import UNIT_IMAGES, LiveTeacher, TeacherOutputs
 
 
-def cached_teacher(live: LiveTeacher, sharing: CachePolicy | None) -> TeacherOutputs:
-    """Cached where that is wanted and there is no reason against it, else live; then `off` says the reason."""
-    if sharing is None or live.teacher.digest is None:
+def cached_teacher(
+    live: LiveTeacher, cache: Cache | None, shared: Sequence[TeacherReading], check_seed: str
+) -> TeacherOutputs:
+    """Return cached outputs if they are wanted and possible, else the live teacher, whose `off` then has the reason.
+
+    Args:
+        live: The teacher.
+        cache: The node's cache; None if nothing is shared.
+        shared: Readings of all methods of the sweep, so that their trials read the same rows.
+        check_seed: A name for this training's draws of what is checked, e.g. its trial_id.
+    """
+    if cache is None or live.teacher.digest is None:
         return live
-    own = live.recipe.method.readings
-    live.off = reason_not_cached(live, own, len(live.data.train), sharing.cache.budget_bytes)
+    live.off = reason_not_cached(live, live.use.readings, len(live.data.train), cache.budget_bytes)
     if live.off is not None:
         return live
-    return CachedTeacher(live, sharing.cache, live.teacher.digest, cached_readings(live, sharing))
+    readings = cached_readings(live, shared, cache.budget_bytes)
+    return CachedTeacher(live, cache, live.teacher.digest, readings, check_seed)
 
 
 class CachedTeacher:
-    """Rows of a node's cache. What is missing there is asked of the network, by whichever trial needs it first.
+    """Outputs from a node's cache. The network computes what is missing there, in whichever trial needs it first.
 
-    Where the cache cannot be written to or has no room, `off` says why, and the network is asked live from then on.
+    If the cache cannot be written or has no room, `off` has the reason, and outputs are computed live from then on.
     """
 
-    def __init__(self, live: LiveTeacher, cache: Cache, weights: str, readings: Sequence[TeacherReading]) -> None:
-        """weights: the digest of the teacher's. readings: what is kept beside the logits, the recipe's own among it."""
+    def __init__(
+        self, live: LiveTeacher, cache: Cache, weights: str, readings: Sequence[TeacherReading], check_seed: str
+    ) -> None:
+        """weights: digest of the teacher's. readings: what is cached beside the logits, the method's own included."""
         self.live, self.cache, self.weights, self.readings = live, cache, weights, tuple(readings)
         self.by_batch = any(reading.of_batch for reading in readings)
-        self.wanted = ("logits", *(reading.name for reading in live.recipe.method.readings))
+        self.wanted = ("logits", *(reading.name for reading in live.use.readings))
         self.off: str | None = None
         self.asked = self.checked = 0
+        self._check_seed = check_seed
         self._reading_s = 0.0
-        self._now: CachedRows | None = None
+        self._current: CachedRows | None = None
         live.teacher.stages = tuple(dict.fromkeys(reading.stage for reading in readings))
 
     @property
@@ -71,73 +77,81 @@ class CachedTeacher:
 
     def begin(self, epoch: int) -> None:
         started = time.perf_counter()
-        self._begin(epoch)
-        self._reading_s += time.perf_counter() - started
-
-    def _begin(self, epoch: int) -> None:
-        shown = epoch if views_change(self.live) or self.by_batch else 0
-        if self._now is None or self._now.epoch != shown:
+        view_epoch = epoch if self.live.views_change or self.by_batch else 0
+        if self._current is None or self._current.epoch != view_epoch:
             self.close()
-            units = self._batches(epoch) if self.by_batch else self._units(len(self.live.data.train))
-            self._now = self._kept("train", shown, units, lambda unit: self._rows(unit, shown))
-        if self._now is not None and epoch % EPOCHS_PER_CHECK == 0:
-            self._check(self._now, epoch)
+            self._current = self._open_train(view_epoch)
+        if self._current is not None and epoch % EPOCHS_PER_CHECK == 0:
+            self._check(self._current, epoch)
+        self._reading_s += time.perf_counter() - started
 
     def of(self, images: Tensor, batch: Batch) -> Outputs:
         self.asked += len(images)
-        if self._now is None:
+        if self._current is None:
             return self.live.of(images, batch)
         if self.by_batch:
-            rows = self._now.unit(batch.epoch_step)
+            rows = self._current.unit(batch.epoch_step)
             own = distributed.share(torch.arange(batch.size)) if batch.count else torch.tensor([0])
             own = own.to(self.live.device, non_blocking=True)
             return Outputs(rows.pop("logits").index_select(0, own), read=rows)
-        rows = self._now.rows(batch.indices)
-        read = self.live.recipe.method.readings
-        features = {each.stage: rows[each.name] for each in read if each.kind == "features"}
+        rows = self._current.rows(batch.indices)
+        features = {each.stage: rows[each.name] for each in self.live.use.readings if each.kind == "features"}
         return Outputs(rows.pop("logits"), features, rows)
 
     def val_logits(self) -> Tensor:
         started = time.perf_counter()
-        units = self._units(len(self.live.data.val))
-        kept = self._kept("val", 0, units, lambda unit: {"logits": self.live.of_val(unit)})
+        units = list(torch.arange(len(self.live.data.val)).split(UNIT_IMAGES))
+        rows = self._open_on_all_ranks(
+            val_key(self.live, self.weights), 0, units, lambda unit: {"logits": self.live.val_unit(unit)}, readings=()
+        )
         self._reading_s += time.perf_counter() - started
-        if kept is None:
+        if rows is None:
             return self.live.val_logits()
-        kept.folder.close()
-        return torch.cat([rows["logits"] for rows in kept.loaded])
+        rows.folder.close()
+        return torch.cat([unit["logits"] for unit in rows.loaded])
 
     def close(self) -> None:
-        """Others may make room of what was read here."""
-        if self._now is not None:
-            self._now.folder.close()
-        self._now = None
+        """Release the rows in use, so that they may be evicted."""
+        if self._current is not None:
+            self._current.folder.close()
+        self._current = None
 
-    def _kept(
-        self, split: str, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors]
-    ) -> CachedRows | None:
-        """On all ranks, or on none: asked live, ranks talk to one another."""
+    def _open_train(self, epoch: int) -> CachedRows | None:
+        use, total = self.live.use, len(self.live.data.train)
+        if self.by_batch:
+            units = list(batches_of(use.seed, use.batch_size, total, epoch))
+        else:
+            units = list(torch.arange(total).split(UNIT_IMAGES))
+        key = train_key(self.live, self.weights, self.readings, epoch)
+        return self._open_on_all_ranks(
+            key, epoch, units, lambda unit: self._train_rows(unit, epoch), readings=self.readings
+        )
+
+    def _open_on_all_ranks(
+        self, key: Row, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors],
+        readings: Sequence[TeacherReading],
+    ) -> CachedRows | None:  # fmt: skip
+        """Open the cache on every rank or on none.
+
+        A live teacher runs collective operations (e.g. SP's batch), so one rank falling back alone would deadlock.
+        """
         if self.off is not None:
             return None
-        kept = self._own_kept(split, epoch, units, compute)
-        if distributed.sum_over_ranks(torch.tensor(kept is None, dtype=torch.int, device=self.live.device)):
-            if kept is not None:
-                kept.folder.close()
+        rows = self._open(key, epoch, units, compute, readings)
+        if distributed.sum_over_ranks(torch.tensor(rows is None, dtype=torch.int, device=self.live.device)):
+            if rows is not None:
+                rows.folder.close()
                 self._turn_off("another worker could not read or write it")
             return None
-        return kept
+        return rows
 
-    def _own_kept(
-        self, split: str, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors]
-    ) -> CachedRows | None:
-        readings = self.readings if split == "train" else ()
-
-        def size() -> int:
-            return bytes_per_image(self.live, readings) * sum(map(len, units))
-
+    def _open(
+        self, key: Row, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors],
+        readings: Sequence[TeacherReading],
+    ) -> CachedRows | None:  # fmt: skip
         folder = None
         try:
-            folder = self.cache.folder(self._ingredients(split, epoch), size)
+            folder = self.cache.folder(key, lambda: bytes_per_image(self.live, readings) * sum(map(len, units)))
             if folder is None:
                 self._turn_off(self.cache.no_room)
                 return None
@@ -150,83 +164,26 @@ class CachedTeacher:
                 self._turn_off(self.cache.unwritable(error))
                 return None
             raise
-        wanted = self.wanted if split == "train" else ()
+        wanted = self.wanted if key["split"] == "train" else ()
         return CachedRows(folder, epoch, units, loaded, wanted, self.live.device, self.by_batch)
 
     def _turn_off(self, reason: str) -> None:
         self.off = reason
         self.close()
-        self.live.teacher.stages = self.live.recipe.method.needed_stages
-        logging.getLogger(__name__).warning("the teacher is asked live from here on: %s", reason)
+        self.live.teacher.stages = self.live.use.stages
+        logging.getLogger(__name__).warning("teacher outputs are computed live from here on: %s", reason)
 
-    def _rows(self, indices: Tensor, epoch: int) -> Tensors:
-        """As they are kept: logits and readings of training images, which are a whole batch where the readings are."""
-        outputs = self.live.of_train(indices, epoch)
+    def _train_rows(self, indices: Tensor, epoch: int) -> Tensors:
+        """Compute logits and readings of training images as they are stored; a whole batch if the readings need one."""
+        outputs = self.live.train_unit(indices, epoch)
         made = (to_stored(each.name, each.make(outputs.features[each.stage]).float()) for each in self.readings)
         return {"logits": outputs.logits.float(), **dict(made)}
 
-    def _check(self, kept: CachedRows, epoch: int) -> None:
-        """Computes a chunk again, or a batch: each trial and epoch another. Raises UserError where it is not what was
-        read."""
-        recipe, device = self.live.recipe, self.live.device
-        drawn = stream(recipe.seed, f"cache check {key_of(recipe.model_dump(mode='json'))}", epoch)
-        number = drawn % len(kept.units)
-        indices, first = kept.units[number], 0
-        if not self.by_batch:
-            first = CHUNK_IMAGES * (drawn // len(kept.units) % -(-len(indices) // CHUNK_IMAGES))
-            indices = indices[first : first + CHUNK_IMAGES]
+    def _check(self, rows: CachedRows, epoch: int) -> None:
+        """Compute a chunk or a batch again, another one in each trial and epoch, and compare it with what was read."""
+        draw = stream(self.live.use.seed, f"cache check {self._check_seed}", epoch)
+        unit, first, indices = chunk_to_check(rows.units, draw, whole_unit=self.by_batch)
         before = self.live.computed
-        again = self._rows(indices, kept.epoch)
+        again = self._train_rows(indices, rows.epoch)
         self.checked += self.live.computed - before
-        for name, values in again.items():
-            read = kept.loaded[number][name][first : first + len(values)].to(device)
-            near = torch.equal if device.type == "cpu" else _near
-            if not near(values, read):
-                largest = (values - read).abs().max().item()
-                raise UserError(
-                    f"teacher cache: {kept.folder.path}: unit {number} is not what the teacher says ({name} differs by"
-                    f" up to {largest:.3g}); remove that folder, or write resources: {{teacher_cache: none}}"
-                )
-
-    def _ingredients(self, split: str, epoch: int) -> Row:
-        """Everything that a kept row depends on."""
-        live, recipe = self.live, self.live.recipe
-        assert recipe.teacher is not None
-        data = live.data
-        images = (data.train if split == "train" else data.val).images
-        seen = split == "train" and views_change(live)
-        batches = {"size": recipe.batch_size, "seed": recipe.seed, "epoch": epoch} if self.by_batch else None
-        return {
-            "what": "what a teacher says",
-            "numerics": NUMERICS,
-            "weights": self.weights,
-            "network": recipe.teacher.model_dump(mode="json", include=NETWORK),
-            "folded": folds(recipe),
-            "data": data.fingerprint,
-            "files written": data.written,
-            "set": recipe.data.model_dump(mode="json"),
-            "split": split,
-            "view": images.described,
-            "drawn by": [recipe.seed, epoch] if seen else None,
-            "mixup": recipe.mixup.model_dump() if recipe.mixup and split == "train" else None,
-            # autocast is training's; TF32 is the convolutions' wherever they run
-            "precision": recipe.precision if split == "train" or recipe.precision == "tf32" else "fp32",
-            "chunk": CHUNK_IMAGES,
-            "unit": UNIT_IMAGES,
-            "kept": sorted(each.name for each in self.readings) if split == "train" else [],
-            "batches": batches if split == "train" else None,
-            "machine": process.rounding(live.device),
-        }
-
-    def _units(self, total: int) -> list[Tensor]:
-        return list(torch.arange(total).split(UNIT_IMAGES))
-
-    def _batches(self, epoch: int) -> list[Tensor]:
-        return list(batches_of(self.live.recipe.seed, self.live.recipe.batch_size, len(self.live.data.train), epoch))
-
-
-NETWORK = {"model", "head", "normalization", "channels_last", "compile"}
-
-
-def _near(values: Tensor, read: Tensor) -> bool:
-    return torch.allclose(values, read, rtol=TOLERANCE, atol=TOLERANCE)
+        require_equal(again, rows, unit, first, self.live.device)

@@ -1,4 +1,4 @@
-"""Teacher: a trained network that is only read. Evaluation mode, no gradient, never in a student's checkpoint."""
+"""The teacher: a trained network in evaluation mode, without gradients. It is never part of a student's checkpoint."""
 
 import time
 from functools import lru_cache
@@ -13,26 +13,30 @@ from kdtrain.data.base import Dataset
 from kdtrain.methods.base import Outputs
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
-from kdtrain.models.folding import fold
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import content_digest, load_whole_network
 from kdtrain.runtime.rng import stream
-from kdtrain.trials.identity import trial_id
-from kdtrain.trials.store import Store
+from kdtrain.trials.workspace import Workspace
 
 CHUNK_IMAGES = 32
-"""So many images go through a teacher at once, the last chunk filled up: then what it says of an image depends on that
-image alone, bit for bit, whatever the batch. (Chunks of 16 and more agree on a CPU, smaller ones differ by 1e-6.)"""
+"""Images of one forward pass, the last chunk padded: then an image's outputs do not depend on its batch, bit for bit.
+(On a CPU chunks of 16 and more agree; smaller ones differ by 1e-6.)"""
 
 
 class Teacher:
-    """Answers with Outputs for images [N, C, H, W]; counts the images that it was asked, and the seconds that this took
-    (on a GPU without what still runs there)."""
+    """A network that gives Outputs for images [N, C, H, W].
+
+    Attributes:
+        network: The network, on the device.
+        stages: The stages whose features it returns.
+        digest: Digest of the file that its weights came from; None for weights that no file has.
+        images: Images computed so far.
+        seconds: Time spent on them; on a GPU without what is still running there.
+    """
 
     def __init__(
         self, network: Classifier, device: torch.device, stages: tuple[str, ...] = (), digest: str | None = None
     ) -> None:
-        """digest: of the file that its weights came from; None for weights that no file has."""
         self.digest = digest
         self.network = network.eval().requires_grad_(False).to(device)
         self.stages = stages
@@ -43,7 +47,7 @@ class Teacher:
         started = time.perf_counter()
         with torch.inference_mode():
             parts = [self._chunk(chunk) for chunk in images.split(CHUNK_IMAGES)]
-        # copies outside of it: a loss may keep these tensors for its backward
+        # concatenate outside inference mode: a loss may save these tensors for its backward
         logits = torch.cat([logits for logits, _ in parts])
         features = {stage: torch.cat([maps[stage] for _, maps in parts]) for stage in self.stages}
         self.images, self.seconds = self.images + len(images), self.seconds + time.perf_counter() - started
@@ -57,54 +61,56 @@ class Teacher:
         return logits[:count], {stage: maps[:count] for stage, maps in features.items()}
 
 
-def trained_teacher(
-    recipe: Recipe, data: Dataset, store: Store, data_root: Path, device: torch.device
-) -> Teacher | None:
-    """The recipe's teacher with its trained weights, from its file or from the store."""
+def trained_teacher(recipe: Recipe, data: Dataset, workspace: Workspace) -> Teacher | None:
+    """Return the recipe's teacher with its trained weights, from its file or from the store; None if it has none.
+
+    Raises:
+        UserError: The weights are absent or do not fit the network.
+    """
     if recipe.teacher is None:
         return None
-    taught_by = teacher_recipe(recipe)
-    if taught_by is None:
+    trained_by = teacher_recipe(recipe)
+    if trained_by is None:
         assert recipe.teacher.file is not None
         weights, place = Path(recipe.teacher.file), "recipe.teacher.file"
     else:
-        weights, place = store.trial(trial_id(taught_by, data_root)).weights, "recipe.teacher"
+        weights, place = workspace.trial(trained_by).weights, "recipe.teacher"
+    stages = recipe.method.needed_stages
     digest = content_digest(weights, place)
-    compiled_for = recipe.method.needed_stages if recipe.teacher.compile else ()
-    network = _read_once(
-        recipe.teacher, data.image_shape, len(data.classes), weights, place, digest, compiled_for, folds(recipe)
+    compiled_stages = stages if recipe.teacher.compile else ()
+    network = _read_network(
+        recipe.teacher, data.image_shape, len(data.classes), weights, place, digest, compiled_stages
     )
-    return Teacher(network, device, recipe.method.needed_stages, digest)
+    return Teacher(network, workspace.device, stages, digest)
 
 
 @lru_cache(maxsize=1)
-def _read_once(
-    teacher: TeacherConfig,
+def _read_network(
+    config: TeacherConfig,
     shape: ImageShape,
     classes: int,
     weights: Path,
     place: str,
     digest: str,
-    compiled_for: tuple[str, ...],
-    folding: bool,
+    compiled_stages: tuple[str, ...],
 ) -> Classifier:
-    """The trained network, ready to answer: a process that trains one student after the other reads it once, as long as
-    its file has the same digest."""
-    network = build(teacher, shape, classes, stream(teacher.seed, "init"), pretrained=False, place="recipe.teacher")
+    """Build the network and read its weights; a process that trains one student after the other does it once.
+
+    `digest` and `compiled_stages` are only part of the cache's key: the file may change, and a compiled network returns
+    the stages that it was compiled for.
+    """
+    network = build(config, shape, classes, stream(config.seed, "init"), pretrained=False, place="recipe.teacher")
     load_whole_network(network, weights, place)
-    if folding:
-        fold(network.eval())
     return network
 
 
-def folds(recipe: Recipe) -> bool:
-    """Whether the teacher's batch normalisation is folded into its convolutions: not where it answers in half
-    precision, in which a shift, rounded, is a constant error of all pixels."""
-    return recipe.precision in ("fp32", "tf32")
+def untrained_teacher(config: TeacherConfig, data: Dataset, *, pretrained: bool = False) -> Classifier:
+    """Build a teacher network before its trained weights are read.
 
-
-def fresh_teacher(recipe: Recipe, data: Dataset, *, pretrained: bool = False) -> Classifier:
-    """The recipe's teacher network before its trained weights are read; pretrained: as its training begins."""
-    assert recipe.teacher is not None
-    seed, shape, classes = stream(recipe.teacher.seed, "init"), data.image_shape, len(data.classes)
-    return build(recipe.teacher, shape, classes, seed, pretrained=pretrained, place="recipe.teacher")
+    Args:
+        config: The recipe's teacher.
+        data: The recipe's data set.
+        pretrained: Whether to load the weights that its training starts from.
+    """
+    seed, shape, classes = stream(config.seed, "init"), data.image_shape, len(data.classes)
+    return build(config, shape, classes, seed, pretrained=pretrained, place="recipe.teacher")

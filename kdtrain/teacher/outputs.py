@@ -1,77 +1,130 @@
-"""What a training is told by its teacher: asked live here, or read (`cached_answers`) from what the trials of a node
-have been told before.
+"""The teacher's outputs for a training's images: computed live here, or read from a cache (`cached`).
 
-Both say the same, on a CPU bit for bit: what a teacher says of an image depends on that image alone (CHUNK_IMAGES), and
-a view is a pure function of (seed, epoch, image). N images, K classes.
+Both give the same, on a CPU bit for bit: an image's outputs depend on that image alone (CHUNK_IMAGES), and a view is a
+pure function of (seed, epoch, image). N images, K classes.
 """
 
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.recipe import Precision, Recipe
+from kdtrain.config.recipe import Teacher as TeacherConfig
 from kdtrain.data.base import Dataset, as_floats
-from kdtrain.data.mixup import mixed, pairing
-from kdtrain.methods.base import Batch, Outputs
+from kdtrain.data.mixup import Mixup, mixed, pairing
+from kdtrain.data.registry import AnyData
+from kdtrain.methods.base import Batch, Outputs, TeacherReading
 from kdtrain.runtime import distributed
 from kdtrain.teacher.network import CHUNK_IMAGES, Teacher
 
 UNIT_IMAGES = 8 * CHUNK_IMAGES
-"""So many are asked about, or kept, together."""
+"""Images that are computed, or cached, together."""
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
+@dataclass(frozen=True)
+class TeacherUse:
+    """The part of a recipe that decides which teacher outputs a training needs.
+
+    Attributes:
+        network: The teacher's config.
+        data: The data set's config.
+        method: The method's name, for messages.
+        readings: What the method reads of the teacher's features.
+        stages: The stages of these features.
+        mixup: How images are mixed.
+        precision: Of the teacher's forward pass in training.
+        seed: Of views and order.
+        batch_size: Images of a global batch.
+        epochs: Epochs of the training.
+    """
+
+    network: TeacherConfig
+    data: AnyData
+    method: str
+    readings: tuple[TeacherReading, ...]
+    stages: tuple[str, ...]
+    mixup: Mixup | None
+    precision: Precision
+    seed: int
+    batch_size: int
+    epochs: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "TeacherUse":
+        """Return the teacher's use in a recipe that has a teacher."""
+        assert recipe.teacher is not None
+        return cls(
+            network=recipe.teacher,
+            data=recipe.data,
+            method=recipe.method.name,
+            readings=recipe.method.readings,
+            stages=recipe.method.needed_stages,
+            mixup=recipe.mixup,
+            precision=recipe.precision,
+            seed=recipe.seed,
+            batch_size=recipe.batch_size,
+            epochs=recipe.epochs,
+        )
+
+
 class TeacherOutputs(Protocol):
-    """What the loop asks."""
+    """What the training loop needs of a teacher.
+
+    Attributes:
+        asked: Images that this rank has asked for.
+        checked: Images that were computed again to compare them with the cache.
+        off: The reason why nothing is cached (any more) although it was wanted, else None.
+    """
 
     asked: int
-    """Images that this rank has asked about."""
     checked: int
-    """Images that the network answered for once more here, to compare with what was read."""
     off: str | None
-    """Why nothing is read or kept (any more), though that was wanted; None where it is, or was not."""
 
     @property
     def computed(self) -> int:
-        """Images that the network itself answered for here, those checked left out."""
+        """Images that the network computed on this rank, without those checked."""
         ...
 
     @property
     def seconds(self) -> float:
-        """Spent on answers, asked or read, views for the teacher among it; on a GPU without what still runs there."""
+        """Time spent on outputs, the teacher's views included; on a GPU without what is still running there."""
         ...
 
     @property
     def forward_seconds(self) -> float:
-        """Spent in the network itself."""
+        """Time spent in the network itself."""
         ...
 
     def begin(self, epoch: int) -> None:
-        """Before the first step of an epoch, on every rank."""
+        """Prepare an epoch. Called before its first step, on every rank."""
         ...
 
     def of(self, images: Tensor, batch: Batch) -> Outputs:
-        """For this rank's views [N, C, H, W] of a batch."""
+        """Return the outputs for this rank's views [N, C, H, W] of a batch."""
         ...
 
     def val_logits(self) -> Tensor:
-        """[N, K] of the validation split, float32, on the CPU of every rank."""
+        """Return logits [N, K] of the validation split, float32, on the CPU of every rank."""
         ...
 
     def close(self) -> None:
-        """Nothing more will be asked."""
+        """Release what is held."""
         ...
 
 
 class LiveTeacher:
-    """The network itself, asked for every batch."""
+    """Outputs that the network computes for every batch."""
 
-    def __init__(self, teacher: Teacher, recipe: Recipe, data: Dataset, device: torch.device, autocast: Autocast):
-        self.teacher, self.recipe, self.data, self.device, self.autocast = teacher, recipe, data, device, autocast
+    def __init__(
+        self, teacher: Teacher, use: TeacherUse, data: Dataset, device: torch.device, autocast: Autocast
+    ) -> None:
+        self.teacher, self.use, self.data, self.device, self.autocast = teacher, use, data, device, autocast
         self.asked = self.checked = 0
         self.off: str | None = None
         self.seconds = 0.0
@@ -84,8 +137,13 @@ class LiveTeacher:
     def forward_seconds(self) -> float:
         return self.teacher.seconds
 
+    @property
+    def views_change(self) -> bool:
+        """Whether an image has other pixels in another epoch or with another seed."""
+        return self.use.mixup is not None or self.data.train.images.drawn
+
     def begin(self, epoch: int) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def of(self, images: Tensor, batch: Batch) -> Outputs:
         self.asked += len(images)
@@ -96,38 +154,33 @@ class LiveTeacher:
         return outputs
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
     def val_logits(self) -> Tensor:
         started = time.perf_counter()
         split = self.data.val
         own = distributed.share(torch.arange(len(split)))
-        asked = own if len(own) else torch.tensor([0])  # a rank without images gives no row
-        rows = torch.cat([self.of_val(indices) for indices in asked.split(UNIT_IMAGES)])
+        asked = own if len(own) else torch.tensor([0])  # a rank without images joins the gather with no row
+        rows = torch.cat([self.val_unit(indices) for indices in asked.split(UNIT_IMAGES)])
         logits = distributed.gather_rows(rows[: len(own)], len(split)).cpu()
         self.seconds += time.perf_counter() - started
         return logits
 
-    def of_val(self, indices: Tensor) -> Tensor:
-        """Logits [n, K] of validation images, in float32 throughout."""
+    def val_unit(self, indices: Tensor) -> Tensor:
+        """Return logits [N, K] of validation images, computed in float32."""
         images = self.data.val.images.on(self.device)
         return self.teacher(as_floats(images.eval_view(indices).to(self.device))).logits
 
-    def of_train(self, indices: Tensor, epoch: int) -> Outputs:
-        """For the views that training images have in an epoch, mixed where the recipe mixes by image."""
-        images, seed, total = self.data.train.images.on(self.device), self.recipe.seed, len(self.data.train)
+    def train_unit(self, indices: Tensor, epoch: int) -> Outputs:
+        """Return outputs for the views of training images in an epoch, mixed if the recipe mixes image by image."""
+        images, total = self.data.train.images.on(self.device), len(self.data.train)
 
         def views(wanted: Tensor) -> Tensor:
-            return as_floats(images.train_view(wanted, seed, epoch).to(self.device))
+            return as_floats(images.train_view(wanted, self.use.seed, epoch).to(self.device))
 
         pixels = views(indices)
-        if self.recipe.mixup is not None:
-            pairs = pairing(self.recipe.mixup, indices, total, seed, epoch, step=0)
+        if self.use.mixup is not None:
+            pairs = pairing(self.use.mixup, indices, total, self.use.seed, epoch, step=0)
             pixels = mixed(pixels, views(pairs.partners), pairs.shares)
         with self.autocast():
             return self.teacher(pixels)
-
-
-def views_change(live: LiveTeacher) -> bool:
-    """Whether training sees other pixels in another epoch, or with another seed."""
-    return live.recipe.mixup is not None or live.data.train.images.drawn

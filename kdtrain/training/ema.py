@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights: what is evaluated in place of the network that is trained."""
+"""Exponential moving average of a network's weights, evaluated in place of the trained network."""
 
 import copy
 import math
@@ -10,10 +10,14 @@ from kdtrain.config.training import Ema
 
 
 class ModelEma:
-    """`module` is a copy in eval mode that follows another of its kind; begin it with the weights before training.
+    """A copy of a network, in evaluation mode, whose weights follow those of the trained network.
 
-    v <- d * v + (1 - d) * w for parameters and floating-point buffers (BatchNorm's statistics), d from `decay_at`;
+    v <- d * v + (1 - d) * w for parameters and floating-point buffers (BatchNorm statistics), d from `decay_at`;
     integer buffers are copied.
+
+    Args:
+        module: The network with its initial weights.
+        config: Decay and ramp.
     """
 
     def __init__(self, module: nn.Module, config: Ema) -> None:
@@ -23,7 +27,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """To be called after every optimizer update. Nothing waits for the device."""
+        """Follow the trained network; call it after every optimizer update. Nothing waits for the device."""
         self.updates += 1
         own, current = self.module.state_dict(), module.state_dict()
         floating = [name for name, value in own.items() if value.is_floating_point()]
@@ -33,17 +37,17 @@ class ModelEma:
             own[name].copy_(current[name])
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The averaged weights by name, and the number of updates."""
+        """Return the averaged weights by name, and the number of updates."""
         tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         return {**tensors, "updates": torch.tensor(self.updates)}
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Continues from `state_tensors()`, bit for bit."""
+        """Continue from `state_tensors()`, bit for bit."""
         module = {name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")}
         self.module.load_state_dict(module)
         self.updates = int(tensors["updates"])
 
 
 def decay_at(config: Ema, updates: int) -> float:
-    """decay * (1 - exp(-updates / ramp_updates)), from 1: the first weights, which are far off, are soon forgotten."""
+    """Return decay * (1 - exp(-updates / ramp_updates)): early weights, which are far off, are soon forgotten."""
     return config.decay * (1 - math.exp(-updates / config.ramp_updates))

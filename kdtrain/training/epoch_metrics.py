@@ -1,4 +1,4 @@
-"""What an epoch has given so far: each loss term of each step, over all ranks. It outlives a cut in mid-epoch."""
+"""Metrics of an epoch in progress: each loss term of each step, over all ranks."""
 
 import math
 import time
@@ -13,17 +13,16 @@ from kdtrain.trials.outcome import SKIPPED
 Metrics = dict[str, float]
 
 READ_EVERY_STEPS = 256
-"""So many steps wait on the device before they are read: a number that is none ends a long epoch early."""
+"""Steps that stay on the device before they are read. A non-finite loss then ends a long epoch early."""
 
 
 class NonFiniteLoss(Exception):
-    """The loss stopped being a number: the trial has failed, and says where and which term."""
+    """A loss term is NaN or infinite. The message names epoch, step and term."""
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Of one step, not yet read: this rank's means over its `own` images, on the device, and the global batch's
-    images."""
+    """The terms of one step that are not read yet: means over this rank's `own` images, and the global batch's size."""
 
     step: int
     names: tuple[str, ...]
@@ -34,20 +33,28 @@ class _Waiting:
 
 @dataclass
 class EpochProgress:
-    """One epoch's steps done, what they have cost, and the terms of its steps.
+    """The steps of an epoch that are done, their costs, and their loss terms.
 
-    A step only leaves a small tensor on the device: nothing waits for it until `read`.
+    A step leaves a small tensor on the device; nothing waits for it until `read`.
+
+    Attributes:
+        epoch: Number of the epoch, from 0.
+        steps: Steps done.
+        spent: Costs so far: seconds, and the counters that `mark` and `advance` got.
+        terms: By term, each step's sum over the images of the global batch.
+        images: By term, the number of images of these sums.
+        waiting: Steps that are not read yet.
     """
 
     epoch: int
     steps: int = 0
-    spent: dict[str, float] = field(default_factory=dict)  # seconds, and what `mark` and `advance` were told of
-    terms: dict[str, list[float]] = field(default_factory=dict)  # each step's sum over the images of the global batch
-    images: dict[str, int] = field(default_factory=dict)  # how many images these sums are over
+    spent: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, list[float]] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
     waiting: list[_Waiting] = field(default_factory=list)
 
     def add(self, step: int, terms: dict[str, Tensor], images: int) -> None:
-        """After an update: its terms, means over this rank's share of the global batch's images."""
+        """Add an update's terms, means over this rank's share of the `images` of the global batch."""
         own = distributed.share_size(images)
         self.waiting.append(_Waiting(step, tuple(terms), [value.detach() for value in terms.values()], own, images))
         self.steps += 1
@@ -55,9 +62,10 @@ class EpochProgress:
             self.read()
 
     def read(self) -> None:
-        """Adds up the waiting steps over all ranks, the same way whenever it is called.
+        """Sum the waiting steps over all ranks. The sums do not depend on when it is called.
 
-        Raises NonFiniteLoss, on all ranks alike, naming the first step in which a term was NaN or infinite.
+        Raises:
+            NonFiniteLoss: On all ranks alike; names the first step with a term that is NaN or infinite.
         """
         waiting, self.waiting = self.waiting, []
         if not waiting:
@@ -73,25 +81,26 @@ class EpochProgress:
                 self.images[name] = self.images.get(name, 0) + each.images
 
     def mark(self, so_far: dict[str, float]) -> None:
-        """From here seconds are counted, and the growth of counters that the training has had so far."""
+        """Start counting seconds and the growth of the training's counters `so_far`."""
         self._mark = {**so_far, "seconds": time.perf_counter()}
 
     def advance(self, so_far: dict[str, float]) -> None:
-        """Counts up to here and reads the waiting steps."""
+        """Add the costs since the last mark and read the waiting steps."""
         before = self._mark
         self.mark(so_far)
         self.charge({name: value - before[name] for name, value in self._mark.items()})
         self.read()
 
     def charge(self, costs: dict[str, float]) -> None:
-        """Adds what was spent on this epoch before, beside what is counted."""
+        """Add costs to this epoch."""
         for name, value in costs.items():
             self.spent[name] = self.spent.get(name, 0) + value
 
     def means(self) -> dict[str, float]:
-        """Each term's mean over the images that it was computed for, and how many steps were skipped.
+        """Return each term's mean over the images that it was computed for, and the number of skipped steps.
 
-        Raises NonFiniteLoss where the scaler skipped every step: then nothing was learned.
+        Raises:
+            NonFiniteLoss: A term is not finite, or the scaler skipped every step, so that nothing was learned.
         """
         self.read()
         means = {f"train/{name}": math.fsum(values) / self.images[name] for name, values in self.terms.items()}
@@ -106,13 +115,13 @@ class EpochProgress:
         return {**means, SKIPPED: count}
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The terms read so far; nothing may wait."""
+        """Return the terms read so far. No step may be waiting."""
         assert not self.waiting
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in self.terms.items()}
 
 
 def _over_ranks(sums: Tensor) -> list[float]:
-    """The sums of all ranks, added in the order of ranks: how many are read at once changes no bit."""
+    """Sum over ranks in the order of ranks, so that the number of steps read at once changes no bit."""
     rows = torch.zeros(distributed.size(), len(sums), dtype=sums.dtype, device=sums.device)
     rows[distributed.rank()] = sums
     values: list[float] = distributed.sum_over_ranks(rows).sum(0).tolist()

@@ -1,4 +1,4 @@
-"""Learner: a module with its optimizer, clipping and learning-rate schedule; what is stepped, what is saved of it."""
+"""Learner: a module with its optimizer, gradient clipping and learning-rate schedule."""
 
 from typing import Any
 
@@ -10,7 +10,17 @@ from kdtrain.training.optimizers import build_optimizer, lr_at
 
 
 class Learner:
-    """One player: the distiller, or the critic of an adversarial method."""
+    """One player of a training: the distiller, or the critic of an adversarial method.
+
+    Args:
+        module: The module whose parameters are trained if they require a gradient.
+        optimizer: Config of the optimizer.
+        lr_schedule: Config of the schedule, a function of the step: it has no state.
+        clipping: Config of gradient clipping, if there is any.
+        epochs: Epochs of the training.
+        steps_per_epoch: Updates of an epoch.
+        scaler: For float16, whose small gradients would vanish (Micikevicius et al. 2018, arXiv:1710.03740).
+    """
 
     def __init__(
         self,
@@ -22,7 +32,6 @@ class Learner:
         steps_per_epoch: int,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        """scaler: for float16, whose small gradients would vanish (Micikevicius et al. 2018, arXiv:1710.03740)."""
         self.module = module
         self.scaler = scaler
         self.clipping = clipping
@@ -31,15 +40,17 @@ class Learner:
         self._schedule = (lr_schedule, optimizer.lr, steps_per_epoch, epochs)
 
     def lr(self, step: int) -> float:
-        """The learning rate of update `step`, from 0."""
+        """Return the learning rate of update `step`, counted from 0."""
         schedule, lr, steps_per_epoch, epochs = self._schedule
         return lr_at(schedule, lr, step, steps_per_epoch, epochs)
 
     def update(self, loss: Tensor, step: int) -> Tensor | None:
-        """One backward and one optimizer update; under DDP the gradients of all ranks are averaged on the way.
+        """Make one backward pass and one optimizer update. DDP averages the gradients over ranks in the backward pass.
 
-        Clipping comes after the average, so every rank scales by the same norm. With a scaler: 1 where an overflow
-        made it leave the weights alone, on all ranks alike, else 0.
+        Clipping comes after the average, so that every rank scales by the same norm.
+
+        Returns:
+            With a scaler: 1 if an overflow made it skip the update, on all ranks alike, else 0. Otherwise None.
         """
         lr = self.lr(step)
         for group in self.optimizer.param_groups:
@@ -58,14 +69,14 @@ class Learner:
         self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return (self.scaler.scale(one) < before).float()  # it falls after an overflow, and only then
+        return (self.scaler.scale(one) < before).float()  # the scale falls after an overflow only
 
     def _clip(self) -> None:
         if self.clipping is not None:
             clip_gradients(self._parameters(), self.clipping)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Weights and optimizer state by name, `optimizer.<parameter>.<key>`; the schedule has none."""
+        """Return state by name: `module.<name>`, `optimizer.<parameter>.<key>`, `scaler.<key>`."""
         tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         names = self._names()
         for index, state in self.optimizer.state_dict()["state"].items():
@@ -78,7 +89,7 @@ class Learner:
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Continues from `state_tensors()` of a learner built alike: what is frozen there is frozen here."""
+        """Continue from `state_tensors()` of a learner with the same frozen parameters."""
         module = {name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")}
         self.module.load_state_dict(module)
         index_of, parameters = {name: index for index, name in enumerate(self._names())}, self._parameters()
@@ -93,31 +104,34 @@ class Learner:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **saved})
 
     def _parameters(self) -> list[nn.Parameter]:
-        """Those that are trained, in the order in which the optimizer numbers them: group after group."""
+        """Return the trained parameters in the order in which the optimizer numbers them: group after group."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _names(self) -> list[str]:
-        """The names of `_parameters()`."""
+        """Return the names of `_parameters()`."""
         name_of = {id(parameter): name for name, parameter in self.module.named_parameters()}
         return [name_of[id(parameter)] for parameter in self._parameters()]
 
 
 SCALER_STATE = {"scale": float, "_growth_tracker": int}
-"""What of a GradScaler's state changes in training."""
+"""The part of a GradScaler's state that changes in training."""
 
 
 def _laid_out_as(parameter: Tensor, saved: Tensor) -> Tensor:
-    """A file keeps no memory format (channels_last); the optimizer's state has its parameter's."""
+    """Return the saved state in its parameter's memory format, which a safetensors file does not keep."""
     return torch.empty_like(parameter).copy_(saved) if saved.shape == parameter.shape else saved
 
 
 def clip_gradients(parameters: list[nn.Parameter], clipping: Clipping) -> None:
-    """Scales gradients down to an L2 norm of at most `clipping.norm`: of all together (Pascanu et al. 2013,
-    arXiv:1211.5063), or of each tensor by itself. The norms stay on the device."""
+    """Scale gradients down to an L2 norm of at most `clipping.norm`.
+
+    The norm is that of all gradients together (Pascanu et al. 2013, arXiv:1211.5063) or of each tensor. Norms stay on
+    the device.
+    """
     if clipping.over == "all":
         torch.nn.utils.clip_grad_norm_(parameters, clipping.norm)
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
-    factors = (clipping.norm / norms).clamp(max=1.0)  # a zero gradient divides to infinity, so its factor is 1
+    factors = (clipping.norm / norms).clamp(max=1.0)  # for a zero gradient: min(inf, 1) = 1
     torch._foreach_mul_(gradients, factors.unbind())

@@ -1,4 +1,4 @@
-"""The loop, read top to bottom: fit -> epoch -> train_step, then evaluate and report."""
+"""The training loop, from top to bottom: fit -> train_epoch -> train_step, then evaluate."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from kdtrain.data.sampling import batches_of
 from kdtrain.methods.base import Batch, LossTerm, Outputs, weighted_sum
 from kdtrain.runtime import distributed
 from kdtrain.runtime.rng import stream
+from kdtrain.teacher.outputs import TeacherOutputs
 from kdtrain.training.epoch_metrics import EpochProgress, Metrics, NonFiniteLoss
 from kdtrain.training.evaluation import logits_of, pair_metrics, student_metrics
 from kdtrain.training.learner import Learner
@@ -21,136 +22,171 @@ from kdtrain.training.state import TrainState
 from kdtrain.trials.outcome import SKIPPED
 
 Report = Callable[[Metrics, TrainState], None]
+Checkpoint = Callable[[TrainState], None]
 
 
 def fit(
-    run: TrainState,
+    state: TrainState,
     total_epochs: int,
     report: Report,
     *,
-    checkpoint: Callable[[TrainState], None] = lambda run: None,
+    checkpoint: Checkpoint = lambda state: None,
     every_steps: int | None = None,
 ) -> None:
-    """Trains `run` on to `total_epochs`, or until its patience ends; report(metrics, run) is called once after every
-    epoch, on every rank. checkpoint(run) is called on every rank after each `every_steps` steps within an epoch.
+    """Train until `total_epochs` are done or early stopping ends the training.
 
-    Raises NonFiniteLoss, on all ranks alike, naming the step in which a term became NaN or infinite; at the latest
-    when the epoch ends.
+    Args:
+        state: The training; it continues where it stands.
+        total_epochs: Epochs after which the training ends, counted from its beginning.
+        report: Called once after every epoch, on every rank.
+        checkpoint: Called on every rank after each `every_steps` steps within an epoch.
+        every_steps: Steps between two of these calls; None: no call within an epoch.
+
+    Raises:
+        NonFiniteLoss: A loss term is NaN or infinite. Raised on all ranks alike, at the latest at the end of the epoch,
+            and names the step.
     """
-    while run.epoch < total_epochs and not _out_of_patience(run):
-        run.progress.mark(_spent(run))
-        metrics = train_epoch(run, checkpoint, every_steps)
-        metrics |= evaluate(run)
-        _require_finite(metrics, run)
-        run.epoch += 1
-        run.remember_best(metrics)
-        run.progress.advance(_spent(run))
-        metrics |= {"images": len(run.data.train), **run.progress.spent}
-        run.progress = EpochProgress(run.epoch)
-        report({"epoch": run.epoch, "step": run.step, **metrics}, run)
+    while state.epoch < total_epochs and not _stops_early(state):
+        state.progress.mark(_costs(state))
+        metrics = train_epoch(state, checkpoint, every_steps)
+        metrics |= evaluate(state)
+        _require_finite(metrics, state)
+        state.epoch += 1
+        state.remember_best(metrics)
+        state.progress.advance(_costs(state))
+        metrics |= {"images": len(state.data.train), **state.progress.spent}
+        state.progress = EpochProgress(state.epoch)
+        report({"epoch": state.epoch, "step": state.step, **metrics}, state)
 
 
 def train_epoch(
-    run: TrainState, checkpoint: Callable[[TrainState], None] = lambda run: None, every_steps: int | None = None
+    state: TrainState, checkpoint: Checkpoint = lambda state: None, every_steps: int | None = None
 ) -> Metrics:
-    """The steps of this epoch that are not yet done, in its order; each term's mean over the images it was computed
-    for, on all ranks. The step never waits for the device."""
-    run.distiller.train()
-    if run.teacher_outputs is not None:
-        run.teacher_outputs.begin(run.epoch)
-    batches = batches_of(run.recipe.seed, run.recipe.batch_size, len(run.data.train), run.epoch)
-    lr = run.learner.lr(run.step - run.progress.steps)
-    for epoch_step in range(run.progress.steps, len(batches)):
-        run.progress.add(run.step, train_step(run, batches[epoch_step], epoch_step), len(batches[epoch_step]))
-        run.step += 1
-        if every_steps and run.progress.steps % every_steps == 0 and run.progress.steps < len(batches):
-            run.progress.advance(_spent(run))
-            checkpoint(run)
-    return {"lr": lr, **run.progress.means()}
+    """Train the steps of this epoch that are not done yet and return its training metrics.
+
+    A step leaves its loss on the device and never waits for it.
+
+    Returns:
+        The learning rate at the start of the epoch, and the mean of each loss term over the images of all ranks.
+    """
+    state.distiller.train()
+    if state.teacher_outputs is not None:
+        state.teacher_outputs.begin(state.epoch)
+    batches = batches_of(state.recipe.seed, state.recipe.batch_size, len(state.data.train), state.epoch)
+    lr = state.learner.lr(state.step - state.progress.steps)
+    for epoch_step in range(state.progress.steps, len(batches)):
+        indices = batches[epoch_step]
+        state.progress.add(state.step, train_step(state, indices, epoch_step), len(indices))
+        state.step += 1
+        if every_steps and state.progress.steps % every_steps == 0 and state.progress.steps < len(batches):
+            state.progress.advance(_costs(state))
+            checkpoint(state)
+    return {"lr": lr, **state.progress.means()}
 
 
-def train_step(run: TrainState, indices: Tensor, epoch_step: int = 0) -> dict[str, Tensor]:
-    """One update from one global batch of image indices; each term, a mean over this rank's images."""
-    images, batch = load_batch(run, indices, epoch_step)
-    teacher = run.teacher_outputs.of(images, batch) if run.teacher_outputs else None
-    _seed_dropout(run.device, stream(run.recipe.seed, "dropout", run.step, distributed.rank()))
-    player = run.critic
-    if player is not None and player.turns.is_critics(batch.step, batch.epoch_step):
-        assert run.critic_learner is not None
+def train_step(state: TrainState, indices: Tensor, epoch_step: int = 0) -> dict[str, Tensor]:
+    """Make one update from one global batch: of the student, or of the critic if it is the critic's turn.
+
+    Args:
+        state: The training.
+        indices: Image indices [N] of the global batch.
+        epoch_step: Number of the step within its epoch.
+
+    Returns:
+        Each loss term, a mean over this rank's images, still on the device.
+    """
+    images, batch = load_batch(state, indices, epoch_step)
+    teacher = state.teacher_outputs.of(images, batch) if state.teacher_outputs else None
+    _seed_dropout(state.device, stream(state.recipe.seed, "dropout", state.step, distributed.rank()))
+    if state.critic is not None and state.critic.turns.is_critics(batch.step, batch.epoch_step):
         assert teacher is not None
-        with autocast(run.recipe.precision, run.device), distributed.idle(batch.count == 0):
-            student = _untouched_logits(run, images)
-        terms = run.wrapped_critic(student, teacher.logits, batch)
-        values = _update(run.critic_learner, terms, batch, "critic_loss", run.step)
-        player.loss.constrain()
-        return values
-    critic = player.loss.critic.requires_grad_(False) if player is not None else None
-    with autocast(run.recipe.precision, run.device), distributed.idle(batch.count == 0):
-        terms = run.wrapped(images, teacher, batch, critic)
+        return _critic_step(state, images, teacher, batch)
+    return _student_step(state, images, teacher, batch)
+
+
+def _student_step(state: TrainState, images: Tensor, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+    # the critic is a frozen argument, so that the student's DDP does not own it
+    critic = state.critic.loss.critic.requires_grad_(False) if state.critic is not None else None
+    with autocast(state.recipe.precision, state.device), distributed.idle(batch.count == 0):
+        terms = state.wrapped(images, teacher, batch, critic)
     if critic is not None:
         critic.requires_grad_(True)
-    values = _update(run.learner, terms, batch, "loss", run.step)
-    if run.ema is not None:
-        run.ema.update(run.distiller.student)
+    values = _update(state.learner, terms, batch, "loss", state.step)
+    if state.ema is not None:
+        state.ema.update(state.distiller.student)
     return values
 
 
-def load_batch(run: TrainState, indices: Tensor, epoch_step: int) -> tuple[Tensor, Batch]:
-    """This rank's views [N, C, H, W] of a global batch on the device, mixed where the recipe says so, and its Batch."""
-    recipe, split = run.recipe, run.data.train
-    part = part_of(recipe, indices, len(split), run.epoch, run.step)
-    images, partners = run.loader.images(part, run.epoch, epoch_step, run.step)
+def _critic_step(state: TrainState, images: Tensor, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+    assert state.critic is not None
+    with autocast(state.recipe.precision, state.device), distributed.idle(batch.count == 0):
+        student_NK = _logits_without_buffers(state.distiller.student, images)
+    terms = state.critic.wrapped(student_NK, teacher.logits, batch)
+    values = _update(state.critic.learner, terms, batch, "critic_loss", state.step)
+    state.critic.loss.constrain()
+    return values
+
+
+def load_batch(state: TrainState, indices: Tensor, epoch_step: int) -> tuple[Tensor, Batch]:
+    """Return this rank's views [N, C, H, W] of a global batch, mixed if the recipe says so, and its Batch."""
+    recipe, split = state.recipe, state.data.train
+    part = part_of(recipe, indices, len(split), state.epoch, state.step)
+    images, partners = state.loader.images(part, state.epoch, epoch_step, state.step)
     target = split.labels[part.mine]
     if partners is not None:
         assert part.partners is not None
         assert part.shares is not None
         images = mixed(images, partners, part.shares)
-        target = mixed_target(target, split.labels[part.partners], part.shares, len(run.data.classes))
+        target = mixed_target(target, split.labels[part.partners], part.shares, len(state.data.classes))
     batch = Batch(
-        target.to(run.device, non_blocking=True), part.mine, recipe.seed, run.epoch, run.step, epoch_step,
+        target.to(state.device, non_blocking=True), part.mine, recipe.seed, state.epoch, state.step, epoch_step,
         size=len(indices), count=part.count,
     )  # fmt: skip
     return images, batch
 
 
-def evaluate(run: TrainState) -> Metrics:
-    """Validation metrics of the student (of its average where it has one); with a teacher also how the two compare."""
-    split, recipe = run.data.val, run.recipe
-    logits = logits_of(run.evaluated, split, run.device)
+def evaluate(state: TrainState) -> Metrics:
+    """Return validation metrics of the evaluated network and, with a teacher, metrics that compare the two."""
+    split, recipe = state.data.val, state.recipe
+    logits = logits_of(state.evaluated, split, state.device)
     metrics = {f"val/{name}": value for name, value in student_metrics(logits, split.labels).items()}
     teacher = None
-    if run.teacher_outputs is not None:
-        if run.teacher_val_logits is None:
-            asked = run.teacher_outputs.asked
-            run.teacher_val_logits = run.teacher_outputs.val_logits()
-            # a training that continues asks again; its rows must not tell where it was cut
-            run.teacher_outputs.asked = asked + (
-                len(distributed.share(torch.arange(len(split)))) if run.epoch == 0 else 0
-            )
-        teacher = run.teacher_val_logits
+    if state.teacher_outputs is not None:
+        teacher = _teacher_val_logits(state, state.teacher_outputs)
         metrics["val/teacher_accuracy"] = student_metrics(teacher, split.labels)["accuracy"]
-        pair = pair_metrics(logits, teacher, recipe.seed, run.epoch, recipe.batch_size)
+        pair = pair_metrics(logits, teacher, recipe.seed, state.epoch, recipe.batch_size)
         metrics |= {f"val/{name}": value for name, value in pair.items()}
     if recipe.method.of_each_image:
-        metrics |= _validation_loss(run, logits, teacher)
+        metrics |= _validation_loss(state, logits, teacher)
     return metrics
 
 
+def _teacher_val_logits(state: TrainState, outputs: TeacherOutputs) -> Tensor:
+    """Return the teacher's logits [N, K] of the validation split, computed once per training."""
+    if state.teacher_val_logits is None:
+        asked = outputs.asked
+        state.teacher_val_logits = outputs.val_logits()
+        # a resumed training computes them again; count them in the first epoch only, so that rows do not show the cut
+        own = len(distributed.share(torch.arange(len(state.data.val))))
+        outputs.asked = asked + (own if state.epoch == 0 else 0)
+    return state.teacher_val_logits
+
+
 @torch.no_grad()
-def _validation_loss(run: TrainState, logits: Tensor, teacher: Tensor | None) -> Metrics:
-    """What the method's loss and its terms are on the whole validation split, from both networks' logits [N, K]."""
-    split, recipe = run.data.val, run.recipe
+def _validation_loss(state: TrainState, logits: Tensor, teacher: Tensor | None) -> Metrics:
+    """Return the method's loss and its terms on the whole validation split, from both networks' logits [N, K]."""
+    split, recipe = state.data.val, state.recipe
     batch = Batch(
-        split.labels, torch.arange(len(split)), recipe.seed, run.epoch, run.step, size=len(split), count=len(split)
+        split.labels, torch.arange(len(split)), recipe.seed, state.epoch, state.step, size=len(split), count=len(split)
     )
-    terms = run.distiller.criterion(Outputs(logits), Outputs(teacher) if teacher is not None else None, batch)
+    terms = state.distiller.criterion(Outputs(logits), Outputs(teacher) if teacher is not None else None, batch)
     values = {"loss": weighted_sum(terms), **{name: term.value for name, term in terms.items()}}
     return {f"val/{name}": value.item() for name, value in values.items()}
 
 
 def _update(learner: Learner, terms: dict[str, LossTerm], batch: Batch, name: str, step: int) -> dict[str, Tensor]:
     loss = weighted_sum(terms)
-    # DDP averages over ranks: with this factor the average is the mean over the global batch
+    # DDP averages over ranks: this factor makes the average the mean over the global batch
     factor = batch.count * distributed.size() / batch.size
     skipped = learner.update(loss * factor if factor != 1 else loss, step)
     values = {name: loss, **{key: term.value for key, term in terms.items()}}
@@ -158,40 +194,38 @@ def _update(learner: Learner, terms: dict[str, LossTerm], batch: Batch, name: st
 
 
 @torch.no_grad()
-def _untouched_logits(run: TrainState, images: Tensor) -> Tensor:
-    """The student's logits as in training, its BatchNorm buffers left as they are: it is the critic's turn."""
-    student = run.distiller.student
+def _logits_without_buffers(student: torch.nn.Module, images: Tensor) -> Tensor:
+    """Return logits [N, K] as in training without moving the student's BatchNorm buffers: it is the critic's turn."""
     buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
     logits: Tensor = torch.func.functional_call(student, buffers, (images,))
     return logits
 
 
 def _seed_dropout(device: torch.device, seed: int) -> None:
-    """What dropout draws from. torch.manual_seed goes over every kind of device, 1 ms and more where there is none."""
+    """Seed the generators that dropout draws from."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
 
 
-def _spent(run: TrainState) -> Metrics:
-    """What views and answers have cost so far: images of all ranks, asked about, answered by the network, and answered
-    again to check; seconds of this rank, in views, answers, and the network itself."""
-    spent: Metrics = {"views_seconds": run.loader.seconds}
-    answers = run.teacher_outputs
-    counts = (answers.asked, answers.computed, answers.checked) if answers is not None else (0, 0, 0)
-    of_all = distributed.sum_over_ranks(torch.tensor(counts, device=run.device)).tolist()
+def _costs(state: TrainState) -> Metrics:
+    """Return what views and teacher outputs have cost so far: images of all ranks, seconds of this rank."""
+    costs: Metrics = {"views_seconds": state.loader.seconds}
+    outputs = state.teacher_outputs
+    counts = (outputs.asked, outputs.computed, outputs.checked) if outputs is not None else (0, 0, 0)
+    of_all_ranks = distributed.sum_over_ranks(torch.tensor(counts, device=state.device)).tolist()
     names = ("teacher_images", "teacher_images_computed", "teacher_images_checked")
-    spent |= dict(zip(names, of_all, strict=True))
-    if answers is not None:
-        spent |= {"teacher_seconds": answers.seconds, "teacher_forward_seconds": answers.forward_seconds}
-    return spent
+    costs |= dict(zip(names, of_all_ranks, strict=True))
+    if outputs is not None:
+        costs |= {"teacher_seconds": outputs.seconds, "teacher_forward_seconds": outputs.forward_seconds}
+    return costs
 
 
-def _out_of_patience(run: TrainState) -> bool:
-    return run.best is not None and early_stop(int(run.best["epoch"]), run.epoch, run.recipe.early_stopping)
+def _stops_early(state: TrainState) -> bool:
+    return state.best is not None and early_stop(int(state.best["epoch"]), state.epoch, state.recipe.early_stopping)
 
 
-def _require_finite(metrics: Metrics, run: TrainState) -> None:
+def _require_finite(metrics: Metrics, state: TrainState) -> None:
     broken = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
-        raise NonFiniteLoss(f"epoch {run.epoch + 1}, after step {run.step - 1}: {', '.join(broken)}")
+        raise NonFiniteLoss(f"epoch {state.epoch + 1}, after step {state.step - 1}: {', '.join(broken)}")

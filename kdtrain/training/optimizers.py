@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules from their configs. A schedule is a function of the step, never resumed."""
+"""Optimizers and learning-rate schedules from their configs. A schedule is a function of the step, without state."""
 
 import math
 from collections.abc import Callable
@@ -23,22 +23,27 @@ from kdtrain.config.training import (
 from kdtrain.errors import UserError
 
 PUBLISHED_HALF_PERIOD_EPOCHS = 10
-"""T_max of the CosineAnnealingLR in the document of setup 4, whatever the epochs."""
+"""T_max of CosineAnnealingLR in the reference implementation of the CUB-200 setup, whatever the epochs."""
 
 CORRECTED_STEPS_PER_WARMUP_STEP = 10
-"""A warm-up counted in steps takes at most one of so many steps."""
+"""A warm-up counted in steps takes at most one tenth of a training."""
 
 
 def build_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a module's parameters that are not frozen. Fused: one kernel for a step, 2.4 to 7 times as fast
-    as torch's default on a CPU."""
+    """Return the optimizer of a module's parameters that are not frozen.
+
+    Its steps are fused: on a CPU 2.4 to 7 times as fast as torch's default.
+
+    Raises:
+        UserError: Every parameter is frozen.
+    """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         raise UserError("recipe: every parameter is frozen, so there is nothing to train")
     if isinstance(config, Sgd):
         sgd = torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay, fused=True)
         for parameter in parameters if config.momentum else ():
-            # torch's fused step leaves this uninitialised memory when a gradient scaler skips the first one
+            # if a gradient scaler skips the first step, torch's fused SGD leaves this buffer uninitialised
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     if isinstance(config, Adam):
@@ -47,7 +52,15 @@ def build_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimiz
 
 
 def lr_at(schedule: LrSchedule, lr: float, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The learning rate of update `step` (from 0) in a training of so many epochs."""
+    """Return the learning rate of update `step`, counted from 0.
+
+    Args:
+        schedule: Config of the schedule.
+        lr: The peak learning rate.
+        step: Number of the update.
+        steps_per_epoch: Updates of an epoch.
+        epochs: Epochs of the whole training.
+    """
     epoch = step // steps_per_epoch
     if isinstance(schedule, Constant):
         return lr
@@ -65,7 +78,7 @@ def lr_at(schedule: LrSchedule, lr: float, step: int, steps_per_epoch: int, epoc
 
 
 def warmup_steps(schedule: LrSchedule, steps_per_epoch: int, epochs: int) -> int:
-    """How many steps the learning rate rises for in the beginning; 0 where it does not."""
+    """Return the number of warm-up steps; 0 without warm-up."""
     if isinstance(schedule, Cosine):
         return schedule.warmup_epochs * steps_per_epoch
     if not isinstance(schedule, CosineInSteps):
@@ -76,18 +89,18 @@ def warmup_steps(schedule: LrSchedule, steps_per_epoch: int, epochs: int) -> int
 
 
 def early_stop(best_epoch: int, epoch: int, stopping: EarlyStopping | None) -> bool:
-    """Whether a training ends after `epoch`, when the objective was never better than after `best_epoch`."""
+    """Return True if a training ends after `epoch` because the objective was best after `best_epoch`."""
     return stopping is not None and epoch - best_epoch >= stopping.patience_epochs
 
 
 def _adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-    """Decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101): what it is multiplied with is said."""
+    """Return AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); `decay_times` names the decay's factor."""
     decayed = [parameter for parameter in parameters if parameter.ndim > 1 or config.decay_on == "all"]
     spared = [parameter for parameter in parameters if parameter.ndim <= 1 and config.decay_on == "weights"]
     if config.decay_times == "nothing":
         groups = [{"params": decayed, DECAY: config.weight_decay}, {"params": spared, DECAY: 0.0}]
         return AdamWithDecayPerStep([group for group in groups if group["params"]], config.lr, weight_decay=0.0)
-    # torch multiplies the decay with lr_t: divided by the peak first, it is weight_decay * lr_t / lr
+    # torch multiplies the decay by lr_t; dividing by the peak first gives weight_decay * lr_t / lr
     decay = config.weight_decay / config.lr if config.decay_times == "relative_lr" else config.weight_decay
     groups = [{"params": decayed, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], config.lr, fused=True)
@@ -97,10 +110,10 @@ DECAY = "decay_per_step"
 
 
 class AdamWithDecayPerStep(torch.optim.AdamW):
-    """w -= decay_per_step * w at every step whatever the learning rate, 0 included; then Adam's step.
+    """AdamW whose decay does not depend on the learning rate: w -= decay_per_step * w, then Adam's step.
 
-    As the Flowers document's AdamW does it. Parameters without a gradient rest. Not fused: of a fused optimizer a
-    gradient scaler calls `step` in a step that is skipped too.
+    This is the AdamW of the reference implementation of the Flowers102 setup. Parameters without a gradient do not
+    change. It is not fused: a gradient scaler calls `step` of a fused optimizer even if the step is skipped.
     """
 
     @torch.no_grad()
@@ -114,8 +127,12 @@ class AdamWithDecayPerStep(torch.optim.AdamW):
 
 
 def _cosine(schedule: Cosine, lr: float, step: int, warmup: int, total: int) -> float:
-    """(step + 1) / warm-up steps of the way from lowest_lr to lr, then back by (1 + cos(pi * t)) / 2 with t from 0 to 1
-    over the rest (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts)."""
+    """Return a linear warm-up from lowest_lr to lr, then a cosine back to lowest_lr.
+
+    With height = lr - lowest_lr: lowest_lr + height * (step + 1) / warmup in the warm-up, then
+    lowest_lr + height * (1 + cos(pi * t)) / 2 with t from 0 to 1 (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5,
+    without restarts).
+    """
     lowest, height = schedule.lowest_lr, lr - schedule.lowest_lr
     if step < warmup:
         return lowest + height * (step + 1) / warmup
@@ -124,8 +141,11 @@ def _cosine(schedule: Cosine, lr: float, step: int, warmup: int, total: int) -> 
 
 
 def _swinging_cosine(schedule: Cosine, lr: float, epoch: int) -> float:
-    """Setup 4 as published, set per epoch: epoch 0 at lowest_lr, epoch `warmup_epochs` at lr; then a cosine of period
-    20 epochs, which CosineAnnealingLR(T_max=10) becomes when it is stepped beyond T_max."""
+    """Return the schedule of the CUB-200 setup's reference implementation, which changes once per epoch.
+
+    A linear warm-up over `warmup_epochs`, then a cosine with a period of 20 epochs: CosineAnnealingLR(T_max=10) swings
+    back when it is stepped beyond T_max.
+    """
     lowest, height = schedule.lowest_lr, lr - schedule.lowest_lr
     if epoch < schedule.warmup_epochs:
         return lowest + height * epoch / schedule.warmup_epochs
@@ -134,7 +154,7 @@ def _swinging_cosine(schedule: Cosine, lr: float, epoch: int) -> float:
 
 
 def _cosine_in_steps(lr: float, step: int, warmup: int, total: int) -> float:
-    """lr * step / warm-up steps, then lr * (1 + cos(pi * t)) / 2 with t from 0 to 1 at the last step; 0 after it."""
+    """Return lr * step / warmup, then lr * (1 + cos(pi * t)) / 2 with t from 0 to 1 at the last step; 0 after it."""
     if step < warmup:
         return lr * step / warmup
     if step >= total:

@@ -1,4 +1,4 @@
-"""What is tried before anything long is trained: images, turns, batch sizes, one real batch."""
+"""Preflight checks: what can fail fails here, before anything long is trained."""
 
 from pathlib import Path
 
@@ -7,72 +7,101 @@ from torch import Tensor
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data.base import Dataset
-from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.models.weights import load_whole_network
-from kdtrain.teacher.network import Teacher, fresh_teacher
+from kdtrain.teacher.network import Teacher, untrained_teacher
+from kdtrain.training.assembly import assemble, require_statistics
 from kdtrain.training.epoch_metrics import NonFiniteLoss
 from kdtrain.training.loop import train_step
-from kdtrain.training.state import TrainState, require_statistics
-from kdtrain.trials.identity import trial_id
-from kdtrain.trials.store import Store
+from kdtrain.training.precision import backend_settings
+from kdtrain.trials.workspace import Workspace
 
 
 def check_images(data: Dataset, *, test: bool = True) -> None:
-    """Every image file of the splits can be read; raises UserError naming the first that cannot."""
+    """Read every image file of the splits.
+
+    Args:
+        data: The data set.
+        test: Whether the test split is checked too.
+
+    Raises:
+        UserError: An image cannot be read; names the first one.
+    """
     for split in data.splits(test=test):
         split.images.check()
 
 
-def require_students_turn(run: TrainState) -> None:
-    """The critic begins: a student that never had its turn would be judged as it was drawn."""
-    turns = run.recipe.method.turns
+def require_students_turn(recipe: Recipe, images: int) -> None:
+    """Raise UserError if the critic's first turn never ends, so that the student would never be trained.
+
+    Args:
+        recipe: The recipe.
+        images: Number of training images.
+    """
+    turns = recipe.method.turns
     if turns is None:
         return
-    steps = -(-len(run.data.train) // run.recipe.batch_size)
+    steps = -(-images // recipe.batch_size)
     span = "epoch" if turns.restart_each_epoch else "training"
-    steps *= 1 if turns.restart_each_epoch else run.recipe.epochs
+    steps *= 1 if turns.restart_each_epoch else recipe.epochs
     if steps <= turns.critic_steps:
         raise UserError(
-            f"recipe.method.critic_steps: must be below the {steps} steps of the {span}, or the student never has its"
-            f" turn; got {turns.critic_steps}"
+            f"recipe.method.critic_steps: must be below the {steps} steps of the {span}, otherwise the student never"
+            f" has its turn; got {turns.critic_steps}"
         )
 
 
-def check_before_teacher(recipe: Recipe, store: Store, data_root: Path, device: torch.device) -> None:
-    """Where a teacher is yet to be trained, which may take days: raises now what the student's training would raise
-    afterwards, and what the teacher's own would, in the words of this recipe. Nothing is written."""
-    taught_by = teacher_recipe(recipe)
-    if taught_by is None or store.trial(trial_id(taught_by, data_root, "recipe.teacher")).has_weights():
-        return
-    data = load(recipe.data, data_root)
-    check_images(data)
-    network = fresh_teacher(recipe, data, pretrained=True)
-    require_statistics(taught_by, data, network, device, "recipe.teacher.batch_size")
-    require_students_turn(TrainState(recipe, data, Teacher(network, device, recipe.method.needed_stages), device))
+def check_before_teacher(recipe: Recipe, workspace: Workspace) -> None:
+    """Check a student's and its teacher's training before a teacher is trained, which may take days.
 
+    Nothing is written, and nothing is done if the teacher has been trained already.
 
-def smoke(recipe: Recipe, data_root: Path, device: torch.device) -> None:
-    """One real batch through student, teacher and method, in each player's turn, nothing written; raises what a
-    training would raise.
-
-    The teacher's weights are read where they come from a file and fresh where it is yet to be trained.
+    Raises:
+        UserError: What the trainings would raise, in the words of this recipe.
     """
-    data = load(recipe.data, data_root)
+    trained_by = teacher_recipe(recipe)
+    if trained_by is None or workspace.trial(trained_by, "recipe.teacher").has_weights():
+        return
+    assert recipe.teacher is not None
+    data = workspace.dataset(recipe.data)
     check_images(data)
-    teacher = None
-    if recipe.teacher is not None:
-        network = fresh_teacher(recipe, data)
-        if recipe.teacher.file is not None:
-            load_whole_network(network, Path(recipe.teacher.file), "recipe.teacher.file")
-        teacher = Teacher(network, device, recipe.method.needed_stages)
-    run = TrainState(recipe, data, teacher, device)
-    require_students_turn(run)
-    run.distiller.train()
-    terms: dict[str, Tensor] = {}
-    for step in (0,) if run.critic is None else (0, run.critic.turns.critic_steps):  # each player's first turn
-        run.step = step
-        terms |= train_step(run, torch.arange(min(recipe.batch_size, len(data.train))), step)
+    network = untrained_teacher(recipe.teacher, data, pretrained=True)
+    require_statistics(
+        len(data.train), trained_by.batch_size, trained_by.batch_norm, network, workspace.device,
+        "recipe.teacher.batch_size",
+    )  # fmt: skip
+    assemble(recipe, data, Teacher(network, workspace.device, recipe.method.needed_stages), workspace.device)
+    require_students_turn(recipe, len(data.train))
+
+
+def smoke(recipe: Recipe, workspace: Workspace) -> None:
+    """Train one real batch through student, teacher and method, in each player's turn. Nothing is written.
+
+    The teacher's weights are read if they come from a file and random if it is yet to be trained.
+
+    Raises:
+        UserError: What a training would raise.
+        NonFiniteLoss: A loss term is NaN or infinite.
+    """
+    data = workspace.dataset(recipe.data)
+    check_images(data)
+    with backend_settings(recipe.precision, workspace.device):
+        state = assemble(recipe, data, _teacher_for_smoke(recipe, data, workspace.device), workspace.device)
+        require_students_turn(recipe, len(data.train))
+        state.distiller.train()
+        terms: dict[str, Tensor] = {}
+        for step in (0,) if state.critic is None else (0, state.critic.turns.critic_steps):
+            state.step = step
+            terms |= train_step(state, torch.arange(min(recipe.batch_size, len(data.train))), step)
     broken = [name for name, value in terms.items() if not torch.isfinite(value)]
     if broken:
         raise NonFiniteLoss(f"not finite on the first batch: {', '.join(broken)}")
+
+
+def _teacher_for_smoke(recipe: Recipe, data: Dataset, device: torch.device) -> Teacher | None:
+    if recipe.teacher is None:
+        return None
+    network = untrained_teacher(recipe.teacher, data)
+    if recipe.teacher.file is not None:
+        load_whole_network(network, Path(recipe.teacher.file), "recipe.teacher.file")
+    return Teacher(network, device, recipe.method.needed_stages)

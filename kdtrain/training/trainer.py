@@ -1,193 +1,210 @@
-"""train(): one recipe from its folder in the store to its outcome."""
+"""train(): one recipe, from its folder in the store to its outcome."""
 
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from pathlib import Path
 
-import safetensors
 import safetensors.torch
-import torch
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.data.registry import load
+from kdtrain.data.base import Dataset
 from kdtrain.errors import UserError
+from kdtrain.methods.base import TeacherReading
 from kdtrain.models.build import parameter_count
 from kdtrain.runtime import distributed, process
 from kdtrain.storage.folder import Row
-from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.teacher.cached import cached_teacher
 from kdtrain.teacher.network import trained_teacher
 from kdtrain.teacher.outputs import LiveTeacher
+from kdtrain.training.assembly import assemble
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.loop import fit
+from kdtrain.training.precision import backend_settings
 from kdtrain.training.preflight import check_images, require_students_turn
 from kdtrain.training.state import TrainState
-from kdtrain.trials.identity import NUMERICS, file_digest, trial_id
+from kdtrain.trials.identity import NUMERICS, file_digest
 from kdtrain.trials.outcome import outcome_row, require_own_workers
-from kdtrain.trials.store import Store, TrialFolder
+from kdtrain.trials.store import TrialFolder
+from kdtrain.trials.workspace import Workspace
 
 SMALL_CHECKPOINT_BYTES = 8 << 20
 CHECKPOINT_BYTES_PER_S = 2.5e6
-"""On average at most, of larger ones: about 1 % of the time of a training on one core, and what hundreds of them at
-once may ask of a shared disk."""
+"""Upper bound of the average rate of larger checkpoints: about 1 % of a training's time on one core, and what hundreds
+of trainings at once may ask of a shared disk."""
 WRITING_SHARE = 0.02
-"""Of a training's time at most, where writing is slower than that."""
-SPENT_ON_ANSWERS = ("teacher_images_computed", "teacher_images_checked", "teacher_seconds", "teacher_forward_seconds")
+"""Upper bound of the share of a training's time that writing checkpoints takes if storage is slower than that."""
+TEACHER_COSTS = ("teacher_images_computed", "teacher_images_checked", "teacher_seconds", "teacher_forward_seconds")
 
 
 def train(
     recipe: Recipe,
-    store: Store,
-    data_root: Path,
-    device: torch.device,
+    workspace: Workspace,
     *,
     final: bool = False,
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
     checkpoint_every_steps: int | None = None,
     loaders: int = 0,
-    sharing: CachePolicy | None = None,
+    shared_readings: Sequence[TeacherReading] = (),
 ) -> Row:
-    """Trains a recipe to its outcome, which is returned; continues what was cut off, returns what has ended.
+    """Train a recipe to its outcome; continue a training that was cut off, return the outcome of one that has ended.
 
-    final: keep the best epoch's weights, from which `read_test` reads the test split; a training never reads it.
-    on_epoch is called on every rank after the row and checkpoint of an epoch are written (see `is_due`).
-    checkpoint_every_steps: checkpoints in mid-epoch too, and after every epoch; where a training is cut changes nothing
-    of what it gives.
-    loaders: processes beside this one that make the training's views; their number changes nothing either.
-    sharing: a node's cache of what teachers say; on a CPU it changes no bit.
-    A training that breaks ends as `failed` with its reason; what a user can mend (UserError, OSError) is raised.
+    A teacher must have been trained before. The test split is never read here; see `final_evaluation.read_test`.
+
+    Args:
+        recipe: The recipe.
+        workspace: Store, data root, device and the node's cache. On a CPU the cache changes no bit.
+        final: Whether to keep the best epoch's weights.
+        on_epoch: Called on every rank after the row and the checkpoint of an epoch are written (see `is_due`).
+        checkpoint_every_steps: Steps between checkpoints within an epoch; every epoch then ends with one too. Where a
+            training is cut changes nothing of its result.
+        loaders: Processes that make the training's views. Their number changes nothing of the result.
+        shared_readings: Readings of all methods of the sweep, which share the cached teacher outputs.
+
+    Returns:
+        The outcome: state `complete`, `pruned` or `failed`, and the best epoch's metrics.
+
+    Raises:
+        UserError: The user can mend it: data, weights or parts of the recipe that do not fit.
+        OSError: The disk is full, a connection broke: the training can be continued.
     """
-    data = load(recipe.data, data_root)
-    folder = store.trial(trial_id(recipe, data_root))
-    with folder.held() if distributed.rank() == 0 else nullcontext():
+    data, trial = workspace.dataset(recipe.data), workspace.trial(recipe)
+    with (
+        trial.held() if distributed.rank() == 0 else nullcontext(),
+        backend_settings(recipe.precision, workspace.device),
+    ):
         distributed.barrier()
-        require_own_workers(recipe, folder, distributed.size())
-        ended = folder.outcome()
-        if ended is not None and _serves(ended, final, folder):
+        require_own_workers(recipe, trial, distributed.size())
+        ended = trial.outcome()
+        if ended is not None and _serves(ended, final, trial):
             return ended
-        # the test split's images are decoded by smoke, which refuses what is broken, and by whoever may read it
-        decoded_here = data.share(sharing.cache, test=final) if sharing is not None else None
+        # searched trials leave the test split's images alone; preflight checks them
+        decoded_here = data.share(workspace.cache, test=final) if workspace.cache is not None else None
         if decoded_here is not None:
             logging.getLogger(__name__).warning("images are decoded in every process: %s", decoded_here)
         check_images(data, test=final)
-        run = TrainState(recipe, data, trained_teacher(recipe, data, store, data_root, device), device, loaders=loaders)
-        require_students_turn(run)
-        if isinstance(run.teacher_outputs, LiveTeacher):
-            run.teacher_outputs = cached_teacher(run.teacher_outputs, sharing)
-        _open(run, folder, data_root)
-        with closing(run.loader), closing(run.teacher_outputs) if run.teacher_outputs is not None else nullcontext():
-            return _train(run, folder, final, on_epoch, checkpoint_every_steps, decoded_here)
+        teacher = trained_teacher(recipe, data, workspace)
+        state = assemble(recipe, data, teacher, workspace.device, loaders=loaders)
+        require_students_turn(recipe, len(data.train))
+        if isinstance(state.teacher_outputs, LiveTeacher):
+            state.teacher_outputs = cached_teacher(
+                state.teacher_outputs, workspace.cache, shared_readings, trial.trial_id
+            )
+        _resume(state, trial, _recipe_row(recipe, data, state, trial.trial_id, workspace))
+        with closing(state.loader), closing(state.teacher_outputs) if state.teacher_outputs else nullcontext():
+            return _fit(state, trial, final, on_epoch, checkpoint_every_steps, decoded_here)
 
 
 def is_due(checkpoint_bytes: int, seconds: float, writing_s: float) -> bool:
-    """Whether an epoch ends with a checkpoint, so many seconds after the last one, or after the training began; that
-    one took `writing_s`, 0 where there was none.
+    """Return True if an epoch ends with a checkpoint.
 
-    Always where it is small; a large one when what a kill would lose is worth its writing. The 285 MB of a ResNet50's
-    training are due every two minutes, or every ten where they are 12 s on their way to a URL.
+    A small one is always written, a large one when what a kill would lose is worth its writing: the 285 MB of a
+    ResNet50's training are due every two minutes, or every ten if they take 12 s on their way to a URL.
+
+    Args:
+        checkpoint_bytes: Size of the checkpoint.
+        seconds: Time since the last one, or since the training began.
+        writing_s: Time that writing the last one took; 0 if there was none.
     """
-    paid = checkpoint_bytes <= seconds * CHECKPOINT_BYTES_PER_S and writing_s <= seconds * WRITING_SHARE
-    return checkpoint_bytes <= SMALL_CHECKPOINT_BYTES or paid
+    affordable = checkpoint_bytes <= seconds * CHECKPOINT_BYTES_PER_S and writing_s <= seconds * WRITING_SHARE
+    return checkpoint_bytes <= SMALL_CHECKPOINT_BYTES or affordable
 
 
-def _open(run: TrainState, folder: TrialFolder, data_root: Path) -> None:
-    """The trial's folder made ready, and the run where its newest whole checkpoint left off. What epochs that are done
-    again have cost of a teacher's time stays in the accounts: their answers are kept."""
-    saved = folder.read_checkpoint()
+def _serves(outcome: Row, final: bool, trial: TrialFolder) -> bool:
+    """Return True if a training would end with this outcome. `pruned` is a study's decision and is trained on."""
+    if outcome["state"] == "complete":
+        return not final or trial.has_weights()
+    return bool(outcome["state"] == "failed")
+
+
+def _resume(state: TrainState, trial: TrialFolder, about: Row) -> None:
+    """Restore the newest whole checkpoint and prepare the trial's folder.
+
+    Epochs that are trained again keep what they have cost of the teacher's time: their outputs may be cached.
+    """
+    saved = trial.read_checkpoint()
     if saved is not None:
-        run.restore(saved)
-    distributed.barrier()  # all have read what rank 0 now writes
+        state.restore(saved)
+    distributed.barrier()  # all ranks have read what rank 0 now writes
     if distributed.rank() == 0:
-        for row in folder.epochs():
-            if row["epoch"] > run.epoch:
-                run.progress.charge({name: row[name] for name in SPENT_ON_ANSWERS if name in row})
-        folder.remove_outcome()
-        folder.write_recipe(_recipe_row(run, folder, data_root))
-        folder.keep_epochs(run.epoch)
+        for row in trial.epochs():
+            if row["epoch"] > state.epoch:
+                state.progress.charge({name: row[name] for name in TEACHER_COSTS if name in row})
+        trial.remove_outcome()
+        trial.write_recipe(about)
+        trial.keep_epochs(state.epoch)
 
 
-def _train(
-    run: TrainState,
-    folder: TrialFolder,
+def _fit(
+    state: TrainState,
+    trial: TrialFolder,
     final: bool,
     on_epoch: Callable[[Metrics], None],
     checkpoint_every_steps: int | None,
     decoded_here: str | None,
 ) -> Row:
-    """decoded_here: why this process has decoded its images itself, though they were to be shared."""
+    """decoded_here: the reason why this process decoded its images itself although they were to be shared."""
     leads = distributed.rank() == 0
-    written, writing_s = time.monotonic(), 0.0
+    written_at, writing_s = time.monotonic(), 0.0
 
-    def checkpoint(run: TrainState) -> None:
-        nonlocal written, writing_s
+    def checkpoint(state: TrainState) -> None:
+        nonlocal written_at, writing_s
         if leads:
-            begun = time.monotonic()
-            folder.write_checkpoint(run.step, run.checkpoint())
-            written = time.monotonic()
-            writing_s = written - begun
+            started = time.monotonic()
+            trial.write_checkpoint(state.step, state.checkpoint())
+            written_at = time.monotonic()
+            writing_s = written_at - started
 
-    def report(metrics: Metrics, run: TrainState) -> None:
-        metrics["peak_memory_bytes"] = process.peak_memory_bytes(run.device)
+    def report(metrics: Metrics, state: TrainState) -> None:
+        metrics["peak_memory_bytes"] = process.peak_memory_bytes(state.device)
         if leads:
-            folder.append_epoch(metrics)
-            if checkpoint_every_steps or is_due(run.checkpoint_bytes(), time.monotonic() - written, writing_s):
-                checkpoint(run)
-        distributed.barrier()  # all ranks sum up the rows in the end
+            trial.append_epoch(metrics)
+            if checkpoint_every_steps or is_due(state.checkpoint_bytes(), time.monotonic() - written_at, writing_s):
+                checkpoint(state)
+        distributed.barrier()  # every rank sums up the rows in the end
         on_epoch(metrics)
 
-    state, reason = "complete", None
+    ended, reason = "complete", None
     try:
-        fit(run, run.recipe.epochs, report, checkpoint=checkpoint, every_steps=checkpoint_every_steps)
+        fit(state, state.recipe.epochs, report, checkpoint=checkpoint, every_steps=checkpoint_every_steps)
     except (UserError, OSError):  # a full disk or a closed pipe is no outcome of the recipe: it can be continued
         raise
     except Exception as error:
         if distributed.size() > 1 and not isinstance(error, NonFiniteLoss):
-            raise  # of this rank alone: the others wait for it, so the group must end
+            raise  # the other ranks wait for this one, so the group must end
         if leads:
-            folder.write_error(traceback.format_exc())
-        state = "failed"
+            trial.write_error(traceback.format_exc())
+        ended = "failed"
         reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
-    outcome = outcome_row(state, reason, folder)
-    outcome |= {
-        "teacher_cache_off": run.teacher_outputs.off if run.teacher_outputs else None,
-        "image_cache_off": decoded_here,
-    }
+    outcome = outcome_row(ended, reason, trial)
+    cache_off = state.teacher_outputs.off if state.teacher_outputs else None
+    outcome |= {"teacher_cache_off": cache_off, "image_cache_off": decoded_here}
     if leads:
-        if final and state == "complete":
-            weights = {name: value.cpu().contiguous() for name, value in run.best_weights.items()}
-            folder.write_weights(safetensors.torch.save(weights))
-        if folder.outcome() is None:  # else the study has pruned it meanwhile
-            folder.write_outcome(outcome)
-        folder.remove_checkpoints()
+        if final and ended == "complete":
+            weights = {name: value.cpu().contiguous() for name, value in state.best_weights.items()}
+            trial.write_weights(safetensors.torch.save(weights))
+        if trial.outcome() is None:  # otherwise the study has pruned it meanwhile
+            trial.write_outcome(outcome)
+        trial.remove_checkpoints()
     distributed.barrier()
     return outcome
 
 
-def _serves(outcome: Row, final: bool, folder: TrialFolder) -> bool:
-    """Whether an outcome is what a training would end with. A pruned one is some study's choice, no end."""
-    if outcome["state"] == "complete":
-        return not final or folder.has_weights()
-    return bool(outcome["state"] == "failed")
-
-
-def _recipe_row(run: TrainState, folder: TrialFolder, data_root: Path) -> Row:
-    recipe = run.recipe
-    taught_by = teacher_recipe(recipe)
+def _recipe_row(recipe: Recipe, data: Dataset, state: TrainState, trial_id: str, workspace: Workspace) -> Row:
+    trained_by = teacher_recipe(recipe)
     teacher: Row | None = None
-    if taught_by is not None:
-        teacher = {"trial_id": trial_id(taught_by, data_root)}
+    if trained_by is not None:
+        teacher = {"trial_id": workspace.trial_id(trained_by)}
     elif recipe.teacher is not None and recipe.teacher.file is not None:
         teacher = {"file": recipe.teacher.file, "sha256": file_digest(recipe.teacher.file)}
     return {
         "numerics": NUMERICS,
-        "trial_id": folder.trial_id,
+        "trial_id": trial_id,
         "recipe": recipe.model_dump(mode="json"),
         "teacher": teacher,
         "weights": list(recipe.method.balance.weights) if hasattr(recipe.method, "balance") else None,
-        "data": run.data.summary(),
-        "parameters": parameter_count(run.distiller.student),
-        "environment": process.describe(run.device, distributed.size()),
+        "data": data.summary(),
+        "parameters": parameter_count(state.distiller.student),
+        "environment": process.describe(workspace.device, distributed.size()),
     }

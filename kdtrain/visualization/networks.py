@@ -1,7 +1,7 @@
 """The trained networks that pictures show, each loaded once, and the images that they show them on."""
 
 from collections.abc import Hashable, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,15 +10,13 @@ from torch.nn import functional
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data.base import Dataset, Split
-from kdtrain.data.registry import load
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.weights import load_whole_network
 from kdtrain.runtime.rng import generator
 from kdtrain.teacher.network import trained_teacher
 from kdtrain.training.evaluation import logits_of
-from kdtrain.trials.identity import trial_id
-from kdtrain.trials.store import Store
+from kdtrain.trials.workspace import Workspace
 
 Arrays = dict[str, np.ndarray]
 IMAGES_SHOWN = 4
@@ -28,17 +26,16 @@ LARGEST_PX = 224
 class Networks:
     """Of recipes that have kept their weights: in evaluation mode on the CPU, no parameter asking for a gradient."""
 
-    def __init__(self, store: Store, data_root: Path) -> None:
-        self._store, self._data_root = store, data_root
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = replace(workspace, device=torch.device("cpu"))
         self._loaded: dict[Hashable, Classifier] = {}
 
     def of(self, recipe: Recipe) -> Classifier:
         """The recipe's student."""
         if recipe not in self._loaded:
-            data = load(recipe.data, self._data_root)
+            data = self._workspace.dataset(recipe.data)
             network = build(recipe.student, data.image_shape, len(data.classes), 0, pretrained=False)
-            weights = self._store.trial(trial_id(recipe, self._data_root)).weights
-            load_whole_network(network, weights, "recipe.student")
+            load_whole_network(network, self._workspace.trial(recipe).weights, "recipe.student")
             self._loaded[recipe] = _only_read(network)
         return self._loaded[recipe]
 
@@ -46,8 +43,8 @@ class Networks:
         """The recipe must have a teacher."""
         known = teacher_recipe(recipe) or (recipe.data, recipe.teacher)
         if known not in self._loaded:
-            data = load(recipe.data, self._data_root)
-            teacher = trained_teacher(recipe, data, self._store, self._data_root, torch.device("cpu"))
+            data = self._workspace.dataset(recipe.data)
+            teacher = trained_teacher(recipe, data, self._workspace)
             assert teacher is not None
             self._loaded[known] = _only_read(teacher.network)
         return self._loaded[known]
@@ -56,11 +53,11 @@ class Networks:
         """[N, K]: as it left them when its test split was read, else computed."""
         taught_by = teacher_recipe(recipe)
         if taught_by is not None:
-            predictions = self._store.trial(trial_id(taught_by, self._data_root)).predictions
+            predictions = self._workspace.trial(taught_by).predictions
             if predictions.exists():
                 with np.load(predictions) as kept:
                     return torch.from_numpy(kept["val_logits"])
-        return logits_of(self.teacher_of(recipe), load(recipe.data, self._data_root).val, torch.device("cpu"))
+        return logits_of(self.teacher_of(recipe), self._workspace.dataset(recipe.data).val, torch.device("cpu"))
 
     def trio(self, recipe: Recipe, compared: Sequence[Recipe]) -> dict[str, tuple[Recipe, Classifier]]:
         """{role: (its recipe, network)} of what a picture shows side by side; "alone" only where there is one."""

@@ -5,13 +5,11 @@ or `<picture>_reason`, a sentence, where it cannot be made.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from kdtrain.config.recipe import Recipe
-from kdtrain.data.registry import load
 from kdtrain.storage.folder import Folder
 from kdtrain.training.final_evaluation import arrays_file
-from kdtrain.trials.store import Store
+from kdtrain.trials.workspace import Workspace
 from kdtrain.visualization.attention import attention
 from kdtrain.visualization.gradcam import gradcam
 from kdtrain.visualization.networks import Networks
@@ -21,18 +19,18 @@ from kdtrain.visualization.training import lr_schedule, mixed_images
 FILE = "pictures.npz"
 
 
-def draw_arrays(recipe: Recipe, store: Store, data_root: Path, folder: Folder, compared: Sequence[Recipe] = ()) -> None:
+def draw_arrays(recipe: Recipe, workspace: Workspace, folder: Folder, compared: Sequence[Recipe] = ()) -> None:
     """Writes pictures.npz for a winning recipe.
 
     compared: distilled students, one for each value of student.freeze, and students alone, the best first; all have
     kept their weights.
     """
     folder.remove(FILE)  # of an earlier winner, where this one's cannot be made
-    networks = Networks(store, data_root)
-    data = load(recipe.data, data_root)
+    networks = Networks(workspace)
+    data = workspace.dataset(recipe.data)
     arrays = softened(recipe, data, networks) | attention(recipe, compared, data, networks)
     for distilled in compared:
         if distilled.teacher is not None:
-            arrays |= gradcam(distilled, compared, load(distilled.data, data_root), networks)
+            arrays |= gradcam(distilled, compared, workspace.dataset(distilled.data), networks)
     arrays |= lr_schedule(recipe, data) | mixed_images(recipe, data)
     folder.write(FILE, arrays_file(arrays))

@@ -37,7 +37,7 @@ def process_settings() -> dict[str, Any]:
         "environment": {name: value for name, value in os.environ.items() if name.startswith(OURS)},
         "folder": os.getcwd(),
         "threads": torch.get_num_threads(),
-        # "precision": (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
+        "precision": (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
     }
 
 

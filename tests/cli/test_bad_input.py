@@ -26,7 +26,7 @@ from kdtrain.models import timm_source, torchvision_source
 from kdtrain.models.build import build
 from kdtrain.models.config import Network
 from kdtrain.runtime import distributed
-from kdtrain.training.state import TrainState
+from kdtrain.training.assembly import assemble
 
 HYMENOPTERA = {"name": "hymenoptera", "resolution": 16}
 IMAGE_FOLDER = {"name": "image_folder", "folder": "hymenoptera_data", "resolution": 16}
@@ -416,7 +416,7 @@ NEEDS_DATA = {
     ),
     "r_drop without dropout": (
         {"r_drop": {"weight": 0.3}},
-        ("recipe.r_drop: compares two passes with dropout, and lenet5_student has none; write student.dropout",),
+        ("recipe.r_drop: compares two passes with dropout, but lenet5_student has none; write student.dropout",),
         {"student": RESNET | {"dropout": 0.2}},
     ),
     "one image for the student's batch norm": (
@@ -468,7 +468,7 @@ def test_with_statistics_per_worker_each_needs_two_images_of_the_last_batch(
     data = load(recipe.data, Path("data").absolute())
     monkeypatch.setattr(distributed, "size", lambda: 3)
     with pytest.raises(UserError, match=r"batch_size: 6 leaves 5 of 17 images for the last batch, shared by 3 workers"):
-        TrainState(recipe, data, None, torch.device("cpu"))
+        assemble(recipe, data, None, torch.device("cpu"))
 
 
 FILE_ALONE: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {

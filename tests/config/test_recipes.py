@@ -12,9 +12,9 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import load_recipe
 from kdtrain.data.registry import load
 from kdtrain.methods.base import weighted_sum
-from kdtrain.teacher.network import Teacher, fresh_teacher
+from kdtrain.teacher.network import Teacher, untrained_teacher
+from kdtrain.training.assembly import assemble
 from kdtrain.training.loop import load_batch
-from kdtrain.training.state import TrainState
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"), key=lambda file: file.stem)
 RANDOM = ("student.weights=null", "teacher.weights=null")
@@ -91,8 +91,10 @@ def test_every_recipe_trains_on_real_images(file: Path, real_data: Path, results
 def weighted_terms(recipe: Recipe, real_data: Path) -> set[str]:
     """The names of what the recipe's loss is made of, from one batch through a fresh run."""
     data = load(recipe.data, real_data)
-    teacher = Teacher(fresh_teacher(recipe, data), CPU, recipe.method.needed_stages) if recipe.teacher else None
-    run = TrainState(recipe, data, teacher, CPU)
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = Teacher(untrained_teacher(recipe.teacher, data), CPU, recipe.method.needed_stages)
+    run = assemble(recipe, data, teacher, CPU)
     images, batch = load_batch(run, torch.arange(4), 0)
     critic = run.critic.loss.critic if run.critic else None
     terms = run.distiller(images, teacher(images) if teacher else None, batch, critic)

@@ -19,12 +19,12 @@ from kdtrain.runtime import distributed
 from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.cache import Cache
 from kdtrain.storage.folder import Row
-from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.trainer import train
 from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store, TrialFolder
+from kdtrain.trials.workspace import Workspace
 
 pytestmark = pytest.mark.ddp
 
@@ -90,22 +90,22 @@ def work(rank: int, folder: str) -> None:
             answer(recipe(**RECIPES[name]), cut, stop)
         except KeyboardInterrupt:
             said[f"{name} continued"] = answer(recipe(**RECIPES[name]), cut)
-    sharing = CachePolicy(Cache(Path(folder) / "cache", 1 << 26))
+    cache = Cache(Path(folder) / "cache", 1 << 26)
     for name in READ:
         for results in ("fills", "reads"):
-            answer(recipe(**RECIPES[name]), Store(Path(folder) / results), sharing=sharing)
+            answer(recipe(**RECIPES[name]), Store(Path(folder) / results), cache=cache)
     said["gathered"] = distributed.gather_rows(distributed.share(torch.arange(5))[:, None] * 1.0, 5)[:, 0].tolist()
     said["written"] = written
     (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(said))
     dist.destroy_process_group()
 
 
-def answer(config, store: Store, on_epoch=lambda metrics: None, sharing: CachePolicy | None = None) -> Row:
+def answer(config, store: Store, on_epoch=lambda metrics: None, cache: Cache | None = None) -> Row:
     taught_by = teacher_recipe(config)
     if taught_by is not None:
-        train(taught_by, store, NO_DATA, CPU, final=True)
-    outcome = train(config, store, NO_DATA, CPU, final=True, on_epoch=on_epoch, sharing=sharing)
-    return read_test(config, store, NO_DATA, CPU) if outcome["state"] == "complete" else outcome
+        train(taught_by, Workspace(store, NO_DATA, CPU), final=True)
+    outcome = train(config, Workspace(store, NO_DATA, CPU, cache), final=True, on_epoch=on_epoch)
+    return read_test(config, Workspace(store, NO_DATA, CPU)) if outcome["state"] == "complete" else outcome
 
 
 def watch_writes(results: Path) -> list[str]:

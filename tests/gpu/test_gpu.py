@@ -16,13 +16,15 @@ from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.cache import Cache
 from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.teacher.cached import CachedTeacher, cached_teacher
-from kdtrain.teacher.network import Teacher, fresh_teacher
+from kdtrain.teacher.network import Teacher, untrained_teacher
+from kdtrain.training.assembly import assemble
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.loop import train_step
 from kdtrain.training.state import TrainState
 from kdtrain.training.trainer import train
 from kdtrain.trials.store import Store
+from kdtrain.trials.workspace import Workspace
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,21 +57,23 @@ def gpu() -> torch.device:
 def fresh_run(config: Recipe) -> TrainState:
     prepare_process(1)
     data = load(config.data, NO_DATA)
-    teacher = Teacher(fresh_teacher(config, data), gpu(), config.method.needed_stages)
-    run = TrainState(config, data, teacher, gpu())
+    teacher = Teacher(untrained_teacher(config.teacher, data), gpu(), config.method.needed_stages)
+    run = assemble(config, data, teacher, gpu())
     run.distiller.train()
     return run
 
 
-def trained(config: Recipe, results: Path, **options: Any) -> tuple[list[Metrics], dict[str, Tensor]]:
+def trained(
+    config: Recipe, results: Path, cache: Cache | None = None, **options: Any
+) -> tuple[list[Metrics], dict[str, Tensor]]:
     prepare_process(1)
-    store = Store(results)
+    place = Workspace(Store(results), NO_DATA, gpu(), cache)
     taught_by = teacher_recipe(config)
     assert taught_by is not None
-    train(taught_by, store, NO_DATA, gpu(), final=True)
-    train(config, store, NO_DATA, gpu(), final=True, **options)
-    outcome = read_test(config, store, NO_DATA, gpu())
-    (folder,) = (each for each in store.trials() if each.recipe()["teacher"] is not None)
+    train(taught_by, place, final=True)
+    train(config, place, final=True, **options)
+    outcome = read_test(config, place)
+    (folder,) = (each for each in place.store.trials() if each.recipe()["teacher"] is not None)
     assert outcome["state"] == "complete", outcome["reason"]
     return [timeless(row) for row in folder.epochs()], load_file(folder.weights)
 
@@ -130,7 +134,7 @@ def test_interrupted_in_mid_epoch_and_continued_equals_uninterrupted(
 def test_a_training_that_reads_answers_is_the_one_that_asks_but_for_rounding(method: str, tmp_path: Path) -> None:
     config = recipe(**RESNETS, method=METHODS[method], epochs=2)
     asked = trained(config, tmp_path / "asked")
-    read = trained(config, tmp_path / "read", sharing=CachePolicy(Cache(tmp_path / "cache", 1 << 30)))
+    read = trained(config, tmp_path / "read", cache=Cache(tmp_path / "cache", 1 << 30))
     for name in ("train/loss", "val/loss", "val/nll"):
         values = [[row[name] for row in rows if name in row] for rows, _ in (asked, read)]
         assert values[1] == pytest.approx(values[0], rel=1e-2), name
@@ -142,7 +146,7 @@ def test_float32_on_the_gpu_is_the_cpus_but_for_rounding() -> None:
     losses = []
     for device in (torch.device("cpu"), gpu()):
         prepare_process(1)
-        run = TrainState(config, data, Teacher(fresh_teacher(config, data), device), device)
+        run = assemble(config, data, Teacher(untrained_teacher(config.teacher, data), device), device)
         run.distiller.train()
         losses.append([train_step(run, torch.arange(20))["loss"].item() for _ in range(1)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

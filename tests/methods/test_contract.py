@@ -29,6 +29,7 @@ from kdtrain.methods.none import CrossEntropy
 from kdtrain.methods.registry import Method, loss_weights_of
 from kdtrain.models.classifier import Classifier
 from kdtrain.teacher.network import Teacher
+from kdtrain.training.assembly import assemble
 from kdtrain.training.loop import fit
 from kdtrain.training.state import TrainState
 
@@ -182,7 +183,7 @@ def taught_by_batch_norm(label: str) -> TrainState:
     network = Classifier(
         "normalised", encoder, nn.Sequential(nn.Dropout(), nn.Linear(20, 10)), (1, 16, 16), channels=1
     )  # fmt: skip
-    return TrainState(config, load(config.data, NO_DATA), Teacher(network, CPU, config.method.needed_stages), CPU)
+    return assemble(config, load(config.data, NO_DATA), Teacher(network, CPU, config.method.needed_stages), CPU)
 
 
 @every

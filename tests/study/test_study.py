@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
-from studies import CPU, TREE, carry_out, decisions, events, open_study, plans, run, sweep_file
+from studies import TREE, carry_out, decisions, events, open_study, plans, run, sweep_file
 
 from kdtrain.config.sweep import load_recipe
 from kdtrain.errors import UserError
 from kdtrain.study.study import FIRST_CONFIRMING_SEED, Job, Study
 from kdtrain.training.trainer import train
 from kdtrain.trials.identity import trial_id
+from kdtrain.trials.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +320,7 @@ def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tm
     from kdtrain.training.preflight import smoke
 
     with pytest.raises(UserError) as broken:
-        smoke(job.recipe, study.data_root, torch.device("cpu"))
+        smoke(job.recipe, Workspace(study.store, study.data_root))
     study.ended(job, str(broken.value))
     with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.method: kd with student lenet5_student and teacher"):
         next(jobs)
@@ -353,7 +354,7 @@ def test_workers_that_run_ahead_do_not_change_where_a_trial_is_pruned(finished: 
     for job in study.jobs():
         assert job is not None
         if job.kind == "train":
-            train(job.recipe, study.store, study.data_root, CPU, final=job.final)
+            train(job.recipe, Workspace(study.store, study.data_root), final=job.final)
             for epoch in range(1, job.recipe.epochs + 1):
                 if study.should_prune(job, epoch):
                     break

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import made_up_data
 import pytest
 import torch
 from runs import BATCH_NORM_STUDENT, fresh_run
-from trainings import CPU, KD, Trained, equal_weights, recipe, trained
+from trainings import KD, Trained, equal_weights, recipe, trained, workspace
 
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
@@ -19,10 +20,10 @@ from kdtrain.runtime import process
 from kdtrain.storage import cache
 from kdtrain.storage.cache import Cache, SharedFolder
 from kdtrain.storage.folder import Row
-from kdtrain.teacher import cached
-from kdtrain.teacher.cache_policy import CachePolicy, cached_readings
+from kdtrain.teacher import cache_key
+from kdtrain.teacher.cache_key import train_key, val_key
+from kdtrain.teacher.cache_policy import cached_readings
 from kdtrain.teacher.cache_rows import LAST, CachedRows, from_stored, to_stored
-from kdtrain.teacher.cached import CachedTeacher
 from kdtrain.teacher.outputs import LiveTeacher
 from kdtrain.training.preflight import smoke
 
@@ -68,8 +69,8 @@ ON_DIGITS: dict[str, dict[str, Any]] = {
 }
 
 
-def sharing(folder: Path, budget: int = 64 * MIB) -> CachePolicy:
-    return CachePolicy(Cache(folder / "cache", budget))
+def shared(folder: Path, budget: int = 64 * MIB) -> Cache:
+    return Cache(folder / "cache", budget)
 
 
 def counted(run: Trained, name: str) -> int:
@@ -91,8 +92,8 @@ def require_equal(live: Trained, cached: Trained) -> None:
 def test_a_training_that_reads_equals_one_that_asks_bit_for_bit(kind: str, tmp_path: Path) -> None:
     config = recipe(**ON_DIGITS[kind])
     live = trained(config, tmp_path / "live")
-    first = trained(config, tmp_path / "first", sharing=sharing(tmp_path))
-    second = trained(config, tmp_path / "second", sharing=sharing(tmp_path))
+    first = trained(config, tmp_path / "first", cache=shared(tmp_path))
+    second = trained(config, tmp_path / "second", cache=shared(tmp_path))
     require_equal(live, first)
     require_equal(live, second)
     assert sum(computed(first)) >= 60
@@ -105,8 +106,8 @@ def test_so_do_random_crops_flips_and_autoaugment(name: str, tmp_path: Path) -> 
     getattr(made_up_data, name)(tmp_path / "data")
     config = recipe(**KD | {"data": {"name": name, "resolution": 32}, "batch_size": 8, "epochs": 3})
     runs = [
-        trained(config, tmp_path / str(i), data_root=tmp_path / "data", sharing=shared)
-        for i, shared in enumerate((None, sharing(tmp_path), sharing(tmp_path)))
+        trained(config, tmp_path / str(i), data_root=tmp_path / "data", cache=each)
+        for i, each in enumerate((None, shared(tmp_path), shared(tmp_path)))
     ]
     require_equal(runs[0], runs[1])
     require_equal(runs[0], runs[2])
@@ -131,8 +132,8 @@ def test_so_does_a_training_on_real_images(name: str, real_data: Path, tmp_path:
     of_files = {} if name == "mnist" else {"teacher": CONV_TEACHER, "student": BATCH_NORM_STUDENT}
     config = recipe(**KD | of_files | REAL[name])
     live, first, second = (
-        trained(config, tmp_path / str(i), data_root=real_data, sharing=shared)
-        for i, shared in enumerate((None, sharing(tmp_path), sharing(tmp_path)))
+        trained(config, tmp_path / str(i), data_root=real_data, cache=each)
+        for i, each in enumerate((None, shared(tmp_path), shared(tmp_path)))
     )
     require_equal(live, first)
     require_equal(live, second)
@@ -140,10 +141,10 @@ def test_so_does_a_training_on_real_images(name: str, real_data: Path, tmp_path:
 
 
 def test_trials_of_other_hyperparameters_and_batch_sizes_read_the_same_rows(tmp_path: Path) -> None:
-    trained(recipe(**KD), tmp_path / "one", sharing=sharing(tmp_path))
+    trained(recipe(**KD), tmp_path / "one", cache=shared(tmp_path))
     other = KD | {"method": {"name": "logit_mse", "balance": {"weight": 0.3}}, "batch_size": 20}
     other["teacher"] = KD["teacher"] | {"batch_size": 16}
-    assert computed(trained(recipe(**other), tmp_path / "one", sharing=sharing(tmp_path))) == [0, 0]
+    assert computed(trained(recipe(**other), tmp_path / "one", cache=shared(tmp_path))) == [0, 0]
 
 
 def folders(tmp_path: Path) -> int:
@@ -156,9 +157,9 @@ def ingredients(teacher_file: Path, split: str = "train", epoch: int = 0, **chan
     on_maps = {"student": BATCH_NORM_STUDENT, "data": {"name": "digits", "resolution": 32, "limit_per_class": 6}}
     run = fresh_run(recipe(**KD | on_maps | {"teacher": teacher} | changes))
     assert isinstance(run.teacher_outputs, LiveTeacher)
-    return CachedTeacher(
-        run.teacher_outputs, Cache(Path("unused"), 1), "a digest", run.recipe.method.readings
-    )._ingredients(split, epoch)
+    if split == "val":
+        return val_key(run.teacher_outputs, "a digest")
+    return train_key(run.teacher_outputs, "a digest", run.recipe.method.readings, epoch)
 
 
 RELATIONS = {"name": "rkd_distance", "balance": {"weight": 5.0}}
@@ -169,12 +170,12 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "its memory layout": ("network", {"teacher": {"channels_last": False}}),
     "its normalisation": ("network", {"teacher": {"normalization": "imagenet"}}),
     "its compilation": ("network", {"teacher": {"compile": True}}),
-    "resolution": ("set", {"data": {"name": "digits", "resolution": 20, "limit_per_class": 6}}),
+    "resolution": ("data config", {"data": {"name": "digits", "resolution": 20, "limit_per_class": 6}}),
     "images": ("data", {"data": {"name": "digits", "resolution": 32, "limit_per_class": 5}}),
     "splits": ("data", {"data": {"name": "digits", "resolution": 32, "limit_per_class": 6, "split_seed": 1}}),
     "mixup": ("mixup", {"mixup": {}, "method": FUNMATCH}),
-    "mixup's seed": ("drawn by", {"mixup": {}, "method": FUNMATCH, "seed": 1}),
-    "readings": ("kept", {"method": RELATIONS}),
+    "mixup's seed": ("random views of", {"mixup": {}, "method": FUNMATCH, "seed": 1}),
+    "readings": ("readings", {"method": RELATIONS}),
     "precision": ("precision", {"precision": "bf16"}),
     "batches": ("batches", {"method": SIMILARITY}),
 }
@@ -215,19 +216,18 @@ def test_similarities_are_of_the_same_batches_only(teacher_file: Path) -> None:
 
 
 def test_validation_is_in_float32_but_for_tf32(teacher_file: Path) -> None:
-    assert ingredients(teacher_file, "val", precision="bf16") == ingredients(teacher_file, "val") | {"folded": False}
+    assert ingredients(teacher_file, "val", precision="bf16") == ingredients(teacher_file, "val")
     run = fresh_run(recipe(**KD))
     assert isinstance(run.teacher_outputs, LiveTeacher)
-    run.teacher_outputs.recipe = run.recipe.model_copy(update={"precision": "tf32"})
-    asked = CachedTeacher(run.teacher_outputs, Cache(Path("unused"), 1), "a digest", ())
-    assert asked._ingredients("val", 0)["precision"] == "tf32"
+    run.teacher_outputs.use = replace(run.teacher_outputs.use, precision="tf32")
+    assert val_key(run.teacher_outputs, "a digest")["precision"] == "tf32"
 
 
 def test_other_weights_are_another_entry(tmp_path: Path) -> None:
     config = KD | {"epochs": 1}
-    trained(recipe(**config), tmp_path / "one", sharing=sharing(tmp_path))
+    trained(recipe(**config), tmp_path / "one", cache=shared(tmp_path))
     assert folders(tmp_path) == 2  # training and validation
-    trained(recipe(**config | {"teacher": KD["teacher"] | {"epochs": 1}}), tmp_path / "one", sharing=sharing(tmp_path))
+    trained(recipe(**config | {"teacher": KD["teacher"] | {"epochs": 1}}), tmp_path / "one", cache=shared(tmp_path))
     assert folders(tmp_path) == 4
 
 
@@ -238,7 +238,7 @@ def test_another_transform_is_another_entry(tmp_path: Path) -> None:
         config = KD | {"data": data, "batch_size": 8, "epochs": 1, "teacher": KD["teacher"] | {"epochs": 1}}
         taught = recipe(**config | {"data": data | {"augment": "none"}}).teacher
         own = recipe(**config).model_copy(update={"teacher": taught})
-        trained(own, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
+        trained(own, tmp_path / "one", data_root=tmp_path / "data", cache=shared(tmp_path))
     abouts = [json.loads(file.read_text()) for file in (tmp_path / "cache").glob("*/about.json")]
     shown = [about["view"] for about in abouts if about.get("split") == "train"]
     assert len(set(shown)) == 2
@@ -252,7 +252,7 @@ def test_another_epoch_and_another_seed_of_drawn_views_are_other_entries(tmp_pat
     for changes in ({"epochs": 1}, {"epochs": 2}, {"epochs": 1, "seed": 1}):
         teacher = recipe(**config).teacher  # the same one for every seed
         own = recipe(**config | changes).model_copy(update={"teacher": teacher.model_copy(update={"seed": 0})})
-        trained(own, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
+        trained(own, tmp_path / "one", data_root=tmp_path / "data", cache=shared(tmp_path))
         found.append(folders(tmp_path))
     assert found == [2, 3, 4]  # the first has validation beside its one epoch
 
@@ -260,19 +260,19 @@ def test_another_epoch_and_another_seed_of_drawn_views_are_other_entries(tmp_pat
 @pytest.mark.parametrize(
     ("of", "name", "changed"),
     [
-        (cached, "CHUNK_IMAGES", 16),
-        (cached, "UNIT_IMAGES", 32),
-        (cached, "NUMERICS", -1),
+        (cache_key, "CHUNK_IMAGES", 16),
+        (cache_key, "UNIT_IMAGES", 32),
+        (cache_key, "NUMERICS", -1),
         (process, "rounding", lambda device: {"device": "another"}),
     ],
 )
 def test_another_chunk_code_or_machine_is_another_entry(
     of: Any, name: str, changed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained(recipe(**KD | {"epochs": 1}), tmp_path / "one", sharing=sharing(tmp_path))
+    trained(recipe(**KD | {"epochs": 1}), tmp_path / "one", cache=shared(tmp_path))
     monkeypatch.setattr(of, name, changed)
     other = KD | {"epochs": 1, "batch_size": 20, "teacher": KD["teacher"] | {"batch_size": 16}}
-    trained(recipe(**other), tmp_path / "one", sharing=sharing(tmp_path))
+    trained(recipe(**other), tmp_path / "one", cache=shared(tmp_path))
     assert folders(tmp_path) == 4
 
 
@@ -285,9 +285,9 @@ def test_files_written_anew_with_as_many_bytes_are_another_entry(tmp_path: Path)
             os.utime(next(path for path in (tmp_path / "data").rglob("*") if path.is_file()), (1, 1))
             load.cache_clear()  # as in another process
         own = recipe(**config | {"method": config["method"] | {"temperature": temperature}})
-        trained(own, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path))
+        trained(own, tmp_path / "one", data_root=tmp_path / "data", cache=shared(tmp_path))
         abouts = [json.loads(file.read_text()) for file in (tmp_path / "cache").glob("*/about.json")]
-        counts.append(sum(about["what"] == "what a teacher says" for about in abouts))
+        counts.append(sum(about["what"] == "teacher outputs" for about in abouts))
     assert counts == [2, 2, 4]
 
 
@@ -298,12 +298,12 @@ def test_a_searched_trial_leaves_the_test_splits_images_alone_and_whoever_may_re
     config = recipe(data={"name": "hymenoptera", "resolution": 32}, batch_size=8, epochs=1)
     broken = config.data.load(tmp_path / "data").test.images.source.files[-1]
     broken.write_bytes(b"no image")
-    searched = trained(config, tmp_path / "one", data_root=tmp_path / "data", final=False, sharing=sharing(tmp_path))
+    searched = trained(config, tmp_path / "one", data_root=tmp_path / "data", final=False, cache=shared(tmp_path))
     assert searched.outcome["state"] == "complete"
     assert folders(tmp_path) == 2  # training's and validation's
     for refused in (
-        lambda: smoke(config, tmp_path / "data", CPU),
-        lambda: trained(config, tmp_path / "one", data_root=tmp_path / "data", sharing=sharing(tmp_path)),
+        lambda: smoke(config, workspace(tmp_path / "one", tmp_path / "data")),
+        lambda: trained(config, tmp_path / "one", data_root=tmp_path / "data", cache=shared(tmp_path)),
     ):
         with pytest.raises(UserError, match=str(broken)):
             refused()
@@ -312,24 +312,22 @@ def test_a_searched_trial_leaves_the_test_splits_images_alone_and_whoever_may_re
 def test_another_seed_is_no_other_entry_where_no_view_is_drawn(tmp_path: Path) -> None:
     for seed in (1, 2):
         config = recipe(**KD | {"seed": seed, "epochs": 1, "optimizer": {"name": "sgd", "lr": 0.01 * seed}})
-        trained(
-            config.model_copy(update={"teacher": recipe(**KD).teacher}), tmp_path / "one", sharing=sharing(tmp_path)
-        )
+        trained(config.model_copy(update={"teacher": recipe(**KD).teacher}), tmp_path / "one", cache=shared(tmp_path))
     assert folders(tmp_path) <= 4
 
 
 def test_what_is_kept_and_is_not_what_the_teacher_says_stops_the_training(tmp_path: Path) -> None:
     config = recipe(**KD)
-    trained(config, tmp_path / "one", sharing=sharing(tmp_path))
+    trained(config, tmp_path / "one", cache=shared(tmp_path))
     for about in (tmp_path / "cache").glob("*/about.json"):
         folder = SharedFolder(about.parent)
         kept = folder.load(0)
         folder.drop(0)
         folder.fill([0], lambda number, kept=kept: {name: values + 0.01 for name, values in kept.items()})
     with pytest.raises(
-        UserError, match=r"teacher cache: .* is not what the teacher says \(logits differs by up to 0\.01"
+        UserError, match=r"teacher cache: .* differs from the teacher's outputs \(logits by up to 0\.01"
     ):
-        trained(config, tmp_path / "other", sharing=sharing(tmp_path))
+        trained(config, tmp_path / "other", cache=shared(tmp_path))
 
 
 @pytest.fixture
@@ -348,11 +346,11 @@ def test_a_full_disk_turns_the_cache_off_and_the_training_goes_on(
     small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     live = trained(recipe(**KD), tmp_path / "live")
-    without = trained(recipe(**KD), tmp_path / "full", sharing=sharing(small_disk))
+    without = trained(recipe(**KD), tmp_path / "full", cache=shared(small_disk))
     require_equal(live, without)
     reason = f"{small_disk / 'cache'} cannot be written to (No space left on device)"
     assert without.outcome["teacher_cache_off"] == reason
-    assert f"the teacher is asked live from here on: {reason}" in caplog.text
+    assert f"computed live from here on: {reason}" in caplog.text
 
 
 def test_a_cache_that_is_turned_off_in_mid_training_is_not_read_any_more(tmp_path: Path) -> None:
@@ -361,29 +359,28 @@ def test_a_cache_that_is_turned_off_in_mid_training_is_not_read_any_more(tmp_pat
     config = recipe(**maps | {"method": KD["method"], "epochs": 9})
     readings = recipe(**maps).method.readings
     live = trained(config, tmp_path / "live")
-    whole = CachePolicy(sharing(tmp_path).cache, readings)
-    trained(config, tmp_path / "whole", sharing=whole)
+    trained(config, tmp_path / "whole", cache=shared(tmp_path), shared_readings=readings)
     expected = [json.loads(about.read_text()) for about in (tmp_path / "cache").glob("*/about.json")]
     budget = next(about["expected_bytes"] for about in expected if about["split"] == "train") + 1
-    part = trained(config, tmp_path / "part", sharing=CachePolicy(Cache(tmp_path / "small", budget), readings))
+    part = trained(config, tmp_path / "part", cache=Cache(tmp_path / "small", budget), shared_readings=readings)
     require_equal(live, part)
     assert part.outcome["teacher_cache_off"] == f"no room within {budget:,} bytes (resources.cache_bytes)"
 
 
 def test_each_trial_checks_another_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
-    of_train = LiveTeacher.of_train
+    train_unit = LiveTeacher.train_unit
 
     def watched(self: LiveTeacher, indices: torch.Tensor, epoch: int) -> Any:
         asked.append(tuple(indices.tolist()))
-        return of_train(self, indices, epoch)
+        return train_unit(self, indices, epoch)
 
-    monkeypatch.setattr(LiveTeacher, "of_train", watched)
+    monkeypatch.setattr(LiveTeacher, "train_unit", watched)
     taught = KD["teacher"] | {"epochs": 1, "optimizer": {"name": "sgd", "lr": 0.05}}
     config = KD | {"teacher": taught, "data": {"name": "digits", "resolution": 16}, "epochs": 1}
     for lr in (0.01, 0.02, 0.03, 0.04):
         own = recipe(**config | {"optimizer": {"name": "sgd", "lr": lr}})
-        trained(own, tmp_path / "one", final=False, sharing=sharing(tmp_path))
+        trained(own, tmp_path / "one", final=False, cache=shared(tmp_path))
     units, checks = asked[:4], asked[4:]
     assert sorted(index for unit in units for index in unit) == list(range(898))
     assert [0 < len(check) <= 32 for check in checks] == [True] * 4
@@ -392,16 +389,16 @@ def test_each_trial_checks_another_chunk(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_compiled_teacher_is_asked_for_its_own_stages_only(tmp_path: Path) -> None:
     maps = ON_DIGITS["attention"]
-    of_all = CachePolicy(sharing(tmp_path).cache, recipe(**maps).method.readings)
-    for compiled, kept in ((False, of_all.readings), (True, ())):
+    of_all = recipe(**maps).method.readings
+    for compiled, kept in ((False, of_all), (True, ())):
         run = fresh_run(recipe(**maps | {"method": KD["method"], "teacher": CONV_TEACHER | {"compile": compiled}}))
         assert isinstance(run.teacher_outputs, LiveTeacher)
-        assert cached_readings(run.teacher_outputs, of_all) == kept
+        assert cached_readings(run.teacher_outputs, of_all, 64 * MIB) == kept
 
 
 def test_without_room_the_teacher_is_asked_live(tmp_path: Path) -> None:
     live = trained(recipe(**KD), tmp_path / "live")
-    without = trained(recipe(**KD), tmp_path / "small", sharing=sharing(tmp_path, budget=100))
+    without = trained(recipe(**KD), tmp_path / "small", cache=shared(tmp_path, budget=100))
     require_equal(live, without)
     assert without.outcome["teacher_cache_off"] == "no room within 100 bytes (resources.cache_bytes)"
     assert folders(tmp_path) == 0
@@ -414,12 +411,12 @@ def test_whole_feature_maps_are_kept_only_where_all_views_of_a_training_fit(tmp_
     size = 4 * (10 + 32 * 16 * 16)  # logits, and the test network's maps at stage 4
     data = {"name": "digits", "resolution": 64, "limit_per_class": 6}
     maps = MGD | {"data": data} | {"method": {"name": "mgd", "balance": {"weight": 1.0}, "stage": "4"}}
-    shown = trained(recipe(**maps), tmp_path / "one", sharing=sharing(tmp_path, budget=size * 60 + 100_000)).outcome
+    shown = trained(recipe(**maps), tmp_path / "one", cache=shared(tmp_path, budget=size * 60 + 100_000)).outcome
     assert shown["teacher_cache_off"] is None
     assert folders(tmp_path) >= 1
-    off = trained(recipe(**maps), tmp_path / "other", sharing=sharing(tmp_path / "small", budget=size * 60 - 1)).outcome
+    off = trained(recipe(**maps), tmp_path / "other", cache=shared(tmp_path / "small", budget=size * 60 - 1)).outcome
     assert off["teacher_cache_off"] == (
-        f"what mgd reads takes {size:,} bytes of an image and view, {60 * size:,} in all: more than {60 * size - 1:,}"
+        f"what mgd reads takes {size:,} bytes per image and view, {60 * size:,} in all: more than {60 * size - 1:,}"
         " (resources.cache_bytes)"
     )
     assert folders(tmp_path / "small") == 0
@@ -427,14 +424,14 @@ def test_whole_feature_maps_are_kept_only_where_all_views_of_a_training_fit(tmp_
 
 def test_a_method_without_maps_keeps_them_for_those_that_read_them(tmp_path: Path) -> None:
     of_mgd = recipe(**MGD).method.readings
-    first = CachePolicy(sharing(tmp_path).cache, of_mgd)
-    trained(recipe(**MGD | KD | {"teacher": CONV_TEACHER}), tmp_path / "one", sharing=first)
-    assert computed(trained(recipe(**MGD), tmp_path / "one", sharing=first)) == [0]
+    first = {"cache": shared(tmp_path), "shared_readings": of_mgd}
+    trained(recipe(**MGD | KD | {"teacher": CONV_TEACHER}), tmp_path / "one", **first)
+    assert computed(trained(recipe(**MGD), tmp_path / "one", **first)) == [0]
 
 
 def test_memory_holds_no_maps_that_a_method_does_not_read(tmp_path: Path) -> None:
     kept = {"logits": torch.zeros(4, 3), "features:8" + LAST: torch.zeros(4, 2, 2, 8)}
-    folder = sharing(tmp_path).cache.folder({"of": "a test"}, lambda: 1)
+    folder = shared(tmp_path).folder({"of": "a test"}, lambda: 1)
     assert folder is not None
     rows = CachedRows(folder, 0, [torch.arange(4)], [kept], ("logits",), torch.device("cpu"), False)
     assert list(rows.rows(torch.tensor([3, 1]))) == ["logits"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from made_up_data import cub200, flowers102
 from torch import Tensor
-from trainings import CPU, NO_DATA, recipe, timeless
+from trainings import CPU, NO_DATA, recipe, timeless, workspace
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import Resources
@@ -26,11 +26,10 @@ from kdtrain.data.sampling import batches_of
 from kdtrain.errors import UserError
 from kdtrain.runtime.process import prepare_process
 from kdtrain.study.capacity import concurrent_trials, per_worker
+from kdtrain.training.assembly import assemble
 from kdtrain.training.loader import BatchLoader, part_of
 from kdtrain.training.loop import fit
-from kdtrain.training.state import TrainState
 from kdtrain.training.trainer import train
-from kdtrain.trials.store import Store
 
 BIRDS = {"data": {"name": "cub200", "resolution": 20}, "student": {"model": "lenet5_student"}, "batch_size": 8}
 MIXED = {"mixup": {}}
@@ -108,7 +107,7 @@ def test_a_step_out_of_order_gets_its_own_batch(tmp_path: Path) -> None:
 
 
 def trained(config: Recipe, data: Dataset, loaders: int) -> tuple[list[dict[str, float]], bytes]:
-    run = TrainState(config, data, None, CPU, loaders=loaders)
+    run = assemble(config, data, None, CPU, loaders=loaders)
     rows: list[dict[str, float]] = []
     fit(run, config.epochs, lambda metrics, run: rows.append(metrics))
     run.loader.close()
@@ -239,8 +238,8 @@ def test_a_training_ended_by_an_error_leaves_no_process(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, Store(tmp_path / "results"), tmp_path, CPU, on_epoch=stop, loaders=2)
-    outcome = train(config, Store(tmp_path / "results"), tmp_path, CPU, loaders=1)
+        train(config, workspace(tmp_path / "results", tmp_path), on_epoch=stop, loaders=2)
+    outcome = train(config, workspace(tmp_path / "results", tmp_path), loaders=1)
     assert outcome["state"] == "complete"
 
 

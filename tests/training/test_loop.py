@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from trainings import ALONE, CPU, KD, NO_DATA, equal_weights, recipe, strict_json, timeless, trained
+from trainings import ALONE, CPU, KD, NO_DATA, equal_weights, recipe, strict_json, timeless, trained, workspace
 
 from kdtrain.config.recipe import teacher_recipe
 from kdtrain.config.training import Cosine
@@ -19,12 +19,12 @@ from kdtrain.models.build import build
 from kdtrain.models.config import Network
 from kdtrain.models.weights import load_whole_network
 from kdtrain.runtime.rng import generator, stream
+from kdtrain.training.assembly import assemble
 from kdtrain.training.evaluation import accuracy, logits_of, nll
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.loop import fit, train_step
 from kdtrain.training.optimizers import lr_at
 from kdtrain.training.preflight import smoke
-from kdtrain.training.state import TrainState
 from kdtrain.training.trainer import train
 from kdtrain.trials.outcome import best_epoch, merit
 from kdtrain.trials.store import Store
@@ -81,7 +81,7 @@ def batches_of(config) -> list[list[torch.Tensor]]:
         epochs.append(asked.copy())
         asked.clear()
 
-    fit(TrainState(config, watched, None, CPU), config.epochs, cut)
+    fit(assemble(config, watched, None, CPU), config.epochs, cut)
     return epochs
 
 
@@ -120,7 +120,7 @@ def test_the_loss_is_the_balanced_sum_of_its_terms(tmp_path: Path) -> None:
 def test_a_step_is_the_optimizers_step_on_the_mean_gradient_of_the_batch() -> None:
     config = recipe(optimizer={"name": "sgd", "lr": 0.1})
     data = load(config.data, NO_DATA)
-    run = TrainState(config, data, None, CPU)
+    run = assemble(config, data, None, CPU)
     by_hand = build(Network(model="lenet5_student"), data.image_shape, 10, stream(0, "init"))
     batch = torch.tensor([3, 1, 4, 15, 9])
     images, labels = as_floats(data.train.images.eval_view(batch)), data.train.labels[batch]
@@ -177,7 +177,7 @@ def test_the_best_epoch_is_by_the_objective_then_the_other_metric_then_the_earli
 @pytest.mark.parametrize("objective", ["val/accuracy", "val/nll"])
 def test_a_run_remembers_the_weights_of_the_epoch_that_the_rows_call_best(objective: str) -> None:
     config = recipe(objective=objective)
-    run = TrainState(config, load(config.data, NO_DATA), None, CPU)
+    run = assemble(config, load(config.data, NO_DATA), None, CPU)
     for row in ROWS:
         run.epoch = row["epoch"]
         with torch.no_grad():
@@ -281,9 +281,8 @@ def test_no_training_reads_the_test_split_and_read_test_reads_it_once(tmp_path: 
             return data.test.images.eval_view(indices)
 
     watched = replace(data, test=replace(data.test, images=Watched()))
-    for module in ("trainer", "final_evaluation"):
-        monkeypatch.setattr(f"kdtrain.training.{module}.load", lambda config, root: watched)
-    train(recipe(), Store(tmp_path), NO_DATA, CPU, final=True)
+    monkeypatch.setattr("kdtrain.trials.workspace.load", lambda config, root: watched)
+    train(recipe(), workspace(tmp_path), final=True)
     assert reads == []
     trained(recipe(), tmp_path, final=True)
     trained(recipe(), tmp_path, final=True)
@@ -351,14 +350,14 @@ def test_a_training_that_breaks_ends_as_failed_with_its_reason_and_the_traceback
 
 def test_smoke_runs_one_batch_and_writes_nothing(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    smoke(recipe(**KD), NO_DATA, CPU)
-    smoke(recipe(), NO_DATA, CPU)
+    smoke(recipe(**KD), workspace(Path()))
+    smoke(recipe(), workspace(Path()))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_distilling_without_the_teachers_weights_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"recipe.teacher: .*weights.safetensors"):
-        train(recipe(**KD), Store(tmp_path), NO_DATA, CPU)
+        train(recipe(**KD), workspace(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a safetensors file", None])
@@ -388,7 +387,7 @@ def test_streams_are_named_by_all_their_arguments() -> None:
 
 def test_validation_has_the_loss_of_a_method_that_reads_single_images(tmp_path: Path) -> None:
     left = trained(recipe(**KD, label_smoothing=0.1), tmp_path)
-    read_test(teacher_recipe(recipe(**KD, label_smoothing=0.1)), Store(tmp_path), NO_DATA, CPU)
+    read_test(teacher_recipe(recipe(**KD, label_smoothing=0.1)), workspace(tmp_path))
     with np.load(left.folder.predictions) as kept:
         student, labels = (torch.from_numpy(kept[name]) for name in ("val_logits", "val_labels"))
     teacher = Store(tmp_path).trial(left.folder.recipe()["teacher"]["trial_id"])
@@ -404,7 +403,7 @@ def test_validation_has_the_loss_of_a_method_that_reads_single_images(tmp_path: 
 
 def test_the_test_split_compares_student_and_teacher(tmp_path: Path) -> None:
     left = trained(recipe(**KD), tmp_path)
-    read_test(teacher_recipe(recipe(**KD)), Store(tmp_path), NO_DATA, CPU)
+    read_test(teacher_recipe(recipe(**KD)), workspace(tmp_path))
     teacher = Store(tmp_path).trial(left.folder.recipe()["teacher"]["trial_id"])
     with np.load(left.folder.predictions) as kept, np.load(teacher.predictions) as known:
         student, taught = kept["test_logits"], known["test_logits"]

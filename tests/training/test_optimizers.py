@@ -238,35 +238,3 @@ def test_a_training_ends_when_its_objective_has_not_improved_for_so_many_epochs(
     stopping = EarlyStopping(patience_epochs=3)
     assert [early_stop(4, epoch, stopping) for epoch in range(4, 9)] == [False, False, False, True, True]
     assert not early_stop(1, 1000, None)
-
-
-@pytest.mark.parametrize(
-    ("config", "torchs_own"),
-    [
-        (Sgd(name="sgd", lr=LR, momentum=0.9, weight_decay=0.01), (torch.optim.SGD, {"momentum": 0.9})),
-        (Adam(name="adam", lr=LR, weight_decay=0.01), (torch.optim.Adam, {})),
-        (AdamW(name="adamw", lr=LR, weight_decay=0.01, decay_on="all"), (torch.optim.AdamW, {})),
-    ],
-)
-def test_steps_have_the_bits_of_torchs_own_optimizers(config, torchs_own) -> None:
-    kind, options = torchs_own
-    torch.manual_seed(0)
-    ours, theirs = nn.Linear(5, 4), nn.Linear(5, 4)
-    theirs.load_state_dict(ours.state_dict())
-    by_us = build_optimizer(config, ours)
-    by_torch = kind(theirs.parameters(), LR, weight_decay=0.01, fused=True, **options)
-    assert type(by_us) is not kind
-    for _ in range(5):
-        images = torch.randn(8, 5)
-        for network, optimizer in ((ours, by_us), (theirs, by_torch)):
-            optimizer.zero_grad()
-            network(images).square().mean().backward()
-            optimizer.step()
-    assert torch.equal(ours.weight, theirs.weight)
-    again = build_optimizer(config, ours)
-    again.load_state_dict(by_us.state_dict())
-    assert all(
-        torch.equal(value, by_us.state[parameter][key])
-        for parameter, state in again.state.items()
-        for key, value in state.items()
-    )

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 from runs import BATCH_NORM_STUDENT
-from trainings import CPU, NO_DATA, recipe, trained
+from trainings import NO_DATA, recipe, trained, workspace
 
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.runtime import distributed
+from kdtrain.training.assembly import assemble
 from kdtrain.training.state import TrainState
 from kdtrain.training.trainer import train
-from kdtrain.trials.store import Store
 
 OF_EACH = {"batch_norm": "per_worker"}
 
@@ -21,13 +21,13 @@ OF_EACH = {"batch_norm": "per_worker"}
 def begun(device: str, **changes: Any) -> TrainState:
     """60 images of 16 pixels: the last maps of this student are 1 x 1."""
     config = recipe(student=BATCH_NORM_STUDENT, **changes)
-    return TrainState(config, load(config.data, NO_DATA), None, torch.device(device))
+    return assemble(config, load(config.data, NO_DATA), None, torch.device(device))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_one_image_has_no_statistics_with_any_number_of_workers(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "size", lambda: workers)
-    with pytest.raises(UserError, match=r"recipe.batch_size: 59 leaves 1 of 60 images .* of one image the batch norm"):
+    with pytest.raises(UserError, match=r"recipe.batch_size: 59 leaves 1 of 60 images .* the batch normalisation"):
         begun("cpu", batch_size=59)
 
 
@@ -39,7 +39,7 @@ def test_with_statistics_per_worker_each_needs_two_images(monkeypatch: pytest.Mo
 
 def test_on_gpus_each_needs_an_image_for_global_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "size", lambda: 3)
-    with pytest.raises(UserError, match=r"batch_size: 58 leaves 2 of 60 images .* shared by 3 workers, and on a GPU"):
+    with pytest.raises(UserError, match=r"batch_size: 58 leaves 2 of 60 images .* shared by 3 workers, but on a GPU"):
         begun("cuda", batch_size=58)
 
 
@@ -55,7 +55,7 @@ def test_what_other_workers_left_with_statistics_per_worker_is_not_taken(
         UserError,
         match=r"per_worker makes another training of 2 workers than of 1, which .* set resources.workers to 1",
     ):
-        train(recipe(**OF_EACH), Store(tmp_path), NO_DATA, CPU)
+        train(recipe(**OF_EACH), workspace(tmp_path))
 
 
 def test_with_global_statistics_what_other_workers_left_is_taken(
@@ -63,4 +63,4 @@ def test_with_global_statistics_what_other_workers_left_is_taken(
 ) -> None:
     left = trained(recipe(), tmp_path)
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    assert train(recipe(), Store(tmp_path), NO_DATA, CPU)["best"] == left.outcome["best"]
+    assert train(recipe(), workspace(tmp_path))["best"] == left.outcome["best"]

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from runs import BATCH_NORM_STUDENT, changed, fitted, fresh_run, require_resumable, state_of
-from trainings import CPU, NO_DATA, recipe, trained
+from trainings import recipe, trained, workspace
 
 from kdtrain.errors import UserError
 from kdtrain.training.epoch_metrics import Metrics
@@ -33,8 +33,8 @@ STUDENTS = {"lenet5": {"model": "lenet5_student"}, "batch norm": BATCH_NORM_STUD
 def test_in_each_turn_one_player_moves_and_the_other_stays_bit_for_bit(student: dict[str, Any]) -> None:
     run = fresh_run(recipe(**adversarial(student)))
     run.distiller.train()
-    assert run.critic_learner is not None
-    players = {"student": run.learner, "critic": run.critic_learner}
+    assert run.critic.learner is not None
+    players = {"student": run.learner, "critic": run.critic.learner}
     weights = {f"module.{name}" for name, _ in run.distiller.named_parameters()}
     buffers = {f"module.{name}" for name, _ in run.distiller.named_buffers()} & state_of(run.learner).keys()
     assert bool(buffers) is (student is BATCH_NORM_STUDENT)
@@ -74,7 +74,6 @@ def test_published_both_players_move_in_both_turns_by_one_optimizer() -> None:
     run = fresh_run(recipe(**PUBLISHED))
     run.distiller.train()
     assert run.critic is None
-    assert run.critic_learner is None
     for step, terms in enumerate([{"cross_entropy", "critic_gap"}] * 3 + [{"cross_entropy", "adversarial"}] * 2):
         before = state_of(run.distiller)
         values = train_step(run, torch.arange(16), step)
@@ -182,9 +181,9 @@ def test_the_averaged_student_follows_the_students_updates_alone() -> None:
 
 
 def test_smoke_tries_both_turns() -> None:
-    smoke(recipe(**adversarial()), NO_DATA, CPU)
+    smoke(recipe(**adversarial()), workspace(Path()))
     with pytest.raises(NonFiniteLoss, match="loss"):  # of the student: the critic's has no such weight
-        smoke(recipe(**adversarial(balance={"weight": 1e39})), NO_DATA, CPU)
+        smoke(recipe(**adversarial(balance={"weight": 1e39})), workspace(Path()))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +195,6 @@ def test_smoke_tries_both_turns() -> None:
 )
 def test_a_student_that_would_never_have_its_turn_is_refused(changes, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^recipe\.method\.critic_steps: must be {sentence}$"):
-        smoke(recipe(**changes), NO_DATA, CPU)
+        smoke(recipe(**changes), workspace(Path()))
     with pytest.raises(UserError, match=sentence):
         trained(recipe(**changes), tmp_path)

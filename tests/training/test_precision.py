@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from kdtrain.config.training import Clipping
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.runtime import process
-from kdtrain.teacher.network import Teacher, fresh_teacher
+from kdtrain.teacher.network import Teacher, untrained_teacher
+from kdtrain.training.assembly import assemble
 from kdtrain.training.epoch_metrics import READ_EVERY_STEPS, EpochProgress, NonFiniteLoss
 from kdtrain.training.loop import evaluate, fit, train_epoch, train_step
+from kdtrain.training.precision import backend_settings
 from kdtrain.training.state import TrainState
 
 FIRST = torch.arange(16)
@@ -24,8 +27,10 @@ FIRST = torch.arange(16)
 def fresh_run(config: Recipe) -> TrainState:
     process.prepare_process(1)
     data = load(config.data, NO_DATA)
-    teacher = Teacher(fresh_teacher(config, data), CPU, config.method.needed_stages) if config.teacher else None
-    return TrainState(config, data, teacher, CPU)
+    teacher = None
+    if config.teacher is not None:
+        teacher = Teacher(untrained_teacher(config.teacher, data), CPU, config.method.needed_stages)
+    return assemble(config, data, teacher, CPU)
 
 
 def weights(run: TrainState) -> dict[str, Tensor]:
@@ -136,16 +141,21 @@ def test_a_checkpoint_carries_the_scalers_state() -> None:
 
 
 def test_tf32_needs_a_gpu_that_has_it() -> None:
-    with pytest.raises(UserError, match=r"^recipe\.precision: tf32 needs a GPU .* trains on cpu; write fp32$"):
-        fresh_run(recipe(precision="tf32"))
+    with (
+        pytest.raises(UserError, match=r"^recipe\.precision: tf32 needs a GPU .* device is cpu; write fp32$"),
+        backend_settings("tf32", CPU),
+    ):
+        pass
 
 
-@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", False)])
-def test_float32_means_float32_on_a_gpu_too(precision: str, allowed: bool) -> None:
-    torch.backends.cudnn.allow_tf32 = True
-    fresh_run(recipe(precision=precision))
-    assert torch.backends.cudnn.allow_tf32 == allowed
-    assert not torch.backends.cuda.matmul.allow_tf32
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_float32_means_float32_on_a_gpu_too_and_the_process_is_left_as_it_was(precision: Any) -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    with backend_settings(precision, CPU):
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.deterministic
+    assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic)
 
 
 def steps(progress: EpochProgress, losses: list[float]) -> None:

@@ -11,6 +11,7 @@ from kdtrain.runtime.process import prepare_process
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.trainer import train
 from kdtrain.trials.store import Store
+from kdtrain.trials.workspace import Workspace
 
 RECIPE = {
     "data": {"name": "hymenoptera", "resolution": 160},
@@ -31,8 +32,8 @@ def test_a_frozen_encoder_with_imagenet_weights_tells_ants_from_bees(real_data: 
     prepare_process(1)
     recipe, store, device = Recipe.model_validate(RECIPE), Store(tmp_path), torch.device("cpu")
     began = time.perf_counter()
-    outcome = train(recipe, store, real_data, device, final=True)
-    test = read_test(recipe, store, real_data, device)["test"]
+    outcome = train(recipe, Workspace(store, real_data, device), final=True)
+    test = read_test(recipe, Workspace(store, real_data, device))["test"]
     print(
         f"test accuracy {test['test/accuracy']:.4f}, best epoch {outcome['best']}, {time.perf_counter() - began:.0f} s"
     )

@@ -9,17 +9,17 @@ import pytest
 import safetensors.torch
 from kills import KILLABLE, command, continue_to_the_end, kill_at_a_random_moment, require_equal, trial_of
 from runs import fitted, fresh_run
-from trainings import CPU, KD, NO_DATA, equal_weights, recipe, timeless, trained
+from trainings import CPU, KD, NO_DATA, equal_weights, recipe, timeless, trained, workspace
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.storage.cache import Cache
 from kdtrain.storage.folder import Folder, Row
-from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.training import trainer
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.trainer import train
 from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store, TrialFolder
+from kdtrain.trials.workspace import Workspace
 
 EPOCHS = 3
 STEPS_PER_EPOCH = 4
@@ -92,9 +92,9 @@ def cut_in_mid_epoch(config: Recipe, results: Path, checkpoints: int, every: int
     """The folder of a training that was cut off after so many checkpoints."""
     taught_by = teacher_recipe(config)
     if taught_by is not None:
-        train(taught_by, Store(results), NO_DATA, CPU, final=True)
+        train(taught_by, workspace(results), final=True)
     with pytest.raises(KeyboardInterrupt):
-        train(config, CutStore(results, checkpoints), NO_DATA, CPU, final=True, checkpoint_every_steps=every)
+        train(config, Workspace(CutStore(results, checkpoints), NO_DATA), final=True, checkpoint_every_steps=every)
     return Store(results).trial(trial_id(config, NO_DATA))
 
 
@@ -145,16 +145,16 @@ def test_what_was_computed_in_epochs_that_are_done_again_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They find the answers in the cache: without the accounts of the first time nobody would have computed them."""
-    config, kept = recipe(**KD, epochs=EPOCHS), CachePolicy(Cache(tmp_path / "cache", 1 << 30))
-    straight = trained(config, tmp_path / "straight", sharing=CachePolicy(Cache(tmp_path / "other cache", 1 << 30)))
+    config, kept = recipe(**KD, epochs=EPOCHS), Cache(tmp_path / "cache", 1 << 30)
+    straight = trained(config, tmp_path / "straight", cache=Cache(tmp_path / "other cache", 1 << 30))
     monkeypatch.setattr(trainer, "SMALL_CHECKPOINT_BYTES", 0)
     monkeypatch.setattr(trainer, "CHECKPOINT_BYTES_PER_S", 1.0)
     store = Store(tmp_path / "cut")
-    train(teacher_recipe(config), store, NO_DATA, CPU, final=True)
+    train(teacher_recipe(config), Workspace(store, NO_DATA, CPU), final=True)
     for epoch in (1, 2):
         with pytest.raises(KeyboardInterrupt):
-            train(config, store, NO_DATA, CPU, on_epoch=killed_after(epoch), sharing=kept)
-    continued = train(config, store, NO_DATA, CPU, final=True, sharing=kept)
+            train(config, Workspace(store, NO_DATA, CPU, kept), on_epoch=killed_after(epoch))
+    continued = train(config, Workspace(store, NO_DATA, CPU, kept), final=True)
     assert continued["teacher_images_computed"] == straight.outcome["teacher_images_computed"] > 0
     assert continued["teacher_images"] == straight.outcome["teacher_images"]
     assert continued["teacher_images_checked"] == 3 * straight.outcome["teacher_images_checked"]
@@ -175,8 +175,8 @@ def test_checkpoints_in_mid_epoch_change_nothing(tmp_path: Path) -> None:
     config = recipe(**RECIPES["mgd"])
     straight = trained(config, tmp_path / "straight")
     store = Store(tmp_path / "often")
-    train(teacher_recipe(config), store, NO_DATA, CPU, final=True)
-    train(config, store, NO_DATA, CPU, final=True, checkpoint_every_steps=1)
+    train(teacher_recipe(config), Workspace(store, NO_DATA, CPU), final=True)
+    train(config, Workspace(store, NO_DATA, CPU), final=True, checkpoint_every_steps=1)
     assert [timeless(row) for row in store.trial(straight.folder.trial_id).epochs()] == straight.rows
 
 
@@ -324,12 +324,12 @@ def test_what_has_no_checkpoint_yet_begins_again_and_who_asks_has_one_after_ever
     monkeypatch.setattr(trainer, "SMALL_CHECKPOINT_BYTES", 0)
     monkeypatch.setattr(trainer, "CHECKPOINT_BYTES_PER_S", 1.0)
     with pytest.raises(KeyboardInterrupt):
-        train(config, Store(tmp_path / "cut"), NO_DATA, CPU, on_epoch=killed_after(2), checkpoint_every_steps=every)
+        train(config, workspace(tmp_path / "cut"), on_epoch=killed_after(2), checkpoint_every_steps=every)
     folder = Store(tmp_path / "cut").trial(straight.folder.trial_id)
     assert [int(path.name.split("-")[1]) for path in sorted(folder.path.glob("checkpoint-*"))] == kept
     torn = folder.path / ".checkpoint-000000008-0123456789abcdef.safetensors.x1y2z3"
     torn.write_bytes(b"of a process that was killed while it wrote")
-    train(config, Store(tmp_path / "cut"), NO_DATA, CPU, final=True)
+    train(config, workspace(tmp_path / "cut"), final=True)
     assert not torn.exists()
     assert [timeless(row) for row in folder.epochs()] == straight.rows
     assert equal_weights(safetensors.torch.load_file(folder.weights), straight.weights)
@@ -386,4 +386,4 @@ def test_a_second_training_in_a_warm_process_equals_one_in_a_fresh_process(tmp_p
     assert [timeless(row) for row in fresh.epochs()] == warm.rows
     assert fresh.weights.read_bytes() == warm.folder.weights.read_bytes()
     assert fresh.predictions.read_bytes() == warm.folder.predictions.read_bytes()
-    assert train(config, Store(tmp_path / "results"), NO_DATA, CPU, final=True) == fresh.outcome()
+    assert train(config, workspace(tmp_path / "results"), final=True) == fresh.outcome()

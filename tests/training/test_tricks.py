@@ -115,7 +115,7 @@ def test_published_r_drop_never_reached_distillation_and_is_refused_there() -> N
 @pytest.mark.parametrize("method", ["none", "kd"])
 def test_two_passes_that_cannot_differ_are_refused(student: dict[str, Any], method: str) -> None:
     model = student["model"]
-    with pytest.raises(UserError, match=rf"^recipe\.r_drop: .*, and {model} has none; write student\.dropout$"):
+    with pytest.raises(UserError, match=rf"^recipe\.r_drop: .*, but {model} has none; write student\.dropout$"):
         fresh_run(recipe(**METHODS[method] | {"student": student, "r_drop": {}}))
 
 

@@ -10,7 +10,7 @@ import torch
 from runs import fresh_run
 from torch import Tensor, nn
 from torch.nn import functional
-from trainings import CPU, KD, NO_DATA, recipe, trained
+from trainings import KD, NO_DATA, recipe, trained, workspace
 
 from kdtrain.config.recipe import Recipe, Student, teacher_recipe
 from kdtrain.config.training import Constant, Cosine, CosineInSteps, Exponential, LrSchedule
@@ -177,12 +177,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         trained(config, folder)
     taught_by = teacher_recipe(DISTILLED)
     assert taught_by is not None
-    read_test(taught_by, Store(folder), NO_DATA, CPU)
+    read_test(taught_by, workspace(folder))
     return folder
 
 
 def drawn(results: Path, folder: Path, config: Recipe = DISTILLED) -> dict[str, np.ndarray]:
-    draw_arrays(config, Store(results), NO_DATA, Folder(folder), [config, ALONE])
+    draw_arrays(config, workspace(results), Folder(folder), [config, ALONE])
     with np.load(folder / "pictures.npz", allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -246,7 +246,7 @@ class WithoutMaps(Networks):
 
 def test_networks_without_maps_have_no_gradcam_and_a_reason(tmp_path: Path) -> None:
     data = load(DISTILLED.data, NO_DATA)
-    arrays = gradcam(DISTILLED, [], data, WithoutMaps(Store(tmp_path), NO_DATA))
+    arrays = gradcam(DISTILLED, [], data, WithoutMaps(workspace(tmp_path)))
     assert {name: str(array) for name, array in arrays.items()} == {
         "gradcam_none_reason": "flat has no stage whose map is larger than 1 x 1"
     }

@@ -1,0 +1,62 @@
+"""The key of cached teacher outputs: everything that they depend on."""
+
+from collections.abc import Sequence
+
+from kdtrain.methods.base import TeacherReading
+from kdtrain.runtime import process
+from kdtrain.storage.folder import Row
+from kdtrain.teacher.network import CHUNK_IMAGES
+from kdtrain.teacher.outputs import UNIT_IMAGES, LiveTeacher
+from kdtrain.trials.identity import NUMERICS
+
+NETWORK = {"model", "head", "normalization", "channels_last", "compile"}
+"""The fields of a teacher's config that change its forward pass. Its weights are in the key by their digest."""
+
+
+def train_key(live: LiveTeacher, weights: str, readings: Sequence[TeacherReading], epoch: int) -> Row:
+    """Return the key of the outputs for the training views of an epoch.
+
+    Args:
+        live: The teacher.
+        weights: Digest of its weights.
+        readings: What is cached beside the logits.
+        epoch: The epoch; it counts only if views or batches change with it.
+    """
+    use = live.use
+    of_batch = any(each.of_batch for each in readings)
+    return {
+        **_common(live, weights),
+        "split": "train",
+        "view": live.data.train.images.described,
+        "random views of": [use.seed, epoch] if live.views_change else None,
+        "mixup": use.mixup.model_dump() if use.mixup else None,
+        "precision": use.precision,
+        "readings": sorted(each.name for each in readings),
+        "batches": {"size": use.batch_size, "seed": use.seed, "epoch": epoch} if of_batch else None,
+    }
+
+
+def val_key(live: LiveTeacher, weights: str) -> Row:
+    """Return the key of the logits of the validation split. Autocast is training's, TF32 holds everywhere."""
+    precision = "tf32" if live.use.precision == "tf32" else "fp32"
+    return {
+        **_common(live, weights),
+        "split": "val",
+        "view": live.data.val.images.described,
+        "precision": precision,
+    }
+
+
+def _common(live: LiveTeacher, weights: str) -> Row:
+    return {
+        "what": "teacher outputs",
+        "numerics": NUMERICS,
+        "weights": weights,
+        "network": live.use.network.model_dump(mode="json", include=NETWORK),
+        "data": live.data.fingerprint,
+        "files written": live.data.written,
+        "data config": live.use.data.model_dump(mode="json"),
+        "chunk": CHUNK_IMAGES,
+        "unit": UNIT_IMAGES,
+        "machine": process.rounding(live.device),
+    }

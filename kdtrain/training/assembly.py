@@ -1,0 +1,166 @@
+"""The one place where a recipe's parts are built and put together as a TrainState."""
+
+from functools import partial
+
+import torch
+
+from kdtrain.config.recipe import BatchNorm, Recipe
+from kdtrain.config.training import Adam, Constant, RDrop
+from kdtrain.data.base import Dataset
+from kdtrain.errors import UserError
+from kdtrain.methods.base import Criterion, MethodConfig, MethodContext
+from kdtrain.models.build import build
+from kdtrain.models.classifier import Classifier
+from kdtrain.models.freezing import has_randomness
+from kdtrain.models.sync_batch_norm import over_global_batch, trains_batch_norm
+from kdtrain.models.weights import at
+from kdtrain.runtime import distributed
+from kdtrain.runtime.rng import stream
+from kdtrain.teacher.network import Teacher
+from kdtrain.teacher.outputs import LiveTeacher, TeacherUse
+from kdtrain.training.distiller import Distiller
+from kdtrain.training.ema import ModelEma
+from kdtrain.training.learner import Learner
+from kdtrain.training.loader import BatchLoader
+from kdtrain.training.precision import autocast
+from kdtrain.training.state import CriticState, TrainState
+
+
+def assemble(
+    recipe: Recipe,
+    data: Dataset,
+    teacher: Teacher | None,
+    device: torch.device,
+    *,
+    pretrained: bool = True,
+    loaders: int = 0,
+) -> TrainState:
+    """Build a training that has not begun: student, method, optimizers, loader.
+
+    Args:
+        recipe: The recipe; each builder gets the part of it that it needs.
+        data: The recipe's data set.
+        teacher: The recipe's teacher; None if the method reads none.
+        device: Where the networks run.
+        pretrained: Whether the student starts from the weights that the recipe names. False if only time or memory
+            is measured, or if a checkpoint follows.
+        loaders: Processes that make the training's views; 0: this process does.
+
+    Raises:
+        UserError: The parts do not fit together, e.g. the method needs maps of one size.
+    """
+    student = build(
+        recipe.student, data.image_shape, len(data.classes), stream(recipe.seed, "init"), pretrained=pretrained
+    )
+    context = _method_context(recipe, data, student, teacher)
+    require_statistics(len(data.train), recipe.batch_size, recipe.batch_norm, student, device, "recipe.batch_size")
+    distiller = _distiller(recipe.method, recipe.r_drop, student, context, device).to(device)
+    live = None
+    if teacher is not None:
+        live = LiveTeacher(teacher, TeacherUse.of(recipe), data, device, partial(autocast, recipe.precision, device))
+    steps_per_epoch = -(-len(data.train) // recipe.batch_size)
+    learner = Learner(
+        distiller, recipe.optimizer, recipe.lr_schedule, recipe.clipping, recipe.epochs, steps_per_epoch,
+        torch.amp.GradScaler(device.type) if recipe.precision == "fp16" else None,
+    )  # fmt: skip
+    return TrainState(
+        recipe=recipe,
+        data=data,
+        device=device,
+        teacher=teacher,
+        distiller=distiller,
+        wrapped=_in_group(distiller, device, recipe.batch_norm),
+        learner=learner,
+        loader=BatchLoader(recipe, data.train, device, loaders),
+        ema=ModelEma(student, recipe.ema) if recipe.ema else None,
+        critic=_critic(recipe, context, device, steps_per_epoch),
+        teacher_outputs=live,
+    )
+
+
+def require_statistics(
+    total: int, batch_size: int, batch_norm: BatchNorm, student: Classifier, device: torch.device, place: str
+) -> None:
+    """Raise UserError if a batch leaves a network's batch normalisation one image, which has no statistics.
+
+    Args:
+        total: Number of training images.
+        batch_size: Images of a global batch.
+        batch_norm: Whether statistics are those of the global batch or of each worker's share.
+        student: The network that is trained.
+        device: Where it runs.
+        place: Where the user wrote the batch size, for the message.
+    """
+    workers = distributed.size()
+    last = (total - 1) % batch_size + 1
+    per_worker = batch_norm == "per_worker"
+    shared = f", shared by {workers} workers" if workers > 1 else ""
+    left = f"{place}: {batch_size} leaves {last} of {total} images for the last batch{shared}"
+    norm = student.norm_over_images() if last < (2 * workers if per_worker else 2) else None
+    if norm is not None:
+        raise UserError(
+            f"{left}, but the batch normalisation {norm} of {student.name} needs at least 2 images; choose another"
+        )
+    if not per_worker and last < workers and device.type != "cpu" and trains_batch_norm(student.train()):
+        raise UserError(f"{left}, but on a GPU batch normalisation needs an image on each; choose another")
+
+
+def _method_context(recipe: Recipe, data: Dataset, student: Classifier, teacher: Teacher | None) -> MethodContext:
+    """Measure the shapes of the stages that the method reads, by a dry forward of both networks."""
+    stages = recipe.method.needed_stages
+    with at("recipe.method"):
+        student_shapes = student.stage_shapes(stages)
+        teacher_shapes = teacher.network.stage_shapes(stages) if teacher else {}
+    return MethodContext(
+        classes=len(data.classes),
+        batch_size=recipe.batch_size,
+        label_smoothing=recipe.label_smoothing,
+        seed=recipe.seed,
+        student_shapes=student_shapes,
+        teacher_shapes=teacher_shapes,
+    )
+
+
+def _distiller(
+    method: MethodConfig, r_drop: RDrop | None, student: Classifier, context: MethodContext, device: torch.device
+) -> Distiller:
+    criterion = _criterion(method, context)
+    if device.type == "cuda":  # on a CPU a generator's convolutions are faster with contiguous weights
+        criterion = criterion.to(memory_format=student.layout)
+    if r_drop is None:
+        return Distiller(student, criterion, method.needed_stages)
+    if not has_randomness(student):
+        raise UserError(
+            f"recipe.r_drop: compares two passes with dropout, but {student.name} has none; write student.dropout"
+        )
+    return Distiller(student, criterion, method.needed_stages, r_drop.weight, summed=r_drop.convention == "published")
+
+
+def _criterion(method: MethodConfig, context: MethodContext) -> Criterion:
+    with torch.random.fork_rng(devices=[]):  # for the initial weights of a projector or generator
+        torch.manual_seed(stream(context.seed, "criterion"))
+        return method.criterion(context)
+
+
+def _critic(recipe: Recipe, context: MethodContext, device: torch.device, steps_per_epoch: int) -> CriticState | None:
+    player = recipe.method.critic(context)
+    if player is None:
+        return None
+    loss = player.loss.to(device)
+    adam, constant = Adam(name="adam", lr=player.lr), Constant(name="constant")
+    return CriticState(
+        loss=loss,
+        turns=player.turns,
+        wrapped=_in_group(loss, device, recipe.batch_norm),
+        learner=Learner(loss, adam, constant, None, recipe.epochs, steps_per_epoch),
+    )
+
+
+def _in_group(module: torch.nn.Module, device: torch.device, batch_norm: BatchNorm) -> torch.nn.Module:
+    """Return the module itself, or with several workers a DDP wrapper that averages gradients over them."""
+    if distributed.size() == 1:
+        return module
+    if batch_norm == "global":
+        over_global_batch(module, device)
+    # DDP copies rank 0's buffers before every forward: statistics per worker differ, global ones are equal anyway
+    return torch.nn.parallel.DistributedDataParallel(module)

@@ -26,7 +26,7 @@ def train(
     results: str | Path = "results",
     data: str | Path | None = None,
     device: str | None = None,
-    on_epoch: Callable[[Metrics], object] | None = None,
+    on_epoch: Callable[[Metrics], None] | None = None,
 ) -> Row:
     """Train a recipe, and before it its teacher unless the results have it, and read the test split.
 
@@ -81,7 +81,7 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train_part(part: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], object], **options: Any) -> Row:
+def train_part(part: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], None], **options: Any) -> Row:
     """Train one recipe, whose teacher is there, and read the test split; return its outcome.
 
     Args:

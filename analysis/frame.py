@@ -96,7 +96,7 @@ class Study:
 
     def rows_of(self, trial_id: str) -> list[Row]:
         """A row an epoch, in order; of an epoch that was written twice the last."""
-        rows = {row["epoch"]: row for row in self._store.trial(trial_id).epochs()}
+        rows: dict[int, Row] = {row["epoch"]: {**row} for row in self._store.trial(trial_id).epochs()}
         return [rows[epoch] for epoch in sorted(rows)]
 
     def test_predictions(self, trial_id: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -117,8 +117,9 @@ def read_study(folder: Path) -> Study:
     planned = _planned(record)
     store = Store(folder.parent)
     trial_ids = dict.fromkeys(row["trial_id"] for row in planned if row["stage"] in TRAINING and row["trial_id"])
-    recipes = {trial_id: row for trial_id in trial_ids if (row := store.trial(trial_id).recipe())}
-    outcomes = {trial_id: row for trial_id in trial_ids if (row := store.trial(trial_id).outcome())}
+    trials_by_id = {trial_id: store.trial(trial_id) for trial_id in trial_ids}
+    recipes: dict[str, Row] = {key: {**row} for key, trial in trials_by_id.items() if (row := trial.recipe())}
+    outcomes: dict[str, Row] = {key: {**end} for key, trial in trials_by_id.items() if (end := trial.outcome())}
     rows = [_trial_row(row, recipes.get(row["trial_id"]), _outcome(row, outcomes, store)) for row in planned]
     trials = pd.DataFrame(rows, columns=[*PLANNED, *MEASURED])
     trials = trials.astype(dict.fromkeys(MEASURED, float))

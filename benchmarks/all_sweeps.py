@@ -1,8 +1,8 @@
-"""All twelve sweeps of the five documents, small, on real images: `python benchmarks/all_sweeps.py --results small`
+"""Run small versions of the twelve sweeps on real images: `python benchmarks/all_sweeps.py --results small`.
 
-Each runs by `run_sweep.py` and `--set` alone: 2 epochs, 2 confirming seeds, few images of each class, 32 px for
-CIFAR-10 and 64 px for the networks of 224 px, random weights (frozen ones allowed, since nothing is downloaded). That
-is no science: it shows that every sweep file runs to its report. What has finished is skipped by a second start.
+Each is its sweep file with `--set` alone: 2 epochs, 2 confirming seeds, few images of each class, 32 px for CIFAR-10
+and 64 px for the networks of 224 px, random weights (frozen ones allowed, because nothing is downloaded). The results
+mean nothing; they show that every sweep file runs to its report. A second start skips the sweeps that have finished.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SMALL = ("recipe.data.resolution=64", "recipe.batch_size=16")
 
 
 def random_weights(model: str, freeze: str, more: str = "") -> str:
-    """A network that trains whole or with a frozen encoder; that its weights are random has to be allowed."""
+    """Return a choice between a trainable network and one with a frozen encoder, both with random weights."""
     network = f"model: {model}, weights: null{more}"
     return f"{{choice: [{{{network}, freeze: {freeze}, allow_random_frozen: true}}, {{{network}, freeze: none}}]}}"
 
@@ -65,21 +65,23 @@ SWEEPS: dict[str, tuple[str, ...]] = {
         "recipe.student={choice: [{model: resnet50v2, weights: null}, {model: bit_resnet50x1, weights: null}]}",
     ),
 }  # fmt: skip
-"""What `--set` changes in each sweep file; of two equal keys the later counts."""
+"""The `--set` arguments of each sweep file; the later of two equal keys counts."""
 
 
 def command(name: str, results: str) -> list[str]:
-    """As one would type it."""
+    """Return the command line that runs a small sweep."""
     settings = {setting.partition("=")[0]: setting for setting in SWEEPS[name]}
     words = [word for setting in settings.values() for word in ("--set", setting)]
     return [sys.executable, "run_sweep.py", f"sweeps/{name}.yaml", "--results", results, *words]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Runs the twelve sweeps of the documents, small, one after another.")
-    parser.add_argument("--results", default="results/small", help="where their results go (default: results/small)")
-    parser.add_argument("--only", nargs="+", choices=list(SWEEPS), default=list(SWEEPS), help="some of them")
-    parser.add_argument("--check", action="store_true", help="only validates each with its settings")
+    parser = argparse.ArgumentParser(description="Run small versions of the twelve sweeps, one after another.")
+    parser.add_argument("--results", default="results/small", help="folder of the results (default: results/small)")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(SWEEPS), default=list(SWEEPS), help="names of some sweeps (default: all)"
+    )
+    parser.add_argument("--check", action="store_true", help="only validate each sweep with its settings")
     arguments = parser.parse_args()
     results = str(Path(arguments.results).absolute())
     failed, total = [], 0.0

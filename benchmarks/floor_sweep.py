@@ -1,13 +1,11 @@
-"""(b) The floor: the same students with ready tensors and ready teacher targets; no teacher, no decoding, no Ray.
+"""Train the floor (b): the same students with ready tensors and ready teacher targets; no teacher, decoding or Ray.
 
-`python benchmarks/floor_sweep.py SETUP READY`: READY holds what `prepare` wrote, outside of what is timed.
+`python benchmarks/floor_sweep.py SETUP READY`: READY is the folder that `prepare` wrote before the timing began.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from sweep_parts import EPOCHS, Setup, hyperparameters, image_sets, network, setup_from
@@ -16,13 +14,14 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 PROCESSES = 2
-LAYOUTS: dict[str, torch.memory_format] = {}
-"""Of students that are slower in channels_last."""
 
 
 def prepare(setup: Setup, teacher_file: Path, data: Path, ready: Path) -> float:
-    """Writes every epoch's views, float32, and the teacher's logits; returns T: CPU seconds of an image in the
-    teacher's forward pass, one thread."""
+    """Write the float32 views of every epoch and the teacher's logits.
+
+    Returns:
+        T, the CPU seconds of one image in the teacher's forward pass, with one thread.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     teacher = network(setup.teacher, setup.class_count).eval()
@@ -46,11 +45,12 @@ def prepare(setup: Setup, teacher_file: Path, data: Path, ready: Path) -> float:
 
 
 def work(setup: Setup, ready: Path, first: int) -> None:
+    """Train every PROCESSES-th student, beginning with number `first`."""
     torch.set_num_threads(1)
     stepping = steps = 0.0
     epochs = [torch.load(file, weights_only=True) for file in sorted(ready.glob("train-*.pt"))]
     val_images, val_labels = torch.load(ready / "val.pt", weights_only=True)
-    layout = LAYOUTS.get(setup.student, torch.channels_last)
+    layout = torch.channels_last
     for chosen in hyperparameters(setup.trials)[first::PROCESSES]:
         torch.manual_seed(0)
         student = network(setup.student, setup.class_count).to(memory_format=layout)
@@ -78,19 +78,13 @@ def work(setup: Setup, ready: Path, first: int) -> None:
         print(f"accuracy {right:.4f}, S {stepping / steps * 1e3:.4f} ms an image", flush=True)
 
 
-def work_and_leave(setup: Setup, ready: Path, first: int) -> NoReturn:
-    """In a process of its own, which ends at once, as run_sweep.py does: taking torch apart takes 1 CPU s."""
-    work(setup, ready, first)
-    os._exit(0)
-
-
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     chosen = setup_from(sys.argv[1]), Path(sys.argv[2])
-    others = [context.Process(target=work_and_leave, args=(*chosen, number)) for number in range(1, PROCESSES)]
+    others = [context.Process(target=work, args=(*chosen, number)) for number in range(1, PROCESSES)]
     for worker in others:
         worker.start()
     work(*chosen, 0)
     for worker in others:
         worker.join()
-    os._exit(max(worker.exitcode or 0 for worker in others))
+    sys.exit(max(worker.exitcode or 0 for worker in others))

@@ -1,6 +1,7 @@
-"""(a) The sweep that anyone would write with Ray Tune: the teacher in every trial, a DataLoader, `.item()` each step.
+"""Run the sweep (a) that one writes with Ray Tune by its examples: `obvious_sweep.py SETUP TEACHER DATA FOLDER`.
 
-Not made slow: as Ray's and torchvision's own examples have it. `obvious_sweep.py SETUP TEACHER DATA FOLDER`
+The teacher runs in every trial, a DataLoader makes the batches, and each step calls `.item()`. Nothing is slowed
+down on purpose.
 """
 
 import sys

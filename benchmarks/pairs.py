@@ -1,4 +1,4 @@
-"""The five setups' pairs, each as kdtrain's TrainState and as the same networks and weights for the plain loop."""
+"""The pairs of teacher and student of the five setups, as kdtrain's TrainState and for the plain loop."""
 
 import copy
 import dataclasses
@@ -20,10 +20,10 @@ from kdtrain.data.base import Dataset, Split, tensor_dataset
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.registry import MODELS
 from kdtrain.runtime.rng import generator
-from kdtrain.teacher.network import Teacher, fresh_teacher
+from kdtrain.teacher.network import Teacher, untrained_teacher
+from kdtrain.training.assembly import assemble
 from kdtrain.training.epoch_metrics import EpochProgress
 from kdtrain.training.loop import train_epoch
-from kdtrain.training.state import TrainState
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 RANDOM = ("student.weights=null", "teacher.weights=null", "lr_schedule={name: constant}")
@@ -33,7 +33,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Pair:
-    """A recipe of `recipes/`, changed; small_px: the size of its images on a CPU."""
+    """A changed recipe of `recipes/`; small_px is the size of its images on a CPU, own_px on a GPU."""
 
     setup: int
     title: str
@@ -66,7 +66,7 @@ PAIRS = [
 
 
 def made_up(pair: Pair, px: int, images: int) -> Dataset:
-    """Random bytes as images, classes in turn; validation and test are a few of them, nobody reads them."""
+    """Return a data set of random bytes, classes in turn. Validation and test are two images; nobody reads them."""
     pixels = torch.randint(0, 256, (images, pair.channels, px, px), dtype=torch.uint8)
     few, names = torch.arange(min(images, 2)), tuple(map(str, range(pair.classes)))
     return tensor_dataset(
@@ -75,23 +75,24 @@ def made_up(pair: Pair, px: int, images: int) -> Dataset:
 
 
 def beginning(data: Dataset, images: int) -> Dataset:
-    """A real data set whose training images are its first ones only."""
+    """Return a data set with only the first training images."""
     return dataclasses.replace(data, train=Split(data.train.images, data.train.labels[:images]))
 
 
 class Ours:
-    """kdtrain's own training, epoch after epoch."""
+    """kdtrain's own training, one epoch per call."""
 
     def __init__(self, recipe: Recipe, data: Dataset, device: torch.device) -> None:
-        self.network = fresh_teacher(recipe, data)
+        assert recipe.teacher is not None
+        self.network = untrained_teacher(recipe.teacher, data)
         self.fresh_teacher = copy.deepcopy(self.network)
-        self.run = TrainState(recipe, data, Teacher(self.network, device, recipe.method.needed_stages), device)
-        self.fresh_distiller = copy.deepcopy(self.run.distiller)
+        self.state = assemble(recipe, data, Teacher(self.network, device, recipe.method.needed_stages), device)
+        self.fresh_distiller = copy.deepcopy(self.state.distiller)
 
     def epoch(self) -> float:
-        loss = train_epoch(self.run)["train/loss"]
-        self.run.epoch += 1
-        self.run.progress = EpochProgress(self.run.epoch)
+        loss = train_epoch(self.state)["train/loss"]
+        self.state.epoch += 1
+        self.state.progress = EpochProgress(self.state.epoch)
         return loss
 
 
@@ -99,31 +100,31 @@ class ByHand:
     """The plain loop over the same images in the same order, from the same weights."""
 
     def __init__(self, ours: Ours) -> None:
-        run, recipe = ours.run, ours.run.recipe
-        self.run, self.epochs = run, 0
+        state, recipe = ours.state, ours.state.recipe
+        self.state, self.epochs = state, 0
         student, criterion = ours.fresh_distiller.student, ours.fresh_distiller.criterion
         assert recipe.teacher is not None
         stage = next(iter(recipe.method.needed_stages), None)
-        own = Tapped(student, stage, LAYOUTS[recipe.student.channels_last]).to(run.device)
-        wanted = Tapped(ours.fresh_teacher.eval(), stage, LAYOUTS[recipe.teacher.channels_last]).to(run.device)
-        trained = nn.ModuleList([own, criterion.to(run.device)])
+        own = Tapped(student, stage, LAYOUTS[recipe.student.channels_last]).to(state.device)
+        wanted = Tapped(ours.fresh_teacher.eval(), stage, LAYOUTS[recipe.teacher.channels_last]).to(state.device)
+        trained = nn.ModuleList([own, criterion.to(state.device)])
         self.plain = Plain(
             student=torch.compile(own) if recipe.student.compile else own,
             teacher=torch.compile(wanted) if recipe.teacher.compile else wanted,
             loss=loss_of(recipe, criterion),
             trained=trained,
             optimizer=optimizer_of(recipe, trained),
-            device=run.device,
+            device=state.device,
             normalization=(student.mean, student.std) if student.normalises else None,
             layout=own.layout,
             autocast=AUTOCAST.get(recipe.precision),
             mixup=recipe.mixup is not None,
             clip_norm=recipe.clipping.norm if recipe.clipping else None,
         )
-        images = run.data.train.images
+        images = state.data.train.images
         small = getattr(images, "pixels", None)
-        self.pixels: Tensor | None = small.to(run.device) if small is not None else None
-        self.labels = run.data.train.labels.to(run.device) if small is not None else run.data.train.labels
+        self.pixels: Tensor | None = small.to(state.device) if small is not None else None
+        self.labels = state.data.train.labels.to(state.device) if small is not None else state.data.train.labels
 
     def epoch(self) -> float:
         loss = plain_epoch(self.plain, self._batches())
@@ -131,7 +132,7 @@ class ByHand:
         return loss
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        recipe, split = self.run.recipe, self.run.data.train
+        recipe, split = self.state.recipe, self.state.data.train
         order = torch.randperm(len(split), generator=generator(recipe.seed, "order", self.epochs))
         for batch in order.to(self.labels.device).split(recipe.batch_size):
             if self.pixels is not None:
@@ -141,7 +142,7 @@ class ByHand:
 
 
 class Tapped(nn.Module):
-    """A library's network without kdtrain around it: logits, and the map at a stage where one is asked for."""
+    """A library's network without kdtrain: it returns logits, and the map at a stage if one is named."""
 
     def __init__(self, network: Classifier, stage: str | None, layout: torch.memory_format) -> None:
         super().__init__()
@@ -167,7 +168,7 @@ class Tapped(nn.Module):
 
 
 def loss_of(recipe: Recipe, criterion: Any) -> Any:
-    """By hand: cross-entropy and the method's own term, weighed as the recipe has it."""
+    """Return the loss written by hand: cross-entropy and the method's own term with the recipe's weights."""
     method: Any = recipe.method
     hard, soft = method.balance.weights
     own: dict[str, Callable[[Answer, Answer], Tensor]] = {
@@ -198,7 +199,7 @@ def _mgd(method: Any, criterion: Any, student: Answer, teacher: Answer) -> Tenso
 
 
 def optimizer_of(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
-    """torch's own, fused."""
+    """Return torch's own fused optimizer."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     config = recipe.optimizer
     if isinstance(config, Sgd):

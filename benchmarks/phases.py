@@ -1,4 +1,4 @@
-"""Where the time of kdtrain's own steps goes: data, teacher, student, optimizer, and the rest."""
+"""The shares of data, teacher, student, optimizer and the rest in the time of kdtrain's steps."""
 
 import time
 from collections import defaultdict
@@ -51,16 +51,18 @@ class Stopwatch:
         return float(sum(started.elapsed_time(ended) for started, ended in self.spans[phase])) / 1e3
 
 
-def shares(run: TrainState, epoch: Callable[[], Any]) -> dict[str, float]:
-    """The part of an epoch's time in each phase; epoch() trains one of `run`. `student` is forward, loss and backward,
-    `rest` what the loop itself does between them."""
-    watch = Stopwatch(run.device)
+def shares(state: TrainState, epoch: Callable[[], Any]) -> dict[str, float]:
+    """Return each phase's share of the time of an epoch.
+
+    `student` is forward, loss and backward; `rest` is the loop itself. epoch() trains one epoch of `state`.
+    """
+    watch = Stopwatch(state.device)
     own: list[tuple[Any, str, str]] = [
         (kdtrain.training.loop, "load_batch", "data"),
-        (run.distiller, "forward", "student"),
+        (state.distiller, "forward", "student"),
         (torch.Tensor, "backward", "student"),
         (kdtrain.training.learner, "clip_gradients", "optimizer"),
-        (run.learner.optimizer, "step", "optimizer"),
+        (state.learner.optimizer, "step", "optimizer"),
     ]
     answer = Teacher.__call__
 

@@ -1,4 +1,4 @@
-"""Distillation as a careful person writes it by hand, in at most 80 lines: what `train_step.py` measures against.
+"""Distillation as a careful person writes it by hand: `train_step.py` compares kdtrain with it.
 
 Nothing waits for the device within an epoch, the teacher runs in inference mode, gradients are set to None.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Answer = tuple[Tensor, Tensor | None]
-"""Logits [N, K], and a feature map [N, C, H, W] where the loss reads one."""
+"""Logits [N, K], and a feature map [N, C, H, W] if the loss reads one."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Plain:
 
 
 def plain_epoch(plain: Plain, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """One update for each batch of pixels, uint8 [N, C, H, W], and classes [N]; the mean loss of an image."""
+    """Update once for each batch of pixels, uint8 [N, C, H, W], and classes [N]; return the mean loss of an image."""
     plain.trained.train()
     total, count = torch.zeros((), device=plain.device), 0
     parameters = [each for group in plain.optimizer.param_groups for each in group["params"]]

@@ -1,9 +1,9 @@
-"""What a sweep costs: kdtrain against (a) the obvious Ray Tune script and (b) the floor.
+"""Measure what a sweep costs: kdtrain against (a) the obvious Ray Tune script and (b) the floor.
 
-`python benchmarks/sweep_cost.py --setup mnist --data DIR --rounds 3`: interleaved rounds; CPU seconds of the whole
-tree of processes and wall seconds, medians and ranges, and their ratios within this run. All three train the same
-recipes. The trained teacher (random weights: its cost is the same) is given to all; nothing is pruned; each starts with
-an empty cache and folder. Several `--trials`: also what a trial costs beyond the first ones' share.
+`python benchmarks/sweep_cost.py --setup mnist --data DIR --rounds 3` prints wall seconds and CPU seconds of the whole
+tree of processes: medians and ranges over interleaved rounds, and ratios within this run. All three train the same
+recipes with the same teacher (random weights cost the same). Nothing is pruned, and each starts with an empty cache and
+folder. With several `--trials` it also prints the cost of one more trial.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", default=[16])
     parser.add_argument("--images", type=int, help="of training (default: the setup's)")
     chosen = parser.parse_args()
-    # Ray's processes outlive their parents: whoever is left behind becomes ours, and its CPU time is counted
+    # Ray's processes outlive their parents; they become children of this process, so that their CPU time is counted
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     one = SETUPS[chosen.setup]
     setups = [replace(one, trials=trials, images=chosen.images or one.images) for trials in chosen.trials]
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def command(name: str, setup: Setup, teacher: Path, data: Path, scratch: Path, number: int) -> list[str]:
-    """What is timed; its folders are fresh."""
+    """Return the command that is timed, with fresh folders."""
     folder = scratch / f"{name}-{setup.trials}-{number}"
     folder.mkdir()
     os.environ["KDTRAIN_CACHE"] = str(folder / "cache")
@@ -81,10 +81,10 @@ def command(name: str, setup: Setup, teacher: Path, data: Path, scratch: Path, n
 
 
 def measured(words: list[str]) -> tuple[float, float]:
-    """(CPU seconds of the process and all below it, wall seconds)."""
+    """Return the CPU seconds of a command and all processes below it, and its wall seconds."""
     started, spent = time.perf_counter(), {}
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "PYTHONWARNINGS": "ignore"}
-    if words[1].endswith("floor_sweep.py"):  # freed memory stays with the process, as kdtrain sees to by itself
+    if words[1].endswith("floor_sweep.py"):  # freed memory stays with the process, as in kdtrain's trials
         environment |= {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
     with tempfile.TemporaryFile("w+") as told:
         running = subprocess.Popen(words, env=environment, stdout=told, stderr=subprocess.STDOUT)
@@ -92,7 +92,7 @@ def measured(words: list[str]) -> tuple[float, float]:
             spent |= cpu_seconds_below()
             time.sleep(POLL_S)
         wall = time.perf_counter() - started
-        while below := cpu_seconds_below():  # those that it left behind, and their ends
+        while below := cpu_seconds_below():  # until the processes that it left behind have ended
             spent |= below
             running.poll()
             with suppress(ChildProcessError):
@@ -107,8 +107,10 @@ def measured(words: list[str]) -> tuple[float, float]:
 
 
 def cpu_seconds_below() -> dict[tuple[int, int], float]:
-    """By (process, start) of everything below this process: its own CPU seconds so far. A parent's sum of its ended
-    children would not do: Ray's raylet ignores them, and the kernel then adds nothing up."""
+    """Return the CPU seconds so far of every process below this one, by (process, start).
+
+    The kernel's sum over ended children would not do: Ray's raylet ignores SIGCHLD, and then nothing is added to it.
+    """
     rows = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -122,6 +124,7 @@ def cpu_seconds_below() -> dict[tuple[int, int], float]:
 
 
 def report(spent: dict[tuple[str, int], list[tuple[float, float]]]) -> None:
+    """Print medians, ranges and ratios."""
     print(
         "\n| sweep | trials | CPU s, median (range) | wall s, median (range) | CPU / floor | wall / floor |"
         "\n|---|--:|--:|--:|--:|--:|"

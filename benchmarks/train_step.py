@@ -1,14 +1,13 @@
-"""Training with kdtrain against a plain well-written loop with the same settings, in the same process.
+"""Compare kdtrain's training with a plain well-written loop with the same settings, in the same process.
 
     python benchmarks/train_step.py                                     # all setups' pairs on the CPU, small images
     python benchmarks/train_step.py --setup 1 4 --channels-last both
     python benchmarks/train_step.py --device cuda --precision bf16 --compile
 
-The rounds are interleaved, and nothing is measured within them but their beginning and end: on a CPU with one thread
-in CPU time of this process, so that other work on the machine counts less; else in wall time. Printed are images/s
-(median, range), the ratio of each round and of the fastest ones, where kdtrain's time goes (measured apart), and the
-FLOPs that an image needs, teacher forward and student forward and backward: at the measured rate, as a share of what
-the device can do at most.
+The rounds are interleaved and timed as a whole: on a CPU with one thread in CPU time of this process, so that other
+work on the machine counts less; otherwise in wall time. It prints images/s (median, range), the ratios of the rounds
+and of the fastest ones, the shares of kdtrain's time (measured apart), and the FLOPs that an image needs
+(teacher forward, student forward and backward) as a share of the device's peak at the measured rate.
 """
 
 import argparse
@@ -28,9 +27,10 @@ from kdtrain.data.registry import data_folder, load
 from kdtrain.methods.base import weighted_sum
 from kdtrain.runtime.process import prepare_process
 from kdtrain.training.loop import load_batch
+from kdtrain.training.precision import backend_settings
 
 LAYOUTS_ASKED: dict[str, list[bool | None]] = {"default": [None], "on": [True], "off": [False], "both": [False, None]}
-"""channels_last of teacher and student; None: each network's own default, which is on but for BiT."""
+"""channels_last of teacher and student; None is each network's own default, which is on except for BiT."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,16 +39,17 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(chosen.device)
     peak = chosen.peak_tflops or peak_tflops(device, chosen.precision, now)
     print(f"{machine(device)}, torch {torch.__version__}, {chosen.precision}{', compiled' if chosen.compile else ''}")
-    for pair in PAIRS:
-        if pair.setup in chosen.setup and (chosen.large or not pair.large):
-            measure(pair, chosen, device, peak)
+    with backend_settings(chosen.precision, device):
+        for pair in PAIRS:
+            if pair.setup in chosen.setup and (chosen.large or not pair.large):
+                measure(pair, chosen, device, peak)
 
 
 def parser() -> argparse.ArgumentParser:
     own = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     own.add_argument("--setup", type=int, nargs="+", default=[1, 2, 3, 4, 5], choices=range(1, 6), metavar="N")
-    own.add_argument("--rounds", type=int, default=5, help="an epoch of each loop; one more comes first, uncounted")
-    own.add_argument("--batches", type=int, help="of an epoch (default: the pair's own)")
+    own.add_argument("--rounds", type=int, default=5, help="epochs of each loop (one more is the warm-up)")
+    own.add_argument("--batches", type=int, help="batches of an epoch (default: the pair's own)")
     own.add_argument("--batch-size", type=int, help="default: the recipe's own")
     own.add_argument("--px", type=int, help="default: 64 on a CPU (MNIST: 32), the setup's own size on a GPU")
     own.add_argument("--device", default="cpu")
@@ -56,14 +57,14 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16", "fp16"))
     own.add_argument("--compile", action="store_true", help="teacher and student, in both loops")
     own.add_argument("--channels-last", default="default", choices=list(LAYOUTS_ASKED), help="both: off and default")
-    own.add_argument("--large", action="store_true", help="setup 5 with its own teacher, BiT 101x3, too")
+    own.add_argument("--large", action="store_true", help="also setup 5 with its own teacher, BiT 101x3")
     own.add_argument("--data", metavar="DIR", help="the setups' real images (default: made-up ones in memory)")
-    own.add_argument("--peak-tflops", type=float, help="of the device (default: known, or measured on a CPU)")
+    own.add_argument("--peak-tflops", type=float, help="peak of the device (default: known, or measured on a CPU)")
     return own
 
 
 def measure(pair: Pair, chosen: argparse.Namespace, device: torch.device, peak: float | None) -> None:
-    """Prints all of one pair."""
+    """Measure one pair and print the result."""
     layouts = LAYOUTS_ASKED[chosen.channels_last]
     px = chosen.px or (pair.small_px if device.type == "cpu" else pair.own_px)
     loops: dict[str, Ours | ByHand] = {}
@@ -71,7 +72,7 @@ def measure(pair: Pair, chosen: argparse.Namespace, device: torch.device, peak: 
         ours = Ours(*prepared(pair, chosen, px, layout), device)
         name = {None: "", True: ", channels_last", False: ", contiguous"}[layout]
         loops |= {f"kdtrain{name}": ours, f"plain loop{name}": ByHand(ours)}
-    count, size = len(ours.run.data.train), ours.run.recipe.batch_size
+    count, size = len(ours.state.data.train), ours.state.recipe.batch_size
     print(f"\nSetup {pair.setup}: {pair.title}; {px} px, batch {size}, {count} images an epoch, {chosen.rounds} rounds")
     flops = flops_per_image(ours)
     seconds = interleaved({name: loop.epoch for name, loop in loops.items()}, chosen.rounds, device)
@@ -88,7 +89,7 @@ def measure(pair: Pair, chosen: argparse.Namespace, device: torch.device, peak: 
         fastest = min(seconds[other]) / min(seconds[one])
         print(f"  {one} / {other}: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f}), fastest {fastest:.3f}")
     for ours in (loop for loop in loops.values() if isinstance(loop, Ours)):
-        parts = ", ".join(f"{phase} {part:.1%}" for phase, part in shares(ours.run, ours.epoch).items())
+        parts = ", ".join(f"{phase} {part:.1%}" for phase, part in shares(ours.state, ours.epoch).items())
         print(f"  time of kdtrain: {parts}")
     if peak is not None:
         rate = count / min(statistics.median(taken) for name, taken in seconds.items() if name.startswith("kdtrain"))
@@ -99,7 +100,7 @@ def measure(pair: Pair, chosen: argparse.Namespace, device: torch.device, peak: 
 
 
 def prepared(pair: Pair, chosen: argparse.Namespace, px: int, channels_last: bool | None) -> tuple[Recipe, Dataset]:
-    """The pair's recipe as chosen, and its images."""
+    """Return the pair's recipe as chosen, and its images."""
     changes = [f"precision={chosen.precision}"]
     for network in ("student", "teacher"):
         changes += [f"{network}.compile=true"] if chosen.compile else []
@@ -113,7 +114,7 @@ def prepared(pair: Pair, chosen: argparse.Namespace, px: int, channels_last: boo
 
 
 def interleaved(epochs: dict[str, Callable[[], float]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each epoch, by name; every other round goes backwards, and the first one warms up."""
+    """Return the seconds of each epoch, by name; every other round runs backwards, and the first one is a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in epochs}
     for number in range(rounds + 1):
         for name in list(epochs)[:: 1 if number % 2 else -1]:
@@ -125,7 +126,7 @@ def interleaved(epochs: dict[str, Callable[[], float]], rounds: int, device: tor
 
 
 def now(device: torch.device) -> float:
-    """Seconds: of this process on a CPU with one thread, which other work on the machine disturbs least; else wall."""
+    """Return the time in s: CPU time of this process with one CPU thread, else wall time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif torch.get_num_threads() == 1:
@@ -134,19 +135,18 @@ def now(device: torch.device) -> float:
 
 
 def flops_per_image(ours: Ours) -> float:
-    """Of what must be done for an image: the teacher's forward, the student's forward and backward, the method's own
-    layers."""
-    run, few = ours.run, torch.arange(8)
-    images, batch = load_batch(run, few, 0)
+    """Return the FLOPs that an image needs: teacher forward, student forward and backward, the method's layers."""
+    state, few = ours.state, torch.arange(8)
+    images, batch = load_batch(state, few, 0)
 
     def step() -> None:
-        assert run.teacher is not None
-        weighted_sum(run.distiller(images, run.teacher(images), batch)).backward()
+        assert state.teacher is not None
+        weighted_sum(state.distiller(images, state.teacher(images), batch)).backward()
 
-    run.distiller.train()
-    with patch.object(run.distiller.student, "compiled", False), patch.object(ours.network, "compiled", False):
+    state.distiller.train()
+    with patch.object(state.distiller.student, "compiled", False), patch.object(ours.network, "compiled", False):
         counted = counted_flops(step)
-    run.distiller.zero_grad(set_to_none=True)
+    state.distiller.zero_grad(set_to_none=True)
     return counted / len(few)
 
 

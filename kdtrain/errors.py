@@ -1,10 +1,17 @@
-"""What a user can mend is a UserError; everything else is a defect of ours."""
+"""Errors of users: a UserError is something that the user can correct; any other exception is a defect of kdtrain."""
 
 
 class UserError(Exception):
-    """One or more mistakes, each a sentence with place, rule, value and choices.
+    """One or more mistakes of the user.
 
     The command line prints each problem on a line of its own and exits with code 2.
+
+    Args:
+        *problems: One sentence per mistake, with the place, the rule, the value and the choices, such as
+            `sweep.yaml:12: recipe.epochs: must be >= 1, got 0`. At least one.
+
+    Attributes:
+        problems: The same sentences.
     """
 
     def __init__(self, *problems: str) -> None:
@@ -15,4 +22,4 @@ class UserError(Exception):
 
 
 class NoResult(UserError):
-    """A study that ran and ended without a result to report; what it did stays. Exit code 1."""
+    """The error of a study that ran and ended without a result; its files stay. The command exits with code 1."""

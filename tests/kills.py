@@ -1,4 +1,4 @@
-"""Real processes that train by the command, are killed at a random moment, and are started again."""
+"""Trainings by the command in real processes, which are killed at a random moment and started again."""
 
 import json
 import os
@@ -34,7 +34,7 @@ TEACHER = {
 
 @dataclass(frozen=True)
 class Killable:
-    """A training that lasts some seconds; every: the steps between checkpoints in mid-epoch."""
+    """A training that takes some seconds; `every` is the number of steps between checkpoints in mid-epoch."""
 
     config: Recipe
     every: int | None
@@ -70,7 +70,7 @@ KILLABLE = {
 
 
 def command(config: Recipe, folder: Path, *options: str, processes: int | None = None) -> list[str]:
-    """python -m kdtrain on a recipe, of which JSON is YAML; processes: under torchrun."""
+    """Return the command that trains a recipe, with torchrun if `processes` is given. JSON is YAML, too."""
     file = folder / "recipe.yaml"
     file.write_text(json.dumps(config.model_dump(mode="json", exclude_none=True)))
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes else []
@@ -83,16 +83,16 @@ def trial_of(config: Recipe, folder: Path) -> TrialFolder:
 
 
 def steps_saved(folder: TrialFolder) -> int:
-    """The step of the newest checkpoint; 0 where there is none."""
+    """Return the step of the newest checkpoint, or 0."""
     return max((int(path.name.split("-")[1]) for path in folder.path.glob("checkpoint-*")), default=0)
 
 
 def kill_at_a_random_moment(
     case: Killable, folder: Path, processes: int | None = None, *, one_worker: bool = False, latest: float = 0.75
 ) -> str:
-    """kill -9 of the command, with all that it has started or of one worker alone; returns when that was.
+    """Run the command, kill it and its workers, or one worker alone, with SIGKILL, and describe the moment.
 
-    latest: the share of the steps after which it comes at the latest, but for the time that the killing takes.
+    The kill comes after at most the share `latest` of all steps, plus the time that it takes.
     """
     seed = random.randrange(1_000_000)
     chance = random.Random(seed)
@@ -106,7 +106,7 @@ def kill_at_a_random_moment(
         deadline = time.monotonic() + PATIENCE_S
         while steps_saved(trial) <= step:
             if process.poll() is not None:
-                raise AssertionError(f"it ended by itself: {process.stderr.read().decode()}")
+                raise AssertionError(f"the command ended by itself: {process.stderr.read().decode()}")
             assert time.monotonic() < deadline, f"no checkpoint after step {step}"
             time.sleep(0.005)
         time.sleep(moment_s)
@@ -130,7 +130,7 @@ def continue_to_the_end(case: Killable, folder: Path, processes: int | None = No
 
 
 def leave_alone(configs: list[Recipe], folder: Path, workers: int) -> None:
-    """All these trainings undisturbed, by one group of workers."""
+    """Run all these trainings without a kill, in one group of workers."""
     folder.mkdir(exist_ok=True)
     torch.multiprocessing.spawn(_train_all, (configs, str(folder), workers), nprocs=workers)
 
@@ -163,13 +163,13 @@ def is_running(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started itself."""
+    """Return the child processes of a process."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     return [int(own) for own, parent in (line.split() for line in listed.splitlines()) if int(parent) == pid]
 
 
 def require_equal(ours: TrialFolder, left_alone: TrialFolder, killed: str) -> None:
-    """Bit for bit in all that is kept of a training, timings aside, and a commit of this code meanwhile."""
+    """Check that all files of two trainings are equal bit for bit, except timings and the git commit."""
     assert [timeless(row) for row in ours.epochs()] == [timeless(row) for row in left_alone.epochs()], killed
     assert ours.weights.read_bytes() == left_alone.weights.read_bytes(), killed
     assert ours.predictions.read_bytes() == left_alone.predictions.read_bytes(), killed

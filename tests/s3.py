@@ -1,4 +1,4 @@
-"""A real S3 server on an address of this machine: moto's, in a process of its own."""
+"""An S3 server (moto) in a process of its own."""
 
 import os
 import socket
@@ -20,11 +20,11 @@ def free_port() -> int:
 
 @contextmanager
 def s3_server(port: int, address: str = "127.0.0.1") -> Iterator[str]:
-    """Yields the URL of a folder in a fresh bucket."""
+    """Yield the URL of a folder in a new bucket."""
     words = [sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _until_it_answers(f"{address}:{port}")
+        _wait_until_ready(f"{address}:{port}")
         os.environ.update(SECRET)
         where = f"endpoint_override={address}:{port}&scheme=http&region=us-east-1"
         from pyarrow import fs
@@ -37,7 +37,7 @@ def s3_server(port: int, address: str = "127.0.0.1") -> Iterator[str]:
         process.wait()
 
 
-def _until_it_answers(server: str) -> None:
+def _wait_until_ready(server: str) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:

@@ -12,7 +12,7 @@ from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import NoResult, UserError
 from kdtrain.storage.folder import Folder
-from kdtrain.storage.remote import results_folder
+from kdtrain.storage.mirror import results_folder
 from kdtrain.study.capacity import concurrent_trials, machine_resources
 from kdtrain.study.description import describe
 from kdtrain.study.journal import StudyJournal
@@ -134,9 +134,9 @@ def _held(folder: Folder) -> Iterator[None]:
     """Hold a study's folder; raise UserError if another process holds it or it cannot be written."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(folder.held(f"kdtrain sweep {uuid.uuid4().hex}", wait=False))
+            stack.enter_context(folder.lock(f"kdtrain sweep {uuid.uuid4().hex}", wait=False))
         except BlockingIOError as error:
-            where = f" ({error})" if folder.distant else ""
+            where = f" ({error})" if folder.url else ""
             raise UserError(f"{folder}: another sweep is at work there{where}; wait for it or stop it") from None
         except OSError as error:
             text = f"cannot be written ({error.strerror}); name another folder with --results"

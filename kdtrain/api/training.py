@@ -11,12 +11,12 @@ from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import NoResult, UserError
 from kdtrain.runtime.torchrun import Group
-from kdtrain.storage.folder import Row
-from kdtrain.storage.remote import results_folder
+from kdtrain.storage.mirror import results_folder
 from kdtrain.training import trainer
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import check_before_teacher
+from kdtrain.trials.records import Outcome
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
@@ -27,7 +27,7 @@ def train(
     data: str | Path | None = None,
     device: str | None = None,
     on_epoch: Callable[[Metrics], None] | None = None,
-) -> Row:
+) -> Outcome:
     """Train a recipe, and before it its teacher unless the results have it, and read the test split.
 
     A training that has ended is not repeated, and one that was cut off continues from its newest checkpoint. As in
@@ -54,14 +54,14 @@ def train(
         >>> outcome["test"]["test/accuracy"]
     """
     workspace = Workspace(Store(results_folder(str(results))), data_folder(data), Group().device(device))
-    outcome: Row = {}
     with cpu_threads(1):
         check_before_teacher(recipe, workspace)
-        for title, part in parts_of(recipe):
-            outcome = train_part(part, workspace, on_epoch=on_epoch or _ignore)
-            if title == "teacher" and outcome["state"] != "complete":
-                raise NoResult(f"teacher: {outcome['state']}: {outcome['reason']}")
-    return outcome
+        *teachers, (_, student) = parts_of(recipe)
+        for title, part in teachers:
+            outcome = train_part(part, workspace, on_epoch or _ignore)
+            if outcome["state"] != "complete":
+                raise NoResult(f"{title}: {outcome['state']}: {outcome['reason']}")
+        return train_part(student, workspace, on_epoch or _ignore)
 
 
 def parts_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
@@ -81,7 +81,7 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train_part(part: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], None], **options: Any) -> Row:
+def train_part(part: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], None], **options: Any) -> Outcome:
     """Train one recipe, whose teacher is there, and read the test split; return its outcome.
 
     Args:

@@ -92,7 +92,7 @@ def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
             failure = error
         interruption.check()
         path, folder = report(study), study.journal.files
-    print(f"{sweep.name}: {path}" + (f", and in {folder}" if folder.distant else ""))
+    print(f"{sweep.name}: {path}" + (f", and in {folder}" if folder.url else ""))
     if failure is not None:
         print("\n".join(failure.problems), file=sys.stderr)
         return 1

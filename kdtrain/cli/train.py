@@ -23,7 +23,7 @@ LEAST = {"threads": 1, "checkpoint_every_steps": 1, "loaders": 0}
 def main(arguments: list[str] | None = None) -> int:
     """Return exit code 0: trained; 1: the training failed; 2: the user has something to correct; 130: interrupted."""
     group = Group()
-    if group.leads:
+    if group.is_main:
         chosen = _parser().parse_args(arguments)
     else:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -31,13 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _train(chosen, group)
     except UserError as error:
-        group.complain("\n".join(error.problems))
+        group.print_error("\n".join(error.problems))
         return 2
     except KeyboardInterrupt:
-        group.complain("stopped; the same command continues from the newest checkpoint")
+        group.print_error("stopped; the same command continues from the newest checkpoint")
         return 130
     except RuntimeError:  # of the connection, if the process at its other end has reported its error and gone
-        if group.left_by_another():
+        if group.has_failed():
             return 2
         raise
 
@@ -83,7 +83,7 @@ def _train(chosen: argparse.Namespace, group: Group) -> int:
     recipe = load_recipe(Path(chosen.recipe), chosen.set)
     prepare_process(chosen.threads)
     device = group.device(chosen.device)
-    with TemporaryDirectory(prefix="kdtrain-compiled-") as folder, group.joined(device):
+    with TemporaryDirectory(prefix="kdtrain-compiled-") as folder, group.process_group(device):
         compile_into(Path(folder))
         return _train_parts(recipe, chosen, device, group)
 
@@ -92,7 +92,7 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     """Train the recipe's teacher, if it has one to train, then its student, and print their numbers."""
     from kdtrain.api.training import parts_of, train_part
     from kdtrain.data.registry import data_folder
-    from kdtrain.storage.remote import results_folder
+    from kdtrain.storage.mirror import results_folder
     from kdtrain.training.preflight import check_before_teacher
     from kdtrain.trials.store import Store
     from kdtrain.trials.workspace import Workspace
@@ -102,18 +102,20 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     def show(metrics: "Metrics") -> None:
         numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)  # a critic has no loss
         skipped = f"  {metrics['skipped_steps']:.0f} steps overflowed" if metrics.get("skipped_steps") else ""
-        group.tell(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
+        group.print_once(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
 
     check_before_teacher(recipe, workspace)
     options = {"checkpoint_every_steps": chosen.checkpoint_every_steps, "loaders": chosen.loaders}
     for title, part in parts_of(recipe):
-        group.tell(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}")
+        group.print_once(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}")
         outcome = train_part(part, workspace, show, **options)
         if outcome["state"] != "complete":
-            group.complain(f"{title}: {outcome['state']}: {outcome['reason']}")
+            group.print_error(f"{title}: {outcome['state']}: {outcome['reason']}")
             return 1
         best, test = outcome["best"], outcome["test"]
-        group.tell(
+        assert best is not None
+        assert test is not None
+        group.print_once(
             f"{title}: best epoch {best['epoch']}: val accuracy {best['val/accuracy']:.4f}; "
             f"test accuracy {test['test/accuracy']:.4f}, test nll {test['test/nll']:.4f} ({test['images']} images)"
             + (f"; with ten crops {test['test_tta/accuracy']:.4f}" if "test_tta/accuracy" in test else "")

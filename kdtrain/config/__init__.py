@@ -1,1 +1,1 @@
-"""What the user writes: located YAML, spaces, Recipe, Sweep."""
+"""Sweep files and recipes: read with their line numbers, checked, and given as frozen objects."""

@@ -1,4 +1,4 @@
-"""What pydantic says of plain data, in sentences for the person who wrote it."""
+"""pydantic's validation errors as sentences for the person who wrote the file."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from kdtrain.config.problems import Keys, Problem, choices, nearest, shown_value
+from kdtrain.config.problems import KeyPath, Problem, choices_hint, format_value, nearest_hint
 
 M = TypeVar("M", bound=BaseModel)
 Model = type[BaseModel]
@@ -28,70 +28,76 @@ RULES = {
 
 
 def validate(model: type[M], data: Any, noun: str) -> tuple[M | None, list[Problem]]:
-    """Plain data as a model, or all that is wrong with it.
+    """Return plain data as a model, or None and everything that is wrong with it.
 
-    Keys are those of `data`, without pydantic's union tags. A sentence calls the data as a whole `noun`.
+    Args:
+        model: A config class.
+        data: Dicts, lists, text, numbers, booleans and None.
+        noun: The name of the whole data in a sentence, such as "a recipe".
+
+    Returns:
+        The model or None, and the problems. Their paths are paths in `data`, without pydantic's union tags.
     """
     try:
         return model.model_validate_json(json.dumps(data)), []
     except ValidationError as error:
-        rules: dict[Keys, list[str]] = {}
+        texts_at: dict[KeyPath, list[str]] = {}
         for details in error.errors(include_url=False):
-            keys, text = _sentence(model, data, details, noun)
-            rules.setdefault(keys, []).append(text)
-    return None, [Problem(keys, _joined(texts)) for keys, texts in rules.items()]
+            path, text = _sentence(model, data, details, noun)
+            texts_at.setdefault(path, []).append(text)
+    return None, [Problem(path, _join(texts)) for path, texts in texts_at.items()]
 
 
-def _sentence(model: Model, data: Any, details: ErrorDetails, noun: str) -> tuple[Keys, str]:
-    """Where in `data`, and what, from one of pydantic's errors."""
+def _sentence(model: Model, data: Any, details: ErrorDetails, noun: str) -> tuple[KeyPath, str]:
+    """Return the path in `data` and the sentence of one of pydantic's errors."""
     kind, context, value = details["type"], details.get("ctx", {}), details["input"]
-    keys, node = _in_data(data, details["loc"])
+    path, node = _path_in_data(data, details["loc"])
     if kind == "missing":
-        return (*keys, details["loc"][-1]), "is missing"
+        return (*path, details["loc"][-1]), "is missing"
     if kind == "extra_forbidden":
-        return keys, _unknown_key(model, data, keys, noun)
+        return path, _unknown_key(model, data, path, noun)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        names = [name for option in _models_at(model, data, keys)[0] for name in _names(option)]
+        names = [name for option in _models_at(model, data, path)[0] for name in _names(option)]
         if kind == "union_tag_not_found":
-            return keys, f"needs a name; {choices(names)}"
+            return path, f"needs a name; {choices_hint(names)}"
         tag = str(context["tag"])
-        return (*keys, "name"), f"unknown {keys[-1] if keys else 'name'} '{tag}'; {choices(names, tag)}"
+        return (*path, "name"), f"unknown {path[-1] if path else 'name'} '{tag}'; {choices_hint(names, tag)}"
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"])
-        got = f"{shown_value(value)}{nearest(allowed, str(value))}"
-        return keys, f"must be one of {', '.join(allowed)}, got {got}"
+        got = f"{format_value(value)}{nearest_hint(allowed, str(value))}"
+        return path, f"must be one of {', '.join(allowed)}, got {got}"
     if kind in ("value_error", "assertion_error"):
-        return _relocated(keys, node, str(context.get("error", details["msg"])))
+        return _move_to_field(path, node, str(context.get("error", details["msg"])))
     if kind in RULES:
         rule = RULES[kind].format(**{key: str(limit).removesuffix(".0") for key, limit in context.items()})
     else:
         rule = details["msg"][:1].lower() + details["msg"][1:]
-    return keys, f"{rule}, got {shown_value(value)}"
+    return path, f"{rule}, got {format_value(value)}"
 
 
-def _in_data(data: Any, loc: Keys) -> tuple[Keys, Any]:
-    keys: Keys = ()
+def _path_in_data(data: Any, loc: KeyPath) -> tuple[KeyPath, Any]:
+    path: KeyPath = ()
     for part in loc:
         known = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
-        if known:  # else it names the member of a union, or a missing key
-            keys, data = (*keys, part), data[part]
-    return keys, data
+        if known:  # otherwise the part is the tag of a union, or a missing key
+            path, data = (*path, part), data[part]
+    return path, data
 
 
-def _unknown_key(model: Model, data: Any, keys: Keys, noun: str) -> str:
-    options, node = _models_at(model, data, keys[:-1])
-    owner, key = _meant(options, node), str(keys[-1])
+def _unknown_key(model: Model, data: Any, path: KeyPath, noun: str) -> str:
+    options, node = _models_at(model, data, path[:-1])
+    owner, key = _select_model(options, node), str(path[-1])
     known = list(owner.model_fields) if owner else []
     name = node.get("name") if "name" in known else None
-    hint = nearest(known, key) or f"; it has: {', '.join(known) or 'nothing'}"
-    return f"{name or (keys[-2] if len(keys) > 1 else noun)} has no '{key}'{hint}"
+    hint = nearest_hint(known, key) or f"; it has: {', '.join(known) or 'nothing'}"
+    return f"{name or (path[-2] if len(path) > 1 else noun)} has no '{key}'{hint}"
 
 
-def _models_at(model: Model, data: Any, keys: Keys) -> tuple[list[Model], Any]:
-    """The models that can stand at a path, and what does stand there."""
+def _models_at(model: Model, data: Any, path: KeyPath) -> tuple[list[Model], Any]:
+    """Return the models that are allowed at a path, and the data there."""
     options = [model]
-    for key in keys:
-        owner = _meant(options, data)
+    for key in path:
+        owner = _select_model(options, data)
         field = owner.model_fields.get(str(key)) if owner else None
         options, data = _models(field.annotation) if field else [], data[key]
     return options, data
@@ -103,33 +109,32 @@ def _models(annotation: Any) -> list[Model]:
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
-def _meant(options: list[Model], node: Any) -> Model | None:
-    """The model that a mapping is, by its `name` where there are several."""
+def _select_model(options: list[Model], node: Any) -> Model | None:
+    """Return the model with the mapping's `name`; the first one if no model has it."""
     named = [option for option in options if isinstance(node, dict) and node.get("name") in _names(option)]
     return next(iter(named or options), None)
 
 
 def _names(model: Model) -> list[str]:
-    return (
-        [str(name) for name in get_args(model.model_fields["name"].annotation)] if "name" in model.model_fields else []
-    )
+    field = model.model_fields.get("name")
+    return [str(name) for name in get_args(field.annotation)] if field else []
 
 
-def _relocated(keys: Keys, node: Any, text: str) -> tuple[Keys, str]:
-    """A sentence of a whole model that begins with a field of it (`lr_schedule.warmup_epochs must ...`)."""
+def _move_to_field(path: KeyPath, node: Any, text: str) -> tuple[KeyPath, str]:
+    """Move a model's problem to a field if its sentence begins with one (`lr_schedule.warmup_epochs must ...`)."""
     first, _, rest = text.partition(" ")
-    below: Keys = ()
+    below: KeyPath = ()
     for key in first.split("."):
         if not isinstance(node, dict) or key not in node:
-            return keys, text
+            return path, text
         below, node = (*below, key), node[key]
-    return (*keys, *below), rest
+    return (*path, *below), rest
 
 
-def _joined(texts: list[str]) -> str:
-    """What the members of a union want, as one sentence: `must be auto or a whole number, got 'all'`."""
+def _join(texts: list[str]) -> str:
+    """Join the rules of a union's members to one sentence: `must be auto or a whole number, got 'all'`."""
     if len(texts) == 1 or not all(text.startswith("must be ") and ", got " in text for text in texts):
         return "; ".join(dict.fromkeys(texts))
     rules, got = [text.rpartition(", got ")[0] for text in texts], texts[0].rpartition(", got ")[2]
-    wanted = " or ".join(dict.fromkeys(rule.removeprefix("must be ").removeprefix("one of ") for rule in rules))
-    return f"must be {wanted}, got {got}"
+    allowed = " or ".join(dict.fromkeys(rule.removeprefix("must be ").removeprefix("one of ") for rule in rules))
+    return f"must be {allowed}, got {got}"

@@ -1,59 +1,84 @@
-"""A YAML file as plain data that knows its lines, so that a mistake is told with its place."""
+"""Plain data with the place of every value, so that an error message can name it; overrides such as `epochs=3`."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.problems import Keys, Problem, dotted, shown_value
-from kdtrain.config.yaml_reader import read_yaml
+from kdtrain.config.parameter import space_kind
+from kdtrain.config.problems import KeyPath, Problem, dotted, format_value
+from kdtrain.config.python_data import read_python
+from kdtrain.config.yaml_reader import dump_yaml, read_yaml
 from kdtrain.errors import UserError
 
 
 @dataclass(frozen=True)
 class Located:
-    """A file as plain data, where each of its values stands, and what its YAML did wrong."""
+    """Plain data, the place of each of its values, and the mistakes found while it was read.
+
+    Attributes:
+        file: The file as the user named it; the name of the data if it comes from Python.
+        text: The text of the file; data from Python as YAML.
+        data: The mapping at the top level.
+        places: For each value its line in the file (its position in data from Python), or the option that set it.
+        problems: Mistakes such as repeated keys.
+        has_lines: True for a file.
+    """
 
     file: str
     text: str
-    data: Any
-    places: Mapping[Keys, int | str]  # a line of the file, or the option that set the value
+    data: dict[str, Any]
+    places: Mapping[KeyPath, int | str]
     problems: tuple[Problem, ...] = ()
+    has_lines: bool = True
 
-    def line_of(self, keys: Keys) -> int:
-        """The line of a value, or of the nearest that encloses it; 0 for one set on the command line."""
-        place = self._place(keys)
-        return place if isinstance(place, int) else 0
+    def line_of(self, path: KeyPath) -> int:
+        """Return the line of a value, or of the nearest value around it; 0 if the value is not from a file."""
+        place = self._place(path)
+        return place if isinstance(place, int) and self.has_lines else 0
 
     def error(self, problems: Iterable[Problem]) -> UserError:
-        """All problems in the order of the file, each once; those of the command line last."""
+        """Return the error with every problem once, in the order of the file; those of the command line come last."""
         found: dict[tuple[float, str], None] = {}
         for problem in problems:
-            place = self._place(problem.keys)
-            path = dotted(problem.keys if problem.shown is None else problem.shown)
-            if place in (f"--set {path}", f"--set {dotted(problem.keys)}", f"--{path.rpartition('.')[2]}"):
-                path = ""
-            order, start = (math.inf, place) if isinstance(place, str) else (place, f"{self.file}:{place}")
-            found[order, f"{start}: {path + ': ' if path else ''}{problem.text}"] = None
+            place = self._place(problem.path)
+            shown = dotted(problem.path if problem.shown_path is None else problem.shown_path)
+            if place in (f"--set {shown}", f"--set {dotted(problem.path)}", f"--{shown.rpartition('.')[2]}"):
+                shown = ""
+            order, start = (math.inf, place) if isinstance(place, str) else (place, self._start(place))
+            found[order, f"{start}: {shown + ': ' if shown else ''}{problem.text}"] = None
         return UserError(*(text for _, text in sorted(found, key=lambda entry: entry[0])))
 
-    def with_value(self, keys: Keys, value: Any, place: str) -> "Located":
-        """The same data with one value (or subtree) replaced or added, and `place` as where it stands.
+    def with_value(self, path: KeyPath, value: Any, place: str) -> "Located":
+        """Return the same data with one value (or subtree) replaced or added.
 
-        A key may be new, and so may the mappings on the way; raises ValueError where the way is blocked.
+        Args:
+            path: The value's path. The last key, and mappings on the way, may be new.
+            value: Plain data.
+            place: The option that sets the value, such as `--set recipe.epochs`.
+
+        Raises:
+            ValueError: The path leads through a value that has no such item.
         """
-        places = {path: old for path, old in self.places.items() if path[: len(keys)] != keys}
-        return replace(self, data=_put(self.data, keys, value, ()), places=places | {keys: place})
+        places = {other: old for other, old in self.places.items() if other[: len(path)] != path}
+        return replace(self, data=_put(self.data, path, value, ()), places=places | {path: place})
 
-    def _place(self, keys: Keys) -> int | str:
-        while keys not in self.places and keys:
-            keys = keys[:-1]
-        return self.places.get(keys, 1)
+    def _place(self, path: KeyPath) -> int | str:
+        while path not in self.places and path:
+            path = path[:-1]
+        return self.places.get(path, 1)
+
+    def _start(self, line: int) -> str:
+        return f"{self.file}:{line}" if self.has_lines else self.file
 
 
 def load_located(file: str | Path) -> Located:
-    """Reads a YAML file that holds one mapping; raises UserError where there is none to read."""
+    """Return the mapping in a YAML file, with its line numbers.
+
+    Raises:
+        UserError: The file cannot be read, or has no mapping at its top level.
+    """
     try:
         text = Path(file).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -65,29 +90,93 @@ def load_located(file: str | Path) -> Located:
     if reading.data is None and not reading.problems:
         raise UserError(f"{file}: is empty; write a mapping, such as 'recipe: {{...}}'")
     if not isinstance(reading.data, dict):
-        raise UserError(f"{file}:{reading.lines[()]}: must be a mapping of keys to values at the top")
+        raise UserError(f"{file}:{reading.lines[()]}: must be a mapping of keys to values at the top level")
     return Located(str(file), text, reading.data, reading.lines, reading.problems)
 
 
+def locate(data: object, name: str) -> Located:
+    """Return a mapping from Python as if it came from a file; messages begin with `name` in place of file and line.
+
+    Raises:
+        UserError: `data` is not a mapping.
+    """
+    reading = read_python(data)
+    if not isinstance(reading.data, dict):
+        raise UserError(f"{name}: must be a mapping of keys to values at the top level, got {type(data).__name__}")
+    return Located(name, dump_yaml(reading.data), reading.data, reading.lines, reading.problems, has_lines=False)
+
+
 def parse_value(text: str, place: str) -> Any:
-    """A YAML value written on the command line."""
+    """Return the plain data of a YAML value from the command line.
+
+    Raises:
+        UserError: The text is not a YAML value; the message begins with `place`.
+    """
     reading = read_yaml(text, place)
     if reading.problems:
         raise UserError(*(f"{place}: {problem.text}" for problem in reading.problems))
     return reading.data
 
 
-def _put(data: Any, keys: Keys, value: Any, above: Keys) -> Any:
-    if not keys:
+def apply_overrides(
+    located: Located, overrides: Sequence[str], parts: Collection[str], example: str
+) -> tuple[Located, list[Problem]]:
+    """Return the data with every valid override applied, and the problems of the others.
+
+    Args:
+        located: A sweep or a plain recipe.
+        overrides: Texts `path=value`; the value is YAML.
+        parts: The keys of the top level that exist.
+        example: A valid override, for error messages.
+    """
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: must be a list, such as ['{example}'], got {format_value(overrides)}")
+    problems = []
+    for override in overrides:
+        key_text, equals, text = override.partition("=")
+        place = f"--set {key_text}"
+        try:
+            if not equals or not all(key_text.split(".")):
+                raise ValueError(f"must be written as {example}")
+            path = _override_path(located.data, key_text, parts)
+            located = located.with_value(path, parse_value(text, place), place)
+        except ValueError as error:
+            located = replace(located, places={**located.places, (place,): place})
+            problems.append(Problem((place,), str(error), ()))
+    return located, problems
+
+
+def _override_path(data: dict[str, Any], key_text: str, parts: Collection[str]) -> KeyPath:
+    path = tuple(int(key) if key.isdecimal() else key for key in key_text.split("."))
+    if path[0] not in parts:
+        owners = [part for part, value in data.items() if isinstance(value, dict) and path[0] in value]
+        hint = f"; did you mean {owners[0]}.{key_text}?" if owners else ""
+        raise ValueError(f"must begin with {', '.join(f'{part}.' for part in parts)}{hint}")
+    node: Any = data
+    for i, key in enumerate(path):
+        kind = space_kind(node) if i > 1 else None
+        if kind and key != kind:
+            here = dotted(path[:i])
+            hint = f"; to change one option write {here}.choice.0.{dotted(path[i:])}" if kind == "choice" else ""
+            raise ValueError(f"{here} is a search space, {format_value(node)}: replace it as a whole{hint}")
+        if isinstance(node, dict):
+            node = node.get(str(key))
+        else:
+            node = node[key] if isinstance(node, list) and isinstance(key, int) and key < len(node) else None
+    return path
+
+
+def _put(data: Any, path: KeyPath, value: Any, above: KeyPath) -> Any:
+    if not path:
         return value
-    key, here = keys[0], dotted(above)
+    key, here = path[0], dotted(above)
     if isinstance(data, list):
         if not isinstance(key, int) or key >= len(data):
             raise ValueError(f"{here} is a list of {len(data)}: its items are 0 to {len(data) - 1}, got '{key}'")
-        return [_put(item, keys[1:], value, (*above, key)) if i == key else item for i, item in enumerate(data)]
+        return [_put(item, path[1:], value, (*above, key)) if i == key else item for i, item in enumerate(data)]
     if data is None and above:
         data = {}
     if not isinstance(data, dict):
-        raise ValueError(f"{here} is {shown_value(data)}, which has nothing inside")
+        raise ValueError(f"{here} is {format_value(data)}, which has no keys")
     name = str(key)
-    return {**data, name: _put(data.get(name), keys[1:], value, (*above, name))}
+    return {**data, name: _put(data.get(name), path[1:], value, (*above, name))}

@@ -1,58 +1,75 @@
-"""One search space as written, `{uniform: [a, b]}` in place of a value, and the Parameter that it means."""
+"""One search space, written as `{uniform: [a, b]}` in place of a value, and the Parameter that it defines."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kdtrain.config.problems import Keys, shown_value, unquoted
+from kdtrain.config.problems import KeyPath, format_unquoted, format_value
 
 Label = str | int | float | bool | None
 Values = dict[str, Label]
-WHOLE = ("int", "logint")
-RANGES = ("uniform", "loguniform", *WHOLE)
-WORDS = (*RANGES, "choice")
+INT_KINDS = ("int", "logint")
+RANGE_KINDS = ("uniform", "loguniform", *INT_KINDS)
+KINDS = (*RANGE_KINDS, "choice")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One thing that is searched.
+    """One searched hyperparameter.
 
-    Its name is its path in the recipe, with the chosen label in brackets after each choice on the way:
-    `method[kd].temperature`. It exists only where every choice in `conditions` has the label given there.
+    Attributes:
+        name: Its path in the recipe, with the chosen label in brackets after each choice: `method[kd].temperature`.
+        path: Its path in a recipe without spaces: ("method", "temperature").
+        source: The path of its space in the file: ("method", "choice", 0, "temperature").
+        kind: `uniform`, `loguniform`, `int`, `logint` or `choice`.
+        low: Lower bound of a range, included; NaN for a choice.
+        high: Upper bound of a range, included; NaN for a choice.
+        labels: One label for each option of a choice.
+        conditions: The labels that earlier choices must have, by parameter name; otherwise it does not exist.
     """
 
     name: str
-    path: Keys
-    source: Keys  # where the space is written: ("method", "choice", 0, "temperature")
+    path: KeyPath
+    source: KeyPath
     kind: str
-    low: float = math.nan  # of a range
+    low: float = math.nan
     high: float = math.nan
-    labels: tuple[Label, ...] = ()  # of a choice
+    labels: tuple[Label, ...] = ()
     conditions: Mapping[str, Label] = field(default_factory=dict)
 
     @property
     def is_int(self) -> bool:
-        return self.kind in WHOLE
+        """True for `int` and `logint`."""
+        return self.kind in INT_KINDS
 
     @property
     def is_log(self) -> bool:
+        """True for `loguniform` and `logint`."""
         return self.kind in ("loguniform", "logint")
 
     @property
-    def ends(self) -> tuple[Label, ...]:
-        """The values that together touch all that is written: every option, or both ends."""
+    def extremes(self) -> tuple[Label, ...]:
+        """Every label of a choice, or both bounds of a range."""
         return self.labels if self.kind == "choice" else (self.low, self.high)
 
     @property
-    def shown(self) -> str:
-        """In a sentence: `uniform [0.0, 1.0]`, or the labels of a choice."""
+    def description(self) -> str:
+        """The space in a sentence: `uniform [0.0, 1.0]`, or the labels of a choice."""
         if self.kind == "choice":
-            return ", ".join(unquoted(label) for label in self.labels)
+            return ", ".join(format_unquoted(label) for label in self.labels)
         return f"{self.kind} [{self.low!r}, {self.high!r}]"
 
-    def spread(self, points: int | None) -> tuple[Label, ...]:
-        """Every option, or so many values from end to end, evenly on its scale; no whole one twice."""
+    def grid_values(self, points: int | None) -> tuple[Label, ...]:
+        """Return every label of a choice, or evenly spaced values of a range.
+
+        Args:
+            points: Number of values of a range, at least 2, bounds included, on a log scale if the range has one.
+                Whole numbers that coincide are given once.
+
+        Raises:
+            ValueError: A range got fewer than 2 points.
+        """
         if self.kind == "choice":
             return self.labels
         if points is None or points < 2:
@@ -65,39 +82,41 @@ class Parameter:
         values = [self.low, *inner, self.high]
         return tuple(sorted({round(value) for value in values})) if self.is_int else tuple(values)
 
-    def holds(self, value: object) -> bool:
+    def contains(self, value: object) -> bool:
+        """Return True if the value is a label of the choice, or a number in the range; booleans are not numbers."""
         if self.kind == "choice":
-            return any(same(value, label) for label in self.labels)
+            return any(yaml_equal(value, label) for label in self.labels)
         return is_number(value, self.is_int) and self.low <= value <= self.high  # type: ignore[operator]
 
     def as_json(self) -> dict[str, Any]:
-        """As study.json keeps it."""
-        choice = self.kind == "choice"
+        """Return the parameter as study.json stores it."""
+        is_choice = self.kind == "choice"
         return {
             "name": self.name,
             "kind": self.kind,
-            "low": None if choice else self.low,
-            "high": None if choice else self.high,
-            "choices": list(self.labels) if choice else None,
+            "low": None if is_choice else self.low,
+            "high": None if is_choice else self.high,
+            "choices": list(self.labels) if is_choice else None,
             "conditions": dict(self.conditions),
         }
 
 
 @dataclass(frozen=True)
-class At:
-    """Where a walk stands: in the file, in the concrete recipe, by name, and under which choices."""
+class Position:
+    """The position of a node during a walk through a tree; the attributes are those of the Parameter there."""
 
-    source: Keys = ()
-    path: Keys = ()
+    source: KeyPath = ()
+    path: KeyPath = ()
     name: str = ""
     conditions: Mapping[str, Label] = field(default_factory=dict)
 
-    def below(self, key: str | int) -> "At":
+    def child(self, key: str | int) -> "Position":
+        """Return the position of a mapping's value or a list's item."""
         name = f"{self.name}.{key}" if self.name else str(key)
         return replace(self, source=(*self.source, key), path=(*self.path, key), name=name)
 
     def parameter(self, node: Any) -> Parameter:
-        """What the space that stands here means."""
+        """Return the Parameter that the search space `node` defines here."""
         kind, written = next(iter(node.items()))
         parameter = Parameter(self.name, self.path, self.source, kind, conditions=self.conditions)
         if kind == "choice":
@@ -105,59 +124,62 @@ class At:
         low, high = written if parameter.is_int else (float(end) for end in written)
         return replace(parameter, low=low, high=high)
 
-    def chosen(self, node: Any, parameter: Parameter, index: int) -> "tuple[Any, At]":
-        """An option of the choice that stands here, and where it stands."""
+    def option(self, node: Any, parameter: Parameter, index: int) -> "tuple[Any, Position]":
+        """Return one option of the choice `node`, and its position."""
         label = parameter.labels[index]
-        at = replace(self, source=(*self.source, "choice", index), conditions={**self.conditions, self.name: label})
-        return node["choice"][index], replace(at, name=f"{self.name}[{unquoted(label)}]")
+        conditions = {**self.conditions, self.name: label}
+        name = f"{self.name}[{format_unquoted(label)}]"
+        position = replace(self, source=(*self.source, "choice", index), conditions=conditions, name=name)
+        return node["choice"][index], position
 
 
-TOP = At()
+ROOT = Position()
 
 
-def space_word(node: Any) -> str | None:
-    """Which kind of space a value is; None for an ordinary value."""
+def space_kind(node: Any) -> str | None:
+    """Return the kind of a search space, or None for an ordinary value."""
     word = next(iter(node)) if isinstance(node, dict) and len(node) == 1 else None
-    return word if word in WORDS else None
+    return word if word in KINDS else None
 
 
 def is_number(value: object, whole: bool = False) -> bool:
+    """Return True for an int, or a float unless `whole`; booleans are not numbers."""
     return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
 
 
-def same(a: object, b: object) -> bool:
-    """Equal as YAML values: 1 is 1.0 but not true."""
+def yaml_equal(a: object, b: object) -> bool:
+    """Return True if two values are equal in YAML: 1 equals 1.0, but not true."""
     return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
 def _labels(options: Sequence[Any]) -> tuple[Label, ...]:
     labels: list[Label] = []
     for option in options:
-        label = wanted = _label(option)
+        label = first = _label(option)
         count = 1
         while label in labels:
             count += 1
-            label = f"{unquoted(wanted)} ({count})"
+            label = f"{format_unquoted(first)} ({count})"
         labels.append(label)
     return tuple(labels)
 
 
 def _label(option: Any) -> Label:
-    """Its `name`, its `model`, or the value itself; of another mapping its keys and plain values.
+    """Return an option's `name`, its `model`, or the value itself; for another mapping its keys and plain values.
 
-    No label is None: that is a parameter which has no value.
+    No label is None, because None is the value of a parameter that does not exist.
     """
     if option is None:
         return "null"
     if isinstance(option, list):
-        return shown_value(option)
+        return format_value(option)
     if not isinstance(option, dict):
         return option  # type: ignore[no-any-return]
-    if word := space_word(option):
-        return word
+    if kind := space_kind(option):
+        return kind
     for key in ("name", "model"):
         if isinstance(option.get(key), str):
             return str(option[key])
     return ", ".join(
-        key if isinstance(value, dict | list) else f"{key}: {unquoted(value)}" for key, value in option.items()
+        key if isinstance(value, dict | list) else f"{key}: {format_unquoted(value)}" for key, value in option.items()
     )

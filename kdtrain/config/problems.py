@@ -1,56 +1,62 @@
-"""One mistake of a file, and the words that sentences about mistakes share."""
+"""Mistakes in a file, and the parts of sentences that describe them."""
 
 import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-Keys = tuple[str | int, ...]
-"""Where a value stands: ("recipe", "method", "choice", 0, "temperature")."""
+KeyPath = tuple[str | int, ...]
+"""The path of a value in plain data: ("recipe", "method", "choice", 0, "temperature")."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake. `keys` finds its line; `shown` is the path as the user thinks of it, if another."""
+    """One mistake: the path of the wrong value, and a sentence.
 
-    keys: Keys
+    `shown_path` is the path in the message, if it differs: the path in the recipe, without the choices on the way.
+    """
+
+    path: KeyPath
     text: str
-    shown: Keys | None = None
+    shown_path: KeyPath | None = None
 
-    def below(self, parent: Keys) -> "Problem":
-        return replace(self, keys=parent + self.keys, shown=parent + (self.keys if self.shown is None else self.shown))
-
-
-def dotted(keys: Sequence[str | int]) -> str:
-    return ".".join(str(key) for key in keys)
+    def under(self, parent: KeyPath) -> "Problem":
+        """Return the same problem with paths that start at the parent's root."""
+        shown = self.path if self.shown_path is None else self.shown_path
+        return replace(self, path=parent + self.path, shown_path=parent + shown)
 
 
-def choices(known: Collection[str], wrong: str = "") -> str:
-    """The end of a sentence: `choices: none, kd; nearest: kd`."""
-    return f"choices: {', '.join(known)}{nearest(known, wrong)}"
+def dotted(path: Sequence[str | int]) -> str:
+    """Return a path as the user writes it: `recipe.method.temperature`."""
+    return ".".join(str(key) for key in path)
 
 
-def nearest(known: Collection[str], wrong: str) -> str:
-    """The end of a sentence: `; nearest: kd`, or nothing where none is near."""
+def choices_hint(known: Collection[str], wrong: str = "") -> str:
+    """Return the end of a sentence: `choices: none, kd; nearest: kd`."""
+    return f"choices: {', '.join(known)}{nearest_hint(known, wrong)}"
+
+
+def nearest_hint(known: Collection[str], wrong: str) -> str:
+    """Return the end of a sentence, `; nearest: kd`, or an empty text if no known name is similar."""
     near = difflib.get_close_matches(wrong, known, n=1)
     return f"; nearest: {near[0]}" if near else ""
 
 
-def shown_value(value: Any) -> str:
-    """A value in a sentence: as one would write it in YAML, cut to 60 characters."""
+def format_value(value: Any) -> str:
+    """Return a value as it would be written in YAML, cut to 60 characters."""
     if value is None or isinstance(value, bool):
         text = {None: "null", True: "true", False: "false"}[value]
     elif isinstance(value, str):
         text = f"'{value}'"
     elif isinstance(value, dict):
-        text = "{" + ", ".join(f"{key}: {unquoted(item)}" for key, item in value.items()) + "}"
+        text = "{" + ", ".join(f"{key}: {format_unquoted(item)}" for key, item in value.items()) + "}"
     elif isinstance(value, list | tuple):
-        text = "[" + ", ".join(unquoted(item) for item in value) + "]"
+        text = "[" + ", ".join(format_unquoted(item) for item in value) + "]"
     else:
         text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def unquoted(value: Any) -> str:
-    """The same without quotes around text."""
-    return value if isinstance(value, str) else shown_value(value)
+def format_unquoted(value: Any) -> str:
+    """Return a value as `format_value` does, but text without quotes and uncut."""
+    return value if isinstance(value, str) else format_value(value)

@@ -1,4 +1,4 @@
-"""The Recipe: everything that may change one bit of what is learned in one training. It knows nothing of spaces."""
+"""The recipe of one training: everything that may change a bit of what is learned. A recipe has no search spaces."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -19,16 +19,18 @@ Objective = Literal["val/accuracy", "val/nll"]
 
 
 class Student(Network):
-    """The network being trained."""
+    """The network that is trained."""
 
 
 class Teacher(Network):
-    """The network that is read. Trained first by a recipe of its own, or taken from a file.
+    """The network whose outputs the student learns from. It is trained first by its own recipe, or read from a file.
 
-    A training field left out is the recipe's own; model `as_student` is the student's model.
+    A training field that is left out has the recipe's value; model `as_student` is the student's model.
     """
 
-    file: str | None = Field(None, description="trained weights of this network (.safetensors or .pth)")
+    file: str | None = Field(
+        None, description="File with trained weights of this network (.safetensors or .pth); it is then not trained."
+    )
     seed: Seed = 0
     epochs: Count | None = None
     batch_size: Count | None = None
@@ -42,20 +44,20 @@ class Teacher(Network):
 
     @model_validator(mode="before")
     @classmethod
-    def _file_is_all_weights(cls, written: Any) -> Any:
+    def _no_other_weights_than_the_file(cls, written: Any) -> Any:
         if isinstance(written, dict) and written.get("file") is not None and "weights" not in written:
             return {**written, "weights": None}
         return written
 
     @model_validator(mode="after")
     def _file_or_training(self) -> Self:
-        # by value: a dumped recipe, as a worker or best.yaml reads it back, has every default written out
+        # Compare values, not model_fields_set: a dumped recipe, as workers and best.yaml have it, sets every default.
         fields = Teacher.model_fields
         untrained = (*INHERITED, "seed", "weights", "freeze", "batch_norm_statistics", "allow_random_frozen")
         written = [name for name in untrained if getattr(self, name) != fields[name].default]
         written += ["dropout"] if self.dropout != default_dropout(self.head) else []
         if self.file is not None and written:
-            raise ValueError(f"a teacher from a file is not trained, so it takes no {', '.join(written)}")
+            raise ValueError(f"a teacher from a file is not trained; remove {', '.join(written)}")
         return self
 
 
@@ -70,16 +72,21 @@ INHERITED = (
     "precision",
     "batch_norm",
 )
-
+"""The fields of a recipe that its teacher has too; if the teacher leaves one out, the recipe's value counts."""
 
 AS_STUDENT = "as_student"
-"""A teacher's model: the student's, whichever that is in a trial (self-distillation)."""
+"""A teacher's model that stands for the student's model, whatever that is in a trial (self-distillation)."""
 
 
 class Recipe(Config):
+    """Everything that may change a bit of what one training learns. It is immutable and can be compared and hashed.
+
+    Load one with `load_recipe` or `recipe_from_dict`, whose error messages name the place of every mistake.
+    """
+
     data: Data
-    mixup: Mixup | None = Field(None, description="teacher and student see the same mixed images")
-    teacher: Teacher | None = None
+    mixup: Mixup | None = Field(None, description="Mixed images; teacher and student see the same ones.")
+    teacher: Teacher | None = Field(None, description="Required by every method except none.")
     student: Student
     method: Method
     r_drop: RDrop | None = None
@@ -89,19 +96,19 @@ class Recipe(Config):
     ema: Ema | None = None
     early_stopping: EarlyStopping | None = None
     label_smoothing: Smoothing = 0.0
-    batch_size: Count = Field(description="global: over all workers")
+    batch_size: Count = Field(description="Number of images per step, over all workers together.")
     epochs: Count
     precision: Precision = Field(
         "fp32",
-        description="of both networks in training; tf32: convolutions on a GPU; bf16, fp16: autocast, fp16 with a"
-        " gradient scaler. Losses and evaluation are computed in float32",
+        description="Precision of both networks in training. tf32: TensorFloat-32 convolutions on a GPU. bf16, fp16:"
+        " autocast; fp16 with a gradient scaler. Losses and evaluation are always float32.",
     )
     batch_norm: BatchNorm = Field(
         "global",
-        description="global: in training, batch normalisation takes its statistics over all workers' images, so that"
-        " workers do not change the result; per_worker: over each worker's share",
+        description="global: BatchNorm takes its training statistics over the images of all workers, so the number of"
+        " workers does not change the result. per_worker: over each worker's own images.",
     )
-    objective: Objective = Field("val/accuracy", description="chooses the epoch whose weights are kept")
+    objective: Objective = Field("val/accuracy", description="The metric of the epoch whose weights are kept.")
     seed: Seed = 0
 
     @model_validator(mode="before")
@@ -115,10 +122,10 @@ class Recipe(Config):
         return {**written, "teacher": {**teacher, "model": student.get("model")}}
 
     @model_validator(mode="after")
-    def _teacher_where_needed(self) -> Self:
+    def _teacher_if_needed(self) -> Self:
         alone = isinstance(self.method, NoDistillation)
         if alone and self.teacher is not None:
-            raise ValueError("method none reads no teacher; remove recipe.teacher")
+            raise ValueError("method none uses no teacher; remove recipe.teacher")
         if not alone and self.teacher is None:
             raise ValueError(f"method {self.method.name} needs a teacher: {{model: ...}}")
         return self
@@ -129,11 +136,13 @@ class Recipe(Config):
             raise ValueError(f"method {self.method.name} needs one class per image; remove recipe.mixup")
         if self.student.freeze == "encoder" and self.method.needed_stages:
             raise ValueError(
-                f"student.freeze encoder leaves {self.method.name} nothing to teach: the features that it reads are "
-                "frozen; write none or encoder_but_norm"
+                f"student.freeze must be none or encoder_but_norm with method {self.method.name}, which trains the"
+                " encoder's features, got encoder"
             )
         if self.r_drop is not None and self.r_drop.convention == "published" and self.method.name != "none":
-            raise ValueError("r_drop.convention published never reached distillation: with a teacher leave r_drop out")
+            raise ValueError(
+                "r_drop.convention published never reached distillation, so only method none can have it; remove r_drop"
+            )
         return self
 
     @model_validator(mode="after")
@@ -151,7 +160,11 @@ class Recipe(Config):
 
 
 def teacher_recipe(recipe: Recipe) -> Recipe | None:
-    """The whole recipe by which the teacher of `recipe` is trained; None without a teacher or with one from a file."""
+    """Return the whole recipe by which a recipe's teacher is trained, or None if no teacher is trained.
+
+    Raises:
+        pydantic.ValidationError: What the teacher inherits does not fit its own fields.
+    """
     teacher = recipe.teacher
     if teacher is None or teacher.file is not None:
         return None

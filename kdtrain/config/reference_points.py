@@ -1,4 +1,4 @@
-"""study.published: points of the recipe in the user's words -> the values of the space that they mean."""
+"""Reference points: `study.published`, points of the recipe as a document reports them, as values of the space."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,144 +6,149 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdtrain.config.parameter import TOP, At, Parameter, Values, is_number, same, space_word
-from kdtrain.config.problems import Problem, dotted, nearest, shown_value
+from kdtrain.config.parameter import ROOT, Parameter, Position, Values, is_number, space_kind, yaml_equal
+from kdtrain.config.problems import Problem, dotted, format_value, nearest_hint
 from kdtrain.config.space import parameters
 from kdtrain.methods.loss_weights import SPELLINGS
 from kdtrain.methods.registry import loss_weights_of
 
-Matched = tuple[Values, list[Problem]]
+Match = tuple[Values, list[Problem]]
 
 
-def match_all(tree: Any, points: Sequence[Any]) -> tuple[tuple[Values, ...], list[Problem]]:
-    """The values of every point that matches, and what is wrong with the others, each by its number."""
-    found: list[Values] = []
+def match_points(tree: Any, points: Sequence[Any]) -> tuple[tuple[Values, ...], list[Problem]]:
+    """Return the values of every point that fits the tree, and the problems of the others, by their number."""
+    matched: list[Values] = []
     problems: list[Problem] = []
     for i, point in enumerate(points):
         if not isinstance(point, dict):
-            continue  # said elsewhere
-        values, wrong = match(tree, point)
-        if not wrong and values in found:
+            continue  # the check of the study reports it
+        values, wrong = match_point(tree, point)
+        if not wrong and values in matched:
             wrong = [Problem((), "repeats an earlier published point")]
         if not wrong:
-            found.append(values)
-        problems += [problem.below((i,)) for problem in wrong]
-    return tuple(found), problems
+            matched.append(values)
+        problems += [problem.under((i,)) for problem in wrong]
+    return tuple(matched), problems
 
 
-def match(tree: Any, point: Any) -> Matched:
-    """The values at which the tree equals a published point, and what is wrong with the point.
+def match_point(tree: Any, point: Any) -> Match:
+    """Return the values at which the tree equals a reference point, and the point's problems.
 
-    A point gives what is searched and may repeat the rest. At a choice it picks the option that it equals,
-    or whose `name` or `model` it gives. A `balance` may be spelt in another way than the space's.
+    Args:
+        tree: A recipe with spaces.
+        point: Plain data with everything that is searched; it may repeat the rest. At a choice it equals an option,
+            or has the `name` or `model` of one. Its `balance` may use another spelling than the tree's.
     """
-    return _match(tree, TOP, point)
+    return _match(tree, ROOT, point)
 
 
-def _match(node: Any, at: At, given: Any, owner: object = None) -> Matched:
-    """`owner`: the name of the mapping around it; a balance means what its method says."""
-    word = space_word(node)
-    if word == "choice":
-        return _match_choice(node, at, given, owner)
-    if word is not None:
-        return _match_range(node, at, given)
+def _match(node: Any, position: Position, given: Any, owner: object = None) -> Match:
+    """Match one node; `owner` is the `name` of the mapping around it, which defines the meaning of a `balance`."""
+    kind = space_kind(node)
+    if kind == "choice":
+        return _match_choice(node, position, given, owner)
+    if kind is not None:
+        return _match_range(node, position, given)
     if isinstance(node, dict) and isinstance(given, dict):
-        return _match_mapping(node, at, given, owner)
+        return _match_mapping(node, position, given, owner)
     if isinstance(node, list) and isinstance(given, list) and len(given) == len(node):
-        return _gather(_match(node[i], at.below(i), given[i]) for i in range(len(node)))
-    if same(node, given) or (is_number(node) and is_number(given) and math.isclose(node, given)):
+        return _merge(_match(node[i], position.child(i), given[i]) for i in range(len(node)))
+    if yaml_equal(node, given) or (is_number(node) and is_number(given) and math.isclose(node, given)):
         return {}, []
-    fixed = "a mapping" if isinstance(node, dict) else shown_value(node)
-    return {}, [Problem(at.path, f"is fixed to {fixed} in the recipe, got {shown_value(given)}")]
+    fixed = "a mapping" if isinstance(node, dict) else format_value(node)
+    return {}, [Problem(position.path, f"is fixed to {fixed} in the recipe, got {format_value(given)}")]
 
 
-def _match_range(node: Any, at: At, given: Any) -> Matched:
-    parameter = at.parameter(node)
+def _match_range(node: Any, position: Position, given: Any) -> Match:
+    parameter = position.parameter(node)
     if not is_number(given, parameter.is_int):
-        wanted = "a whole number" if parameter.is_int else "a number"
-        return {}, [Problem(at.path, f"must be {wanted}, got {shown_value(given)}")]
-    for end in (parameter.low, parameter.high):
-        given = end if math.isclose(given, end) else given  # a respelt balance is off by rounding
-    if not parameter.holds(given):
-        return {}, [Problem(at.path, f"lies outside what is searched, {parameter.shown}, got {shown_value(given)}")]
+        kind = "a whole number" if parameter.is_int else "a number"
+        return {}, [Problem(position.path, f"must be {kind}, got {format_value(given)}")]
+    for bound in (parameter.low, parameter.high):
+        given = bound if math.isclose(given, bound) else given  # the conversion of a balance rounds
+    if not parameter.contains(given):
+        text = f"must be in the searched range, {parameter.description}, got {format_value(given)}"
+        return {}, [Problem(position.path, text)]
     return {parameter.name: given if parameter.is_int else float(given)}, []
 
 
-def _match_choice(node: Any, at: At, given: Any, owner: object) -> Matched:
-    parameter = at.parameter(node)
+def _match_choice(node: Any, position: Position, given: Any, owner: object) -> Match:
+    parameter = position.parameter(node)
     options = node["choice"]
-    named = [key for key in ("name", "model") if len({str(_own(option, key)) for option in options}) > 1]
-    meant = [i for i, option in enumerate(options) if _meant(option, given, named)]
+    distinct = [key for key in ("name", "model") if len({str(_get(option, key)) for option in options}) > 1]
+    compatible = [i for i, option in enumerate(options) if _is_compatible(option, given, distinct)]
     refused: list[list[Problem]] = []
-    for i in sorted(meant, key=lambda i: _keys(node["choice"][i]) != _keys(given)):
-        values, problems = _match(*at.chosen(node, parameter, i), given, owner)
+    for i in sorted(compatible, key=lambda i: _key_set(options[i]) != _key_set(given)):  # options with equal keys first
+        values, problems = _match(*position.option(node, parameter, i), given, owner)
         if not problems:
             return {parameter.name: parameter.labels[i], **values}, []
         refused.append(problems)
     if len(refused) == 1 and isinstance(given, dict):
         return {}, refused[0]
-    return {}, [Problem(at.path, f"is none of the options ({parameter.shown}), got {shown_value(given)}")]
+    text = f"must be one of the options, {parameter.description}, got {format_value(given)}"
+    return {}, [Problem(position.path, text)]
 
 
-def _meant(option: Any, given: Any, named: list[str]) -> bool:
-    """Whether a point can mean this option: it says `name` and `model` where the options differ in them, and alike."""
-    if not isinstance(option, dict) or space_word(option):
+def _is_compatible(option: Any, given: Any, distinct: list[str]) -> bool:
+    """Return True if the point repeats the option's name and model wherever the options differ in them."""
+    if not isinstance(option, dict) or space_kind(option):
         return True
-    own = {key: option[key] for key in named if isinstance(option.get(key), str)}
+    own = {key: option[key] for key in distinct if isinstance(option.get(key), str)}
     return isinstance(given, dict) and all(given.get(key) == value for key, value in own.items())
 
 
-def _own(option: Any, key: str) -> Any:
+def _get(option: Any, key: str) -> Any:
     return option.get(key) if isinstance(option, dict) else None
 
 
-def _keys(value: Any) -> object:
+def _key_set(value: Any) -> object:
     return set(value) if isinstance(value, dict) else None
 
 
-def _match_mapping(node: dict[str, Any], at: At, given: dict[str, Any], owner: object) -> Matched:
-    spelling = next(iter(node)) if at.path[-1:] == ("balance",) and len(node) == 1 else ""
+def _match_mapping(node: dict[str, Any], position: Position, given: dict[str, Any], owner: object) -> Match:
+    spelling = next(iter(node)) if position.path[-1:] == ("balance",) and len(node) == 1 else ""
     if spelling in SPELLINGS and given and set(given) != {spelling}:
-        return _match_balance(node, at, given, owner)
+        return _match_balance(node, position, given, owner)
     name = node.get("name")
-    parts = [
-        _match(child, at.below(key), given[key], name) if key in given else ({}, _left_out(child, at.below(key)))
-        for key, child in node.items()
-    ]
+    parts: list[Match] = []
+    for key, child in node.items():
+        below = position.child(key)
+        parts.append(_match(child, below, given[key], name) if key in given else ({}, _missing(child, below)))
     for key in (key for key in given if key not in node):
-        hint = nearest(node, key) or f"; written there: {', '.join(node)}"
+        hint = nearest_hint(node, key) or f"; written there: {', '.join(node)}"
         text = f"is not written in the recipe, so a published point cannot set it{hint}"
-        parts.append(({}, [Problem((*at.path, key), text)]))
-    return _gather(parts)
+        parts.append(({}, [Problem((*position.path, key), text)]))
+    return _merge(parts)
 
 
-def _left_out(node: Any, at: At) -> list[Problem]:
-    """What a point that says nothing here leaves open."""
+def _missing(node: Any, position: Position) -> list[Problem]:
+    """Return a problem for each parameter of a subtree that the point leaves out."""
 
     def problem(parameter: Parameter) -> Problem:
-        return Problem(parameter.path, f"is searched ({parameter.shown}), so a published point must give it")
+        return Problem(parameter.path, f"is searched ({parameter.description}), so a published point must give it")
 
-    return [problem(parameter) for parameter in parameters(node, at) if parameter.conditions == at.conditions]
+    return [problem(found) for found in parameters(node, position) if found.conditions == position.conditions]
 
 
-def _match_balance(node: dict[str, Any], at: At, given: dict[str, Any], method: object) -> Matched:
-    wanted = next(iter(node))
+def _match_balance(node: dict[str, Any], position: Position, given: dict[str, Any], method: object) -> Match:
+    spelling = next(iter(node))
     try:
-        respelt = loss_weights_of(method).model_validate(given).respell(wanted)
+        converted = loss_weights_of(method).model_validate(given).respell(spelling)
     except ValidationError:
-        text = f"must be one of {', '.join(SPELLINGS)} with a number, got {shown_value(given)}"
-        return {}, [Problem(at.path, text)]
+        text = f"must be one of {', '.join(SPELLINGS)} with a number, got {format_value(given)}"
+        return {}, [Problem(position.path, text)]
     except ValueError as error:
-        return {}, [Problem(at.path, str(error))]
-    values, problems = _match(node[wanted], at.below(wanted), respelt)
-    note = f" ({shown_value(given)} said as {wanted})"
-    return values, [Problem(at.path, f"{dotted(p.keys[len(at.path) :])} {p.text}{note}") for p in problems]
+        return {}, [Problem(position.path, str(error))]
+    values, problems = _match(node[spelling], position.child(spelling), converted)
+    note = f" ({format_value(given)} converted to {spelling})"
+    depth = len(position.path)
+    return values, [Problem(position.path, f"{dotted(p.path[depth:])} {p.text}{note}") for p in problems]
 
 
-def _gather(parts: Iterable[Matched]) -> Matched:
+def _merge(parts: Iterable[Match]) -> Match:
     values: Values = {}
     problems: list[Problem] = []
-    for found, wrong in parts:
-        values |= found
-        problems += wrong
+    for part_values, part_problems in parts:
+        values |= part_values
+        problems += part_problems
     return values, problems

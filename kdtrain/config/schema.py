@@ -1,23 +1,23 @@
-"""The JSON schema of a sweep file, for editors: python -m kdtrain.config.schema > sweeps/schema.json"""
+"""The JSON schema of a sweep file, for editors: `python -m kdtrain.config.schema > sweeps/schema.json`."""
 
 import json
 from typing import Any
 
-from kdtrain.config.parameter import RANGES, WHOLE
+from kdtrain.config.parameter import INT_KINDS, RANGE_KINDS
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import SweepFile
 
-MEANINGS = {
-    "uniform": "any number from low to high",
-    "loguniform": "any number from low to high, evenly by its logarithm",
-    "int": "any whole number from low to high, both included",
-    "logint": "any whole number from low to high, evenly by its logarithm",
-    "choice": "one of these; an option may hold search spaces itself",
+DESCRIPTIONS = {
+    "uniform": "Any number from low to high.",
+    "loguniform": "Any number from low to high, uniform in its logarithm.",
+    "int": "Any whole number from low to high, both included.",
+    "logint": "Any whole number from low to high, both included, uniform in its logarithm.",
+    "choice": "One of these options. An option may contain search spaces.",
 }
 
 
 def sweep_schema() -> dict[str, Any]:
-    """The whole file; below `recipe` any number may be a range, and any value or subtree a choice."""
+    """Return the schema of a sweep file: below `recipe` a number may be a range, and any value or subtree a choice."""
     schema = SweepFile.model_json_schema()
     recipe = Recipe.model_json_schema()
     shared = recipe.pop("$defs")
@@ -25,7 +25,7 @@ def sweep_schema() -> dict[str, Any]:
         key: value for key, value in recipe["properties"].items() if key not in ("objective", "seed")
     }
     recipe["required"] = [*recipe["required"], "teacher"]
-    defs: dict[str, Any] = {**schema.pop("$defs"), **{kind: _range(kind) for kind in RANGES}}
+    defs: dict[str, Any] = {**schema.pop("$defs"), **{kind: _range(kind) for kind in RANGE_KINDS}}
     for name, model in {**shared, "Recipe": recipe}.items():
         defs[name] = _with_spaces(name, model, defs)
     schema["properties"]["recipe"] = {"$ref": "#/$defs/Recipe"}
@@ -38,14 +38,15 @@ def sweep_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
+    """Return the text of sweeps/schema.json."""
     return json.dumps(sweep_schema(), indent=2) + "\n"
 
 
 def _with_spaces(name: str, model: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
-    """A model of the recipe whose values may be spaces; each value gets a definition, since choices nest."""
+    """Return a model of the recipe whose values may be spaces; each has its own definition, since choices nest."""
     properties = {}
     for key, value in model.get("properties", {}).items():
-        if "const" in value:  # the name by which an editor knows which model this is
+        if "const" in value:  # a name, by which an editor finds the model
             properties[key] = value
             continue
         place = f"{name}.{key}"
@@ -57,11 +58,11 @@ def _with_spaces(name: str, model: dict[str, Any], defs: dict[str, Any]) -> dict
 
 def _ranges(value: dict[str, Any]) -> tuple[str, ...]:
     kinds = {part.get("type") for part in [value, *value.get("anyOf", ())]}
-    return RANGES if "number" in kinds else WHOLE if "integer" in kinds else ()
+    return RANGE_KINDS if "number" in kinds else INT_KINDS if "integer" in kinds else ()
 
 
 def _range(kind: str) -> dict[str, Any]:
-    number: dict[str, Any] = {"type": "integer" if kind in WHOLE else "number"}
+    number: dict[str, Any] = {"type": "integer" if kind in INT_KINDS else "number"}
     if kind == "loguniform":
         number["exclusiveMinimum"] = 0
     if kind == "logint":
@@ -80,7 +81,7 @@ def _choice(place: str) -> dict[str, Any]:
 def _space(word: str, written: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "description": MEANINGS[word],
+        "description": DESCRIPTIONS[word],
         "properties": {word: written},
         "required": [word],
         "additionalProperties": False,

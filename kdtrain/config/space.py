@@ -1,8 +1,8 @@
-"""SearchSpace: `{uniform: [a, b]}`, `loguniform`, `int`, `logint` or `{choice: [...]}` in place of a value.
+"""Search spaces in a recipe: what is searched, values to recipes, suggestions of Optuna, and grids.
 
-An option of a choice may hold spaces itself: its parameters exist only while that option is chosen.
-A tree is the plain data of a recipe with spaces in it; values are {parameter name: number, or label of
-the chosen option}.
+A space is `{uniform: [a, b]}`, `loguniform`, `int`, `logint` or `{choice: [...]}` in place of a value. An option of a
+choice may contain spaces; their parameters exist only while that option is chosen. A tree is the plain data of a
+recipe with spaces in it. Values are {parameter name: number, or label of the chosen option}.
 """
 
 import itertools
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kdtrain.config.parameter import TOP, At, Label, Parameter, Values, space_word
-from kdtrain.config.problems import Keys, Problem
+from kdtrain.config.parameter import ROOT, Label, Parameter, Position, Values, space_kind
+from kdtrain.config.problems import KeyPath, Problem
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -21,69 +21,81 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A tree without spaces, the values that were decided, and where each value of the tree was written."""
+    """A tree whose spaces are replaced by values.
+
+    Attributes:
+        tree: The plain data of a recipe, without spaces.
+        values: The value of every parameter that exists at this point.
+        sources: For each path of the tree the path in the file where its value is written.
+    """
 
     tree: Any
     values: Values
-    sources: dict[Keys, Keys]  # {path: path in the file}
+    sources: dict[KeyPath, KeyPath]
 
     def at_source(self, problem: Problem) -> Problem:
-        """A problem of the concrete tree, at the place in the file that the value came from."""
-        keys = problem.keys
-        while keys not in self.sources:
-            keys = keys[:-1]
-        return Problem((*self.sources[keys], *problem.keys[len(keys) :]), problem.text, problem.keys)
+        """Return a problem of the resolved tree at the place in the file that its value comes from."""
+        path = problem.path
+        while path not in self.sources:
+            path = path[:-1]
+        return Problem((*self.sources[path], *problem.path[len(path) :]), problem.text, problem.path)
 
 
-def parameters(tree: Any, at: At = TOP) -> list[Parameter]:
-    """Everything that is searched, in the order of the file, conditional parameters after their choice."""
-    if space_word(tree) is None:
-        return [parameter for key, child in _items(tree) for parameter in parameters(child, at.below(key))]
-    own = at.parameter(tree)
-    options = (at.chosen(tree, own, i) for i in range(len(own.labels)))
+def parameters(tree: Any, position: Position = ROOT) -> list[Parameter]:
+    """Return every parameter in the order of the file, conditional parameters after their choice."""
+    if space_kind(tree) is None:
+        return [parameter for key, child in _items(tree) for parameter in parameters(child, position.child(key))]
+    own = position.parameter(tree)
+    options = (position.option(tree, own, i) for i in range(len(own.labels)))
     return [own, *(parameter for option in options for parameter in parameters(*option))]
 
 
 def resolve(tree: Any, values: Mapping[str, Label]) -> Resolved:
-    """The tree with each space replaced by its value; ValueError unless `values` are just the active ones."""
+    """Return the tree with each space replaced by its value.
 
-    def decide(parameter: Parameter) -> Label:
+    Raises:
+        ValueError: A value is missing, outside its space, or belongs to no parameter that exists at this point.
+    """
+
+    def value_of(parameter: Parameter) -> Label:
         if parameter.name not in values:
             raise ValueError(f"no value for {parameter.name}")
         value = values[parameter.name]
-        if not parameter.holds(value):
-            raise ValueError(f"{parameter.name} cannot be {value!r}: {parameter.shown}")
+        if not parameter.contains(value):
+            raise ValueError(f"{parameter.name} cannot be {value!r}: {parameter.description}")
         return value
 
-    resolved = walk(tree, decide)
+    resolved = resolve_with(tree, value_of)
     if unused := values.keys() - resolved.values.keys():
         raise ValueError(f"nothing in the tree takes a value for {', '.join(sorted(unused))}")
     return resolved
 
 
-def walk(tree: Any, decide: Callable[[Parameter], Label]) -> Resolved:
-    """The tree with every space replaced by what `decide` answers, asked in the order of the file."""
+def resolve_with(tree: Any, value_of: Callable[[Parameter], Label]) -> Resolved:
+    """Return the tree with each space replaced by `value_of(parameter)`, called in the order of the file."""
     values: Values = {}
-    sources: dict[Keys, Keys] = {}
+    sources: dict[KeyPath, KeyPath] = {}
 
-    def visit(node: Any, at: At) -> Any:
-        sources[at.path] = at.source
-        word = space_word(node)
-        if word is None:
+    def visit(node: Any, position: Position) -> Any:
+        sources[position.path] = position.source
+        kind = space_kind(node)
+        if kind is None:
             if isinstance(node, dict):
-                return {key: visit(child, at.below(key)) for key, child in node.items()}
-            return [visit(child, at.below(i)) for i, child in enumerate(node)] if isinstance(node, list) else node
-        parameter = at.parameter(node)
-        decided = values[parameter.name] = decide(parameter)
-        if word != "choice":
-            return decided
-        return visit(*at.chosen(node, parameter, parameter.labels.index(decided)))
+                return {key: visit(child, position.child(key)) for key, child in node.items()}
+            if isinstance(node, list):
+                return [visit(child, position.child(i)) for i, child in enumerate(node)]
+            return node
+        parameter = position.parameter(node)
+        value = values[parameter.name] = value_of(parameter)
+        if kind != "choice":
+            return value
+        return visit(*position.option(node, parameter, parameter.labels.index(value)))
 
-    return Resolved(visit(tree, TOP), values, sources)
+    return Resolved(visit(tree, ROOT), values, sources)
 
 
 def suggest(trial: "Trial", tree: Any) -> Values:
-    """Values drawn by an Optuna trial, define-by-run: a parameter is drawn only where it exists."""
+    """Return the values that an Optuna trial suggests, define-by-run: only for parameters that exist."""
 
     def draw(parameter: Parameter) -> Label:
         name, low, high = parameter.name, parameter.low, parameter.high
@@ -93,11 +105,11 @@ def suggest(trial: "Trial", tree: Any) -> Values:
             return trial.suggest_int(name, int(low), int(high), log=parameter.is_log)
         return trial.suggest_float(name, low, high, log=parameter.is_log)
 
-    return walk(tree, draw).values
+    return resolve_with(tree, draw).values
 
 
 def distributions(tree: Any, values: Mapping[str, Label]) -> "dict[str, BaseDistribution]":
-    """What suggest() draws each of `values` from, as Optuna writes it: to rebuild a trial from its values."""
+    """Return the Optuna distributions from which `suggest` draws `values`, to rebuild a trial from its values."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     def distribution(parameter: Parameter) -> "BaseDistribution":
@@ -111,53 +123,66 @@ def distributions(tree: Any, values: Mapping[str, Label]) -> "dict[str, BaseDist
 
 
 def probe_points(tree: Any) -> list[Values]:
-    """Few values that touch everything written: each option and each end once, all else first or lowest."""
+    """Return few points that contain every option and both bounds of every range.
+
+    Each point differs from the first option and lowest value of everything in one parameter and its conditions.
+    """
 
     def probe(chosen: Mapping[str, Label]) -> Values:
-        return walk(tree, lambda parameter: chosen.get(parameter.name, parameter.ends[0])).values
+        return resolve_with(tree, lambda parameter: chosen.get(parameter.name, parameter.extremes[0])).values
 
     points = [probe({})]
     for parameter in parameters(tree):
-        points += [probe({**parameter.conditions, parameter.name: end}) for end in parameter.ends]
+        points += [probe({**parameter.conditions, parameter.name: value}) for value in parameter.extremes]
     return [values for i, values in enumerate(points) if values not in points[:i]]
 
 
 def combinations(tree: Any, subtrees: Sequence[str]) -> list[Values]:
-    """Every way to choose below the given top-level keys; all else first or lowest."""
-    return list(_product(tree, lambda p: p.ends if p.kind == "choice" and p.path[0] in subtrees else p.ends[:1]))
+    """Return every combination of the options below the given top-level keys, all else first or lowest."""
+
+    def options(parameter: Parameter) -> tuple[Label, ...]:
+        varied = parameter.kind == "choice" and parameter.path[0] in subtrees
+        return parameter.extremes if varied else parameter.extremes[:1]
+
+    return list(_product(tree, options))
 
 
 def grid(tree: Any, points: int | None) -> list[Values]:
-    """Every option with every one of so many values of each range (None: no range), in the file's order."""
-    return list(_product(tree, lambda parameter: parameter.spread(points)))
+    """Return every combination of all options and of `points` values of each range, in the order of the file.
+
+    Args:
+        tree: A recipe with spaces.
+        points: Number of values of each range; None if there is no range.
+    """
+    return list(_product(tree, lambda parameter: parameter.grid_values(points)))
 
 
-def grid_size(tree: Any, points: int | None, at: At = TOP) -> int:
-    """len(grid(tree, points)), counted without building it."""
-    word = space_word(tree)
-    if word is None:
-        return math.prod(grid_size(child, points, at.below(key)) for key, child in _items(tree))
-    parameter = at.parameter(tree)
-    if word != "choice":
-        return len(parameter.spread(points))
-    options = (at.chosen(tree, parameter, i) for i in range(len(parameter.labels)))
+def grid_size(tree: Any, points: int | None, position: Position = ROOT) -> int:
+    """Return len(grid(tree, points)) without building the grid."""
+    kind = space_kind(tree)
+    if kind is None:
+        return math.prod(grid_size(child, points, position.child(key)) for key, child in _items(tree))
+    parameter = position.parameter(tree)
+    if kind != "choice":
+        return len(parameter.grid_values(points))
+    options = (position.option(tree, parameter, i) for i in range(len(parameter.labels)))
     return sum(grid_size(option, points, below) for option, below in options)
 
 
-def _product(node: Any, options: Callable[[Parameter], Sequence[Label]], at: At = TOP) -> Iterator[Values]:
-    """Every way to take one of its options for each parameter, the last parameter changing fastest."""
-    if space_word(node) is None:
-        children = [list(_product(child, options, at.below(key))) for key, child in _items(node)]
+def _product(node: Any, options: Callable[[Parameter], Sequence[Label]], position: Position = ROOT) -> Iterator[Values]:
+    """Yield every combination of the options of all parameters; the last parameter changes fastest."""
+    if space_kind(node) is None:
+        children = [list(_product(child, options, position.child(key))) for key, child in _items(node)]
         for parts in itertools.product(*children):
             yield {name: value for part in parts for name, value in part.items()}
         return
-    parameter = at.parameter(node)
+    parameter = position.parameter(node)
     for value in options(parameter):
-        below: Iterator[Values] = iter([{}])
+        inner: Iterator[Values] = iter([{}])
         if parameter.kind == "choice":
-            option, below_it = at.chosen(node, parameter, parameter.labels.index(value))
-            below = _product(option, options, below_it)
-        yield from ({parameter.name: value, **values} for values in below)
+            option, below = position.option(node, parameter, parameter.labels.index(value))
+            inner = _product(option, options, below)
+        yield from ({parameter.name: value, **values} for values in inner)
 
 
 def _items(node: Any) -> Sequence[tuple[str | int, Any]]:

@@ -1,37 +1,38 @@
-"""What a sweep file says beside its recipe: `study:`, `resources:`, `report:`."""
+"""The parts of a sweep file beside its recipe: `study:`, `resources:`, `report:`."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kdtrain.base_config import Config, Count, NonNegative
+from kdtrain.base_config import Config, Count, NonNegative, NonNegativeInt
 from kdtrain.config.recipe import Objective
-
-Natural = Annotated[int, Field(ge=0)]
 
 
 class Tpe(Config):
-    """Tree-structured Parzen estimator; the first `startup_trials` are drawn at random."""
+    """Optuna's tree-structured Parzen estimator; the first `startup_trials` are random."""
 
     name: Literal["tpe"]
-    startup_trials: Natural = 10
+    startup_trials: NonNegativeInt = 10
 
 
 class RandomSampler(Config):
-    """Every trial drawn on its own."""
+    """Independent random trials."""
 
     name: Literal["random"]
 
 
 class GridSampler(Config):
-    """Every combination, in the order of the file; each range gives `points` values from end to end."""
+    """Every combination, in the order of the file."""
 
     name: Literal["grid"]
-    points: Annotated[int, Field(ge=2)] | None = None
+    points: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="Number of values of each range, both ends included. Required if the recipe has a range.",
+    )
 
 
 class Asha(Config):
-    """Successive halving: at min_epochs, and each `reduction` times later, the best 1/reduction go on."""
+    """Asynchronous successive halving: at min_epochs, and each `reduction` times later, the best 1/reduction go on."""
 
     name: Literal["asha"]
     min_epochs: Count
@@ -39,97 +40,106 @@ class Asha(Config):
 
 
 class Median(Config):
-    """A trial whose best so far is below the median of earlier trials at that epoch ends."""
+    """Pruning of a trial whose best value so far is worse than the median of earlier trials at the same epoch."""
 
     name: Literal["median"]
-    startup_trials: Natural = 5
+    startup_trials: NonNegativeInt = 5
     min_epochs: Count = 1
 
 
 class NoPruner(Config):
-    """Every trial trains all its epochs."""
+    """No pruning: every trial trains for all its epochs."""
 
     name: Literal["none"]
 
 
 class Confirm(Config):
-    """How many of the best recipes are trained again, and with how many seeds each."""
+    """The recipes that are trained again with fresh seeds, and read the test split once."""
 
-    best: Count = 2
-    seeds: Count = 5
-    published: Annotated[bool, Field(description="whether the published points are trained again too")] = True
+    best: Count = Field(default=2, description="Number of the best recipes.")
+    seeds: Count = Field(default=5, description="Number of trainings of each recipe.")
+    published: bool = Field(default=True, description="If true, the published points are trained again too.")
 
 
-class Study(Config):
-    """What is asked of the recipe's space."""
+class StudySettings(Config):
+    """The search of the recipe's space: objective, number of trials, sampler, pruner, confirmation."""
 
-    objective: Objective = "val/accuracy"
-    trials: Count
+    objective: Objective = Field(
+        default="val/accuracy", description="The metric of the best epoch that trials compete by."
+    )
+    trials: Count = Field(description="Number of trials of the search, published points included.")
     sampler: Annotated[Tpe | RandomSampler | GridSampler, Field(discriminator="name")] = Tpe(name="tpe")
     pruner: Annotated[Asha | Median | NoPruner, Field(discriminator="name")] = NoPruner(name="none")
     published: tuple[dict[str, Any], ...] = Field(
-        (), description="values of the recipe; first in the search, never pruned"
+        default=(),
+        description="Reference points: values of the recipe as a document reports them. They are the first trials and"
+        " are never pruned.",
     )
     confirm: Confirm = Confirm()
-    seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0
-    order: Literal["batches", "free"] = Field("batches", description="free: faster on a cluster, not repeatable")
-    batch: Count = Field(4, description="how many suggestions are drawn at once")
+    seed: Annotated[int, Field(ge=0, lt=1_000_000)] = Field(
+        default=0, description="Seed of the sampler and of every training of the search."
+    )
+    order: Literal["batches", "free"] = Field(
+        default="batches",
+        description="batches: suggestions are made in batches, so the search can be repeated exactly. free: one is made"
+        " whenever a trial ends, which is faster on a cluster and cannot be repeated exactly.",
+    )
+    batch: Count = Field(default=4, description="Number of suggestions that are made at once, with order batches.")
 
     @model_validator(mode="after")
-    def _batch_in_batches(self) -> Self:
+    def _batch_only_with_batches(self) -> Self:
         if self.order == "free" and "batch" in self.model_fields_set:
-            raise ValueError("batch does nothing with order free; remove it")
+            raise ValueError("batch has no effect with order free; remove it")
         return self
 
 
 class Resources(Config):
-    """How fast, never what: workers and CPUs change the rounding of floats alone, loaders nothing at all."""
+    """Settings of speed. Workers and CPUs change results only by floating-point rounding, loaders not at all."""
 
-    workers: Annotated[Count, Field(description="processes that train one trial together")] = 1
-    cpus_per_worker: Count = 1
-    gpus_per_worker: NonNegative = 0.0
-    loaders: Annotated[
-        int,
-        Field(ge=0, le=64, description="processes that make a worker's training views, a CPU each; 0: it does"),
-    ] = 0
-    concurrent_trials: Literal["auto"] | Count = "auto"
-    checkpoint_every_steps: Annotated[
-        Count | None,
-        Field(
-            description="checkpoints in mid-epoch too, for epochs that are too long to lose, and one after every epoch,"
-            " whatever it costs"
-        ),
-    ] = None
-    teacher_cache: Annotated[
-        Literal["auto", "none"],
-        Field(
-            description="auto: what a teacher says, and decoded images, are computed once on a node for all trials that"
-            " see the same images; none: by each for itself"
-        ),
-    ] = "auto"
-    cache_bytes: Annotated[Count, Field(description="of a node, for what trials share")] = 20 << 30
+    workers: Count = Field(default=1, description="Number of processes that train one trial together.")
+    cpus_per_worker: Count = Field(default=1, description="Number of CPUs of each worker.")
+    gpus_per_worker: NonNegative = Field(default=0.0, description="GPUs of each worker; 0.25: four workers share one.")
+    loaders: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=0,
+        description="Number of processes, one CPU each, that prepare the training images of a worker. 0: the worker"
+        " prepares them itself.",
+    )
+    concurrent_trials: Literal["auto"] | Count = Field(
+        default="auto", description="Maximum number of trials at the same time. auto: as many as the resources allow."
+    )
+    checkpoint_every_steps: Count | None = Field(
+        default=None,
+        description="Number of steps between checkpoints within an epoch. If it is set, every epoch ends with a"
+        " checkpoint too, however long it takes to write.",
+    )
+    teacher_cache: Literal["auto", "none"] = Field(
+        default="auto",
+        description="auto: teacher outputs and decoded images are computed once per node for all trials that see the"
+        " same images. none: every trial computes its own.",
+    )
+    cache_bytes: Count = Field(default=20 << 30, description="Maximum size of the cache of a node, in bytes.")
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Self:
         if self.gpus_per_worker > 1 and not float(self.gpus_per_worker).is_integer():
-            raise ValueError(f"gpus_per_worker must be whole above 1, got {self.gpus_per_worker}")
+            raise ValueError(f"gpus_per_worker must be a whole number above 1, got {self.gpus_per_worker}")
         return self
 
 
 class Report(Config):
-    """What stands on top of the report, and whose table beside our own."""
+    """The title of the report, and the document with which it compares."""
 
     title: str | None = None
-    published: Annotated[
-        Literal["cifar10", "hymenoptera", "mnist", "cub200", "flowers102"] | None,
-        Field(description="the document whose table and conclusions the report repeats, by the name of its data set"),
-    ] = None
+    published: Literal["cifar10", "hymenoptera", "mnist", "cub200", "flowers102"] | None = Field(
+        default=None,
+        description="The document whose table and conclusions the report repeats, by the name of its data set.",
+    )
 
 
 class SweepFile(Config):
-    """The four parts of the file; the recipe is checked for itself, since it has spaces in it."""
+    """The four parts of a sweep file; `recipe` has search spaces in it and is checked separately."""
 
     recipe: dict[str, Any]
-    study: Study
+    study: StudySettings
     resources: Resources = Resources()
     report: Report = Report()

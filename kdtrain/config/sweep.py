@@ -1,22 +1,21 @@
-"""The sweep file: `recipe:` with spaces in it, `study:`, `resources:`, `report:`; every mistake at once."""
+"""Sweeps (`recipe:` with search spaces, `study:`, `resources:`, `report:`) and plain recipes, loaded and checked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from kdtrain.config.error_messages import validate
-from kdtrain.config.located import Located, load_located
-from kdtrain.config.overrides import overridden
-from kdtrain.config.parameter import Label, Parameter, Values, space_word
-from kdtrain.config.problems import Keys, Problem
+from kdtrain.config.located import Located, apply_overrides, load_located, locate
+from kdtrain.config.parameter import Label, Parameter, Values, space_kind
+from kdtrain.config.problems import KeyPath, Problem, format_value
 from kdtrain.config.recipe import Recipe
-from kdtrain.config.reference_points import match_all
-from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve
-from kdtrain.config.space_checks import checked
-from kdtrain.config.study_settings import GridSampler, NoPruner, Report, Resources, Study, SweepFile
-from kdtrain.config.sweep_checks import problems_at_probes, teacher_problems
+from kdtrain.config.reference_points import match_points
+from kdtrain.config.space import combinations, parameters, probe_points, resolve
+from kdtrain.config.space_checks import check_spaces
+from kdtrain.config.study_settings import Report, Resources, StudySettings, SweepFile
+from kdtrain.config.sweep_checks import recipe_problems, report_problems, study_problems, teacher_problems
 from kdtrain.config.teacher_defaults import with_inherited
 from kdtrain.errors import UserError
 from kdtrain.methods.base import TeacherReading
@@ -24,38 +23,78 @@ from kdtrain.methods.base import TeacherReading
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, checked. `tree` is its recipe as written, with spaces, after --set."""
+    """A valid sweep. Make one with `load_sweep` or `Sweep.from_dict`.
+
+    Attributes:
+        name: The name of its folder of results: the file's name without `.yaml`.
+        located: The whole file as plain data, with the line of each value, after overrides.
+        tree: The recipe with its search spaces, after overrides.
+        study: The search: objective, trials, sampler, pruner, confirmation.
+        resources: Workers, CPUs, GPUs and caches.
+        report: The report's title, and the document with which it compares.
+        published: The reference points of `study.published`, each as values of the search space.
+        overrides: The overrides as given.
+    """
 
     name: str
     located: Located
     tree: dict[str, Any]
-    study: Study
+    study: StudySettings
     resources: Resources
     report: Report
-    published: tuple[Values, ...]  # study.published as parameter values
+    published: tuple[Values, ...]
     overrides: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], name: str, overrides: Sequence[str] = ()) -> "Sweep":
+        """Return the sweep that a dict describes, checked as a file is.
+
+        Args:
+            data: The content of a sweep file: `{"recipe": {...}, "study": {"trials": 8}}`. Tuples, numbers of numpy
+                and paths are accepted; the dict is not changed.
+            name: The name of the folder of results. Error messages begin with it in place of file and line.
+            overrides: Changes such as `["recipe.epochs=3"]`.
+
+        Raises:
+            UserError: Every mistake at once, such as `mine: recipe.method.temperature: must be > 0, got -1`.
+        """
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise UserError(f"name: must be the name of a folder, such as 'mine', got {format_value(name)}")
+        return _checked_sweep(locate(data, name), name, overrides, {})
 
     @cached_property
     def parameters(self) -> list[Parameter]:
+        """Every searched hyperparameter, in the order of the file."""
         return parameters(self.tree)
 
     def recipe_for(self, values: Mapping[str, Label], seed: int) -> Recipe:
-        """The recipe at one point of the space. UserError where just these values do not go together."""
+        """Return the recipe at one point of the search space.
+
+        Args:
+            values: A value for every parameter that exists at this point, by name.
+            seed: The recipe's seed.
+
+        Raises:
+            UserError: These values are not valid together.
+            ValueError: A value is missing, outside its space, or superfluous.
+        """
         resolved = resolve(self.tree, values)
-        concrete = with_inherited(resolved.tree, self.tree, self.published)
-        concrete = {**concrete, "objective": self.study.objective, "seed": seed}
-        recipe, problems = validate(Recipe, concrete, "recipe")
+        data = with_inherited(resolved.tree, self.tree, self.published)
+        recipe, problems = validate(Recipe, {**data, "objective": self.study.objective, "seed": seed}, "recipe")
         if recipe is None:
-            raise self.located.error(resolved.at_source(problem).below(("recipe",)) for problem in problems)
+            raise self.located.error(resolved.at_source(problem).under(("recipe",)) for problem in problems)
         return recipe
 
     def readings(self) -> tuple[TeacherReading, ...]:
-        """What any method of the space reads of its teacher."""
+        """Return everything that a method of the space reads of its teacher."""
         methods = [self.recipe_for(values, 0).method for values in combinations(self.tree, ("method",))]
         return tuple(dict.fromkeys(reading for method in methods for reading in method.readings))
 
     def baseline(self) -> "Sweep":
-        """The student alone, searched over what it shares with the space, published values first."""
+        """Return the sweep of the student alone, over the hyperparameters that it shares with this space.
+
+        The shared values of the reference points remain its first points.
+        """
         tree = {key: value for key, value in self.tree.items() if key != "teacher"}
         tree["method"] = {"name": "none"}
         names = {parameter.name for parameter in parameters(tree)}
@@ -63,128 +102,134 @@ class Sweep:
         published = tuple(point for i, point in enumerate(shared) if names and point not in shared[:i])
         return replace(self, tree=tree, published=published)
 
-    def error(self, values: Mapping[str, Label], path: Keys, text: str) -> UserError:
-        """A sentence about one value of the recipe at a point: `error(values, ("method",), ...)`."""
+    def error(self, values: Mapping[str, Label], path: KeyPath, text: str) -> UserError:
+        """Return the error about one value of the recipe at a point: `error(values, ("method",), "must be ...")`."""
         problem = resolve(self.tree, values).at_source(Problem(path, text))
-        return self.located.error([problem.below(("recipe",))])
+        return self.located.error([problem.under(("recipe",))])
 
-    def line_of(self, keys: Keys) -> int:
-        """The line of ("recipe", "method"); 0 for what was set on the command line."""
-        return self.located.line_of(keys)
+    def line_of(self, path: KeyPath) -> int:
+        """Return the line of a value such as ("recipe", "method"); 0 if the value is not from a file."""
+        return self.located.line_of(path)
 
 
 def load_sweep(
     file: str | Path, overrides: Sequence[str] = (), trials: int | None = None, seed: int | None = None
 ) -> Sweep:
-    """Reads and checks a sweep file; an override is `recipe.epochs=3`. UserError names every mistake."""
-    located = load_located(file)
-    if "recipe" not in located.data and {"method", "student"} & set(located.data):
-        raise UserError(f"{file}: is a plain recipe, not a sweep; train it with: python -m kdtrain {file}")
-    located, problems = overridden(located, overrides, SweepFile.model_fields, "recipe.epochs=3")
-    for name, value in (("trials", trials), ("seed", seed)):
-        if value is not None and isinstance(located.data.get("study", {}), dict):
-            located = located.with_value(("study", name), value, f"--{name}")
-    parts, wrong = validate(SweepFile, located.data, "a sweep")
-    problems += wrong
-    tree, broken = _checked_recipe(located.data.get("recipe"))
-    published: tuple[Values, ...] = ()
-    if tree is not None:
-        points = _published_points(located.data)
-        published, wrong = match_all(tree, points)
-        problems += [problem.below(("study", "published")) for problem in wrong]
-        wrong = problems_at_probes(tree, published, inheriting=not points)
-        problems += [problem.below(("recipe",)) for problem in wrong]
-    broken = [*located.problems, *(problem.below(("recipe",)) for problem in broken)]
-    if parts and tree is not None and not problems and not broken:
-        problems += [*_study_problems(parts.study, tree), *_report_problems(parts.report, tree)]
-    if Path(file).stem == "trials":
-        problems.append(Problem((), "a sweep cannot be called trials: that folder of the results holds every trial"))
-    if parts is None or tree is None or problems or broken:
-        raise located.error([*broken, *_not_echoing(problems, broken)])
-    settings = (parts.study, parts.resources, parts.report)
-    return Sweep(Path(file).stem, located, tree, *settings, published, tuple(overrides))
+    """Return the sweep in a YAML file.
+
+    Args:
+        file: The sweep file; its name without `.yaml` is the sweep's name.
+        overrides: Changes such as `["recipe.epochs=3", "study.trials=8"]`; a value is YAML.
+        trials: Replaces `study.trials`.
+        seed: Replaces `study.seed`.
+
+    Raises:
+        UserError: Every mistake at once, such as `a.yaml:12: recipe.epochs: must be >= 1, got 0`.
+    """
+    return _checked_sweep(load_located(file), Path(file).stem, overrides, {"trials": trials, "seed": seed})
 
 
 def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads and checks a plain recipe, such as the best.yaml of a sweep; an override is `epochs=3`."""
-    located = load_located(file)
+    """Return the plain recipe in a YAML file, such as the `best.yaml` of a sweep.
+
+    Args:
+        file: The recipe file.
+        overrides: Changes such as `["epochs=3"]`; a value is YAML.
+
+    Raises:
+        UserError: Every mistake at once, such as `best.yaml:7: epochs: must be >= 1, got 0`.
+    """
+    return _checked_recipe(load_located(file), overrides)
+
+
+def recipe_from_dict(data: Mapping[str, Any], name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """Return the plain recipe that a dict describes, checked as a file is.
+
+    Args:
+        data: The content of a recipe file: `{"data": {"name": "digits"}, ...}`.
+        name: The text with which error messages begin, in place of file and line.
+        overrides: Changes such as `["epochs=3"]`.
+
+    Raises:
+        UserError: Every mistake at once, such as `recipe: epochs: must be >= 1, got 0`.
+    """
+    return _checked_recipe(locate(data, name), overrides)
+
+
+def _checked_sweep(
+    located: Located, name: str, overrides: Sequence[str], study_options: Mapping[str, int | None]
+) -> Sweep:
+    """Return the sweep, or raise all mistakes; `study_options` are values of `study` set by options of their own."""
+    if "recipe" not in located.data and {"method", "student"} & set(located.data):
+        command = f"; train it with: python -m kdtrain {located.file}" if located.has_lines else ""
+        raise UserError(f"{located.file}: is a plain recipe, not a sweep{command}")
+    located, problems = apply_overrides(located, overrides, SweepFile.model_fields, "recipe.epochs=3")
+    for option, value in study_options.items():
+        if value is not None and isinstance(located.data.get("study", {}), dict):
+            located = located.with_value(("study", option), value, f"--{option}")
+    parts, wrong = validate(SweepFile, located.data, "a sweep")
+    problems += wrong
+    tree, broken = _searchable_tree(located.data.get("recipe"))
+    published: tuple[Values, ...] = ()
+    if tree is not None:
+        points = _published_points(located.data)
+        published, wrong = match_points(tree, points)
+        problems += [problem.under(("study", "published")) for problem in wrong]
+        problems += [problem.under(("recipe",)) for problem in recipe_problems(tree, published, not points)]
+    broken = [*located.problems, *(problem.under(("recipe",)) for problem in broken)]
+    if parts and tree is not None and not problems and not broken:
+        problems += [*study_problems(parts.study, tree), *report_problems(parts.report, tree)]
+    if name == "trials":
+        problems.append(Problem((), "a sweep cannot be named trials: that folder of the results is for all trials"))
+    if parts is None or tree is None or problems or broken:
+        raise located.error([*broken, *_without_consequences(problems, broken)])
+    return Sweep(name, located, tree, parts.study, parts.resources, parts.report, published, tuple(overrides))
+
+
+def _checked_recipe(located: Located, overrides: Sequence[str]) -> Recipe:
     if "recipe" in located.data and "method" not in located.data:
-        raise UserError(f"{file}: is a sweep, not a plain recipe; run it with: python run_sweep.py {file}")
-    located, refused = overridden(located, overrides, Recipe.model_fields, "epochs=3")
-    tree, wrong = checked(located.data)
+        command = f"; run it with: python run_sweep.py {located.file}" if located.has_lines else ""
+        raise UserError(f"{located.file}: is a sweep, not a plain recipe{command}")
+    located, refused = apply_overrides(located, overrides, Recipe.model_fields, "epochs=3")
+    tree, wrong = check_spaces(located.data)
     spaces = [Problem(p.source, "is a search space; a plain recipe takes one value", p.path) for p in parameters(tree)]
     broken = [*located.problems, *refused, *wrong, *spaces]
     resolved = resolve(tree, probe_points(tree)[0])
     recipe, wrong = validate(Recipe, resolved.tree, "a recipe")
     problems = [resolved.at_source(problem) for problem in [*wrong, *teacher_problems(recipe)]]
     if recipe is None or problems or broken:
-        raise located.error([*broken, *_not_echoing(problems, broken)])
+        raise located.error([*broken, *_without_consequences(problems, broken)])
     return recipe
 
 
-def _checked_recipe(written: Any) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """The tree that can be searched, if there is one, and what is wrong with it before any value is tried."""
+def _searchable_tree(written: Any) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """Return the recipe's tree with valid spaces, or None, and the problems found before any value is tried."""
     if not isinstance(written, dict):
-        return None, []  # said elsewhere
-    if space_word(written):
-        return None, [Problem((), "cannot itself be a search space; choose inside it")]
-    elsewhere = [key for key in ("objective", "seed") if key in written]
-    problems = [Problem((key,), f"stands in the study; write study.{key}") for key in elsewhere]
-    tree, wrong = checked({key: value for key, value in written.items() if key not in elsewhere})
+        return None, []  # the check of the whole file reports it
+    if space_kind(written):
+        return None, [Problem((), "cannot be a search space as a whole; write the spaces inside it")]
+    misplaced = [key for key in ("objective", "seed") if key in written]
+    problems = [Problem((key,), f"belongs to the study; write study.{key}") for key in misplaced]
+    tree, wrong = check_spaces({key: value for key, value in written.items() if key not in misplaced})
     problems += wrong
     if not isinstance(tree, dict):
         return None, problems
     for parameter in parameters(tree):
         part = parameter.path[0]
         if part in ("teacher", "data") and parameter.kind != "choice":
-            text = f"only choices can stand in {part}: a range would train a teacher for every trial"
+            text = f"must be a value or a choice: a range in {part} would train a teacher for every trial"
             problems.append(Problem(parameter.source, text, parameter.path))
     return tree, problems
 
 
 def _published_points(data: dict[str, Any]) -> Sequence[Any]:
-    """The published points as written; [None] where something else stands in their place."""
+    """Return the published points as written, or [None] if they are not a list."""
     study = data.get("study")
     points = study.get("published", []) if isinstance(study, dict) else None
     return points if isinstance(points, list) else [None]
 
 
-def _not_echoing(problems: Sequence[Problem], broken: Sequence[Problem]) -> list[Problem]:
-    """Without what only follows from a value that is broken already (a broken space is no number either)."""
-    places = {problem.keys for problem in broken}
-    return [p for p in problems if not any(p.keys[:i] in places for i in range(1, len(p.keys) + 1))]
-
-
-def _report_problems(report: Report, tree: dict[str, Any]) -> Iterator[Problem]:
-    """A document's table stands only beside what was measured on its data."""
-    names = sorted({resolve(tree, values).tree["data"]["name"] for values in probe_points(tree)})
-    if report.published is not None and names != [report.published]:
-        text = f"must be of the recipe's data, {', '.join(names)}, got {report.published}"
-        yield Problem(("report", "published"), text)
-
-
-def _study_problems(study: Study, tree: dict[str, Any]) -> Iterator[Problem]:
-    """What does not fit between a study and its space."""
-    searched = parameters(tree)
-    ranges = [parameter.name for parameter in searched if parameter.kind != "choice"]
-    longest = max(resolve(tree, values).tree["epochs"] for values in probe_points(tree))
-    trials: Keys = ("study", "trials")
-    if not isinstance(study.pruner, NoPruner) and study.pruner.min_epochs >= longest:
-        text = f"must be below recipe.epochs {longest}, else nothing is ever pruned, got {study.pruner.min_epochs}"
-        yield Problem(("study", "pruner", "min_epochs"), text)
-    if len(study.published) > study.trials:
-        yield Problem(trials, f"must be >= {len(study.published)}, the published points, got {study.trials}")
-    if not searched and study.trials > 1:
-        yield Problem(trials, f"must be 1: recipe has no search space, so all trials are equal, got {study.trials}")
-    if isinstance(study.sampler, GridSampler) and searched:
-        points: Keys = ("study", "sampler", "points")
-        if ranges and study.sampler.points is None:
-            yield Problem(points, f"is missing: how many values of each range ({', '.join(ranges)})")
-            return
-        if not ranges and study.sampler.points is not None:
-            yield Problem(points, "does nothing: the recipe searches only choices; remove it")
-        size = grid_size(tree, study.sampler.points)
-        first = len(study.published)
-        if study.trials > size + first:
-            more = f" and {first} published" if first else ""
-            yield Problem(trials, f"must be <= {size + first}: the grid has {size} points{more}, got {study.trials}")
+def _without_consequences(problems: Sequence[Problem], broken: Sequence[Problem]) -> list[Problem]:
+    """Drop problems at or below a broken value: a broken space, for example, is not a valid number either."""
+    paths = {problem.path for problem in broken}
+    return [p for p in problems if not any(p.path[:i] in paths for i in range(1, len(p.path) + 1))]

@@ -1,4 +1,4 @@
-"""What is wrong with the recipes that a space can reach: it is tried where that touches everything written."""
+"""Checks of a sweep's recipe at points that contain everything written in it, and of its study and report."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,72 +8,116 @@ from pydantic import ValidationError
 
 from kdtrain.config.error_messages import validate
 from kdtrain.config.parameter import Parameter, Values
-from kdtrain.config.problems import Keys, Problem, shown_value
+from kdtrain.config.problems import KeyPath, Problem, format_value
 from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.config.space import parameters, probe_points, resolve
+from kdtrain.config.space import grid_size, parameters, probe_points, resolve
+from kdtrain.config.study_settings import GridSampler, NoPruner, Report, StudySettings
 from kdtrain.config.teacher_defaults import inherited_searches, inherited_values, with_inherited
 
 
-def problems_at_probes(tree: dict[str, Any], published: Sequence[Values], inheriting: bool) -> list[Problem]:
-    """Each mistake once, where it is written. `inheriting`: no published point says what a teacher inherits."""
+def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheriting: bool) -> list[Problem]:
+    """Return every problem of the recipes that the space contains, each once, where it is written.
+
+    Args:
+        tree: The recipe with its spaces.
+        published: The reference points as values.
+        inheriting: True if no published point defines the searched fields that a teacher inherits.
+    """
     ranges = {parameter.source: parameter for parameter in parameters(tree) if parameter.kind != "choice"}
-    found: dict[tuple[Keys, str], Problem] = {}
+    found: dict[tuple[KeyPath, str], Problem] = {}
     data_names = set()
     for values in [*probe_points(tree), *published]:
         resolved = resolve(tree, values)
-        data_names.add(shown_value(_data_name(resolved.tree)))
+        data_names.add(format_value(_data_name(resolved.tree)))
         for problem in _problems_at(resolved.tree, tree, published, inheriting):
             problem = resolved.at_source(problem)
-            text = problem.text + _of_range(ranges.get(problem.keys), problem.text)
-            found.setdefault((problem.keys, text.partition(", got ")[0]), replace(problem, text=text))
+            text = problem.text + _range_hint(ranges.get(problem.path), problem.text)
+            found.setdefault((problem.path, text.partition(", got ")[0]), replace(problem, text=text))
     if len(data_names) > 1:
-        text = f"trials on different data cannot be compared: {', '.join(sorted(data_names))}; write a sweep for each"
+        names = ", ".join(sorted(data_names))
+        text = f"trials on different data cannot be compared: {names}; write one sweep for each"
         found[("data",), text] = Problem(("data",), text)
     return list(found.values())
 
 
 def teacher_problems(recipe: Recipe | None) -> list[Problem]:
-    """The teacher's own recipe is a recipe too: what it inherits must suit what it does not."""
+    """Return the problems of the recipe by which the teacher is trained, which includes inherited fields."""
     if recipe is None:
         return []
     try:
         teacher_recipe(recipe)
     except ValidationError as error:
         rules = [details.get("ctx", {}).get("error", details["msg"]) for details in error.errors()]
-        return [Problem(("teacher",), f"trained by its own recipe: {rule}") for rule in rules]
+        return [Problem(("teacher",), f"its own training is not valid: {rule}") for rule in rules]
     return []
 
 
+def study_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Problem]:
+    """Yield the settings of a study that do not fit its search space."""
+    searched = parameters(tree)
+    ranges = [parameter.name for parameter in searched if parameter.kind != "choice"]
+    longest = max(resolve(tree, values).tree["epochs"] for values in probe_points(tree))
+    trials: KeyPath = ("study", "trials")
+    if not isinstance(study.pruner, NoPruner) and study.pruner.min_epochs >= longest:
+        text = f"must be below recipe.epochs {longest}, otherwise no trial is pruned, got {study.pruner.min_epochs}"
+        yield Problem(("study", "pruner", "min_epochs"), text)
+    if len(study.published) > study.trials:
+        count = len(study.published)
+        yield Problem(trials, f"must be >= {count}, the number of published points, got {study.trials}")
+    if not searched and study.trials > 1:
+        yield Problem(trials, f"must be 1: recipe has no search space, so all trials are equal, got {study.trials}")
+    if isinstance(study.sampler, GridSampler) and searched:
+        points: KeyPath = ("study", "sampler", "points")
+        if ranges and study.sampler.points is None:
+            yield Problem(points, f"is missing: the number of values of each range ({', '.join(ranges)})")
+            return
+        if not ranges and study.sampler.points is not None:
+            yield Problem(points, "has no effect: the recipe searches only choices; remove it")
+        size = grid_size(tree, study.sampler.points)
+        first = len(study.published)
+        if study.trials > size + first:
+            more = f" and {first} published" if first else ""
+            yield Problem(trials, f"must be <= {size + first}: the grid has {size} points{more}, got {study.trials}")
+
+
+def report_problems(report: Report, tree: dict[str, Any]) -> Iterator[Problem]:
+    """Yield a problem if the report compares with a document about other data."""
+    names = sorted({resolve(tree, values).tree["data"]["name"] for values in probe_points(tree)})
+    if report.published is not None and names != [report.published]:
+        text = f"must be the recipe's data set, {', '.join(names)}, got {report.published}"
+        yield Problem(("report", "published"), text)
+
+
 def _problems_at(
-    concrete: dict[str, Any], tree: dict[str, Any], published: Sequence[Values], inheriting: bool
+    recipe: dict[str, Any], tree: dict[str, Any], published: Sequence[Values], inheriting: bool
 ) -> Iterator[Problem]:
-    """What is wrong with one recipe: it must distil, and be valid, and so must the recipe of its teacher."""
-    copied: set[Keys] = set()  # where the teacher holds what stands, and is checked, elsewhere
-    method = concrete.get("method")
+    """Yield the problems at one point: it must distil, and it and the recipe of its teacher must be valid."""
+    copies: set[KeyPath] = set()  # parts of the teacher that are copied from elsewhere, where they are checked
+    method = recipe.get("method")
     if isinstance(method, dict) and method.get("name") == "none":
         text = "none is the student alone, which every sweep trains as its baseline"
-        yield Problem(("method", "name"), f"{text}; to train only that: python -m kdtrain")
-        concrete = {key: value for key, value in concrete.items() if key != "teacher"}
-    elif concrete.get("teacher") is None:
+        yield Problem(("method", "name"), f"{text}; to train only that use python -m kdtrain")
+        recipe = {key: value for key, value in recipe.items() if key != "teacher"}
+    elif recipe.get("teacher") is None:
         text = "is missing: a sweep compares a student that has a teacher with the same student alone"
         yield Problem(("teacher",), text)
-        concrete = {**concrete, "teacher": concrete.get("student")}  # fit for the other checks
-        copied.add(("teacher",))
+        recipe = {**recipe, "teacher": recipe.get("student")}  # so that the other checks can run
+        copies.add(("teacher",))
     if inheriting:
-        yield from inherited_searches(concrete, tree)
-    copied |= {("teacher", name) for name in inherited_values(concrete, tree, published)}
-    recipe, wrong = validate(Recipe, with_inherited(concrete, tree, published), "recipe")
-    yield from (problem for problem in wrong if not {problem.keys[:1], problem.keys[:2]} & copied)
-    yield from teacher_problems(recipe)
+        yield from inherited_searches(recipe, tree)
+    copies |= {("teacher", name) for name in inherited_values(recipe, tree, published)}
+    model, problems = validate(Recipe, with_inherited(recipe, tree, published), "recipe")
+    yield from (problem for problem in problems if not {problem.path[:1], problem.path[:2]} & copies)
+    yield from teacher_problems(model)
 
 
-def _of_range(parameter: Parameter | None, text: str) -> str:
+def _range_hint(parameter: Parameter | None, text: str) -> str:
     if parameter is None or ", got " not in text:
         return ""
     hint = "; for whole numbers write int or logint" if "whole number" in text else ""
-    return f" in {parameter.shown}{hint}"
+    return f" in {parameter.description}{hint}"
 
 
-def _data_name(concrete: dict[str, Any]) -> object:
-    data = concrete.get("data")
+def _data_name(recipe: dict[str, Any]) -> object:
+    data = recipe.get("data")
     return data.get("name") if isinstance(data, dict) else data

@@ -1,16 +1,14 @@
-"""How a network is trained: optimizer, learning-rate schedule, clipping, averaging, when to stop."""
+"""Training settings of a network: optimizer, learning-rate schedule, clipping, weight average, early stopping."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kdtrain.base_config import Config, Count, NonNegative, Positive
-
-Natural = Annotated[int, Field(ge=0)]
+from kdtrain.base_config import Config, Count, NonNegative, NonNegativeInt, Positive
 
 
 class Sgd(Config):
-    """torch.optim.SGD, decay added to the gradient."""
+    """torch.optim.SGD; weight decay is added to the gradient."""
 
     name: Literal["sgd"]
     lr: Positive
@@ -19,7 +17,7 @@ class Sgd(Config):
 
 
 class Adam(Config):
-    """torch.optim.Adam, decay added to the gradient."""
+    """torch.optim.Adam; weight decay is added to the gradient."""
 
     name: Literal["adam"]
     lr: Positive
@@ -27,18 +25,20 @@ class Adam(Config):
 
 
 class AdamW(Config):
-    """torch.optim.AdamW, decay decoupled from the gradient: w -= lr_t * weight_decay * w at every step."""
+    """torch.optim.AdamW; weight decay is separate from the gradient: w -= lr_t * weight_decay * w at every step."""
 
     name: Literal["adamw"]
     lr: Positive
     weight_decay: NonNegative = 0.0
     decay_on: Literal["weights", "all"] = Field(
-        "weights", description="weights: not biases and one-dimensional parameters; all: every parameter"
+        "weights",
+        description="weights: decay does not apply to biases and one-dimensional parameters. all: it applies to every"
+        " parameter.",
     )
     decay_times: Literal["lr", "relative_lr", "nothing"] = Field(
         "lr",
-        description="lr: torch's; relative_lr: weight_decay * lr_t / lr per step, so that it does not change with lr;"
-        " nothing: weight_decay per step whatever the schedule (as the Flowers document has it)",
+        description="The factor of weight_decay per step. lr: lr_t, as in torch. relative_lr: lr_t / lr, so that the"
+        " decay does not depend on lr. nothing: 1 (as in the Flowers document).",
     )
 
     @model_validator(mode="after")
@@ -46,7 +46,7 @@ class AdamW(Config):
         if self.decay_times != "lr" and self.weight_decay >= 1:
             raise ValueError(
                 f"weight_decay must be below 1 with decay_times {self.decay_times}, got {self.weight_decay}:"
-                " one step would take the whole weight"
+                " one step would remove the whole weight"
             )
         return self
 
@@ -55,13 +55,13 @@ Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="name")]
 
 
 class Constant(Config):
-    """The learning rate as written, throughout."""
+    """A constant learning rate."""
 
     name: Literal["constant"]
 
 
 class Step(Config):
-    """lr * factor ** (epoch // every_epochs): torch's StepLR."""
+    """lr * factor ** (epoch // every_epochs), as torch's StepLR."""
 
     name: Literal["step"]
     every_epochs: Count
@@ -69,41 +69,45 @@ class Step(Config):
 
 
 class Exponential(Config):
-    """lr * factor ** epoch: torch's ExponentialLR."""
+    """lr * factor ** epoch, as torch's ExponentialLR."""
 
     name: Literal["exponential"]
     factor: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Cosine(Config):
-    """Linear warm-up over epochs, then half a cosine from lr to lowest_lr, reached after the last step; set per step.
+    """Linear warm-up over epochs, then half a cosine from lr to lowest_lr after the last step; set per step.
 
-    published (setup 4): set once per epoch, the first one at lowest_lr, and after the warm-up the cosine swings: it
-    falls for 10 epochs and rises for 10, as CosineAnnealingLR(T_max=10) does when it is stepped on.
+    published (setup 4): set once per epoch; the first epoch has lowest_lr, and after the warm-up the cosine falls for
+    10 epochs and rises for 10, as CosineAnnealingLR(T_max=10) does if it is stepped further.
     """
 
     name: Literal["cosine"]
-    warmup_epochs: Natural = 0
+    warmup_epochs: NonNegativeInt = 0
     lowest_lr: NonNegative = 0.0
     convention: Literal["corrected", "published"] = "corrected"
 
 
 class CosineInSteps(Config):
-    """Linear warm-up from 0 (the first step's rate) counted in steps, then half a cosine to 0.
+    """Linear warm-up from 0 (the rate of the first step), counted in steps, then half a cosine to 0.
 
     corrected: the cosine ends with the training, and the warm-up takes at most a tenth of it.
-    published (setup 5): both are fixed whatever the epochs: warm-up to warmup_steps, cosine to 0 at total_steps.
+    published (setup 5): both are independent of epochs: warm-up until warmup_steps, cosine to 0 at total_steps.
     """
 
     name: Literal["cosine_in_steps"]
-    warmup_steps: Natural = 1500
-    total_steps: Count | None = Field(None, description="published only: where the cosine reaches 0")
+    warmup_steps: NonNegativeInt = 1500
+    total_steps: Count | None = Field(
+        None, description="The step at which the cosine reaches 0; only with convention published."
+    )
     convention: Literal["corrected", "published"] = "corrected"
 
     @model_validator(mode="after")
-    def _total_where_published(self) -> Self:
+    def _total_steps_only_if_published(self) -> Self:
         if self.convention == "corrected" and self.total_steps is not None:
-            raise ValueError("total_steps does nothing when corrected: the cosine ends with the training; remove it")
+            raise ValueError(
+                "total_steps has no effect with convention corrected, whose cosine ends with the training; remove it"
+            )
         if self.convention == "published" and (self.total_steps is None or self.total_steps <= self.warmup_steps):
             raise ValueError(f"convention published needs total_steps above warmup_steps {self.warmup_steps}")
         return self
@@ -113,30 +117,35 @@ LrSchedule = Annotated[Constant | Step | Exponential | Cosine | CosineInSteps, F
 
 
 class Clipping(Config):
-    """Gradients scaled down to an L2 norm: of all of them together, or of each tensor by itself (Keras' clipnorm)."""
+    """Gradient clipping by L2 norm."""
 
-    norm: Positive
-    over: Literal["all", "tensor"] = "all"
+    norm: Positive = Field(description="Maximum norm.")
+    over: Literal["all", "tensor"] = Field(
+        "all", description="all: one norm of all gradients together. tensor: one norm per tensor, as Keras' clipnorm."
+    )
 
 
 class EarlyStopping(Config):
-    """The training ends when the best epoch (by the objective, ties by the other metric) lies so many epochs back."""
+    """The end of a training patience_epochs after its best epoch (by the objective; ties by the other metric)."""
 
     patience_epochs: Count
 
 
 class Ema(Config):
-    """Evaluation uses averaged weights: decay * (1 - exp(-updates / ramp_updates)), BatchNorm's buffers too."""
+    """An exponential moving average of weights and BatchNorm buffers, used for evaluation.
+
+    Its decay grows with the number of updates: decay * (1 - exp(-updates / ramp_updates)).
+    """
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
     ramp_updates: Positive = 2000.0
 
 
 class RDrop(Config):
-    """R-Drop (Liang et al. 2021, arXiv:2106.14448): two passes with dropout, all terms averaged over both, and
-    weight * (KL(p||q) + KL(q||p)) / 2, mean over N.
+    """R-Drop (Liang et al. 2021, arXiv:2106.14448): two passes with dropout; every loss term is their average.
 
-    published (setup 4): summed over the batch; it never reached distillation, so only method none takes it.
+    The loss gets weight * (KL(p||q) + KL(q||p)) / 2, averaged over the batch.
+    published (setup 4): the sum over the batch. It never reached distillation, so it is allowed with method none only.
     """
 
     weight: Positive = 0.3

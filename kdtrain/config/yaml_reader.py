@@ -1,4 +1,4 @@
-"""YAML text <-> plain data: the scalars of YAML 1.2, the line of every value, and what cannot be read."""
+"""YAML text to plain data and back: the scalars of YAML 1.2, the line of every value, and all mistakes."""
 
 import math
 import re
@@ -7,24 +7,32 @@ from typing import Any
 
 import yaml
 
-from kdtrain.config.problems import Keys, Problem, dotted
+from kdtrain.config.problems import KeyPath, Problem, dotted
 from kdtrain.errors import UserError
 
-MAX_VALUES = 100_000  # aliases of aliases would fill the memory
+MAX_VALUES = 100_000  # a few lines of aliases of aliases would otherwise fill the memory
 CORE = "tag:yaml.org,2002:"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Plain data, the line of each of its values, and what its YAML did wrong."""
+    """Plain data, the line number of each of its values, and the mistakes in its source."""
 
     data: Any
-    lines: dict[Keys, int]
+    lines: dict[KeyPath, int]
     problems: tuple[Problem, ...]
 
 
 def read_yaml(text: str, place: str) -> Reading:
-    """One document. Raises UserError where it is not YAML at all; `place` names the text in its sentences."""
+    """Return the plain data of one YAML document.
+
+    Args:
+        text: The document.
+        place: The name of the text in error messages: a file, or an option of the command line.
+
+    Raises:
+        UserError: The text is not YAML. Mistakes inside YAML, such as a repeated key, are in the result's `problems`.
+    """
     node = _compose(text, place)
     reader = _Reader(place)
     data = None if node is None else reader.read(node, (), frozenset())
@@ -32,12 +40,12 @@ def read_yaml(text: str, place: str) -> Reading:
 
 
 def dump_yaml(data: Any) -> str:
-    """Plain data as YAML that read_yaml reads back as the same data."""
+    """Return plain data as YAML that `read_yaml` reads back as equal data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema: 1e-4 is a number; on, no and 12:30 are text."""
+    """A SafeLoader with the scalars of YAML 1.2's core schema: 1e-4 is a number; on, no and 12:30 are text."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -52,7 +60,7 @@ for _tag, _pattern, _first in (
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what _Loader would read as something else than text."""
+    """A SafeDumper that quotes every text which _Loader would read as another type."""
 
 
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
@@ -75,59 +83,58 @@ def _compose(text: str, place: str) -> yaml.Node | None:
 def _yaml_sentence(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or "cannot be parsed"
     if "'\\t'" in problem:
-        return "a tab cannot indent; use spaces"
+        return "a tab cannot be used for indentation; use spaces"
     if isinstance(error, yaml.composer.ComposerError) and "another document" in problem:
-        return "a file holds one document; remove the '---' in the middle"
+        return "a file must have one document only; remove the '---' in the middle"
     return f"{problem} ({error.context})" if error.context else problem
 
 
 class _Reader:
-    """Turns nodes into dicts, lists and scalars, noting the line of each and collecting what is wrong."""
+    """A reader that turns YAML nodes into dicts, lists and scalars, and collects their lines and mistakes."""
 
     def __init__(self, place: str) -> None:
         self.place = place
-        self.lines: dict[Keys, int] = {}
+        self.lines: dict[KeyPath, int] = {}
         self.problems: list[Problem] = []
         self.values = 0
 
-    def read(self, node: yaml.Node, keys: Keys, enclosing: frozenset[int]) -> Any:
-        self.lines.setdefault(keys, _line(node))
+    def read(self, node: yaml.Node, path: KeyPath, enclosing: frozenset[int]) -> Any:
+        self.lines.setdefault(path, _line(node))
         self.values += 1
         if self.values > MAX_VALUES:
-            raise UserError(
-                f"{self.place}: holds more than {MAX_VALUES:,} values (aliases counted where they are used)"
-            )
+            raise UserError(f"{self.place}: has more than {MAX_VALUES:,} values (an alias counts at every use)")
         if id(node) in enclosing:
-            raise UserError(f"{self.place}:{_line(node)}: {dotted(keys)}: an alias cannot stand inside its own anchor")
+            raise UserError(f"{self.place}:{_line(node)}: {dotted(path)}: an alias cannot be inside its own anchor")
         enclosing |= {id(node)}
         if isinstance(node, yaml.MappingNode) and node.tag == f"{CORE}map":
-            return self._mapping(node, keys, enclosing)
+            return self._mapping(node, path, enclosing)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{CORE}seq":
-            return [self.read(item, (*keys, i), enclosing) for i, item in enumerate(node.value)]
+            return [self.read(item, (*path, i), enclosing) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node, keys)
-        return self._wrong_tag(node, keys)
+            return self._scalar(node, path)
+        return self._wrong_tag(node, path)
 
-    def _mapping(self, node: yaml.MappingNode, keys: Keys, enclosing: frozenset[int]) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath, enclosing: frozenset[int]) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = _line(key_node)
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != f"{CORE}str":
                 key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
-                self._wrong((*keys, str(key)), f"a key must be text, got {key or 'nothing'}", line)
+                self._report((*path, str(key)), f"a key must be text, got {key or 'nothing'}", line)
                 continue
             key = key_node.value
-            path = (*keys, key)
+            below = (*path, key)
             if key == "<<":
-                self._wrong(path, "merge keys are not read; write the keys out, or alias a whole value", line)
+                text = "merge keys are not supported; write the keys out, or use an alias for a whole value"
+                self._report(below, text, line)
             elif key in mapping:
-                self._wrong(path, f"is written twice; first in line {self.lines[path]}", line)
+                self._report(below, f"is written twice, first in line {self.lines[below]}", line)
             else:
-                self.lines[path] = line
-                mapping[key] = self.read(value_node, path, enclosing)
+                self.lines[below] = line
+                mapping[key] = self.read(value_node, below, enclosing)
         return mapping
 
-    def _scalar(self, node: yaml.ScalarNode, keys: Keys) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         text, tag = node.value, node.tag.removeprefix(CORE)
         if tag == "str":
             return text
@@ -142,19 +149,19 @@ class _Reader:
                 number = float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
                 if math.isfinite(number):
                     return number
-                return self._wrong(keys, f"must be a finite number, got {text}")
+                return self._report(path, f"must be a finite number, got {text}")
         except (ValueError, KeyError):
-            return self._wrong(keys, f"is no {tag}: '{text}'")
-        return self._wrong_tag(node, keys)
+            return self._report(path, f"is not a valid {tag}: '{text}'")
+        return self._wrong_tag(node, path)
 
-    def _wrong_tag(self, node: yaml.Node, keys: Keys) -> None:
-        self._wrong(keys, f"tag {node.tag.replace(CORE, '!!')} is not read; write plain YAML")
+    def _wrong_tag(self, node: yaml.Node, path: KeyPath) -> None:
+        self._report(path, f"tag {node.tag.replace(CORE, '!!')} is not supported; write plain YAML")
 
-    def _wrong(self, keys: Keys, text: str, line: int | None = None) -> None:
-        own: Keys = keys if line is None else (*keys, len(self.problems))  # a key's second line needs a path of its own
+    def _report(self, path: KeyPath, text: str, line: int | None = None) -> None:
+        own = path if line is None else (*path, len(self.problems))  # `lines` has the first line of a repeated key
         if line is not None:
             self.lines[own] = line
-        self.problems.append(Problem(own, text, keys))
+        self.problems.append(Problem(own, text, path))
 
 
 def _line(node: yaml.Node) -> int:

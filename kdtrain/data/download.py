@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import TRANSFERS, digest, locked, user_cache, write_bytes
-from kdtrain.storage.remote import AtUrl
+from kdtrain.storage.remote import RemoteFiles
 
 WHOLE = ".whole.json"
 SUMS = "SHA256SUMS"
@@ -37,7 +37,7 @@ def _fetch(url: str, folder: Path) -> None:
         _fetch_archive(url, folder)
         count = sum(path.is_file() for path in folder.rglob("*"))
     else:
-        at = AtUrl(url, "--data")
+        at = RemoteFiles(url, "--data")
         sizes = {name: size for name, (size, _) in at.stamps().items()}
         if not sizes:
             raise UserError(f"--data: {url} holds no file")
@@ -48,7 +48,7 @@ def _fetch(url: str, folder: Path) -> None:
     write_bytes(folder / WHOLE, json.dumps({"url": url, "files": count}).encode())
 
 
-def _fetch_file(at: AtUrl, folder: Path, name: str, size: int, wanted: str | None) -> None:
+def _fetch_file(at: RemoteFiles, folder: Path, name: str, size: int, wanted: str | None) -> None:
     _require_inside(name, at.url)
     data = at.read(name) or b""
     if len(data) != size:
@@ -67,7 +67,7 @@ def _require_inside(name: str, url: str) -> None:
 def _fetch_archive(url: str, folder: Path) -> None:
     parent, _, name = url.partition("?")[0].rpartition("/")
     query = url.partition("?")[2]
-    at = AtUrl(f"{parent}?{query}" if query else parent, "--data")
+    at = RemoteFiles(f"{parent}?{query}" if query else parent, "--data")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".archive-") as scratch:
         unpacked = Path(scratch) / "unpacked"
         try:

@@ -223,11 +223,11 @@ def _job_settings(study: Study, on_cluster: bool, data: str | None) -> dict[str,
     mark = f"mark-{uuid.uuid4().hex}"
     write_bytes(scratch / mark, b"")
     return {
-        "results": store.distant.url if store.distant else str(store.path.absolute()),
+        "results": store.url or str(store.path.absolute()),
         "sweep": study.sweep.name,
         "scratch": str(scratch),
         "mark": mark,
-        "ray_storage": f"{store.distant.url}#{study.sweep.name}/.ray" if on_cluster and store.distant else str(scratch),
+        "ray_storage": f"{store.url}#{study.sweep.name}/.ray" if on_cluster and store.url else str(scratch),
         "data": data or str(study.data_root),
         "resources": study.sweep.resources.model_dump(),
         "readings": study.sweep.readings(),

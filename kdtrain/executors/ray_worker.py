@@ -29,7 +29,8 @@ from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import UserError
 from kdtrain.runtime.process import compile_into, prepare_process
 from kdtrain.storage.cache import Cache, cache_folder
-from kdtrain.storage.remote import AtUrl, results_folder
+from kdtrain.storage.mirror import results_folder
+from kdtrain.storage.remote import RemoteFiles
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import smoke
@@ -107,7 +108,7 @@ def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[st
     require_fit_node(config, recipe)
     results, data_root = results_folder(config["results"]), data_folder(config["data"])
     cache = None if resources.teacher_cache == "none" else Cache(cache_folder(), resources.cache_bytes)
-    workspace = Workspace(Store(results, by=f"{config['sweep']} {config['key']}"), data_root, device, cache)
+    workspace = Workspace(Store(results, owner=f"{config['sweep']} {config['key']}"), data_root, device, cache)
     if config["kind"] == "train" and workspace.trial_id(recipe) != config["trial_id"]:
         raise UnfitNode(
             f"node {get_node_ip_address()} ({socket.gethostname()}): images, weights or kdtrain are not those of the"
@@ -207,7 +208,7 @@ class TrainReports:
         """Report the epochs that the store has and Ray has not."""
         for row in self._folder.epochs():
             if self.arrived < row["epoch"] and (before is None or row["epoch"] < before):
-                self._send(row)
+                self._send({**row})
 
     def _send(self, row: dict[str, Any]) -> None:
         self.arrived = int(row["epoch"])
@@ -234,8 +235,8 @@ def ray_storage(written: str) -> tuple[str, Any]:
     if "://" not in written:
         return written, None
     url, _, below = written.rpartition("#")
-    distant = AtUrl(url, "--results")
-    return f"{distant.base}/{below}", distant.files
+    remote = RemoteFiles(url, "--results")
+    return f"{remote.base}/{below}", remote.files
 
 
 def _broken_by(work: Callable[[], None]) -> tuple[str | None, bool]:

@@ -1,4 +1,7 @@
-"""The workers of one training: this process's rank, and sums over all of them. One process is rank 0 of 1."""
+"""The workers of one training: the rank of this process, and collective operations. A single process is rank 0 of 1.
+
+R ranks, a global batch of N images, of which this rank has n; K columns.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +14,30 @@ from torch import Tensor
 
 
 def rank() -> int:
+    """Return the rank of this process, 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size() -> int:
+    """Return the number of ranks R, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share(indices: Tensor) -> Tensor:
-    """This rank's part of the indices [n]: every size()-th, so that shards differ by one image at most."""
+    """Return this rank's share of the indices.
+
+    Args:
+        indices: [N, ...].
+
+    Returns:
+        [n, ...]: every R-th one, so that the shares of the ranks differ by at most one.
+    """
     return indices[rank() :: size()]
+
+
+def share_size(total: int) -> int:
+    """Return how many of `total` indices are this rank's share."""
+    return len(range(total)[rank() :: size()])
 
 
 _IDLE: ContextVar[bool] = ContextVar("idle", default=False)
@@ -28,8 +45,11 @@ _IDLE: ContextVar[bool] = ContextVar("idle", default=False)
 
 @contextmanager
 def idle(when: bool) -> Iterator[None]:
-    """Within it, if so, this rank has no share of the batch: the image that it runs, to join the reductions of the
-    others, is no part of the global batch and of its statistics."""
+    """Mark this rank as idle inside the context, if `when` is True.
+
+    An idle rank has no share of the batch. It runs one image to take part in the collective operations of the others;
+    that image belongs neither to the global batch nor to its BatchNorm statistics.
+    """
     before = _IDLE.set(when)
     try:
         yield
@@ -38,57 +58,72 @@ def idle(when: bool) -> Iterator[None]:
 
 
 def is_idle() -> bool:
+    """Return True inside `idle(True)`."""
     return _IDLE.get()
 
 
-def share_size(total: int) -> int:
-    """How many of `total` indices are this rank's share."""
-    return len(range(total)[rank() :: size()])
-
-
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The elementwise sum over ranks, on all of them."""
+    """Return the elementwise sum over the ranks, on every rank.
+
+    Args:
+        values: [...], of the same shape on every rank; overwritten with the sum.
+    """
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def gather_rows(local_nK: Tensor, total: int) -> Tensor:
-    """Rows computed on `share(arange(total))` of each rank, put back in order: [total, K] on every rank, exactly."""
-    if not dist.is_initialized():
-        return local_nK
-    rows = torch.zeros(total, *local_nK.shape[1:], dtype=local_nK.dtype, device=local_nK.device)
-    rows[rank() :: size()] = local_nK
-    return sum_over_ranks(rows)
+    """Return the rows of all ranks in the order of the global batch, without gradient.
 
+    Args:
+        local_nK: [n, K...], the rows of this rank's `share(arange(total))`.
+        total: N, the number of rows of all ranks.
 
-def gather_batch(local: Tensor, total: int) -> Tensor:
-    """The global batch [total, ...] from each rank's `share` of it, in order, with gradient.
-
-    Backward sums the gradients of all ranks: where every rank adds the same global loss, weighted by its share of the
-    batch, and DDP averages, parameters get the gradient that one process would compute. A rank without a share
-    (fewer images than ranks) gives whatever rows it has; they are left out.
+    Returns:
+        [N, K...] on every rank, exactly: each row is added to zeros.
     """
     if not dist.is_initialized():
-        return local
-    gathered: Tensor = _Gather.apply(local, total)
+        return local_nK
+    rows_NK = torch.zeros(total, *local_nK.shape[1:], dtype=local_nK.dtype, device=local_nK.device)
+    rows_NK[rank() :: size()] = local_nK
+    return sum_over_ranks(rows_NK)
+
+
+def gather_batch(local_nK: Tensor, total: int) -> Tensor:
+    """Return the global batch from the shares of all ranks, in order, with gradient.
+
+    The backward pass sums the gradients of all ranks. If every rank adds the same global loss, weighted by its share of
+    the batch, and DDP averages, then parameters get the gradient that one process would compute.
+
+    Args:
+        local_nK: [n, K...], the rows of this rank's `share(arange(total))`. A rank without a share (fewer images than
+            ranks) passes any rows; they are left out.
+        total: N, the number of rows of all ranks.
+
+    Returns:
+        [N, K...] on every rank.
+    """
+    if not dist.is_initialized():
+        return local_nK
+    gathered: Tensor = _Gather.apply(local_nK, total)
     return gathered
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, local: Tensor, total: int) -> Tensor:
-        context.local_rows = len(local)
-        own = share_size(total)
-        return gather_rows(local[:own], total)
+    def forward(context: Any, local_nK: Tensor, total: int) -> Tensor:
+        context.local_rows = len(local_nK)
+        return gather_rows(local_nK[: share_size(total)], total)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        own = sum_over_ranks(gradient.contiguous().clone())[rank() :: size()]
-        padding = context.local_rows - len(own)
-        return torch.cat([own, own.new_zeros(padding, *own.shape[1:])]) if padding else own, None
+    def backward(context: Any, gradient_NK: Tensor) -> tuple[Tensor, None]:
+        own_nK = share(sum_over_ranks(gradient_NK.contiguous().clone()))
+        padding = context.local_rows - len(own_nK)
+        return torch.cat([own_nK, own_nK.new_zeros(padding, *own_nK.shape[1:])]) if padding else own_nK, None
 
 
 def barrier() -> None:
+    """Wait until every rank has called this."""
     if dist.is_initialized():
         dist.barrier()

@@ -1,6 +1,6 @@
-"""Random numbers by name: every one comes from (seed, purpose, indices), never from what ran before.
+"""Random numbers by name: each comes from (seed, purpose, indices) and never depends on what was drawn before.
 
-So neither a restart, a warm process nor another number of workers changes a draw.
+So a restart, a reused process or another number of workers changes no random number.
 """
 
 import hashlib
@@ -9,11 +9,20 @@ import torch
 
 
 def stream(seed: int, purpose: str, *indices: int) -> int:
-    """A 63-bit seed for one purpose, e.g. `stream(0, "order", epoch)`; equal arguments, equal seed."""
+    """Return the seed of a named random stream.
+
+    Args:
+        seed: The seed of the recipe, the study or the data split.
+        purpose: What the numbers are for, e.g. "order".
+        indices: What distinguishes the streams of one purpose, e.g. the epoch.
+
+    Returns:
+        A 63-bit seed, equal for equal arguments.
+    """
     text = "/".join([str(seed), purpose, *map(str, indices)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
-    """A CPU generator at the start of the stream of that name."""
+    """Return a CPU generator at the start of the stream of these arguments; see `stream`."""
     return torch.Generator().manual_seed(stream(seed, purpose, *indices))

@@ -1,6 +1,6 @@
-"""The processes that torchrun has started together: their group, this one's device, and who prints.
+"""The processes that torchrun starts together: their process group, the device of this one, and who prints.
 
-torch is imported where it is needed: `python -m kdtrain --help` answers without it.
+torch is imported inside functions, so that `python -m kdtrain --help` does not load it.
 """
 
 import json
@@ -19,18 +19,25 @@ if TYPE_CHECKING:
     import torch
 
 ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun gives its processes; whoever starts them by another launcher sets the same five."""
+"""The variables that torchrun sets for its processes; another launcher must set the same five."""
 
 LONGEST_WAIT = timedelta(minutes=30)
-"""For another process of the group, of which nothing is heard: then the waiting one fails, and torchrun ends them all.
-One that dies is noticed at once."""
+"""The time after which a process that waits for another one fails, and torchrun ends them all. A process that has ended
+is noticed at once."""
 
-FAREWELL_S = 5.0
-LEAVING = "leaving"
+ERROR_WAIT_S = 5.0
+"""The time that a process waits, before it ends with an error, for the others to print theirs."""
 
 
 class Group:
-    """This process among those that train together. One that was started by itself is rank 0 of 1."""
+    """This process among those that train together. A process that was started alone is rank 0 of 1.
+
+    Attributes:
+        launched: torchrun, or another launcher, has started this process.
+        rank: The number of this process in the group.
+        local_rank: Its number on this machine.
+        size: The number of processes.
+    """
 
     def __init__(self) -> None:
         self.launched = all(name in os.environ for name in ENVIRONMENT)
@@ -40,12 +47,20 @@ class Group:
         self._store: Any = None
 
     @property
-    def leads(self) -> bool:
-        """The one that prints and writes."""
+    def is_main(self) -> bool:
+        """True in the process that prints and writes."""
         return self.rank == 0
 
     def device(self, written: str | None) -> "torch.device":
-        """The device that --device names, or the GPU where there is one; of a group each process has a GPU its own."""
+        """Return the device that this process uses.
+
+        Args:
+            written: The value of --device; None for the GPU if there is one, else the CPU. For "cuda", each process of
+                a group gets a GPU of its own.
+
+        Raises:
+            UserError: The device cannot be used, or there are fewer GPUs than processes.
+        """
         import torch
 
         try:
@@ -60,19 +75,22 @@ class Group:
     def _own_gpu(self, device: "torch.device") -> "torch.device":
         import torch
 
-        there = torch.cuda.device_count()
+        gpus = torch.cuda.device_count()
         if ":" in str(device):
             raise UserError(f"--device: {device} is one GPU for {self.size} processes; write cuda")
-        if self.local_rank >= there:
+        if self.local_rank >= gpus:
             raise UserError(
-                f"--device: cuda has {there} GPUs here for more than {self.local_rank} processes; start torchrun with "
-                f"--nproc-per-node {there} or write --device cpu"
+                f"--device: cuda has {gpus} GPUs here for more than {self.local_rank} processes; start torchrun with "
+                f"--nproc-per-node {gpus} or write --device cpu"
             )
         return torch.device("cuda", self.local_rank)
 
     @contextmanager
-    def joined(self, device: "torch.device") -> Iterator[None]:
-        """Inside, torch.distributed reaches the other processes: by gloo from the CPU, by NCCL between GPUs."""
+    def process_group(self, device: "torch.device") -> Iterator[None]:
+        """Initialise torch.distributed inside the context, with gloo for CPUs and NCCL between GPUs.
+
+        A process that was started alone gets no process group.
+        """
         if not self.launched:
             yield
             return
@@ -85,21 +103,23 @@ class Group:
             torch.cuda.set_device(device)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=self._meeting(), rank=self.rank, world_size=self.size, timeout=LONGEST_WAIT,
+            store=self._rendezvous(), rank=self.rank, world_size=self.size, timeout=LONGEST_WAIT,
             device_id=device if on_gpu else None,
         )  # fmt: skip
         yield
-        # only where all went well: NCCL would wait here for the others, who may wait for this one
+        # Only without an exception: NCCL would wait here for the others, which may wait for this process.
         dist.destroy_process_group()
 
-    def tell(self, line: str) -> None:
-        """Prints a line on stdout, once."""
-        if self.leads:
+    def print_once(self, line: str) -> None:
+        """Print a line on stdout, in the main process only."""
+        if self.is_main:
             print(line, flush=True)
 
-    def complain(self, sentence: str) -> None:
-        """Before this process ends: prints a sentence on stderr, once where several processes have it to say.
-        torchrun's summary, which comes last, shows it too."""
+    def print_error(self, sentence: str) -> None:
+        """Print a sentence on stderr before this process ends, once if several processes have the same error.
+
+        The sentence is also written to the file from which torchrun makes its summary.
+        """
         if not self.launched:
             print(sentence, file=sys.stderr)
             return
@@ -109,24 +129,24 @@ class Group:
         if summary:
             reason = {"message": sentence, "extraInfo": {"timestamp": int(time.time())}}
             Path(summary).write_text(json.dumps({"message": reason}))
-        self._count(LEAVING, 1)
-        deadline = time.monotonic() + FAREWELL_S  # torchrun ends the others as soon as the first has ended
-        while self._count(LEAVING, 0) < self.size and time.monotonic() < deadline:
+        self._count("leaving", 1)
+        deadline = time.monotonic() + ERROR_WAIT_S  # torchrun ends the others as soon as the first has ended
+        while self._count("leaving", 0) < self.size and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def left_by_another(self) -> bool:
-        """Whether a process of the group has said why it ends: then what this one misses is no news."""
-        return self.launched and self._count(LEAVING, 0) > 0
+    def has_failed(self) -> bool:
+        """Return True if a process of the group has printed its error; errors that follow from it are no news."""
+        return self.launched and self._count("leaving", 0) > 0
 
-    def _count(self, what: str, more: int) -> int:
-        """How often the processes of the group have counted `what`; of a group that is gone, `more`."""
+    def _count(self, key: str, more: int) -> int:
+        """Add `more` to a counter of the group and return its value; return `more` if the group's store is gone."""
         try:
-            return int(self._meeting().add(f"kdtrain/{what}", more))
+            return int(self._rendezvous().add(f"kdtrain/{key}", more))
         except (RuntimeError, OSError):
             return more
 
-    def _meeting(self) -> Any:
-        """The store through which the processes find one another, which is torchrun's own."""
+    def _rendezvous(self) -> Any:
+        """Return torchrun's key-value store, through which the processes find each other."""
         if self._store is None:
             from torch.distributed.rendezvous import rendezvous
 

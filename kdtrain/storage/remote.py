@@ -1,46 +1,55 @@
-"""Folders at a URL, through pyarrow's file systems: s3://, gs://, abfs://, hdfs://, file://, and what fsspec adds."""
+"""Files at a URL, through pyarrow's file systems (s3://, gs://, abfs://, hdfs://, file://) and those of fsspec."""
 
 import uuid
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import Folder, digest, user_cache
 
-WHOLE_BY_NATURE = ("s3", "gcs", "abfs")
-"""File systems whose files appear when their writing has ended."""
-
-
-def results_folder(written: str) -> Folder:
-    """What --results names: a folder, or a URL with a copy in the user's cache folder. UserError for a URL that cannot
-    be reached."""
-    if "://" not in written:
-        return Folder(Path(written))
-    if "@" in urlsplit(written).netloc:
-        raise UserError("--results: a URL is written into files; leave the secret out and set it in the environment")
-    distant = AtUrl(written, "--results")
-    return Folder(user_cache() / "results" / digest(written.encode()), distant)
+ATOMIC_UPLOADS = ("s3", "gcs", "abfs")
+"""pyarrow's names of the file systems in which a file appears when all of it has been written."""
 
 
-class AtUrl:
-    """`Distant` of files.py. The query of a URL is its file system's:
-    s3://bucket/path?endpoint_override=http://127.0.0.1:9000&region=us-east-1"""
+class Stamp(NamedTuple):
+    """A file's size and time of writing, by which a changed file is recognised."""
 
-    def __init__(self, url: str, place: str) -> None:
-        """place: which option names it. Raises UserError where nothing answers there."""
+    size_bytes: int
+    written_ns: int
+
+
+class RemoteFiles:
+    """All files below a URL, by their relative names with slashes. Methods raise OSError if it cannot be reached.
+
+    Attributes:
+        url: The URL as it was given.
+        files: pyarrow's file system.
+        base: The path of the URL in `files`.
+    """
+
+    def __init__(self, url: str, option: str) -> None:
+        """Connect to a URL.
+
+        Args:
+            url: Its query holds options of the file system, as in
+                s3://bucket/path?endpoint_override=http://127.0.0.1:9000&region=us-east-1
+            option: The command-line option that named the URL, for error messages.
+
+        Raises:
+            UserError: The URL cannot be reached, or names no folder.
+        """
         self.url = url
         try:
             self.files, self.base = _file_system(url)
-            self._type_of(self.base)
+            self.files.get_file_info(self.base)
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"{place}: {url} cannot be reached ({reason})") from None
+            raise UserError(f"{option}: {url} cannot be reached ({reason})") from None
         if not self.base:
-            raise UserError(f"{place}: {url} names no folder")
-        self._whole_by_nature = self.files.type_name in WHOLE_BY_NATURE
+            raise UserError(f"{option}: {url} names no folder")
+        self._uploads_are_atomic = self.files.type_name in ATOMIC_UPLOADS
 
     def read(self, name: str) -> bytes | None:
+        """Return the whole file, or None if there is none."""
         try:
             with self.files.open_input_stream(f"{self.base}/{name}", compression=None) as stream:
                 return bytes(stream.read())
@@ -48,8 +57,9 @@ class AtUrl:
             return None
 
     def write(self, name: str, data: bytes) -> None:
+        """Write a file atomically: readers see the old file or the whole new one."""
         path = f"{self.base}/{name}"
-        if self._whole_by_nature:
+        if self._uploads_are_atomic:
             self._put(path, data)
             return
         folder, _, own = path.rpartition("/")
@@ -59,18 +69,21 @@ class AtUrl:
         self.files.move(temporary, path)
 
     def remove(self, name: str) -> None:
+        """Remove a file, if there is one."""
         try:
             self.files.delete_file(f"{self.base}/{name}")
         except FileNotFoundError:
             return
 
     def clear(self, folder: str) -> None:
+        """Remove a folder with all that is in it, if there is one."""
         try:
             self.files.delete_dir(f"{self.base}/{folder}".rstrip("/"))
         except FileNotFoundError:
             return
 
-    def stamps(self, folder: str = "") -> dict[str, tuple[int, int]]:
+    def stamps(self, folder: str = "") -> dict[str, Stamp]:
+        """Return the stamps of all files in and below a folder by name; none if there is no folder."""
         from pyarrow import fs
 
         path = f"{self.base}/{folder}".rstrip("/")
@@ -80,7 +93,7 @@ class AtUrl:
         else:
             found = self.files.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
         return {
-            info.path.removeprefix(f"{self.base}/"): (info.size, info.mtime_ns or 0)
+            info.path.removeprefix(f"{self.base}/"): Stamp(info.size, info.mtime_ns or 0)
             for info in found
             if info.type == fs.FileType.File
         }
@@ -89,12 +102,9 @@ class AtUrl:
         with self.files.open_output_stream(path, compression=None) as stream:
             stream.write(data)
 
-    def _type_of(self, path: str) -> Any:
-        return self.files.get_file_info(path).type
-
 
 def _file_system(url: str) -> tuple[Any, str]:
-    """(file system, path in it). ImportError where neither pyarrow nor an installed fsspec knows the scheme."""
+    """Return the file system and the path in it; ImportError if neither pyarrow nor fsspec knows the scheme."""
     from pyarrow import ArrowInvalid, fs
 
     try:

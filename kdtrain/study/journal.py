@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import Folder, Row
+from kdtrain.storage.folder import Folder, LocalFolder, Row
 from kdtrain.trials.store import SCHEMA, json_bytes, read_object
 
 FILE = "record.jsonl"
@@ -15,7 +15,7 @@ class StudyJournal:
     """What was planned and how it ended, by (stage, number); kept in memory as in the file."""
 
     def __init__(self, folder: Path | Folder) -> None:
-        self.files = folder if isinstance(folder, Folder) else Folder(folder)
+        self.files = folder if isinstance(folder, Folder) else LocalFolder(folder)
         self.folder = self.files.path
         self.path = self.folder / FILE
         self._plans: dict[tuple[str, int], Row] = {}

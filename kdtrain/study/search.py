@@ -21,6 +21,7 @@ from kdtrain.config.study_settings import GridSampler, Tpe
 from kdtrain.config.sweep import Sweep
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.folder import Row
+from kdtrain.trials.records import EpochRow
 
 optuna.logging.set_verbosity(logging.WARNING)
 Values = dict[str, Any]
@@ -82,7 +83,7 @@ class Search:
                 study.add_trial(self._frozen(values, TrialState.RUNNING, None, {}, {}))
         return space.suggest(study.ask(), self.sweep.tree)
 
-    def pruned_after(self, number: int, rows: Sequence[Row]) -> int | None:
+    def pruned_after(self, number: int, rows: Sequence[EpochRow]) -> int | None:
         """The epoch after which trial `number` is to stop, or None. Every row is judged once, in the order of epochs,
         so it does not matter how many rows there are when the question is asked. Fewer than were judged: they are done
         again, from an earlier checkpoint, and elsewhere they may be others."""
@@ -96,7 +97,7 @@ class Search:
                 judged.stop = judged.epoch if self._report(judged.trial, row) else None
         return judged.stop
 
-    def tell(self, number: int, state: str, value: float | None, rows: Sequence[Row]) -> None:
+    def tell(self, number: int, state: str, value: float | None, rows: Sequence[EpochRow]) -> None:
         """Trial `number` has ended."""
         self.judged.pop(number, None)
         comparison = self._comparison(number)
@@ -119,7 +120,7 @@ class Search:
         """A fresh Optuna trial among those that trial `number` is compared with when it may be pruned."""
         return self._study(self._seen_by(number), optuna.samplers.RandomSampler(seed=0)).ask()
 
-    def _report(self, trial: optuna.Trial, row: Row) -> bool:
+    def _report(self, trial: optuna.Trial, row: EpochRow) -> bool:
         trial.report(float(row[self.sweep.study.objective]), int(row["epoch"]))
         return trial.should_prune()
 

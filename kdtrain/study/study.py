@@ -20,7 +20,8 @@ from kdtrain.study.description import plain_yaml
 from kdtrain.study.journal import StudyJournal
 from kdtrain.study.search import Search, Values
 from kdtrain.trials.identity import trial_id
-from kdtrain.trials.outcome import best_epoch, merit, outcome_row, require_own_workers
+from kdtrain.trials.outcome import best_epoch, outcome_row, ranking_key, require_own_workers
+from kdtrain.trials.records import EpochRow
 from kdtrain.trials.store import Store, TrialFolder
 
 FIRST_CONFIRMING_SEED = 1_000_000
@@ -112,7 +113,7 @@ class Study:
         stop = self._pruned_after(job, [row for row in folder.epochs() if row["epoch"] <= epoch])
         if stop is None:
             return False
-        folder.files.release()
+        folder.files.revoke_lease()
         folder.keep_epochs(stop)
         folder.write_outcome(outcome_row("pruned", self._pruning(stop), folder))
         folder.remove_checkpoints()
@@ -396,7 +397,7 @@ class Study:
             return not job.final or folder.has_weights()
         return self._pruned_after(job, folder.epochs()) is not None
 
-    def _pruned_after(self, job: Job, rows: list[Row]) -> int | None:
+    def _pruned_after(self, job: Job, rows: list[EpochRow]) -> int | None:
         """The epoch after which this study stops the job, or None: as it once decided, as soon as there are the rows,
         else decided from them."""
         if not job.prunable:
@@ -438,8 +439,11 @@ class Study:
         """Numbers of the complete trials of distinct recipes, best first: objective, then NLL, then number."""
 
         def key(number: int) -> tuple[float, ...]:
-            best = self._folder(search, number).outcome()["best"]  # type: ignore[index]
-            return (*(-part for part in merit(best, self.sweep.study.objective)), number)
+            outcome = self._folder(search, number).outcome()
+            assert outcome is not None
+            assert outcome["best"] is not None
+            best = outcome["best"]
+            return (*(-part for part in ranking_key(best, self.sweep.study.objective)), number)
 
         complete = [number for number, trial in search.ended.items() if trial.state.name == "COMPLETE"]
         distinct: dict[str, int] = {}

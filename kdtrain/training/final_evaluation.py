@@ -12,15 +12,15 @@ from kdtrain.data.base import Dataset
 from kdtrain.models.build import build
 from kdtrain.models.weights import load_whole_network
 from kdtrain.runtime import distributed
-from kdtrain.storage.folder import Row
 from kdtrain.teacher.network import trained_teacher
 from kdtrain.training.evaluation import logits_of, pair_metrics, student_metrics, tta_logits
 from kdtrain.training.precision import backend_settings
+from kdtrain.trials.records import Outcome
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
 
-def read_test(recipe: Recipe, workspace: Workspace) -> Row:
+def read_test(recipe: Recipe, workspace: Workspace) -> Outcome:
     """Evaluate a complete training that kept its weights on the test split, once.
 
     Test and validation logits are written to predictions.npz, test metrics join the outcome.
@@ -30,7 +30,7 @@ def read_test(recipe: Recipe, workspace: Workspace) -> Row:
     """
     data, trial = workspace.dataset(recipe.data), workspace.trial(recipe)
     with (
-        trial.held() if distributed.rank() == 0 else nullcontext(),
+        trial.lock() if distributed.rank() == 0 else nullcontext(),
         backend_settings(recipe.precision, workspace.device),
     ):
         distributed.barrier()
@@ -50,7 +50,7 @@ def read_test(recipe: Recipe, workspace: Workspace) -> Row:
 
 def _evaluated(
     recipe: Recipe, data: Dataset, trial: TrialFolder, workspace: Workspace
-) -> tuple[dict[str, Tensor], Row]:
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Return logits [N, K] by name and the metrics of the test split."""
     device = workspace.device
     network = build(recipe.student, data.image_shape, len(data.classes), 0, pretrained=False).to(device)
@@ -60,7 +60,7 @@ def _evaluated(
         "test_logits": logits_of(network, data.test, device),
     }
     metrics = student_metrics(logits["test_logits"], data.test.labels)
-    test: Row = {f"test/{name}": value for name, value in metrics.items()} | {"images": len(data.test)}
+    test: dict[str, float] = {f"test/{name}": value for name, value in metrics.items()} | {"images": len(data.test)}
     ten_crop = tta_logits(network, data.test, device)
     if ten_crop is not None:
         logits["test_tta_logits"] = ten_crop

@@ -17,7 +17,7 @@ from kdtrain.training.ema import ModelEma
 from kdtrain.training.epoch_metrics import EpochProgress, Metrics
 from kdtrain.training.learner import Learner
 from kdtrain.training.loader import BatchLoader
-from kdtrain.trials.outcome import merit
+from kdtrain.trials.outcome import ranking_key
 
 WITHIN_EPOCH = ("steps", "spent", "images")
 """The fields of EpochProgress that a checkpoint within an epoch needs."""
@@ -95,7 +95,7 @@ class TrainState:
         """Keep epoch and weights if the objective is the best so far; ties: other metric, then earlier epoch."""
         own = {"epoch": self.epoch, **{key: metrics[key] for key in ("val/accuracy", "val/nll")}}
         objective = self.recipe.objective
-        if self.best is None or merit(own, objective) > merit(self.best, objective):
+        if self.best is None or ranking_key(own, objective) > ranking_key(self.best, objective):
             self.best = own
             self.best_weights = {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}
 

@@ -26,6 +26,7 @@ from kdtrain.training.preflight import check_images, require_students_turn
 from kdtrain.training.state import TrainState
 from kdtrain.trials.identity import NUMERICS, file_digest
 from kdtrain.trials.outcome import outcome_row, require_own_workers
+from kdtrain.trials.records import Outcome, State
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
@@ -47,7 +48,7 @@ def train(
     checkpoint_every_steps: int | None = None,
     loaders: int = 0,
     shared_readings: Sequence[TeacherReading] = (),
-) -> Row:
+) -> Outcome:
     """Train a recipe to its outcome; continue a training that was cut off, return the outcome of one that has ended.
 
     A teacher must have been trained before. The test split is never read here; see `final_evaluation.read_test`.
@@ -71,7 +72,7 @@ def train(
     """
     data, trial = workspace.dataset(recipe.data), workspace.trial(recipe)
     with (
-        trial.held() if distributed.rank() == 0 else nullcontext(),
+        trial.lock() if distributed.rank() == 0 else nullcontext(),
         backend_settings(recipe.precision, workspace.device),
     ):
         distributed.barrier()
@@ -111,7 +112,7 @@ def is_due(checkpoint_bytes: int, seconds: float, writing_s: float) -> bool:
     return checkpoint_bytes <= SMALL_CHECKPOINT_BYTES or affordable
 
 
-def _serves(outcome: Row, final: bool, trial: TrialFolder) -> bool:
+def _serves(outcome: Outcome, final: bool, trial: TrialFolder) -> bool:
     """Return True if a training would end with this outcome. `pruned` is a study's decision and is trained on."""
     if outcome["state"] == "complete":
         return not final or trial.has_weights()
@@ -128,7 +129,8 @@ def _resume(state: TrainState, trial: TrialFolder, about: Row) -> None:
         state.restore(saved)
     distributed.barrier()  # all ranks have read what rank 0 now writes
     if distributed.rank() == 0:
-        for row in trial.epochs():
+        rows: list[Row] = [{**row} for row in trial.epochs()]
+        for row in rows:
             if row["epoch"] > state.epoch:
                 state.progress.charge({name: row[name] for name in TEACHER_COSTS if name in row})
         trial.remove_outcome()
@@ -143,7 +145,7 @@ def _fit(
     on_epoch: Callable[[Metrics], None],
     checkpoint_every_steps: int | None,
     decoded_here: str | None,
-) -> Row:
+) -> Outcome:
     """decoded_here: the reason why this process decoded its images itself although they were to be shared."""
     leads = distributed.rank() == 0
     written_at, writing_s = time.monotonic(), 0.0
@@ -165,7 +167,8 @@ def _fit(
         distributed.barrier()  # every rank sums up the rows in the end
         on_epoch(metrics)
 
-    ended, reason = "complete", None
+    ended: State = "complete"
+    reason = None
     try:
         fit(state, state.recipe.epochs, report, checkpoint=checkpoint, every_steps=checkpoint_every_steps)
     except (UserError, OSError):  # a full disk or a closed pipe is no outcome of the recipe: it can be continued

@@ -1,4 +1,4 @@
-"""trial_id: the hash of everything that may change one bit of what a training learns."""
+"""The identity of a trial: the hash of everything that may change one bit of what a training learns."""
 
 import hashlib
 import json
@@ -14,10 +14,19 @@ NUMERICS = 5
 
 
 def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> dict[str, Any]:
-    """What is hashed: the resolved recipe with its balance as two weights, the content or name of the weights that its
-    networks begin with, its teacher's whole recipe (or the content of its file) and the data's fingerprint.
+    """Return what `trial_id` hashes.
 
-    `place` is where the user wrote the student. Raises UserError where data or a file are absent.
+    Args:
+        recipe: A resolved recipe.
+        data_root: The folder that holds the data sets.
+        place: The key under which the user wrote the student, for error messages.
+
+    Returns:
+        The recipe with its balance as two weights, the content or name of the weights that its networks begin with, its
+        teacher's whole recipe (or the content of its file), the data's fingerprint, and NUMERICS.
+
+    Raises:
+        UserError: The data set or a file of weights is absent.
     """
     resolved = recipe.model_dump(mode="json", exclude={"teacher": True, "student": {"allow_random_frozen"}})
     resolved["student"]["weights"] = _starting_weights(recipe, place)
@@ -35,18 +44,18 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
 
 
 def trial_id(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> str:
-    """16 hexadecimal digits."""
+    """Return the identity of a recipe as 16 hexadecimal digits; see `identity` for arguments and errors."""
     text = json.dumps(identity(recipe, data_root, place), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def file_digest(file: str) -> str:
-    """SHA-256 of a teacher's weights file; UserError where it cannot be read."""
+    """Return the SHA-256 of a teacher's weights file; UserError if it cannot be read."""
     return content_digest(file, "recipe.teacher.file")
 
 
 def _starting_weights(recipe: Recipe, place: str) -> list[str] | None:
-    """What names the weights that the student begins with: their release, or their file's content and part."""
+    """Return the part and the release, or the content of the file, of the weights that the student begins with."""
     weights = recipe.student.weights
     if weights is None:
         return None

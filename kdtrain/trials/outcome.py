@@ -1,41 +1,61 @@
-"""How epochs and trials compare, and the outcome that the rows of a training's epochs tell."""
+"""How epochs and trials are compared, and the outcome of a training from the rows of its epochs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import Row
+from kdtrain.trials.records import BestEpoch, EpochRow, Outcome, State
 from kdtrain.trials.store import TrialFolder
 
-SKIPPED = "skipped_steps"
-"""Among the terms of a step: 1 where the gradient scaler found an overflow and left the weights alone, else 0."""
+SKIPPED: Final = "skipped_steps"
+"""A step's metric: 1 if the gradient scaler found an overflow and skipped the update, else 0."""
 
 
-def merit(metrics: Row, objective: str) -> tuple[float, float]:
-    """What is compared of two epochs or trials, the larger the better; ties are left to the caller (the earlier)."""
+def ranking_key(metrics: Mapping[str, Any], objective: str) -> tuple[float, float]:
+    """Return the key by which epochs and trials are ranked; the larger is better.
+
+    Args:
+        metrics: Contains `val/accuracy` and `val/nll`.
+        objective: The one that is compared first; the other one decides between equal values.
+    """
     by_accuracy = (metrics["val/accuracy"], -metrics["val/nll"])
     return by_accuracy if objective == "val/accuracy" else by_accuracy[::-1]
 
 
-def best_epoch(rows: list[Row], objective: str) -> Row | None:
-    """Epoch and validation metrics of the best row: the one whose weights `Run` remembers."""
+def best_epoch(rows: Sequence[EpochRow], objective: str) -> BestEpoch | None:
+    """Return epoch, val/accuracy and val/nll of the best row, the earliest of equal ones; None if there are no rows.
+
+    It is the epoch whose weights `TrainState` keeps.
+    """
     if not rows:
         return None
-    best = max(rows, key=lambda row: (*merit(row, objective), -row["epoch"]))
-    return {key: best[key] for key in ("epoch", "val/accuracy", "val/nll")}
+    best = max(rows, key=lambda row: (*ranking_key(row, objective), -row["epoch"]))
+    return {"epoch": best["epoch"], "val/accuracy": best["val/accuracy"], "val/nll": best["val/nll"]}
 
 
-def outcome_row(state: str, reason: str | None, folder: TrialFolder) -> Row:
-    """The outcome as the rows of the epochs tell it; `read_test` adds the test metrics of a final one."""
+def outcome_row(state: State, reason: str | None, folder: TrialFolder) -> Outcome:
+    """Return a training's outcome from the rows of its epochs.
+
+    Args:
+        state: complete, pruned or failed.
+        reason: Why it did not complete.
+        folder: The trial, which has no recipe.json if its process died before the training began.
+
+    Returns:
+        The outcome, without test metrics.
+    """
     rows = folder.epochs()
-    about = folder.recipe() or {}  # none: its process died before it began
-    objective = about["recipe"]["objective"] if about else "val/accuracy"
+    begun = cast(Mapping[str, Any], folder.recipe() or {})
+    objective = begun["recipe"]["objective"] if begun else "val/accuracy"
     images, seconds = sum(row["images"] for row in rows), sum(row["seconds"] for row in rows)
-    return {
+    outcome = {
         "state": state,
         "reason": reason,
         "epochs": len(rows),
         "best": best_epoch(rows, objective),
         "test": None,
-        "parameters": about.get("parameters"),
+        "parameters": begun.get("parameters"),
         "images": images,
         "teacher_images": sum(row["teacher_images"] for row in rows),
         "teacher_images_computed": sum(row.get("teacher_images_computed", 0) for row in rows),
@@ -47,16 +67,20 @@ def outcome_row(state: str, reason: str | None, folder: TrialFolder) -> Row:
         "seconds": seconds,
         "images_per_s": images / seconds if seconds else None,
         "peak_memory_bytes": max((row["peak_memory_bytes"] for row in rows), default=None),
-        **about.get("environment", {}),
+        **begun.get("environment", {}),
     }
+    return cast(Outcome, outcome)
 
 
 def require_own_workers(recipe: Recipe, folder: TrialFolder, workers: int) -> None:
-    """Where each worker has statistics of its own, another number of workers is another training: what it left in the
-    folder is not taken for this one's."""
-    about = folder.recipe() if recipe.batch_norm == "per_worker" else None
-    if about is not None and about["environment"]["workers"] != workers:
-        before = about["environment"]["workers"]
+    """Check that a trial with BatchNorm statistics per worker was begun with as many workers as now.
+
+    Raises:
+        UserError: It was begun with another number: statistics of other shares of a batch are another training.
+    """
+    begun = folder.recipe() if recipe.batch_norm == "per_worker" else None
+    if begun is not None and begun["environment"]["workers"] != workers:
+        before = begun["environment"]["workers"]
         raise UserError(
             f"recipe.batch_norm: per_worker makes another training of {workers} workers than of {before}, which"
             f" {folder.files} was begun with; set resources.workers to {before}, write global, or name other --results"

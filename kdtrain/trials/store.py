@@ -1,40 +1,54 @@
-"""Trials on disk. What stands under its name is whole: written beside it, then renamed. Standard library only.
+"""The trials of a folder of results. Every write is atomic (see `storage.folder`). Standard library only.
 
 <results>/trials/<trial_id>/
     recipe.json       what is trained, on which data
-    epochs.jsonl      a row an epoch
-    outcome.json      written last; its presence means ended, its `state` says how
-    checkpoint-*.safetensors while running; weights.safetensors, predictions.npz where they are kept
+    epochs.jsonl      one row per epoch
+    outcome.json      written last: it exists if the training has ended, and its `state` is the result
+    checkpoint-*.safetensors while the training runs; weights.safetensors and predictions.npz if they are kept
+
+`records` has the types of these objects.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import Folder, Row, digest, write_bytes
+from kdtrain.storage.folder import Folder, LocalFolder, Row, digest, write_bytes
+from kdtrain.trials.records import EpochRow, Outcome, RecipeRecord
 
 SCHEMA = 1
+CHECKPOINTS = "checkpoint-*.safetensors"
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object atomically and durably.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
     write_bytes(path, json_bytes(value), durable=True)
 
 
 def read_json(path: Path) -> Row:
-    """One of the store's objects; UserError if it is no JSON object or of a newer schema."""
+    """Return an object that `write_json` has written.
+
+    Raises:
+        UserError: The file is no JSON object with a schema number, or its schema is newer than this code's.
+    """
     return _checked(path.read_bytes(), str(path))
 
 
 def read_object(folder: Folder, name: str) -> Row | None:
-    """The same of a folder of results; None where it is absent."""
+    """Return an object of a folder of results, or None if there is no such file; raises as `read_json`."""
     data = folder.read(name)
     return None if data is None else _checked(data, f"{folder}/{name}")
 
 
-def json_bytes(value: Any) -> bytes:
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Return an object as the bytes of a JSON file; ValueError if a number is not finite."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
@@ -54,78 +68,96 @@ def _checked(data: bytes, place: str) -> Row:
 
 
 class Store:
-    """All trials under one results folder, shared by its sweeps."""
+    """All trials of a folder of results, which sweeps share.
 
-    def __init__(self, results: Path | Folder, by: str = "a training") -> None:
-        """by: what this process calls itself where it holds a trial at a URL, see Folder.held."""
-        self.folder = results if isinstance(results, Folder) else Folder(results)
+    Attributes:
+        folder: The folder of results.
+        results: Its path on this machine.
+    """
+
+    def __init__(self, results: Path | Folder, owner: str = "a training") -> None:
+        """Open the trials of a folder of results.
+
+        Args:
+            results: The folder of results.
+            owner: The name of this process or job in leases, see `Folder.lock`.
+        """
+        self.folder = results if isinstance(results, Folder) else LocalFolder(results)
         self.results = self.folder.path
-        self._by = by
+        self._owner = owner
 
     def trial(self, trial_id: str) -> "TrialFolder":
-        return TrialFolder(self.folder.folder("trials").folder(trial_id), self._by)
+        """Return the folder of a trial, which may not exist yet."""
+        return TrialFolder(self.folder.folder("trials").folder(trial_id), self._owner)
 
     def fetch_for_reports(self) -> None:
-        """Makes what lies here what reports read: all of each trial but weights and checkpoints."""
-        trials = self.folder.folder("trials")
-        trials.fetch_all("recipe.json", "epochs.jsonl", "outcome.json", "predictions.npz")
+        """Update the copies of what reports read: all files of each trial except weights and checkpoints."""
+        self.folder.folder("trials").fetch_all("recipe.json", "epochs.jsonl", "outcome.json", "predictions.npz")
 
     def trials(self) -> Iterator["TrialFolder"]:
-        """Those that lie here."""
-        folder = self.results / "trials"
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if (path / "recipe.json").exists():
-                yield self.trial(path.name)
+        """Yield the trials of this machine that have a recipe.json, by id."""
+        for recipe in sorted(self.results.glob("trials/*/recipe.json")):
+            yield self.trial(recipe.parent.name)
 
     def remove_leftovers(self, trial_ids: Iterable[str]) -> None:
-        """Checkpoints of trials that have ended: of a process that died between the outcome and their removal."""
+        """Remove the checkpoints of trials that have an outcome: their processes were killed before they did it."""
         for trial in map(self.trial, trial_ids):
             if trial.has_checkpoints() and trial.outcome() is not None:
                 trial.remove_checkpoints()
 
 
 class TrialFolder:
-    """One recipe run once."""
+    """The files of one recipe's training.
 
-    def __init__(self, files: Folder, by: str) -> None:
-        self.files, self._by = files, by
+    Attributes:
+        files: The folder.
+        path: Its path on this machine.
+        trial_id: The identity of the recipe, which is the folder's name.
+    """
+
+    def __init__(self, files: Folder, owner: str) -> None:
+        self.files, self._owner = files, owner
         self.path = files.path
         self.trial_id = files.path.name
 
-    def held(self) -> AbstractContextManager[None]:
-        """For this process alone; one that outlived its killed driver, or another sweep's, is waited for."""
-        return self.files.held(self._by, wait=True)
+    def lock(self) -> AbstractContextManager[None]:
+        """Reserve the trial for this process; wait for another one, such as another sweep's or one whose driver was
+        killed."""
+        return self.files.lock(self._owner, wait=True)
 
-    def recipe(self) -> Row | None:
-        return read_object(self.files, "recipe.json")
+    def recipe(self) -> RecipeRecord | None:
+        """Return recipe.json, or None before the training has begun."""
+        return cast(RecipeRecord | None, read_object(self.files, "recipe.json"))
 
-    def write_recipe(self, row: Row) -> None:
+    def write_recipe(self, row: Mapping[str, Any]) -> None:
         self.files.write("recipe.json", json_bytes({"schema": SCHEMA, **row}), durable=True)
 
-    def epochs(self) -> list[Row]:
-        return self.files.rows("epochs.jsonl")
+    def epochs(self) -> list[EpochRow]:
+        """Return the rows of epochs.jsonl."""
+        return cast(list[EpochRow], self.files.rows("epochs.jsonl"))
 
-    def append_epoch(self, row: Row) -> None:
+    def append_epoch(self, row: Mapping[str, Any]) -> None:
         self.files.append("epochs.jsonl", row)
 
     def keep_epochs(self, count: int) -> None:
-        """Drops the rows past epoch `count`: a training that continues from a checkpoint writes them again."""
+        """Remove the rows after epoch `count`: a training that continues from a checkpoint writes them again."""
         rows = [row for row in self.epochs() if row["epoch"] <= count]
         self.files.write("epochs.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def outcome(self) -> Row | None:
-        return read_object(self.files, "outcome.json")
+    def outcome(self) -> Outcome | None:
+        """Return outcome.json, or None before the training has ended."""
+        return cast(Outcome | None, read_object(self.files, "outcome.json"))
 
-    def write_outcome(self, row: Row) -> None:
+    def write_outcome(self, row: Mapping[str, Any]) -> None:
         self.files.write("outcome.json", json_bytes({"schema": SCHEMA, **row}), durable=True)
 
     def remove_outcome(self) -> None:
-        """For a training that goes on: a cut from now on must not leave an outcome that its rows contradict."""
+        """Remove the outcome of a training that continues, so that a kill leaves none that its rows contradict."""
         self.files.remove("outcome.json")
 
     @property
     def weights(self) -> Path:
-        """Where they lie on this machine, if there are any."""
+        """The path of the kept weights on this machine; there may be no file."""
         return self.files.file("weights.safetensors")
 
     def has_weights(self) -> bool:
@@ -136,7 +168,7 @@ class TrialFolder:
 
     @property
     def predictions(self) -> Path:
-        """Where they lie on this machine, if there are any."""
+        """The path of the kept predictions on this machine; there may be no file."""
         return self.files.file("predictions.npz")
 
     def write_predictions(self, data: bytes) -> None:
@@ -146,39 +178,40 @@ class TrialFolder:
         self.files.write("error.txt", text.encode())
 
     def write_checkpoint(self, step: int, data: bytes) -> None:
-        """Keeps it and the one before it; the name carries the digest of the bytes, so damage shows.
+        """Write a checkpoint, and remove all others except the newest earlier one.
 
         Later ones are damaged, or the training would not have gone back to this step.
+
+        Args:
+            step: The number of steps done.
+            data: Its content, whose digest becomes part of the name, so that damage is recognised.
         """
         of_step = f"checkpoint-{step:09d}-"
         written = f"{of_step}{digest(data)}.safetensors"
         self.files.write(written, data)
-        names = self._checkpoints()
+        names = self.files.names(CHECKPOINTS)
         earlier = [name for name in names if name < of_step]
         for name in set(names) - {written, *earlier[-1:]}:
             self.files.remove(name)
-        self._remove_torn()
+        self._remove_temporary()
 
     def read_checkpoint(self) -> bytes | None:
-        """The newest whole checkpoint; one that was cut off or changed is passed over."""
-        for name in reversed(self._checkpoints()):
+        """Return the newest checkpoint that is not damaged, or None."""
+        for name in reversed(self.files.names(CHECKPOINTS)):
             data = self.files.read(name)
             if data is not None and Path(name).stem.endswith(digest(data)):
                 return data
         return None
 
     def has_checkpoints(self) -> bool:
-        return bool(self._checkpoints())
+        return bool(self.files.names(CHECKPOINTS))
 
     def remove_checkpoints(self) -> None:
-        for name in self._checkpoints():
+        for name in self.files.names(CHECKPOINTS):
             self.files.remove(name)
-        self._remove_torn()
+        self._remove_temporary()
 
-    def _remove_torn(self) -> None:
-        """What processes left that were killed while they wrote; it can be large."""
-        for torn in self.path.glob(".checkpoint-*"):
-            torn.unlink(missing_ok=True)
-
-    def _checkpoints(self) -> list[str]:
-        return self.files.names("checkpoint-*.safetensors")
+    def _remove_temporary(self) -> None:
+        """Remove the temporary files of processes that were killed while they wrote a checkpoint; they can be large."""
+        for temporary in self.path.glob(".checkpoint-*"):
+            temporary.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ BAD_FILES = {
     "unknown key": (edited("batch_size", "batchsize"), "nearest: batch_size"),
     "wrong type": (edited("epochs: 4", "epochs: four"), "recipe.epochs: must be a whole number"),
     "reversed range": (edited("- 0.0001\n      - 0.03", "- 0.03\n      - 0.0001"), "must go from low to high"),
-    "loguniform from 0": (edited("- 0.0001\n", "- 0\n"), "loguniform must lie above 0"),
+    "loguniform from 0": (edited("- 0.0001\n", "- 0\n"), "loguniform must be > 0"),
     "unknown method": (edited("name: kd", "name: kdd"), "nearest: kd"),
     "unknown model": (edited("model: lenet5_student", "model: lenet5_studnet"), "nearest: lenet5_student"),
     "unknown data set": (edited("name: digits", "name: digit"), "nearest: digits"),

@@ -25,8 +25,9 @@ from hosts import NETWORK, Host, lacking, machines
 from PIL import Image
 from s3 import SECRET, s3_server
 
-from kdtrain.storage.folder import Folder
-from kdtrain.storage.remote import AtUrl
+from kdtrain.storage.folder import LocalFolder
+from kdtrain.storage.mirror import MirrorFolder
+from kdtrain.storage.remote import RemoteFiles
 from kdtrain.trials.store import Store
 
 pytestmark = pytest.mark.cluster
@@ -243,7 +244,8 @@ def test_a_sweep_survives_the_death_of_a_host(laptop: Laptop, workers: int) -> N
     epochs, trials = (40, 8) if workers == 1 else (12, 4)
     sweep = small_sweep(laptop, f"digits_{workers}", workers, epochs, trials)
     written = str(laptop.base / "shared" / "results") if workers == 1 else laptop.s3
-    seen = Folder(Path(written)) if workers == 1 else Folder(laptop.base / "seen", AtUrl(written, "--results"))
+    remote = RemoteFiles(written, "--results") if workers > 1 else None
+    seen = MirrorFolder(laptop.base / "seen", remote) if remote else LocalFolder(Path(written))
     results, store = seen.path, Store(seen.path)
     process = laptop.submit(sweep, written)
 

@@ -8,7 +8,7 @@ import pytest
 
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import UserError
-from kdtrain.storage.remote import AtUrl
+from kdtrain.storage.remote import RemoteFiles
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_a_folder_comes_once_as_it_is(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = data_folder(f"file://{there}")
     assert content(fetched) == content(there)
-    monkeypatch.setattr(AtUrl, "read", lambda self, name: pytest.fail(f"{name} is fetched again"))
+    monkeypatch.setattr(RemoteFiles, "read", lambda self, name: pytest.fail(f"{name} is fetched again"))
     assert data_folder(f"file://{there}") == fetched
 
 
@@ -71,17 +71,17 @@ def test_an_archive_writes_nothing_but_files_and_those_inside(
 
 
 def test_what_was_cut_off_is_fetched_anew(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = AtUrl.read
+    read = RemoteFiles.read
 
-    def cut(self: AtUrl, name: str) -> bytes | None:
+    def cut(self: RemoteFiles, name: str) -> bytes | None:
         if name.endswith("1.jpg"):
             raise KeyboardInterrupt
         return read(self, name)
 
-    monkeypatch.setattr(AtUrl, "read", cut)
+    monkeypatch.setattr(RemoteFiles, "read", cut)
     with pytest.raises(KeyboardInterrupt):
         data_folder(f"file://{there}")
-    monkeypatch.setattr(AtUrl, "read", read)
+    monkeypatch.setattr(RemoteFiles, "read", read)
     assert content(data_folder(f"file://{there}")) == content(there)
 
 

@@ -15,8 +15,9 @@ import pytest
 from s3 import free_port, s3_server
 from trainings import timeless
 
-from kdtrain.storage.folder import Folder, read_rows
-from kdtrain.storage.remote import AtUrl
+from kdtrain.storage.folder import read_rows
+from kdtrain.storage.mirror import MirrorFolder
+from kdtrain.storage.remote import RemoteFiles
 from kdtrain.trials.store import Store
 
 pytestmark = pytest.mark.ray
@@ -292,7 +293,7 @@ def test_results_at_a_url_survive_a_killed_driver_and_its_machine(
     with s3_server(free_port()) as url:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
         driver = subprocess.Popen(command(sweep, url), stdout=subprocess.DEVNULL, cwd=ROOT)
-        seen = Folder(tmp_path / "seen", AtUrl(url, "--results"))
+        seen = MirrorFolder(tmp_path / "seen", RemoteFiles(url, "--results"))
 
         def ended() -> int:
             seen.fetch_all("outcome.json", "recipe.json", "epochs.jsonl")
@@ -307,7 +308,7 @@ def test_results_at_a_url_survive_a_killed_driver_and_its_machine(
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
         done = run(sweep, url)
         assert done.returncode == 0, done.stderr
-        whole = Folder(tmp_path / "whole", AtUrl(url, "--results"))
+        whole = MirrorFolder(tmp_path / "whole", RemoteFiles(url, "--results"))
         whole.fetch_all("*")
     began = [row["trial_id"] for row in events(whole.path) if row["event"] == "planned"]
     assert kept <= set(began)

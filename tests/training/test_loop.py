@@ -26,7 +26,7 @@ from kdtrain.training.loop import fit, train_step
 from kdtrain.training.optimizers import lr_at
 from kdtrain.training.preflight import smoke
 from kdtrain.training.trainer import train
-from kdtrain.trials.outcome import best_epoch, merit
+from kdtrain.trials.outcome import best_epoch, ranking_key
 from kdtrain.trials.store import Store
 
 
@@ -171,7 +171,7 @@ def test_the_best_epoch_is_by_the_objective_then_the_other_metric_then_the_earli
     assert best_epoch(ROWS, "val/nll") == ROWS[3]
     assert best_epoch(ROWS[4:] + ROWS[:3], "val/accuracy") == ROWS[2]
     assert best_epoch([], "val/accuracy") is None
-    assert merit(ROWS[0], "val/nll") == (-1.0, 0.5)
+    assert ranking_key(ROWS[0], "val/nll") == (-1.0, 0.5)
 
 
 @pytest.mark.parametrize("objective", ["val/accuracy", "val/nll"])

@@ -21,7 +21,7 @@ from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.config import Network
 from kdtrain.runtime.process import prepare_process
-from kdtrain.storage.folder import Folder
+from kdtrain.storage.folder import LocalFolder
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.loop import load_batch
 from kdtrain.training.optimizers import lr_at
@@ -182,7 +182,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(results: Path, folder: Path, config: Recipe = DISTILLED) -> dict[str, np.ndarray]:
-    draw_arrays(config, workspace(results), Folder(folder), [config, ALONE])
+    draw_arrays(config, workspace(results), LocalFolder(folder), [config, ALONE])
     with np.load(folder / "pictures.npz", allow_pickle=False) as arrays:
         return dict(arrays)
 

@@ -1,0 +1,213 @@
+"""The types of the objects in a folder of results: what trials and studies write and reports read.
+
+<results>/trials/<trial_id>/recipe.json     RecipeRecord
+<results>/trials/<trial_id>/epochs.jsonl    EpochRow
+<results>/trials/<trial_id>/outcome.json    Outcome
+<results>/<sweep>/study.json                StudyRecord
+<results>/<sweep>/record.jsonl              JournalEvent
+
+Files written by an earlier version may lack keys that were added since, without a new schema number. Standard library
+only.
+"""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+State = Literal["complete", "pruned", "failed"]
+
+
+class Environment(TypedDict):
+    """The machine and the versions of a training."""
+
+    device: str
+    threads: int
+    workers: int
+    git_commit: str | None
+    versions: dict[str, str]
+
+
+class TeacherReference(TypedDict, total=False):
+    """The teacher of a distilled student: a trial of the same store, or a file of weights."""
+
+    trial_id: str
+    file: str
+    sha256: str
+
+
+class DataSummary(TypedDict):
+    """The data set of a training: its fingerprint and its numbers of classes and of images by split."""
+
+    name: str
+    fingerprint: str
+    classes: int
+    train: int
+    val: int
+    test: int
+
+
+class RecipeRecord(TypedDict):
+    """recipe.json: what is trained, on which data. `weights` are those of cross-entropy and distillation."""
+
+    schema: int
+    numerics: int
+    trial_id: str
+    recipe: dict[str, Any]
+    teacher: TeacherReference | None
+    weights: list[float] | None
+    data: DataSummary
+    parameters: int
+    environment: Environment
+
+
+EpochRow = TypedDict(
+    "EpochRow",
+    {
+        "epoch": int,
+        "val/accuracy": float,
+        "val/nll": float,
+        "images": int,
+        "seconds": float,
+        "teacher_images": int,
+        "teacher_images_computed": NotRequired[int],
+        "teacher_images_checked": NotRequired[int],
+        "teacher_seconds": NotRequired[float],
+        "teacher_forward_seconds": NotRequired[float],
+        "views_seconds": NotRequired[float],
+        "skipped_steps": NotRequired[float],
+        "peak_memory_bytes": int,
+    },
+)
+"""A row of epochs.jsonl. `epoch` counts from 1; seconds are those of rank 0, images those of all ranks. A row also has
+`train/<term>` for each loss term, and further `val/<metric>` that depend on the method."""
+
+BestEpoch = TypedDict("BestEpoch", {"epoch": int, "val/accuracy": float, "val/nll": float})
+"""The epoch whose weights a training keeps."""
+
+
+class Outcome(TypedDict):
+    """outcome.json: how a training ended. Its sums are over all epochs; `test` is filled by the final evaluation."""
+
+    schema: NotRequired[int]
+    state: State
+    reason: str | None
+    epochs: int
+    best: BestEpoch | None
+    test: dict[str, float] | None
+    parameters: int | None
+    images: int
+    teacher_images: int
+    teacher_images_computed: int
+    teacher_images_checked: int
+    teacher_seconds: float
+    teacher_forward_seconds: float
+    views_seconds: float
+    skipped_steps: NotRequired[float]
+    seconds: float
+    images_per_s: float | None
+    peak_memory_bytes: int | None
+    teacher_cache_off: NotRequired[str | None]
+    image_cache_off: NotRequired[str | None]
+    device: NotRequired[str]
+    threads: NotRequired[int]
+    workers: NotRequired[int]
+    git_commit: NotRequired[str | None]
+    versions: NotRequired[dict[str, str]]
+
+
+class ParameterRecord(TypedDict):
+    """A searched hyperparameter; it exists only if each choice in `conditions` has the label given there."""
+
+    name: str
+    kind: Literal["uniform", "loguniform", "int", "logint", "choice"]
+    low: float | None
+    high: float | None
+    choices: list[Any] | None
+    conditions: dict[str, Any]
+
+
+class NetworkSize(TypedDict):
+    """The size of a network."""
+
+    parameters: int
+    flops_per_image: int
+
+
+class StudyRecord(TypedDict):
+    """study.json: what a study searches. `models` are the networks that it can reach, by name."""
+
+    schema: int
+    name: str
+    file: str
+    overrides: list[str]
+    recipe: dict[str, Any]
+    study: dict[str, Any]
+    resources: dict[str, Any]
+    report: dict[str, Any]
+    parameters: list[ParameterRecord]
+    models: dict[str, NetworkSize]
+
+
+class TrialSource(TypedDict):
+    """The searched trial that a confirmed recipe was taken from."""
+
+    stage: str
+    number: int
+
+
+class OpenedEvent(TypedDict):
+    """A command has opened the study."""
+
+    event: Literal["opened"]
+    time: float
+    command: str
+
+
+class PlannedEvent(TypedDict):
+    """A job was planned. The last five keys are those of confirmed candidates."""
+
+    event: Literal["planned"]
+    time: float
+    stage: str
+    number: int
+    trial_id: str | None
+    values: dict[str, Any]
+    published: bool
+    candidate: NotRequired[str]
+    role: NotRequired[str]
+    seed: NotRequired[int]
+    source: NotRequired[TrialSource]
+    baseline: NotRequired[str | None]
+
+
+class EndedEvent(TypedDict):
+    """A job has ended. `value` is the objective of its best epoch."""
+
+    event: Literal["ended"]
+    time: float
+    stage: str
+    number: int
+    trial_id: str | None
+    state: State
+    value: float | None
+    reason: str | None
+    epochs: int
+
+
+class WinnerEvent(TypedDict):
+    """The winner was chosen on the validation split."""
+
+    event: Literal["winner"]
+    time: float
+    candidate: str
+    baseline: str | None
+    trial_id: str
+
+
+class FinishedEvent(TypedDict):
+    """Every job of the study has ended."""
+
+    event: Literal["finished"]
+    time: float
+
+
+JournalEvent = OpenedEvent | PlannedEvent | EndedEvent | WinnerEvent | FinishedEvent
+"""A row of record.jsonl."""

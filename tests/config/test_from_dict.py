@@ -1,0 +1,148 @@
+"""Sweeps and recipes from Python dicts: checked as files are, with the name in place of file and line."""
+
+import copy
+import dataclasses
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from kdtrain.config.space import probe_points
+from kdtrain.config.sweep import Sweep, load_recipe, load_sweep, recipe_from_dict
+from kdtrain.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SWEEP: dict[str, Any] = yaml.safe_load((ROOT / "sweeps" / "digits_kd.yaml").read_text())
+
+
+def problems_of(data: Any, *overrides: str, name: str = "mine") -> tuple[str, ...]:
+    with pytest.raises(UserError) as caught:
+        Sweep.from_dict(data, name, overrides)
+    return caught.value.problems
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The digits sweep with one value replaced."""
+    data: dict[str, Any] = copy.deepcopy(SWEEP)
+    *above, key = path.split(".")
+    node = data
+    for part in above:
+        node = node[part]
+    node[key] = value
+    return data
+
+
+@pytest.mark.parametrize("name", ["digits_kd", "cub_at", "cifar10_rkd"])
+def test_a_sweep_from_a_dict_equals_the_sweep_from_the_file_except_for_places(name: str) -> None:
+    file = ROOT / "sweeps" / f"{name}.yaml"
+    overrides = ["study.trials=9", "recipe.epochs=30"]
+    data = yaml.safe_load(file.read_text())
+    before = copy.deepcopy(data)
+    for given in ([], overrides):
+        sweep, loaded = Sweep.from_dict(data, name, overrides=given), load_sweep(file, overrides=given)
+        assert dataclasses.replace(sweep, located=loaded.located) == loaded
+        assert sweep.located.data == loaded.located.data
+        first = probe_points(sweep.tree)[0]
+        assert sweep.recipe_for(first, 3) == loaded.recipe_for(first, 3)
+        assert yaml.safe_load(sweep.located.text) == data == before
+        assert sweep.line_of(("recipe", "epochs")) == 0
+
+
+def test_a_recipe_from_a_dict_equals_the_recipe_from_the_file() -> None:
+    file = ROOT / "recipes" / "mnist_kd.yaml"
+    loaded = load_recipe(file, overrides=["epochs=3"])
+    assert recipe_from_dict(yaml.safe_load(file.read_text()), overrides=["epochs=3"]) == loaded
+    assert recipe_from_dict(loaded.model_dump()) == loaded
+
+
+def test_every_mistake_of_a_dict_is_reported_at_once_in_its_order_with_its_path() -> None:
+    data: dict[str, Any] = {
+        "recipe": {
+            "data": {"name": "digts"},
+            "teacher": {"model": "lenet5_teacher", 3: "x"},
+            "student": {"model": "lenet5_student", "dropout": {1, 2}},
+            "method": {"name": "kd", "temperature": -1, "balance": {"weight": {"uniform": (2, 1)}}},
+            "optimizer": {"name": "sgd", "lr": math.nan},
+            "lr_schedule": {"name": "constant"},
+            "batch_size": 64,
+            "epochs": 0,
+        },
+        "study": {"trails": 3},
+    }
+    expected = [
+        "mine: recipe.data.name: unknown data 'digts'; choices: digits, ",
+        "mine: recipe.teacher.3: a key must be text, got 3",
+        "mine: recipe.student.dropout: must be text, a number, ",
+        "mine: recipe.method.temperature: must be > 0, got -1",
+        "mine: recipe.method.balance.weight: uniform must go from low to high, got [2, 1]",
+        "mine: recipe.optimizer.lr: must be a finite number, got nan",
+        "mine: recipe.epochs: must be >= 1, got 0",
+        "mine: study.trials: is missing",
+        "mine: study.trails: study has no 'trails'; nearest: trials",
+        "--set recipe.seed: belongs to the study; write study.seed",
+    ]
+    found = problems_of(data, "recipe.seed=3")
+    assert len(found) == len(expected), found
+    assert all(text.startswith(start) for text, start in zip(found, expected, strict=True)), found
+    with pytest.raises(UserError, match=r"^recipe: epochs: must be >= 1, got 0$"):
+        recipe_from_dict(load_recipe(ROOT / "recipes" / "mnist_kd.yaml").model_dump() | {"epochs": 0})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("recipe.optimizer.lr", {"loguniform": (0.01, 0.3)}),
+        ("recipe.batch_size", np.int64(32)),
+        ("recipe.label_smoothing", np.float32(0.5)),
+        ("recipe.label_smoothing", Fraction(1, 4)),
+        ("report", {"title": np.str_("Digits")}),
+        ("recipe.teacher", {"model": "lenet5_teacher", "file": Path("teacher.safetensors")}),
+    ],
+)
+def test_common_values_of_python_are_accepted(path: str, value: Any) -> None:
+    sweep = Sweep.from_dict(changed(path, value), "mine")
+    assert yaml.safe_load(sweep.located.text) == sweep.located.data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "rule"),
+    [
+        ("recipe.label_smoothing", np.inf, "recipe.label_smoothing: must be a finite number, got inf"),
+        ("recipe.epochs", object, "recipe.epochs: must be text, a number, "),
+        ("recipe.epochs", 3.0, "recipe.epochs: must be a whole number, got 3.0"),
+        ("recipe.epochs", np.bool_(True), "recipe.epochs: must be text, a number, "),
+        ("recipe.student", {"model": "lenet5_student", None: 1}, "recipe.student.None: a key must be text, got null"),
+        ("recipe", [SWEEP["recipe"]], "recipe: must be a mapping, {key: value}, got [{data: "),
+    ],
+)
+def test_other_values_are_reported_with_their_path(path: str, value: Any, rule: str) -> None:
+    (problem,) = problems_of(changed(path, value))
+    assert problem.startswith(f"mine: {rule}")
+
+
+def test_a_dict_that_contains_itself_is_refused() -> None:
+    data = changed("recipe.student", {"model": "lenet5_student"})
+    data["recipe"]["student"]["head"] = data["recipe"]
+    assert "mine: recipe.student.head: must not contain itself" in problems_of(data)
+
+
+def test_what_is_not_a_sweep_is_refused() -> None:
+    assert problems_of([1])[0].startswith("mine: must be a mapping")
+    assert problems_of(SWEEP["recipe"]) == ("mine: is a plain recipe, not a sweep",)
+    with pytest.raises(UserError, match=r"^recipe: is a sweep, not a plain recipe$"):
+        recipe_from_dict(SWEEP)
+    assert "cannot be named trials" in problems_of(SWEEP, name="trials")[0]
+    for name in ("", "..", "a/b"):
+        assert problems_of(SWEEP, name=name)[0].startswith("name: must be the name of a folder")
+    with pytest.raises(UserError, match=r"^overrides: must be a list"):
+        Sweep.from_dict(SWEEP, "mine", overrides="study.trials=3")
+
+
+def test_a_sweep_is_frozen() -> None:
+    sweep = Sweep.from_dict(SWEEP, "mine")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sweep.name = "other"  # type: ignore[misc]

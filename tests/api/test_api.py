@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from studies import sweep_file
 
 import kdtrain as kd
@@ -95,7 +96,8 @@ def test_a_sweep_runs_in_this_process_to_its_winner_and_report(study: kd.StudyRe
 
 def test_running_again_trains_nothing_and_opening_reads_the_same(study: kd.StudyResult) -> None:
     rows = {path: path.stat().st_mtime_ns for path in study.folder.parent.glob("trials/*/epochs.jsonl")}
-    sweep = kd.load_sweep(study.folder.parent.parent / "small.yaml", overrides=["study.trials=2"])
+    written = yaml.safe_load((study.folder.parent.parent / "small.yaml").read_text())
+    sweep = kd.Sweep.from_dict(written, name="small", overrides=["study.trials=2"])
     again = kd.run_sweep(sweep, results=study.folder.parent, executor="local")
     assert rows == {path: path.stat().st_mtime_ns for path in rows}
     opened = kd.open_study(study.folder)

@@ -1,6 +1,7 @@
 """`kdtrain sweep`, `plan` and `check`: exit codes, sentences, and nothing left behind by what was refused."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -187,23 +188,22 @@ def test_the_cost_of_a_plan_is_that_of_the_dearest_training_of_the_space(
 FIXED = {"optimizer": {"name": "sgd", "lr": 0.1}, "batch_size": 16}
 SHARED: list[tuple[dict[str, Any], list[str]]] = [
     ({"method": {"name": "kd", "balance": {"alpha": {"uniform": [0, 1]}}, "temperature": 4.0}},
-     ["computed once for all trials: 40 bytes of an image, the same view in every epoch"]),
+     ["computed once for all trials: 40 bytes", "the same view in every epoch"]),
     ({"mixup": {"choice": [None, {}]}},
-     ["40 bytes of an image and view, 3 streams of views (the search's, one for each confirming seed), 4 epochs each",
-      "values of mixup have answers of their own"]),
+     ["40 bytes", "3 streams of views", "4 epochs each", "of mixup ha"]),
     ({"data": {"name": "digits", "resolution": {"choice": [16, 20]}}},
-     ["values of data.resolution have answers of their own"]),
+     ["of data.resolution ha"]),
     ({"teacher": {**FIXED, "precision": "fp32", "model": {"choice": ["lenet5_teacher", "lenet5_student"]}},
-      "precision": {"choice": ["fp32", "bf16"]}}, ["values of teacher.model, precision have answers of their own"]),
+      "precision": {"choice": ["fp32", "bf16"]}}, ["of teacher.model, precision ha"]),
     ({"data": {"name": "digits", "resolution": 32}, "batch_size": {"choice": [16, 32]},
       "teacher": {**FIXED, "model": "test_resnet", "weights": None},
       "student": {"model": "test_resnet", "weights": None},
       "method": {"name": "sp", "balance": {"weight": 10.0}, "stages": ["8"]}},
-     ["values of batch_size have answers of their own"]),
+     ["of batch_size ha"]),
     ({"data": {"name": "digits", "resolution": 64}, "teacher": {**FIXED, "model": "resnet10t", "weights": None},
       "student": {"model": "resnet10t", "weights": None},
       "method": {"name": "mgd", "balance": {"weight": {"loguniform": [0.1, 1]}}, "stage": "8"}},
-     ["computed once for all trials: 32,808 bytes of an image, the same view in every epoch, 0.03 GB"]),
+     ["computed once for all trials: 32,808 bytes", "the same view in every epoch, 0.03 GB"]),
 ]  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def test_a_plan_says_what_trials_share_and_what_splits_them(
     out = capsys.readouterr().out
     assert all(text in out for text in said), out
     assert plan.main([str(file), "--set", "resources.teacher_cache=none"]) == 0
-    assert "teachers are asked in every trial (resources.teacher_cache: none)" in capsys.readouterr().out
+    assert "in every trial (resources.teacher_cache: none)" in capsys.readouterr().out
 
 
 def test_a_plan_does_not_split_by_what_changes_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,7 +225,7 @@ def test_a_plan_does_not_split_by_what_changes_no_answer(tmp_path: Path, capsys:
     assert plan.main([str(sweep_file(tmp_path, recipe=changes, study={"published": None}))]) == 0
     out = capsys.readouterr().out
     assert "computed once for all trials" in out
-    assert "answers of their own" not in out
+    assert not re.search("of (its|their) own", out)
 
 
 def test_a_plan_says_that_whole_maps_do_not_fit_into_the_budget(
@@ -234,9 +234,9 @@ def test_a_plan_says_that_whole_maps_do_not_fit_into_the_budget(
     file = sweep_file(tmp_path, recipe=SHARED[-1][0], study={"published": None, "trials": 2, "pruner": None})
     needed = 32_808 * 898
     assert plan.main([str(file), "--set", f"resources.cache_bytes={needed}"]) == 0
-    assert "asked in every trial" not in capsys.readouterr().out
+    assert "in every trial" not in capsys.readouterr().out
     assert plan.main([str(file), "--set", f"resources.cache_bytes={needed - 1}"]) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("- asked in every trial"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "in every trial" in line)
     assert all(said in line for said in ("mgd", "32,808 bytes", f"{needed:,}", f"{needed - 1:,}", "cache_bytes"))
 
 

@@ -1,4 +1,4 @@
-"""python run_sweep.py sweeps/digits_kd.yaml"""
+"""python run_sweep.py: the command `kdtrain sweep`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""python -m kdtrain RECIPE.yaml, also under torchrun."""
+"""python -m kdtrain: the command `kdtrain`, also under torchrun."""
 
 import sys
 
-from kdtrain.cli.train import main
+from kdtrain.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

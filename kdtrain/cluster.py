@@ -1,4 +1,4 @@
-"""python -m kdtrain.cluster CLUSTER.yaml SWEEP.yaml"""
+"""python -m kdtrain.cluster: the command `kdtrain cluster`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A quiet terminal: what Ray and its processes print goes to a log file, our own lines to the screen."""
+"""The terminal of a sweep: one line of progress on it, and what Ray and its processes print in a log file."""
 
 import os
 import sys
@@ -17,24 +17,14 @@ if TYPE_CHECKING:
     from kdtrain.study.study import Study
 
 PIPED_INTERVAL_S = 10.0
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "PYTHONWARNINGS": "ignore",
-}
 
 
 @contextmanager
 def quiet(log: Path) -> Iterator[TextIO]:
-    """Descriptors 1 and 2 go to `log` while this lasts; yields the terminal. Set before Ray is imported."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    """Redirect descriptors 1 and 2 to `log` while the context lasts; yield the terminal.
+
+    Ray's `verbose=0` leaves boxes and tracebacks, some printed by other processes, which inherit the descriptors.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush(), sys.stderr.flush()
     saved_out, saved_err = os.dup(1), os.dup(2)
@@ -52,7 +42,7 @@ def quiet(log: Path) -> Iterator[TextIO]:
 
 
 class Display:
-    """One live line of a study; in a pipe a line at each new stage and every ten seconds."""
+    """One live line about a study; in a pipe a line at each new stage and every ten seconds."""
 
     def __init__(self, study: "Study", terminal: TextIO) -> None:
         self.study = study
@@ -96,7 +86,7 @@ class Display:
         return grid
 
     def line(self) -> str:
-        """`search 7/24 | running 2, complete 5, pruned 2, failed 0 | best val/accuracy 0.9312 | 0:41 left`."""
+        """Return `search 7/24 | running 2, complete 5, ... | best val/accuracy 0.9312 | 0:41 left in this stage`."""
         state = self.study.progress()
         if not state["of"]:
             return str(state["stage"])
@@ -111,7 +101,7 @@ class Display:
         return " | ".join(parts)
 
     def _seconds_left(self, stage: str, ended: int, of: int) -> float | None:
-        """From the pace of this stage since it was first seen; None before anything has ended."""
+        """Return the rest of this stage at its pace since it was first seen; None before anything has ended."""
         started, ended_before = self.stage_started.setdefault(stage, (time.monotonic(), ended))
         done = ended - ended_before
         return (time.monotonic() - started) / done * (of - ended) if done else None

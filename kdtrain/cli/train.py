@@ -1,7 +1,4 @@
-"""python -m kdtrain RECIPE.yaml: one recipe without Ray, in one process or in all that torchrun starts.
-
-The same `fit` as in a sweep: torchrun --nproc-per-node 2 -m kdtrain RECIPE.yaml
-"""
+"""kdtrain train RECIPE.yaml: one recipe without Ray, in this process or in all processes that torchrun starts."""
 
 import argparse
 import io
@@ -19,9 +16,12 @@ if TYPE_CHECKING:
     from kdtrain.config.recipe import Recipe
     from kdtrain.training.epoch_metrics import Metrics
 
+SHOWN = ("train/loss", "val/accuracy", "val/nll")
+LEAST = {"threads": 1, "checkpoint_every_steps": 1, "loaders": 0}
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0: trained; 1: the training failed; 2: something to mend in what was asked; 130: interrupted."""
+    """Return exit code 0: trained; 1: the training failed; 2: the user has something to correct; 130: interrupted."""
     group = Group()
     if group.is_main:
         chosen = _parser().parse_args(arguments)
@@ -36,29 +36,35 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         group.print_error("stopped; the same command continues from the newest checkpoint")
         return 130
-    except RuntimeError:  # of the connection, where the one at its other end has complained and gone
+    except RuntimeError:  # of the connection, if the process at its other end has reported its error and gone
         if group.has_failed():
             return 2
         raise
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m kdtrain", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="kdtrain train",
+        description="Trains one recipe, and before it its teacher, without Ray. On several processes: "
+        "torchrun --nproc-per-node 2 -m kdtrain RECIPE.yaml",
+    )
     parser.add_argument("recipe", metavar="RECIPE.yaml", help="a plain recipe, such as a sweep's best.yaml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="such as epochs=3 or data.resolution=64"
     )
-    parser.add_argument("--results", default="results", metavar="DIR", help="where trials are kept (default: results)")
-    parser.add_argument("--data", metavar="DIR", help="where data sets lie (default: KDTRAIN_DATA)")
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads of each process; more of them change float rounding"
+        "--results", default="results", metavar="DIR", help="folder or URL of results (default: results)"
     )
-    parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--data", metavar="DIR", help="folder or URL of the data sets (default: KDTRAIN_DATA)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of each process; another number changes float rounding"
+    )
+    parser.add_argument("--device", help="such as cpu or cuda (default: cuda if there is a GPU)")
     parser.add_argument(
         "--checkpoint-every-steps",
         type=int,
         metavar="N",
-        help="checkpoints in mid-epoch too, and after each epoch (default: after each, large ones more seldom)",
+        help="checkpoints within epochs, too (default: after each epoch, large ones less often)",
     )
     parser.add_argument(
         "--loaders", type=int, default=0, metavar="N", help="processes that read and augment images (default: none)"
@@ -67,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(chosen: argparse.Namespace, group: Group) -> int:
-    for option, least in (("threads", 1), ("checkpoint_every_steps", 1), ("loaders", 0)):
+    for option, least in LEAST.items():
         number = getattr(chosen, option)
         if number is not None and number < least:
             raise UserError(f"--{option.replace('_', '-')}: must be at least {least}, got {number}")
@@ -83,44 +89,26 @@ def _train(chosen: argparse.Namespace, group: Group) -> int:
 
 
 def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.device", group: Group) -> int:
-    """The recipe's teacher, if it has one to train, then its student."""
-    from kdtrain.config.recipe import teacher_recipe
+    """Train the recipe's teacher, if it has one to train, then its student, and print their numbers."""
+    from kdtrain.api.training import parts_of, train_part
     from kdtrain.data.registry import data_folder
     from kdtrain.storage.mirror import results_folder
-    from kdtrain.training.final_evaluation import read_test
     from kdtrain.training.preflight import check_before_teacher
-    from kdtrain.training.trainer import train
     from kdtrain.trials.store import Store
     from kdtrain.trials.workspace import Workspace
 
     workspace = Workspace(Store(results_folder(chosen.results)), data_folder(chosen.data), device)
 
     def show(metrics: "Metrics") -> None:
-        shown = ("train/loss", "val/accuracy", "val/nll")  # an epoch of the critic's turns alone has no loss
-        numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
+        numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)  # a critic has no loss
         skipped = f"  {metrics['skipped_steps']:.0f} steps overflowed" if metrics.get("skipped_steps") else ""
         group.print_once(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
 
     check_before_teacher(recipe, workspace)
-    stages = [("teacher", teacher_recipe(recipe)), (recipe.method.name, recipe)]
-    for title, part in stages:
-        if part is None:
-            continue
+    options = {"checkpoint_every_steps": chosen.checkpoint_every_steps, "loaders": chosen.loaders}
+    for title, part in parts_of(recipe):
         group.print_once(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}")
-        try:
-            outcome = train(
-                part, workspace,
-                final=True, on_epoch=show,
-                checkpoint_every_steps=chosen.checkpoint_every_steps, loaders=chosen.loaders,
-            )  # fmt: skip
-            if outcome["state"] == "complete":
-                outcome = read_test(part, workspace)
-        except OSError as error:
-            if error.filename is None:
-                raise
-            raise UserError(
-                f"{chosen.results}: cannot be written ({error.strerror}); name another folder with --results"
-            ) from None
+        outcome = train_part(part, workspace, show, **options)
         if outcome["state"] != "complete":
             group.print_error(f"{title}: {outcome['state']}: {outcome['reason']}")
             return 1

@@ -1,7 +1,7 @@
-"""On a cluster's head: a sweep as a Ray job, which goes on whoever watches it.
+"""Runs a sweep as a Ray job on a cluster's head, where it goes on when its reader disconnects.
 
-`python -m kdtrain.executors.ray_job NAME -- python run_sweep.py ...` submits the command, or finds the job that runs
-under this name already, and prints what it says until it ends. Exit code: the job's own success (0) or not (1).
+`python -m kdtrain.executors.ray_job NAME -- python -m kdtrain sweep ...` submits the command, or finds the job that
+runs under this name, and prints its output until it ends. Exit code: 0 if the job succeeded, else 1.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     if words[0] == "python":
         words[0] = sys.executable
     mode = os.environ.get("RAY_AUTH_MODE", "token")
-    # a job begins in the user's home, with the environment in which Ray was started
+    # a job starts in the user's home, with the environment of `ray start`
     command = f"cd {shlex.quote(os.getcwd())} && RAY_AUTH_MODE={shlex.quote(mode)} exec {shlex.join(words)}"
     client = JobSubmissionClient(os.environ.get("RAY_API_SERVER_ADDRESS", DASHBOARD))
     submission_id = _running(client, name)
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         )
         print(f"submitted as {submission_id}", flush=True)
     else:
-        print(f"{submission_id} is running already: from its beginning", flush=True)
+        print(f"{submission_id} is running already; its output from the beginning", flush=True)
     asyncio.run(_follow(client, submission_id))
     status = client.get_job_status(submission_id)
     print(f"{submission_id}: {status.value.lower()}", flush=True)

@@ -1,9 +1,9 @@
-"""One job inside Ray: in a reused Tune process, or, for more workers, on Ray Train's TorchTrainer around the same fit.
+"""Runs one job of a study inside Ray: in a reused process of Tune, or on several workers of Ray Train's TorchTrainer.
 
-The store carries rows, checkpoints and outcomes; Ray carries the metrics to the study and restarts what dies. A
-checkpoint lies in the trial's folder of the store alone, where its digest tells damage, where a sweep that was killed
-finds it again, and where `python -m kdtrain` does too. What is given to Ray as one with each epoch's report names the
-epoch: after a worker's death it tells which reports have arrived.
+The store holds rows, checkpoints and outcomes; Ray transports the metrics to the study and restarts processes. A
+training's checkpoint is in the store only, where a digest detects damage and where a continued sweep and `kdtrain
+train` find it. The checkpoint that Ray gets with each report only names the epoch: it shows a restarted worker which
+reports have arrived.
 """
 
 import json
@@ -42,17 +42,21 @@ from kdtrain.visualization.pictures import draw_arrays
 WORKER_RESTARTS = 2
 WARM_UP_S = 60.0
 REPORT_EVERY_S = 0.2
-"""How often Ray Train fetches a report from its workers, who wait with the next one until then: its own 2 s would be
-the least that an epoch takes."""
+"""How often Ray Train fetches a report. Workers wait for it before the next one, so with Ray's own 2 s every epoch
+would take at least 2 s."""
 EPOCH_FILE = "epoch.json"
 
 
 class UnfitNode(UserError):
-    """This node cannot carry out the study's jobs, whatever they are: it lacks the results folder or the data."""
+    """A node that cannot run any job of the study: it lacks the results folder or the data."""
 
 
 def run_job(config: dict[str, Any]) -> None:
-    """A Tune trial: carries out one job of the study; reports every epoch, and once more where it broke or has none."""
+    """Run one job as a Tune trial; report each epoch, and once more if the job broke or has no epochs.
+
+    Args:
+        config: The job's kind, key and recipe, and what `ray_tune` adds for all jobs.
+    """
     report = tune.report
     if config["kind"] in ("warm", "idle"):
         _wait(config)
@@ -60,17 +64,15 @@ def run_job(config: dict[str, Any]) -> None:
         return
     resources = _prepared(config)
     on_workers = resources.workers > 1 and config["kind"] in ("train", "test")
-    # of several workers each has its own GPU, and the driver has none
+    # each of several workers has its own GPU, and their driver has none
     device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
-    broken, unfit = _broken_by(
-        lambda: _on_workers(config, resources) if on_workers else _carry_out(config, device, report)
-    )
+    broken, unfit = _broken_by(lambda: _on_workers(config, resources) if on_workers else _run(config, device, report))
     if broken is not None or config["kind"] != "train":
         report({"epoch": 0, "broken": broken, "unfit": unfit})
 
 
 def _prepared(config: dict[str, Any]) -> Resources:
-    """The resources that the job's processes have, this one set up for them."""
+    """Prepare this process for the job; return the job's resources."""
     resources = Resources.model_validate(config["resources"])
     prepare_process(resources.cpus_per_worker)
     compile_into(Path(config["scratch"]) / "compiled")
@@ -78,7 +80,7 @@ def _prepared(config: dict[str, Any]) -> Resources:
 
 
 def require_fit_node(config: dict[str, Any], recipe: Recipe) -> None:
-    """Raises UnfitNode, naming this node, where it does not see the study's results or the recipe's data."""
+    """Raise UnfitNode, which names this node, if it lacks the study's results or the recipe's data."""
     here = f"node {get_node_ip_address()} ({socket.gethostname()})"
     if "://" not in config["results"] and not (Path(config["scratch"]) / config["mark"]).exists():
         raise UnfitNode(
@@ -92,7 +94,7 @@ def require_fit_node(config: dict[str, Any], recipe: Recipe) -> None:
 
 
 def check_node(config: dict[str, Any], recipe: dict[str, Any]) -> str | None:
-    """Why this node is unfit, or None: a Ray task, sent to each node before the study begins."""
+    """Return why this node is unfit, or None; a Ray task that runs on each node before the study begins."""
     try:
         require_fit_node(config, Recipe.model_validate(recipe))
     except UnfitNode as error:
@@ -100,8 +102,8 @@ def check_node(config: dict[str, Any], recipe: dict[str, Any]) -> str | None:
     return None
 
 
-def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[dict[str, Any]], None]) -> None:
-    """The job itself, in this process or in each of its workers."""
+def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[str, Any]], None]) -> None:
+    """Run the job itself, in this process or in each of its workers."""
     recipe, resources = Recipe.model_validate(config["recipe"]), Resources.model_validate(config["resources"])
     require_fit_node(config, recipe)
     results, data_root = results_folder(config["results"]), data_folder(config["data"])
@@ -137,7 +139,7 @@ def _carry_out(config: dict[str, Any], device: torch.device, report: Callable[[d
 
 
 def _wait(config: dict[str, Any]) -> None:
-    """Holds a process: for a while, or until as many as are asked for have come up."""
+    """Hold a process for a pause, or until the wanted number of processes has started."""
     if config["kind"] == "idle":
         time.sleep(config["pause_s"])
         return
@@ -166,7 +168,7 @@ def _on_workers(config: dict[str, Any], resources: Resources) -> None:
             name=f"{config['trial_id']}-{config['key']}",
             storage_path=f"{storage}/train",
             storage_filesystem=files,
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # it is one, by Ray's own documentation
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # as Ray documents it
             failure_config=ray_train.FailureConfig(max_failures=WORKER_RESTARTS),
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
         ),
@@ -175,19 +177,19 @@ def _on_workers(config: dict[str, Any], resources: Resources) -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """One of several workers: the process group is there. What breaks on one rank leaves it, and so ends the group."""
+    """Run the job as one of several workers, whose process group exists. An exception on one rank ends the group."""
     resources = _prepared(config)
     device = torch.device("cuda", torch.cuda.current_device()) if resources.gpus_per_worker else torch.device("cpu")
     reports = TrainReports(config)
-    _carry_out(config, device, reports.send)
-    if reports.arrived:  # else the training had ended before this job
+    _run(config, device, reports.send)
+    if reports.arrived:  # otherwise the training had ended before this job
         reports.catch_up()
 
 
 class TrainReports:
-    """A worker's reports to Ray Train: every epoch once, though workers die before one of theirs has been fetched.
+    """A worker's reports to Ray Train: every epoch once, even if a worker ends before Ray has fetched its report.
 
-    All ranks report, since each report is a barrier; rank 0's metrics are those that count.
+    All ranks report, because each report is a barrier; the metrics of rank 0 count.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -197,14 +199,13 @@ class TrainReports:
         self.arrived = _last_arrived()
 
     def send(self, metrics: Metrics) -> None:
-        """An epoch's metrics, after those of earlier epochs that were lost on their way; nothing of an epoch that is
-        done again, from an earlier checkpoint."""
+        """Report an epoch, after earlier ones whose reports were lost; skip one that is repeated from a checkpoint."""
         self.catch_up(before=int(metrics["epoch"]))
         if self.arrived < metrics["epoch"]:
             self._send(metrics)
 
     def catch_up(self, before: int | None = None) -> None:
-        """Reports the epochs that the store has and Ray has not."""
+        """Report the epochs that the store has and Ray has not."""
         for row in self._folder.epochs():
             if self.arrived < row["epoch"] and (before is None or row["epoch"] < before):
                 self._send({**row})
@@ -221,7 +222,7 @@ class TrainReports:
 
 
 def _last_arrived() -> int:
-    """The last epoch whose report Ray Train has; 0 where it has none yet."""
+    """Return the last epoch whose report Ray Train has, or 0."""
     checkpoint = ray_train.get_checkpoint()
     if checkpoint is None:
         return 0
@@ -230,7 +231,7 @@ def _last_arrived() -> int:
 
 
 def ray_storage(written: str) -> tuple[str, Any]:
-    """(path, pyarrow's file system or None for this machine's) for Ray's own files, of a folder or a URL."""
+    """Return (path, pyarrow's file system) for Ray's own files; the latter is None for a folder of this machine."""
     if "://" not in written:
         return written, None
     url, _, below = written.rpartition("#")
@@ -239,8 +240,7 @@ def ray_storage(written: str) -> tuple[str, Any]:
 
 
 def _broken_by(work: Callable[[], None]) -> tuple[str | None, bool]:
-    """(why it failed, as a sentence, or None; whether a node is unfit): a failure is data of the study, not a crash of
-    Tune's."""
+    """Return (why `work` failed, or None; whether a node is unfit): a failure belongs in the study, not in Tune."""
     try:
         work()
     except WorkerGroupError as error:
@@ -253,6 +253,6 @@ def _broken_by(work: Callable[[], None]) -> tuple[str | None, bool]:
 
 
 def _sentence(error: Exception) -> str:
-    """Without the traceback that Ray puts into the text of what happened in another process."""
+    """Return an error's text without the traceback that Ray adds to an error of another process."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return (lines[-1].strip() if "Traceback" in str(error) else str(error)) if lines else type(error).__name__

@@ -172,7 +172,11 @@ def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[di
 
 def _streams(sweep: Sweep, recipe: Recipe) -> int:
     """Return the number of seeds whose views differ: the search's and the confirming ones, or one for all."""
-    random = recipe.data.random_views or recipe.mixup is not None or any(each.whole_batch for each in recipe.method.teacher_readings)
+    random = (
+        recipe.data.random_views
+        or recipe.mixup is not None
+        or any(each.whole_batch for each in recipe.method.teacher_readings)
+    )
     return 1 + sweep.study.confirm.seeds if random else 1
 
 

@@ -1,4 +1,4 @@
-"""Bad input through the real commands: exit code 2, one sentence that names file or knob and cause, nothing trained."""
+"""Bad input through the real commands: exit code 2, one sentence with place and cause, and nothing is trained."""
 
 import re
 import socket
@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import save_file
 from studies import sweep_file
 
-from kdtrain.cli import sweep
+from kdtrain.cli import check
 from kdtrain.cli.train import main
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.registry import load
@@ -37,6 +37,7 @@ RESNET = {"model": "test_resnet", "weights": None}  # timm's, of 370,000 paramet
 LARGER = {"name": "hymenoptera", "resolution": 64}
 KD = {"name": "kd", "temperature": 4.0, "balance": {"alpha": 0.5}}
 LABELLED = {"balance": {"weight": 1.0}}
+ONE_STEP_EACH = {"critic_steps": 1, "student_steps": 1}
 PLAIN: dict[str, Any] = {
     "data": HYMENOPTERA,
     "student": LENET,
@@ -51,7 +52,7 @@ DISTILLING: dict[str, Any] = {"teacher": {"model": "lenet5_teacher"}, "method": 
 
 @dataclass
 class Command:
-    """python -m kdtrain in a folder of its own, with the data sets below data/."""
+    """`kdtrain train` in a folder of its own, with the data sets below data/."""
 
     capsys: pytest.CaptureFixture[str]
 
@@ -124,9 +125,11 @@ def as_jpg(file: Path) -> None:
     cut_off(file)
 
 
-@pytest.mark.parametrize("damage", [cut_off, as_jpg, text, empty])
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-@pytest.mark.parametrize("data", [HYMENOPTERA, IMAGE_FOLDER, CUB200], ids=lambda data: str(data["name"]))
+@pytest.mark.parametrize(
+    ("data", "split", "damage"),
+    [*((data, split, cut_off) for data in (HYMENOPTERA, IMAGE_FOLDER, CUB200) for split in ("train", "val", "test")),
+     *((HYMENOPTERA, "val", damage) for damage in (as_jpg, text, empty))],
+)  # fmt: skip
 def test_a_damaged_image_of_any_split_is_named_before_training(
     kdtrain: Command, data: dict[str, Any], split: str, damage: Callable[[Path], None]
 ) -> None:
@@ -142,13 +145,12 @@ def test_a_damaged_image_of_any_split_is_named_before_training(
         kdtrain.trains(data=data)
 
 
-@pytest.mark.parametrize("data", [HYMENOPTERA, IMAGE_FOLDER], ids=lambda data: str(data["name"]))
-def test_an_image_of_16_bits_is_named_before_training(kdtrain: Command, data: dict[str, Any]) -> None:
+def test_an_image_of_16_bits_is_named_before_training(kdtrain: Command) -> None:
     file = Path("data/hymenoptera_data/val/bees/val_005.png").absolute()
     sixteen_bits(file)
-    kdtrain.refuses(f"{file}: has grey values of more than 8 bits", "save it with 8 bits per channel", data=data)
+    kdtrain.refuses(f"{file}: has grey values of more than 8 bits", "save it with 8 bits per channel")
     made_up_data.paint(file)
-    kdtrain.trains(data=data)
+    kdtrain.trains()
 
 
 def test_an_mnist_of_disagreeing_files_is_named_before_training(kdtrain: Command) -> None:
@@ -164,8 +166,7 @@ def test_an_mnist_of_disagreeing_files_is_named_before_training(kdtrain: Command
     kdtrain.trains(data=data)
 
 
-@pytest.mark.parametrize("data", [HYMENOPTERA, IMAGE_FOLDER], ids=lambda data: str(data["name"]))
-@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize(("data", "part"), [(HYMENOPTERA, "train"), (IMAGE_FOLDER, "val")])
 def test_an_empty_class_folder_is_named(kdtrain: Command, data: dict[str, Any], part: str) -> None:
     for file in Path("data/hymenoptera_data", part, "ants").iterdir():
         file.unlink()
@@ -183,24 +184,19 @@ def test_a_class_that_one_part_lacks_is_named(kdtrain: Command, data: dict[str, 
     kdtrain.trains(data=data)
 
 
-@pytest.mark.parametrize(
-    ("edit", "expected"),
-    [
-        (lambda lines: [lines[0].replace(" 1", " 2"), *lines[1:]], "image_class_labels.txt:1: image 1 has label 2"),
-        (lambda lines: lines[:-1], "images.txt:29: image_class_labels.txt has no label for image 29"),
-        (lambda lines: [*lines, "30 1"], "image_class_labels.txt:30: images.txt has no image 30"),
-        (lambda lines: [*lines[:-1], "29 9"], "image_class_labels.txt:29: label 9 of image 29 is not in classes.txt"),
-        (lambda lines: [*lines[:-1], "29"], "image_class_labels.txt:29: must be a number, a space and a text"),
-    ],
-    ids=["another class", "a line lost", "a line too many", "no such class", "no label"],
-)
-def test_labels_that_disagree_with_the_images_are_named_by_list_and_line(
-    kdtrain: Command, edit: Callable[[list[str]], list[str]], expected: str
-) -> None:
+def test_labels_that_disagree_with_the_images_are_named_by_list_and_line(kdtrain: Command) -> None:
     labels = made_up_data.cub200(Path("data")) / "image_class_labels.txt"
     whole = labels.read_text()
-    labels.write_text("\n".join(edit(whole.splitlines())))
-    kdtrain.refuses(expected, data=CUB200)
+    first, *rest, last = whole.splitlines()
+    for lines, expected in (
+        ([first.replace(" 1", " 2"), *rest, last], "image_class_labels.txt:1: image 1 has label 2"),
+        ([first, *rest], "images.txt:29: image_class_labels.txt has no label for image 29"),
+        ([first, *rest, last, "30 1"], "image_class_labels.txt:30: images.txt has no image 30"),
+        ([first, *rest, "29 9"], "image_class_labels.txt:29: label 9 of image 29 is not in classes.txt"),
+        ([first, *rest, "29"], "image_class_labels.txt:29: must be a number, a space and a text"),
+    ):
+        labels.write_text("\n".join(lines))
+        kdtrain.refuses(expected, data=CUB200)
     labels.write_text(whole)
     kdtrain.trains(data=CUB200)
 
@@ -288,8 +284,6 @@ def test_a_weights_file_below_the_home_folder_is_found(
     knob, changes = PLACES[place]
     asked = changes("~/weights.safetensors")
     kdtrain.refuses(f"{knob}: {Path.cwd()}/home/weights.safetensors cannot be read (No such file", **asked)
-    weights_of("lenet5_student", "home/weights.safetensors")
-    kdtrain.trains(**asked)
 
 
 def test_a_teachers_file_of_the_library_is_read_and_one_of_other_classes_refused(kdtrain: Command) -> None:
@@ -308,9 +302,9 @@ def test_the_intruder_would_intrude(kdtrain: Command) -> None:
 
 
 @pytest.mark.parametrize("place", ["student, network", "teacher, trained first", "teacher"])
-@pytest.mark.parametrize("classes", [3, 1000])
-def test_a_head_of_other_classes_is_refused(kdtrain: Command, place: str, classes: int) -> None:
+def test_a_head_of_other_classes_is_refused(kdtrain: Command, place: str) -> None:
     knob, changes = PLACES[place]
+    classes = 1000
     weights_of("lenet5_student", "weights.safetensors", classes)
     told = f"{knob}: weights.safetensors does not fit lenet5_student: the file has {classes} classes, the data 2"
     kdtrain.refuses(told, **changes("weights.safetensors"))
@@ -400,11 +394,6 @@ NEEDS_DATA = {
         ("recipe.batch_size: sp compares images", "at least 2, got 1"),
         {"batch_size": 2},
     ),
-    "rkd of one image": (
-        {"method": {"name": "rkd_distance", **LABELLED}, "batch_size": 1},
-        ("recipe.batch_size: rkd_distance compares images", "at least 2, got 1"),
-        {"batch_size": 2},
-    ),
     "angles of one image": (
         {"method": {"name": "rkd_angle", **LABELLED}, "batch_size": 1},
         ("recipe.batch_size: rkd_angle compares images", "at least 2, got 1"),
@@ -416,15 +405,7 @@ NEEDS_DATA = {
         {"data": DIGITS},
     ),
     "a critic of two logits": (
-        {
-            "method": {
-                "name": "logits_discriminator",
-                **LABELLED,
-                "temperature": 2.0,
-                "critic_steps": 1,
-                "student_steps": 1,
-            }
-        },
+        {"method": {"name": "logits_discriminator", **LABELLED, "temperature": 2.0, **ONE_STEP_EACH}},
         ("recipe.method: logits_discriminator needs at least", "classes", "got 2"),
         {"data": DIGITS},
     ),
@@ -539,7 +520,7 @@ def test_a_sweeps_check_finds_what_can_be_found_without_data(
 ) -> None:
     changes, expected, _ = FILE_ALONE[case]
     file = sweep_file(tmp_path, recipe={**DISTILLING, "optimizer": PLAIN["optimizer"], **changes})
-    assert sweep.main([str(file), "--check", "--data", "nowhere"]) == 2
+    assert check.main([str(file)]) == 2
     shown = capsys.readouterr().err
     assert all(words in shown for words in expected), shown
     assert "Traceback" not in shown

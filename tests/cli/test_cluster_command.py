@@ -1,4 +1,4 @@
-"""What the laptop's command refuses before it reaches any machine."""
+"""What `kdtrain cluster` refuses before it reaches any machine."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
         (["sweeps/digits_kd.yaml", "sweeps/digits_kd.yaml"], "is no cluster file, it has no cluster_name"),
         (["cluster.local.yaml", "sweeps/none.yaml"], "sweeps/none.yaml: no such file"),
         (["cluster.local.yaml", "sweeps/digits_kd.yaml", "--set", "recipe.epoch=3"], "nearest: epochs"),
-        (["cluster.local.yaml", str(ROOT / "sweeps" / "digits_kd.yaml")], "must lie below this folder"),
-        (["cluster.local.yaml", "sweeps/../sweeps/digits_kd.yaml"], "must lie below this folder"),
+        (["cluster.local.yaml", str(ROOT / "sweeps" / "digits_kd.yaml")], "must be below this folder"),
+        (["cluster.local.yaml", "sweeps/../sweeps/digits_kd.yaml"], "must be below this folder"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_nothing_is_sent(
@@ -31,6 +31,13 @@ def test_a_mistake_is_a_sentence_and_nothing_is_sent(
     monkeypatch.setattr("subprocess.run", lambda *words, **options: pytest.fail(f"{words} was called"))
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdtrain.cli.cluster.find_spec", lambda name: None)
+    assert main(["cluster.yaml", "sweeps/digits_kd.yaml"]) == 2
+    assert "cluster.yaml: provider.type: aws needs boto3" in (said := capsys.readouterr().err)
+    assert "pip install 'kdtrain[aws]'" in said
 
 
 def test_a_cluster_that_does_not_answer_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

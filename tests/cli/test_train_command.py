@@ -1,9 +1,7 @@
-"""python -m kdtrain RECIPE.yaml, called as the process calls it; exit codes and sentences."""
+"""`kdtrain train RECIPE.yaml`: exit codes and sentences."""
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +122,6 @@ def test_a_mistake_is_a_sentence_on_stderr_exit_code_2_and_nothing_left_behind(
     assert left_behind() == []
 
 
-def test_an_absent_file_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "absent.yaml")]) == 2
-    assert str(tmp_path / "absent.yaml") in capsys.readouterr().err
-
-
 def test_a_store_of_a_newer_schema_is_refused(asked, tmp_path: Path) -> None:
     asked(recipe())
     file = Store(tmp_path / "results").trial(trial_id(recipe(), NO_DATA)).path / "outcome.json"
@@ -144,11 +137,3 @@ def test_unknown_arguments_are_exit_code_2(capsys: pytest.CaptureFixture[str]) -
         main(["best.yaml", "--reslts", "x"])
     assert ended.value.code == 2
     assert "--reslts" in capsys.readouterr().err
-
-
-def test_help_needs_neither_torch_nor_ray() -> None:
-    code = "import sys, kdtrain.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "RECIPE.yaml" in done.stdout

@@ -56,9 +56,8 @@ def main(sweep: str, results: str) -> None:
         *ray, "start", "--head", "--num-cpus=0", '--resources={"slot": 64}', "--object-store-memory=100000000",
         f"--autoscaling-config={file}",
     )  # fmt: skip
-    command = ["run_sweep.py", sweep, "--address", "auto"]
-    run(*command, "--plan")
-    run(*command, "--results", results)
+    run("-m", "kdtrain", "plan", sweep, "--address", "auto")
+    run("-m", "kdtrain", "sweep", sweep, "--address", "auto", "--results", results)
     run(*ray, "status")
     run(*ray, "stop")
 

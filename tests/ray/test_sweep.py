@@ -1,4 +1,4 @@
-"""Whole sweeps through run_sweep.py on a real Ray: repeatable, killed and continued, stopped by Ctrl-C, two workers."""
+"""Sweeps through `kdtrain sweep` on a real Ray: repeatable, killed and continued, stopped by Ctrl-C, two workers."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(file: Path, results: Path | str, *options: str) -> list[str]:
-    return [sys.executable, str(ROOT / "run_sweep.py"), str(file), "--results", str(results), *options]
+    return [sys.executable, "-m", "kdtrain", "sweep", str(file), "--results", str(results), *options]
 
 
 def run(file: Path, results: Path | str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -188,8 +188,6 @@ def test_a_killed_trial_process_loses_nothing(sweep: Path, undisturbed: Path, tm
     below = children(driver.pid)
     trainers = [pid for pid, title in below.items() if "ImplicitFunc.train" in title]
     assert trainers, below
-    idle = ("log_monitor.py", "monitor.py", "dashboard.py")
-    assert not [title for title in below.values() if any(name in title for name in idle)]
     os.kill(trainers[0], signal.SIGKILL)
     assert driver.wait(timeout=240) == 0
     assert tables(tmp_path) == tables(undisturbed)
@@ -218,7 +216,7 @@ def test_ctrl_c_ends_soon_and_says_how_to_continue(
     out, err = driver.communicate(timeout=30)
     assert time.monotonic() - started < 20  # 5 s where nothing else runs
     assert driver.returncode == 130, out + err
-    assert f"Continue: python run_sweep.py {sweep} --results {tmp_path}" in err
+    assert f"Continue: kdtrain sweep {sweep} --results {tmp_path}" in err
     assert "Traceback" not in out + err
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), "Ray's processes to end", 20)
     assert run(sweep, tmp_path).returncode == 0
@@ -227,7 +225,7 @@ def test_ctrl_c_ends_soon_and_says_how_to_continue(
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_that_a_destructor_swallowed_is_raised_again(sent: signal.Signals) -> None:
-    from kdtrain.executors.ray_tune import Interruption
+    from kdtrain.cli.sweep import Interruption
 
     with Interruption() as interruption:
         interruption.check()

@@ -1,0 +1,145 @@
+"""Runs a sweep from Python; the command `kdtrain sweep` runs the same steps with a terminal around them."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from kdtrain.api.results import StudyResult, open_study
+from kdtrain.api.training import cpu_threads
+from kdtrain.config.sweep import Sweep
+from kdtrain.data.registry import data_folder
+from kdtrain.errors import NoResult, UserError
+from kdtrain.storage.folder import Folder
+from kdtrain.storage.mirror import results_folder
+from kdtrain.study.capacity import concurrent_trials, machine_resources
+from kdtrain.study.description import describe
+from kdtrain.study.journal import StudyJournal
+from kdtrain.study.study import Study
+from kdtrain.trials.store import Store
+from kdtrain.trials.workspace import Workspace
+
+
+def run_sweep(
+    sweep: Sweep,
+    results: str | Path = "results",
+    data: str | Path | None = None,
+    executor: Literal["ray", "local"] = "ray",
+    address: str | None = None,
+) -> StudyResult:
+    """Run a sweep, or continue it, and write its report.
+
+    Trainings that have ended are never repeated: the same call continues a sweep that was cut off. The call works in
+    any thread and beside a running event loop, and restores the process settings that it changes meanwhile.
+
+    Args:
+        sweep: The sweep, from `load_sweep` or `Sweep.from_dict`.
+        results: Folder or URL (`s3://bucket/results`) of the results.
+        data: Folder or URL of the data sets; None takes the environment variable KDTRAIN_DATA.
+        executor: "ray" runs trials in processes of Ray, several at once; "local" runs one job after another in this
+            process, for a debugger, a notebook or a test. Both give the same numbers.
+        address: Address of a running Ray cluster; None starts a Ray on this machine. For the executor "ray" only.
+
+    Returns:
+        The study's winner, comparison and trials.
+
+    Raises:
+        UserError: The sweep does not fit the machine or the data, or the results cannot be written.
+        NoResult: The study ended without a winner. Its report is written nevertheless, and the same call continues it.
+
+    Example:
+        >>> sweep = kdtrain.load_sweep("sweeps/digits_kd.yaml", overrides=["study.trials=8"])
+        >>> study = kdtrain.run_sweep(sweep, executor="local")
+        >>> study.comparison.difference, study.comparison.interval
+    """
+    if executor not in ("ray", "local"):
+        raise UserError(f"executor: must be ray or local, got {executor!r}")
+    if executor == "local" and address is not None:
+        raise UserError(f"address: needs the executor ray, got {address!r} with the executor local")
+    where, source = str(results), None if data is None else str(data)
+    on_this_machine = executor == "ray" and address is None
+    command = f"kdtrain.run_sweep(sweep, results={where!r}, executor={executor!r})"
+    failure: NoResult | None = None
+    with opened(sweep, where, source, command, check_capacity=on_this_machine) as study:
+        try:
+            if executor == "local":
+                from kdtrain.executors import local
+
+                with cpu_threads(sweep.resources.cpus_per_worker):  # as in a process of Ray
+                    local.execute(study)
+            else:
+                from kdtrain.executors import ray_tune
+
+                ray_tune.execute(study, address, url_of_data(source))
+        except NoResult as error:
+            failure = error
+        report(study)
+    if failure is not None:
+        raise failure
+    return open_study(study.journal.files.path)
+
+
+@contextmanager
+def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_capacity: bool) -> Iterator[Study]:
+    """Open the study of a sweep for this process alone.
+
+    If the study is refused with a UserError before anything was trained, its new folder is removed again.
+
+    Args:
+        sweep: The sweep.
+        results: Folder or URL of the results.
+        data: Folder or URL of the data sets, or None.
+        command: What continues the study, for its journal.
+        check_capacity: Whether the trials must fit this machine.
+    """
+    store, data_root = results_folder(results), data_folder(data)
+    if check_capacity:
+        concurrent_trials(sweep.resources, [machine_resources()])
+    about = describe(sweep, data_root)
+    folder = store.folder(sweep.name)
+    is_new = not folder.path.exists() and not folder.has("study.json")
+    with _held(folder):
+        journal = StudyJournal(folder)
+        try:
+            journal.open(about, sweep.located.text)
+            journal.append("opened", command=command)
+            yield Study(sweep, Workspace(Store(store), data_root), journal)
+        except UserError:
+            if is_new and journal.is_idle():
+                folder.clear()
+                with suppress(OSError):  # the results folder stays if anything else is in it
+                    folder.path.parent.rmdir()
+            raise
+
+
+def report(study: Study) -> Path:
+    """Write the report of a study that has ended or was stopped; return its path on this machine."""
+    from analysis.report import write_report
+
+    folder = study.journal.files
+    study.workspace.store.fetch_for_reports()
+    folder.fetch_all("*")  # another node may have written the arrays of the pictures
+    path = write_report(folder.path)
+    folder.publish()
+    return path
+
+
+def url_of_data(data: str | None) -> str | None:
+    """Return `data` if it is a URL, from which each node of a cluster fetches the data sets."""
+    return data if data is not None and "://" in data else None
+
+
+@contextmanager
+def _held(folder: Folder) -> Iterator[None]:
+    """Hold a study's folder; raise UserError if another process holds it or it cannot be written."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folder.lock(f"kdtrain sweep {uuid.uuid4().hex}", wait=False))
+        except BlockingIOError as error:
+            where = f" ({error})" if folder.url else ""
+            raise UserError(f"{folder}: another sweep is at work there{where}; wait for it or stop it") from None
+        except OSError as error:
+            text = f"cannot be written ({error.strerror}); name another folder with --results"
+            raise UserError(f"{folder}: {text}") from None
+        yield

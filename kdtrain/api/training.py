@@ -1,0 +1,107 @@
+"""Trains one recipe in this process, after its teacher; the command `kdtrain train` does the same."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.data.registry import data_folder
+from kdtrain.errors import NoResult, UserError
+from kdtrain.runtime.torchrun import Group
+from kdtrain.storage.mirror import results_folder
+from kdtrain.training import trainer
+from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.training.final_evaluation import read_test
+from kdtrain.training.preflight import check_before_teacher
+from kdtrain.trials.records import Outcome
+from kdtrain.trials.store import Store
+from kdtrain.trials.workspace import Workspace
+
+
+def train(
+    recipe: Recipe,
+    results: str | Path = "results",
+    data: str | Path | None = None,
+    device: str | None = None,
+    on_epoch: Callable[[Metrics], None] | None = None,
+) -> Outcome:
+    """Train a recipe, and before it its teacher unless the results have it, and read the test split.
+
+    A training that has ended is not repeated, and one that was cut off continues from its newest checkpoint. As in
+    `kdtrain train`, one CPU thread is used.
+
+    Args:
+        recipe: The recipe, from `load_recipe` or `StudyResult.winner.recipe`.
+        results: Folder or URL of the results.
+        data: Folder or URL of the data sets; None takes the environment variable KDTRAIN_DATA.
+        device: Device as torch writes it, such as "cpu" or "cuda"; None takes the GPU if there is one.
+        on_epoch: Called after each epoch of teacher and student with its metrics, such as `epoch`, `train/loss`,
+            `val/accuracy` (fraction) and `val/nll` (nats).
+
+    Returns:
+        The student's outcome: `state` ("complete" or "failed"), `reason`, `best` (epoch and validation metrics of the
+        best epoch) and `test` (metrics of the test split; None if the training failed).
+
+    Raises:
+        UserError: The recipe does not fit the data, or a file is absent or cannot be written.
+        NoResult: The teacher's training failed.
+
+    Example:
+        >>> outcome = kdtrain.train(kdtrain.load_recipe("best.yaml"), on_epoch=print)
+        >>> outcome["test"]["test/accuracy"]
+    """
+    workspace = Workspace(Store(results_folder(str(results))), data_folder(data), Group().device(device))
+    with cpu_threads(1):
+        check_before_teacher(recipe, workspace)
+        *teachers, (_, student) = parts_of(recipe)
+        for title, part in teachers:
+            outcome = train_part(part, workspace, on_epoch or _ignore)
+            if outcome["state"] != "complete":
+                raise NoResult(f"{title}: {outcome['state']}: {outcome['reason']}")
+        return train_part(student, workspace, on_epoch or _ignore)
+
+
+def parts_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
+    """Return the trainings of a recipe with their titles: its teacher, if it has one to train, and the student."""
+    teacher = teacher_recipe(recipe)
+    return [*([("teacher", teacher)] if teacher is not None else []), (recipe.method.name, recipe)]
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Use this number of CPU threads, which decides how sums are rounded, and restore the caller's afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train_part(part: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], None], **options: Any) -> Outcome:
+    """Train one recipe, whose teacher is there, and read the test split; return its outcome.
+
+    Args:
+        part: The recipe.
+        workspace: Where it reads and writes.
+        on_epoch: Called after each epoch with its metrics.
+        **options: Further arguments of `trainer.train`.
+
+    Raises:
+        UserError: The results cannot be written, besides what the training raises.
+    """
+    try:
+        outcome = trainer.train(part, workspace, final=True, on_epoch=on_epoch, **options)
+        return read_test(part, workspace) if outcome["state"] == "complete" else outcome
+    except OSError as error:
+        if error.filename is None:
+            raise
+        text = f"cannot be written ({error.strerror}); name another folder with --results"
+        raise UserError(f"{workspace.store.folder}: {text}") from None
+
+
+def _ignore(metrics: Metrics) -> None:
+    pass

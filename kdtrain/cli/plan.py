@@ -1,0 +1,33 @@
+"""kdtrain plan FILE: stages, space, networks and an upper bound of the cost; starts nothing."""
+
+import argparse
+import os
+from pathlib import Path
+
+from kdtrain.cli.common import add_address, add_data, guarded, read_sweep, sweep_parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return exit code 0 if the plan is printed, else 2."""
+    parser = sweep_parser("plan", "Prints a sweep's stages, space, networks and cost; starts nothing.")
+    add_data(parser)
+    add_address(parser)
+    chosen = parser.parse_args(arguments)
+    return guarded(lambda: plan(chosen))
+
+
+def plan(chosen: argparse.Namespace) -> int:
+    """Print the plan of the parsed options."""
+    sweep = read_sweep(chosen)
+    from kdtrain.study.plan import plan as plan_text
+
+    cluster = None
+    if chosen.address is not None:
+        from kdtrain.cli.display import quiet
+
+        with quiet(Path(os.devnull)):
+            from kdtrain.executors.ray_cluster import cluster_nodes
+
+            cluster = cluster_nodes(chosen.address)
+    print(plan_text(sweep, chosen.data, cluster))
+    return 0

@@ -1,0 +1,172 @@
+"""The Python API: what the README's example does, what the import loads, and what a call leaves alone."""
+
+import asyncio
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from studies import sweep_file
+
+import kdtrain as kd
+
+SMALL = {"trials": 3, "pruner": None, "published": None, "confirm": {"best": 1, "seeds": 2}}
+
+OURS = ("RAY", "TUNE", "GLIBC", "PYTHON", "KDTRAIN", "OMP", "CUDA")
+"""Environment variables that a run sets; OpenCV and threadpoolctl set others when they are imported."""
+
+
+def process_settings() -> dict[str, Any]:
+    """What a library call must leave as it was."""
+    import torch
+
+    return {
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
+        "descriptors": [os.readlink(f"/proc/self/fd/{number}") for number in (0, 1, 2)],
+        "gc": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
+        "logging": (logging.getLogger().level, list(logging.getLogger().handlers)),
+        "faults": faulthandler.is_enabled(),
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(OURS)},
+        "folder": os.getcwd(),
+        "threads": torch.get_num_threads(),
+        "precision": (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
+    }
+
+
+def test_the_import_loads_neither_torch_nor_ray_and_takes_a_fifth_of_a_second() -> None:
+    code = "import sys, time; began = time.perf_counter(); import kdtrain; took = time.perf_counter() - began\n"
+    code += "assert took < 0.2, took\nassert set(kdtrain.__all__) <= set(dir(kdtrain))\n"
+    code += "kdtrain.UserError, kdtrain.NoResult, kdtrain.open_study\n"
+    code += "assert not {'torch', 'ray', 'optuna'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_name_has_a_docstring_and_an_unknown_one_is_an_attribute_error() -> None:
+    for name in kd.__all__:
+        if name == "losses" and not (Path(kd.__file__).parent / "methods" / "losses.py").exists():
+            continue
+        assert (getattr(kd, name).__doc__ or "").strip(), name
+    with pytest.raises(AttributeError, match="run_swep"):
+        kd.run_swep  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> kd.StudyResult:
+    """The issue's example, in a thread beside a running event loop, as a notebook calls it."""
+    folder = tmp_path_factory.mktemp("api")
+    before = process_settings()
+
+    async def in_a_notebook() -> kd.StudyResult:
+        sweep = kd.load_sweep(sweep_file(folder, study=SMALL), overrides=["study.trials=2"])
+        return kd.run_sweep(sweep, results=folder / "results", executor="local")
+
+    found: list[kd.StudyResult] = []
+    thread = threading.Thread(target=lambda: found.append(asyncio.run(in_a_notebook())))
+    thread.start()
+    thread.join()
+    assert process_settings() == before
+    return found[0]
+
+
+def test_a_sweep_runs_in_this_process_to_its_winner_and_report(study: kd.StudyResult) -> None:
+    assert study.finished
+    assert study.report.read_text().startswith("# small")
+    comparison = study.comparison
+    assert comparison.seeds == 2
+    tests = study.trials[study.trials["stage"] == "confirm"].pivot_table("test/accuracy", "seed", "candidate")
+    assert comparison.difference == pytest.approx((tests["best 1"] - tests["baseline 1"]).mean())
+    if comparison.interval is not None:
+        assert sum(comparison.interval) / 2 == pytest.approx(comparison.difference)
+    assert {"recipe.optimizer.lr", "val/accuracy", "state", "trial_id"} <= set(study.trials.columns)
+    winner = study.winner
+    assert winner.recipe.optimizer.lr == winner.values["optimizer.lr"]
+    assert winner.recipe is winner.recipe, "read once"
+    assert winner.trial_id in set(study.trials["trial_id"])
+
+
+def test_running_again_trains_nothing_and_opening_reads_the_same(study: kd.StudyResult) -> None:
+    rows = {path: path.stat().st_mtime_ns for path in study.folder.parent.glob("trials/*/epochs.jsonl")}
+    written = yaml.safe_load((study.folder.parent.parent / "small.yaml").read_text())
+    sweep = kd.Sweep.from_dict(written, name="small", overrides=["study.trials=2"])
+    again = kd.run_sweep(sweep, results=study.folder.parent, executor="local")
+    assert rows == {path: path.stat().st_mtime_ns for path in rows}
+    opened = kd.open_study(study.folder)
+    assert opened == again == study
+    assert opened.trials.equals(study.trials)
+
+
+def test_a_study_is_opened_without_torch_or_ray_and_nothing_is_written(study: kd.StudyResult) -> None:
+    before = {path: path.stat().st_mtime_ns for path in study.folder.rglob("*")}
+    code = "import sys, kdtrain; study = kdtrain.open_study(sys.argv[1])\n"
+    code += "study.comparison.difference, study.winner.values, study.trials, study.report\n"
+    code += "assert not {'torch', 'ray'} & set(sys.modules)\nstudy.winner.recipe\nassert 'torch' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, str(study.folder)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert before == {path: path.stat().st_mtime_ns for path in study.folder.rglob("*")}
+
+
+def test_a_recipe_is_trained_after_its_teacher(study: kd.StudyResult, tmp_path: Path) -> None:
+    rows: list[dict[str, float]] = []
+    before = process_settings()
+    recipe = kd.load_recipe(study.folder / "best.yaml", overrides=["epochs=2"])
+    outcome = kd.train(recipe, results=tmp_path, device="cpu", on_epoch=rows.append)
+    assert process_settings() == before
+    assert outcome["state"] == "complete"
+    assert [row["epoch"] for row in rows] == [1, 2, 1, 2]
+    assert 0 <= outcome["test"]["test/accuracy"] <= 1
+    assert kd.train(recipe, results=tmp_path, device="cpu") == outcome
+
+
+def test_mistakes_are_user_errors_with_place_and_value(study: kd.StudyResult, tmp_path: Path) -> None:
+    sweep = kd.load_sweep(sweep_file(tmp_path))
+    with pytest.raises(kd.UserError, match="executor: must be ray or local, got 'slurm'"):
+        kd.run_sweep(sweep, results=tmp_path / "results", executor="slurm")  # type: ignore[arg-type]
+    with pytest.raises(kd.UserError, match="address: needs the executor ray"):
+        kd.run_sweep(sweep, results=tmp_path / "results", executor="local", address="auto")
+    two = kd.load_sweep(sweep_file(tmp_path, resources={"workers": 2}))
+    with pytest.raises(kd.UserError, match=r"resources\.workers: must be 1"):
+        kd.run_sweep(two, results=tmp_path / "results", executor="local")
+    assert not (tmp_path / "results").exists()
+    other = kd.load_sweep(sweep_file(tmp_path, recipe={"batch_size": 8}))
+    with pytest.raises(kd.UserError, match="holds another study of this name"):
+        kd.run_sweep(other, results=study.folder.parent, executor="local")
+    with pytest.raises(kd.UserError, match="no such folder"):
+        kd.open_study(tmp_path / "absent")
+    with pytest.raises(kd.UserError, match="device: toaster"):
+        kd.train(study.winner.recipe, results=tmp_path, device="toaster")
+
+
+def test_a_study_without_a_winner_says_so(study: kd.StudyResult, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "small"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_bytes((study.folder / "study.json").read_bytes())
+    begun = kd.open_study(folder)
+    assert not begun.finished
+    for name in ("winner", "comparison"):
+        with pytest.raises(kd.UserError, match="again to continue"):
+            getattr(begun, name)
+
+
+@pytest.mark.ray
+def test_ray_gives_the_numbers_of_this_process_and_leaves_it_as_it_was(study: kd.StudyResult, tmp_path: Path) -> None:
+    import ray  # noqa: F401  # it sets RAY_CLIENT_MODE
+
+    before = process_settings()
+    sweep = kd.load_sweep(sweep_file(tmp_path, study=SMALL), overrides=["study.trials=2"])
+    started = time.monotonic()
+    on_ray = kd.run_sweep(sweep, results=tmp_path / "results")
+    assert process_settings() == before
+    assert on_ray.comparison == study.comparison, f"after {time.monotonic() - started:.0f} s"
+    assert on_ray.winner.values == study.winner.values
+    measured = ["stage", "number", "trial_id", "state", "val/accuracy", "test/accuracy"]
+    assert on_ray.trials[measured].equals(study.trials[measured])

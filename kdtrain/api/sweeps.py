@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from kdtrain.api.results import StudyResult, open_study
 from kdtrain.api.training import cpu_threads
 from kdtrain.config.sweep import Sweep
@@ -58,10 +60,9 @@ def run_sweep(
     if executor == "local" and address is not None:
         raise UserError(f"address: needs the executor ray, got {address!r} with the executor local")
     where, source = str(results), None if data is None else str(data)
-    on_this_machine = executor == "ray" and address is None
     command = f"kdtrain.run_sweep(sweep, results={where!r}, executor={executor!r})"
     failure: NoResult | None = None
-    with opened(sweep, where, source, command, check_capacity=on_this_machine) as study:
+    with opened(sweep, where, source, command, check_capacity=address is None) as study:
         try:
             if executor == "local":
                 from kdtrain.executors import local
@@ -104,7 +105,8 @@ def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_
         try:
             journal.open(about, sweep.located.text)
             journal.append("opened", command=command)
-            yield Study(sweep, Workspace(Store(store), data_root), journal)
+            device = torch.device("cuda" if sweep.resources.gpus_per_worker else "cpu")
+            yield Study(sweep, Workspace(Store(store), data_root, device), journal)
         except UserError:
             if is_new and journal.is_idle():
                 folder.clear()

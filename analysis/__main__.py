@@ -1,4 +1,4 @@
-"""python -m analysis results/digits_kd, or python -m analysis results"""
+"""`python -m analysis results/digits_kd` rebuilds a report, `python -m analysis results` the overview of all sweeps."""
 
 import argparse
 import sys
@@ -10,12 +10,13 @@ from kdtrain.errors import UserError
 
 
 def main() -> int:
+    """Run the command and return its exit code: 0, or 2 if the user has something to correct."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
-        description="From the store alone: rebuild report.md, its pictures and trials.csv of a sweep, or write "
+        description="From stored results alone: rebuild report.md, the pictures and trials.csv of a sweep, or write "
         "overview.md and forest.png over all sweeps of a results folder.",
     )
-    parser.add_argument("folder", type=Path, help="a sweep's folder (results/digits_kd) or a folder of them (results)")
+    parser.add_argument("folder", type=Path, help="folder of a sweep (results/digits_kd) or of several (results)")
     folder = parser.parse_args().folder
     try:
         written, unreadable = _build(folder)

@@ -1,6 +1,6 @@
-"""Metrics by epoch of several groups of runs, a band for each, and the last epochs once more, larger."""
+"""Metrics by epoch of several groups of runs, one band per group."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,25 +10,21 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import style
 from analysis.frame import Study
+from analysis.references.reference import Curves
 from analysis.statistics import mean_estimate
 
 LINES = ("-", "--", "-.", ":")
 
 
-def bands_and_zoom(
-    study: Study, groups: Mapping[str, Sequence[str]], metrics: Mapping[str, str], zoomed: int
-) -> Figure | None:
-    """Above all epochs, below the last `zoomed` where there are more; None where no run has any of the metrics.
-
-    groups: {label: trial_ids}; metrics: {column: its axis label}.
-    """
+def bands_and_zoom(study: Study, curves: Curves) -> Figure | None:
+    """Draw all epochs above, the last ones below if the curves are zoomed; None if no run has any of the metrics."""
+    groups, metrics = curves.trial_ids, curves.metrics
     known = [metric for metric in metrics if metric in study.epochs]
     if not known:
         return None
     parts = {"all epochs": 0}
-    shown = study.epochs["trial_id"].isin([trial_id for ids in groups.values() for trial_id in ids])
-    if study.epochs.loc[shown, "epoch"].max() > zoomed:
-        parts[f"last {zoomed} epochs"] = -zoomed
+    if curves.zoomed_epochs:
+        parts[f"last {curves.zoomed_epochs} epochs"] = -curves.zoomed_epochs
     made = style.figure(3.1 * len(known) + 0.6, 0.8 + 2.2 * len(parts))
     grid = made.subplots(len(parts), len(known), squeeze=False)
     for column, metric in enumerate(known):
@@ -50,8 +46,10 @@ def bands_and_zoom(
 
 
 def band_of(study: Study, trial_ids: Sequence[str], metric: str) -> pd.DataFrame:
-    """By epoch, to the end of the shortest run: mean over the runs, low and high of its 95 % t interval (the mean where
-    there is none)."""
+    """Return mean, low and high of the 95 % t interval over the runs, by epoch to the end of the shortest run.
+
+    Low and high are the mean if there is no interval.
+    """
     rows = study.epochs[study.epochs["trial_id"].isin(list(trial_ids))]
     by_epoch = rows.pivot(index="epoch", columns="trial_id", values=metric).dropna().astype(float)
     estimates = [mean_estimate(row.tolist()) for _, row in by_epoch.iterrows()]
@@ -60,7 +58,7 @@ def band_of(study: Study, trial_ids: Sequence[str], metric: str) -> pd.DataFrame
 
 
 def draw_band(axes: Axes, band: pd.DataFrame, *, color: str, alpha: float, **look: Any) -> None:
-    """Over whole epochs; `look` is the line's."""
+    """Draw a band over epochs; `look` are properties of the line."""
     axes.fill_between(band.index, band["low"], band["high"], color=color, alpha=alpha, linewidth=0)
     axes.plot(band.index, band["mean"], color=color, **look)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,4 +1,4 @@
-"""What a study shows: each confirmed candidate against its baseline, and the one primary claim."""
+"""The claims of a study: each confirmed candidate against its baseline; one of the differences is the primary claim."""
 
 import math
 from collections.abc import Mapping
@@ -21,10 +21,27 @@ from analysis.statistics import (
     paired_p_value,
 )
 
+BEAT, LOST, UNDECIDED = "beat", "lost to", "undecided"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a comparison; `reason` says why it is not decided."""
+
+    name: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}" if self.reason else self.name
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """A confirmed recipe over its seeds. difference: test accuracy minus its baseline's, paired by seed."""
+    """A confirmed recipe over its seeds.
+
+    trial_ids: by seed, of the complete runs; planned: number of runs. difference: test accuracy minus that of its
+    baseline, paired by seed; p: of the paired t test; p_holm: corrected over all differences but the primary one.
+    """
 
     key: str
     role: str
@@ -46,7 +63,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Single:
-    """One run, the teacher: no seeds to average over, so the binomial interval of its test images."""
+    """A teacher: one run, so its interval is the binomial interval of its test images."""
 
     model: str
     trial_id: str
@@ -57,8 +74,17 @@ class Single:
     interval: Interval | None
 
 
+@dataclass(frozen=True)
+class ImageBootstrap:
+    """The bootstrap interval of a difference over the test images, averaged over the seeds."""
+
+    interval: Interval
+    images: int
+    seeds: int
+
+
 def candidates(study: Study) -> list[Candidate]:
-    """In the order of confirmation; differences with Holm's correction over all but the primary one."""
+    """Return the confirmed candidates in the order of confirmation."""
     confirm = study.stage("confirm")
     winner = (study.winner or {}).get("candidate")
     groups = {str(key): group for key, group in confirm.groupby("candidate", sort=False)}
@@ -79,36 +105,40 @@ def find(found: list[Candidate], key: str | None) -> Candidate | None:
 
 
 def teachers(study: Study) -> list[Single]:
-    """The trained teachers, the winner's first; one from a file has no trial and so no row."""
+    """Return the trained teachers, that of the winner first; a teacher from a file has no trial."""
     rows = study.stage("teacher")
-    read_by_winner = _teacher_of(study, (study.winner or {}).get("trial_id"))
+    of_winner = _teacher_of(study, (study.winner or {}).get("trial_id"))
     found = [_single(study, row) for _, row in rows[rows["trial_id"].notna()].iterrows()]
-    return sorted(found, key=lambda single: single.trial_id != read_by_winner)
+    return sorted(found, key=lambda single: single.trial_id != of_winner)
 
 
-def verdict(difference: Estimate | None) -> str:
-    """beat, lost to, or undecided with the reason."""
-    if difference is None:
-        return "undecided: no seed has both measured"
+def undecided(difference: Estimate) -> str | None:
+    """Return why a difference decides nothing, or None if it decides."""
     if difference.n < SEEDS_FOR_A_CLAIM:
         seeds = "1 seed is" if difference.n == 1 else f"{difference.n} seeds are"
-        return f"undecided: {seeds} too few, a claim needs {SEEDS_FOR_A_CLAIM}"
+        return f"{seeds} too few, a claim needs {SEEDS_FOR_A_CLAIM}"
     if difference.interval is None:
-        return f"undecided: all {difference.n} differences are equal, which gives no interval"
-    if difference.interval.contains_zero:
-        return "undecided: the interval contains 0"
-    return "beat" if difference.mean > 0 else "lost to"
+        return f"all {difference.n} differences are equal, which gives no interval"
+    return "the interval contains 0" if difference.interval.contains_zero else None
 
 
-def bootstrap(study: Study, winner: Candidate, baseline: Candidate) -> tuple[Interval, int, int] | None:
-    """(interval, images, seeds); None unless every common seed kept its predictions of the same images."""
+def verdict(difference: Estimate | None) -> Verdict:
+    """Return the verdict on a difference of the winner minus the student alone."""
+    reason = "no seed has both measured" if difference is None else undecided(difference)
+    if difference is None or reason is not None:
+        return Verdict(UNDECIDED, reason or "")
+    return Verdict(BEAT if difference.mean > 0 else LOST)
+
+
+def bootstrap(study: Study, winner: Candidate, baseline: Candidate) -> ImageBootstrap | None:
+    """Return the bootstrap over test images, or None unless every common seed has predictions of the same images."""
     seeds = sorted(winner.trial_ids.keys() & baseline.trial_ids.keys())
     rows = [[_right(study, candidate.trial_ids[seed]) for seed in seeds] for candidate in (winner, baseline)]
     known = [right_N for row in rows for right_N in row if right_N is not None]
     if not seeds or len(known) < 2 * len(seeds) or len({right_N.size for right_N in known}) > 1:
         return None
     interval = bootstrap_over_images(rows[0], rows[1])  # type: ignore[arg-type]
-    return None if interval is None else (interval, known[0].size, len(seeds))
+    return None if interval is None else ImageBootstrap(interval, known[0].size, len(seeds))
 
 
 def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
@@ -125,7 +155,7 @@ def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
         weights=about.get("weights"),
         trial_ids={int(row["seed"]): row["trial_id"] for row in complete.to_dict("records")},
         planned=len(group),
-        model=_student(recipe),
+        model=student_name(recipe),
         parameters=float(group["parameters"].dropna().iloc[0]) if group["parameters"].notna().any() else math.nan,
         validation=mean_estimate(list(_by_seed(group, study.objective).values())),
         test=mean_estimate(list(_by_seed(group, "test/accuracy").values())),
@@ -142,7 +172,7 @@ def _single(study: Study, row: pd.Series) -> Single:
     test, images = row["test/accuracy"], row["test_images"]
     measured = not math.isnan(test) and not math.isnan(images)
     return Single(
-        model=_student(recipe),
+        model=student_name(recipe),
         trial_id=row["trial_id"],
         parameters=row["parameters"],
         validation=row["val/accuracy"],
@@ -152,8 +182,8 @@ def _single(study: Study, row: pd.Series) -> Single:
     )
 
 
-def _student(recipe: Mapping[str, Any] | None) -> str:
-    """The model's name, with a mark on what was allowed though it teaches little."""
+def student_name(recipe: Mapping[str, Any] | None) -> str:
+    """Return the model's name, marked if its encoder has random weights and is frozen."""
     student = (recipe or {}).get("student") or {}
     mark = " (random weights, frozen)" if student.get("allow_random_frozen") else ""
     return str(student.get("model", "unknown")) + mark

@@ -1,4 +1,4 @@
-"""Pictures of what was trained: learning curves of the confirming runs."""
+"""Learning curves of the confirming runs."""
 
 import numpy as np
 import pandas as pd
@@ -8,12 +8,11 @@ from matplotlib.figure import Figure
 from analysis import style
 from analysis.bands import band_of, draw_band
 from analysis.claims import Candidate, Single
-from analysis.frame import Study
-from analysis.plots import AXIS
+from analysis.frame import AXIS, Study
 
 
 def learning_curves(study: Study, winner: Candidate, baseline: Candidate, teacher: Single | None) -> Figure | None:
-    """Mean over the confirming seeds with its 95 % t interval: the winner against its baseline."""
+    """Draw the mean over the confirming seeds with its 95 % t interval, for the winner and its baseline."""
     if not winner.trial_ids or not baseline.trial_ids:
         return None
     made = style.figure(8.6, 3.7)
@@ -55,7 +54,7 @@ def _late(band: pd.DataFrame) -> pd.DataFrame:
 
 
 def _frame_late_epochs(axes: Axes, late: pd.DataFrame, highest: float) -> None:
-    """An untrained network's first epochs would flatten the rest; an interval may reach what cannot be."""
+    """Leave out the first epochs, which would flatten the rest, and values above `highest`."""
     low, high = late["low"].min(), late["high"].max()
     margin = 0.05 * max(high - low, 1e-6)
     if len(late):

@@ -1,15 +1,17 @@
-"""Forest plot: every sweep's primary claim on one axis, Lewis and Clarke 2001 (BMJ 322, 1479-1480)."""
+"""Forest plot of the primary claims of all sweeps (Lewis and Clarke 2001, BMJ 322, 1479-1480)."""
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import style
+from analysis.claims import BEAT, LOST, UNDECIDED
 from analysis.statistics import SEEDS_FOR_A_CLAIM
-from analysis.summary import BEAT, LOST, UNDECIDED, UNFINISHED, Summary
+from analysis.summary import UNFINISHED, Summary
 from analysis.tables import estimate_points
 
 LOOKS = {
@@ -21,10 +23,20 @@ LOOKS = {
 ROW, SMALL = 0.46, 7.5  # inches, points: three lines of small text fit into a row
 
 
-def forest(summaries: Sequence[Summary]) -> Figure | None:
-    """Mean difference and 95 % t interval in points, a row a sweep; None where no sweep has a difference.
+def write_forest(summaries: Sequence[Summary], path: Path) -> bool:
+    """Write the forest plot; return False if there is nothing to draw."""
+    with style.look():
+        made = forest(summaries)
+        if made is not None:
+            style.save(made, path)
+    return made is not None
 
-    An open marker: no interval, or a study that is unfinished. A row without a marker says why in its text.
+
+def forest(summaries: Sequence[Summary]) -> Figure | None:
+    """Draw the mean difference and its 95 % t interval in points, one row per sweep; None if no sweep has a difference.
+
+    An open marker means that there is no interval or that the study is unfinished. The text of a row without a marker
+    gives the reason.
     """
     if all(summary.difference is None for summary in summaries):
         return None
@@ -44,7 +56,7 @@ def forest(summaries: Sequence[Summary]) -> Figure | None:
     axes.set_yticks(range(len(summaries)), [_wrapped(summary.name, 26) for summary in summaries])
     _texts_at_the_right(axes, summaries)
     made.suptitle(
-        "Does distilling beat the student alone? Each sweep's primary claim: mean and 95 % t interval",
+        "Does distillation beat the student alone? Primary claim of each sweep: mean and 95 % t interval",
         x=0.01, ha="left", fontsize=10, fontweight="bold",
     )  # fmt: skip
     handles, labels = axes.get_legend_handles_labels()
@@ -54,9 +66,9 @@ def forest(summaries: Sequence[Summary]) -> Figure | None:
 
 
 def limits(summaries: Sequence[Summary]) -> tuple[float, float]:
-    """Points. All means and 0 are inside; of the intervals those that are not far longer than most of the claims'.
+    """Return the limits of the axis in points: all means and 0 are inside, and all intervals but the very long ones.
 
-    With n = 2 the interval is 18 standard errors wide: what goes on beyond the axes gets an arrow.
+    With n = 2 an interval is 18 standard errors wide; one that is cut off ends in an arrow.
     """
     known = [(summary.difference, ends) for summary in summaries if summary.difference and (ends := _ends(summary))]
     claimed = [ends for difference, ends in known if difference.n >= SEEDS_FOR_A_CLAIM] or [ends for _, ends in known]
@@ -71,9 +83,9 @@ def limits(summaries: Sequence[Summary]) -> tuple[float, float]:
 def _draw(axes: Axes, row: int, summary: Summary, low: float, high: float) -> None:
     if summary.difference is None:
         return
-    colour, marker = LOOKS[summary.verdict]
+    colour, marker = LOOKS[summary.verdict.name]
     ends = _ends(summary)
-    is_open = ends is None or summary.verdict == UNFINISHED
+    is_open = ends is None or summary.verdict.name == UNFINISHED
     if ends:
         axes.plot(np.clip(ends, low, high), (row, row), color=colour, linewidth=1.8, solid_capstyle="butt")
         for end, edge, arrow in ((ends[0], low, "<"), (ends[1], high, ">")):
@@ -90,12 +102,12 @@ def _draw(axes: Axes, row: int, summary: Summary, low: float, high: float) -> No
         edgecolor=colour,
         linewidths=1.4,
         zorder=5,
-        label=summary.verdict + (", no interval" if ends is None else ""),
+        label=summary.verdict.name + (", no interval" if ends is None else ""),
     )
 
 
 def _texts_at_the_right(axes: Axes, summaries: Sequence[Summary]) -> None:
-    """As labels of a second axis, for which the layout makes room."""
+    """Write the texts as labels of a second axis, for which the layout makes room."""
     right = axes.twinx()
     right.set_ylim(axes.get_ylim())
     right.grid(visible=False)
@@ -106,10 +118,10 @@ def _texts_at_the_right(axes: Axes, summaries: Sequence[Summary]) -> None:
 
 
 def _text(summary: Summary) -> str:
-    said = _wrapped(summary.said, 52, lines=2)
+    verdict = _wrapped(str(summary.verdict), 52, lines=2)
     if summary.difference is None:
-        return said
-    return f"{estimate_points(summary.difference)}, n = {summary.difference.n}\n{said}"
+        return verdict
+    return f"{estimate_points(summary.difference)}, n = {summary.difference.n}\n{verdict}"
 
 
 def _wrapped(text: str, width: int, lines: int = 3) -> str:
@@ -117,6 +129,6 @@ def _wrapped(text: str, width: int, lines: int = 3) -> str:
 
 
 def _ends(summary: Summary) -> tuple[float, float] | None:
-    """Of the interval, in points."""
+    """Return the ends of the interval in points."""
     interval = summary.difference.interval if summary.difference else None
     return None if interval is None else (100 * interval.low, 100 * interval.high)

@@ -1,4 +1,4 @@
-"""A sweep's folder and its trials as frames: a row a trial, a row an epoch. Missing is NaN, never 0."""
+"""The folder of a sweep and its trials as data frames: one row per trial, one row per epoch; a missing value is NaN."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from kdtrain.storage.folder import Row, read_rows
 from kdtrain.trials.store import Store, read_json
 
 STAGES = ("smoke", "teacher", "baselines", "search", "confirm", "pictures")
-TRAINING = ("teacher", "baselines", "search", "confirm")  # the others name a recipe, but train nothing
+TRAINING = ("teacher", "baselines", "search", "confirm")  # the other stages have a recipe, but train nothing
 NOT_ENDED = "not ended"
 PLANNED = (
     "stage", "number", "trial_id", "state", "reason", "published",
@@ -25,14 +25,17 @@ MEASURED = (
     "best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "test_images", "parameters",
     "epochs", "images", "teacher_images", "seconds", "images_per_s", "peak_memory_bytes",
 )  # fmt: skip
+AXIS = {"val/accuracy": ("validation accuracy, %", 100.0), "val/nll": ("validation cross-entropy (NLL), nats", 1.0)}
+"""The label of an objective on an axis, and the factor to its unit."""
 PARAMETER = ("name", "kind", "low", "high", "choices", "conditions")
 
 
 @dataclass(frozen=True)
 class Study:
-    """The stages of one sweep as recorded.
+    """One sweep as recorded.
 
-    trials: columns PLANNED and MEASURED; values: same index, a column per parameter, in the sweep's order.
+    record: the events of its journal. trials: a row per trial, columns PLANNED and MEASURED; values: same index, a
+    column per hyperparameter, in the order of the sweep file. recipes, outcomes: by trial_id.
     """
 
     folder: Path
@@ -49,7 +52,7 @@ class Study:
 
     @property
     def published(self) -> str | None:
-        """The document whose table the report repeats."""
+        """The name of the reference implementation whose reported results the report repeats, or None."""
         return (self.description.get("report") or {}).get("published")
 
     @property
@@ -70,12 +73,12 @@ class Study:
 
     @property
     def data(self) -> Row | None:
-        """Name, number of classes and of images by split; None before the first trial has begun."""
+        """Name, number of classes and of images by split, or None before the first trial has begun."""
         return next((recipe["data"] for recipe in self.recipes.values() if recipe.get("data")), None)
 
     @property
     def finished(self) -> bool:
-        """It finished, and not before its trials grew: all asked for is planned, all planned has ended."""
+        """True if the study has finished, and all trials are planned and ended: their number may have been raised."""
         return (
             any(event["event"] == "finished" for event in self.record)
             and len(self.stage("search")) >= self.description["study"]["trials"]
@@ -87,7 +90,7 @@ class Study:
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """One row an epoch of every trial: trial_id and what the loop reported."""
+        """One row per epoch of every trial: trial_id and the reported metrics."""
         rows = [
             {"trial_id": trial_id} | row for trial_id in self.recipes for row in self._store.trial(trial_id).epochs()
         ]
@@ -95,12 +98,12 @@ class Study:
         return frame.drop_duplicates(["trial_id", "epoch"], keep="last", ignore_index=True)
 
     def rows_of(self, trial_id: str) -> list[Row]:
-        """A row an epoch, in order; of an epoch that was written twice the last."""
+        """Return one row per epoch, in order; the last one if an epoch was written twice."""
         rows: dict[int, Row] = {row["epoch"]: {**row} for row in self._store.trial(trial_id).epochs()}
         return [rows[epoch] for epoch in sorted(rows)]
 
     def test_predictions(self, trial_id: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(logits [N, K], labels [N]) of the test images, where the trial kept them."""
+        """Return (logits [N, K], labels [N]) of the test images, or None if the trial has no stored predictions."""
         arrays = read_arrays(self._store.trial(trial_id).predictions)
         return (arrays["test_logits"], arrays["test_labels"]) if arrays else None
 
@@ -110,7 +113,11 @@ class Study:
 
 
 def read_study(folder: Path) -> Study:
-    """UserError: no such folder, not a sweep's, written by a newer kdtrain, damaged."""
+    """Return the study that is recorded in a folder of a sweep.
+
+    Raises:
+        UserError: If there is no such folder, or it is damaged, not that of a sweep, or written by a newer kdtrain.
+    """
     _check_is_a_sweep(folder)
     description = _description(folder / "study.json")
     record = read_rows(folder / "record.jsonl")
@@ -131,7 +138,11 @@ def read_study(folder: Path) -> Study:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; none if there is no file."""
+    """Return the arrays of an .npz file, none if there is no file.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
     if not path.exists():
         return {}
     try:
@@ -142,19 +153,18 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def trials_csv(study: Study) -> str:
-    """One row a trial; a searched value stands under `recipe.<its name>`, so none collides with a metric."""
+    """Return a CSV with one row per trial; a searched value has the column `recipe.<name>`, unlike any metric."""
     columns = ["stage", "number", "trial_id", "state", "candidate", "seed"]
     measured = ["best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "epochs"]
     counts = study.trials.astype(dict.fromkeys(("best_epoch", "epochs", "seed"), "Int64"))
     frame = pd.concat(
-        [counts[columns], study.values.add_prefix("recipe."), counts[[*measured, "reason", "seconds"]]],
-        axis="columns",
+        [counts[columns], study.values.add_prefix("recipe."), counts[[*measured, "reason", "seconds"]]], axis="columns"
     )
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{"optimizer": {"lr": 1}} -> {"optimizer.lr": 1}; a list is a leaf."""
+    """Return the leaves of a tree by dotted path: {"optimizer": {"lr": 1}} -> {"optimizer.lr": 1}; a list is a leaf."""
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     return {
@@ -174,7 +184,7 @@ def _check_is_a_sweep(folder: Path) -> None:
 
 
 def _description(path: Path) -> Row:
-    """study.json, with all that is read of it later."""
+    """Read study.json and check that it has all fields that are used later."""
     description = read_json(path)
     lacking = [name for name in ("name", "study", "parameters") if name not in description]
     for i, parameter in enumerate(description.get("parameters", [])):
@@ -185,7 +195,7 @@ def _description(path: Path) -> Row:
 
 
 def _planned(record: list[Row]) -> list[Row]:
-    """The planned trials by stage and number, each with how it ended; of two records the last counts."""
+    """Return the planned trials by stage and number with their ends; the last one if a trial was recorded twice."""
     rows: dict[tuple[str, int], Row] = {}
     for event in record:
         key = (event.get("stage", ""), event.get("number", -1))
@@ -200,7 +210,7 @@ def _planned(record: list[Row]) -> list[Row]:
 
 
 def _outcome(planned: Row, outcomes: Mapping[str, Row], store: Store) -> Row | None:
-    """How the trial ended in this study: one that it pruned may have been trained on by another since."""
+    """Return how the trial ended in this study: another study may have continued a trial that this one pruned."""
     outcome = outcomes.get(planned["trial_id"]) if planned["stage"] in TRAINING else None
     epochs = planned.get("epochs")
     if outcome is None or planned.get("state") != "pruned" or epochs is None or outcome["epochs"] == epochs:

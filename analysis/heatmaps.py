@@ -1,4 +1,4 @@
-"""Where networks look: images beside the heat maps of several networks. M networks, N images, H x W pixels."""
+"""Images beside heat maps of several networks: Grad-CAM++ and attention maps."""
 
 import textwrap
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ CELL_INCH = 1.6
 
 
 def gradcam(arrays: Mapping[str, Any], freeze: str) -> Figure:
-    """A row an image: itself and Grad-CAM++ of its label in each network over it."""
+    """Draw one row per image: the image, and Grad-CAM++ of its label over it for each network."""
     part = {name: arrays[f"gradcam_{freeze}_{name}"] for name in GRADCAM_PARTS}
     described = zip(*(part[name] for name in ("roles", "models", "freezes", "stages", "sizes")), strict=True)
     heads = ["original"]
@@ -38,7 +38,7 @@ GRADCAM_PARTS = ("images", "classes", "roles", "models", "freezes", "stages", "s
 
 
 def attention(arrays: Mapping[str, Any]) -> Figure:
-    """A row an image: itself, and for each stage q(F) of every network, in one scale for the image and the stage."""
+    """Draw one row per image: the image, and q(F) of each network and stage, scaled by image and stage."""
     roles = list(arrays["attention_roles"])
     models = dict(zip(roles, arrays["attention_models"], strict=True))
     stages = list(arrays["attention_stages"])
@@ -51,7 +51,7 @@ def attention(arrays: Mapping[str, Any]) -> Figure:
         for panel, (stage, role) in zip(axes[1:], columns, strict=True):
             most = max(maps[column][row].max() for column in columns if column[0] == stage)
             panel.imshow(maps[stage, role][row], cmap=HEAT, vmin=0, vmax=most, interpolation="nearest")
-    _title(made, "Attention maps q(F); dark: 0, yellow: the most of an image's maps at a stage", roles)
+    _title(made, "Attention maps q(F); dark: 0, yellow: maximum over the networks for an image and a stage", roles)
     return made
 
 
@@ -61,7 +61,7 @@ def _head(role: str, model: str, stage: str, size: Any) -> str:
 
 
 def _grid(rows: int, heads: list[str]) -> tuple[Figure, Any]:
-    """Empty axes below the heads of their columns."""
+    """Return empty axes below the heads of their columns."""
     made = style.figure(CELL_INCH * len(heads) + 0.8, (CELL_INCH + 0.12) * rows + 1.1)
     panels = made.subplots(rows, len(heads), squeeze=False)
     for axes in panels.ravel():

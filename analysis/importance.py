@@ -1,4 +1,4 @@
-"""How much each searched parameter moved the objective, per branch of a conditional space."""
+"""Importance of each searched hyperparameter, per branch of a conditional space."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,10 @@ LOG_KINDS = ("loguniform", "logint")
 
 @dataclass(frozen=True)
 class Branch:
-    """One set of labels of the choices that others hang on; shares of the variance by name, or why not."""
+    """One set of labels of the choices on which other hyperparameters are conditional.
+
+    complete: number of complete trials; shares: of the variance by hyperparameter, or None for the `reason`.
+    """
 
     labels: Mapping[str, str]
     parameters: Sequence[Row]
@@ -35,7 +38,7 @@ class Branch:
 
 
 def branches(study: Study) -> list[Branch]:
-    """Over all trials at once a choice comes out near 0 though it decides everything; so branch by branch."""
+    """Return the importances by branch: over all branches at once the share of a decisive choice is near 0."""
     search = study.stage("search")
     complete = search[(search["state"] == "complete") & search[study.objective].notna()]
     found = []
@@ -48,7 +51,7 @@ def branches(study: Study) -> list[Branch]:
 
 
 def branch_labels(parameters: Sequence[Row]) -> list[dict[str, str]]:
-    """Every set of labels that the space can reach; [{}] for a space without conditional parameters."""
+    """Return every set of labels that the space can reach, [{}] for a space without conditional hyperparameters."""
     branching = {name for parameter in parameters for name in parameter["conditions"]}
     sets: list[dict[str, str]] = [{}]
     for choice in sorted((p for p in parameters if p["name"] in branching), key=lambda p: len(p["conditions"])):
@@ -61,6 +64,7 @@ def branch_labels(parameters: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def branch_of(values: Mapping[str, Any] | pd.Series, parameters: Sequence[Row]) -> dict[str, str]:
+    """Return the labels of the branch to which a trial's values belong."""
     return next((labels for labels in reversed(branch_labels(parameters)) if _holds(labels, values)), {})
 
 
@@ -71,19 +75,24 @@ def _holds(conditions: Mapping[str, str], values: Mapping[str, Any] | pd.Series)
 def _branch(labels: dict[str, str], active: list[Row], values: pd.DataFrame, objective: pd.Series) -> Branch:
     reason = None
     if not active:
-        reason = "nothing is searched here"
+        reason = "no hyperparameter is searched on this branch"
     elif len(values) < TRIALS_NEEDED:
-        reason = f"left out: {len(values)} complete trials, below the {TRIALS_NEEDED} that an importance needs"
+        reason = f"left out: {len(values)} complete trials, fewer than the {TRIALS_NEEDED} that an importance needs"
     elif objective.nunique() == 1:
         reason = f"left out: all {len(values)} complete trials reached the same value"
-    shares = None if reason else _shares(active, values, objective)
+    shares = None
+    if reason is None:
+        try:
+            shares = _shares(active, values, objective)
+        except ImportError as error:  # optuna needs scikit-learn for fANOVA
+            reason = f"left out: a package cannot be imported ({error})"
     return Branch(labels, active, len(values), shares, reason)
 
 
 def _shares(active: list[Row], values: pd.DataFrame, objective: pd.Series) -> dict[str, float]:
-    """fANOVA (Hutter et al. 2014, ICML): share of the variance by each parameter alone, of a seeded forest.
+    """Return the share of the variance that each hyperparameter explains alone, by fANOVA (Hutter et al. 2014, ICML).
 
-    Log parameters enter as their logarithm, so that a factor counts the same all over the range.
+    The random forest is seeded. Hyperparameters on a log scale enter as logarithms.
     """
     scaled = {p["name"]: [_scaled(p, value) for value in values[p["name"]]] for p in active}
     distributions = {p["name"]: _distribution(p, scaled[p["name"]]) for p in active}
@@ -97,7 +106,7 @@ def _shares(active: list[Row], values: pd.DataFrame, objective: pd.Series) -> di
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna announces each study on stderr; ours is a throw-away. `normalize` it calls experimental."""
+    """Silence the log line of the temporary study, and the warning that the argument `normalize` is experimental."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Pictures of the search: history, a slice per parameter, importance; None where there is nothing to draw."""
+"""Pictures of the search: its history and the importances; None if there is nothing to draw."""
 
 from typing import Any
 
@@ -9,18 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis import style
-from analysis.frame import Study
+from analysis.frame import AXIS, Study
 from analysis.importance import Branch
 from analysis.tables import short_names
 
-AXIS = {
-    "val/accuracy": ("validation accuracy, %", 100.0),
-    "val/nll": ("validation cross-entropy (NLL), nats", 1.0),
-}
-
 
 def history(study: Study) -> Figure | None:
-    """Objective by trial number, by state, with the best so far; the baselines beside it."""
+    """Draw the objective by trial number and state with the best so far, for the search and the baselines."""
     search, baselines = study.stage("search"), study.stage("baselines")
     if scores_of(study, search).empty:
         return None
@@ -28,13 +23,7 @@ def history(study: Study) -> Figure | None:
     axes = made.subplots()
     _scores(axes, study, search, "complete", marker="o", color=style.BLUE, label="complete")
     _scores(
-        axes,
-        study,
-        search[search["published"]],
-        "complete",
-        marker="D",
-        color=style.VERMILION,
-        label="published point",
+        axes, study, search[search["published"]], "complete", marker="D", color=style.VERMILION, label="published point"
     )
     _scores(axes, study, search, "pruned", marker="v", facecolor="white", edgecolor=style.GREY, label="pruned")
     _scores(axes, study, baselines, "complete", marker="s", color=style.ORANGE, label="student alone", s=20)
@@ -50,7 +39,7 @@ def history(study: Study) -> Figure | None:
 
 
 def importances(branches: list[Branch]) -> Figure | None:
-    """Share of the objective's variance that each parameter explains alone, a panel a branch."""
+    """Draw the share of the objective's variance that each hyperparameter explains alone, one panel per branch."""
     drawn = [branch for branch in branches if branch.shares]
     if not drawn:
         return None
@@ -62,10 +51,7 @@ def importances(branches: list[Branch]) -> Figure | None:
         names = short_names([p["name"] for p in branch.parameters])
         ordered = sorted(branch.shares.items(), key=lambda item: item[1])
         drawn_bars = axes.barh(
-            [names[name] for name, _ in ordered],
-            [share for _, share in ordered],
-            color=style.BLUE,
-            height=0.62,
+            [names[name] for name, _ in ordered], [share for _, share in ordered], color=style.BLUE, height=0.62
         )
         axes.bar_label(drawn_bars, [f"{share:.2f}" for _, share in ordered], padding=4, fontsize=8)
         axes.set_title(
@@ -91,7 +77,7 @@ def _scores(axes: Axes, study: Study, trials: pd.DataFrame, state: str, *, label
 
 
 def _best_so_far(axes: Axes, study: Study, trials: pd.DataFrame, last: int, **look: Any) -> None:
-    """Of the complete trials, drawn on to the last trial's number."""
+    """Draw the best of the complete trials so far, up to the number of the last trial."""
     known = trials[(trials["state"] == "complete") & trials[study.objective].notna()]
     if len(known) == 0:
         return
@@ -101,7 +87,7 @@ def _best_so_far(axes: Axes, study: Study, trials: pd.DataFrame, last: int, **lo
 
 
 def mark_failed(axes: Axes, trials: pd.DataFrame, x: pd.Series) -> None:
-    """A failed trial has no score: a cross on the axis, not a point at 0."""
+    """Draw failed trials, which have no score, as crosses on the axis."""
     failed = trials[trials["state"] == "failed"].index
     if len(failed):
         on_axis = axes.get_xaxis_transform()
@@ -119,13 +105,13 @@ def mark_failed(axes: Axes, trials: pd.DataFrame, x: pd.Series) -> None:
 
 
 def scores_of(study: Study, trials: pd.DataFrame) -> pd.Series:
-    """The objective as drawn; a failed trial has none, whatever it reached before it failed."""
+    """Return the objective in the unit of its axis; a failed trial has none, even if it had epochs before."""
     scored = trials.loc[trials["state"] != "failed", study.objective].dropna()
     return scored * AXIS[study.objective][1]
 
 
 def frame_scores(axes: Axes, study: Study, trials: pd.DataFrame) -> None:
-    """Keeps the many good trials legible: what is far off the middle half is left out, and counted."""
+    """Set limits that keep most trials legible: scores far from the middle half are left out and counted."""
     scores = scores_of(study, trials)
     q25, q75 = np.quantile(scores, [0.25, 0.75])
     reach = max(1.5 * (q75 - q25), 1e-3)

@@ -1,4 +1,4 @@
-"""The objective by each searched parameter: the plain look at what a hyperparameter did."""
+"""The objective by each searched hyperparameter."""
 
 from collections.abc import Mapping
 
@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis import style
-from analysis.frame import Study
+from analysis.frame import AXIS, Study
 from analysis.importance import LOG_KINDS, branch_labels, branch_of
-from analysis.plots import AXIS, axis_label, frame_scores, mark_failed, scores_of
+from analysis.plots import axis_label, frame_scores, mark_failed, scores_of
 from analysis.tables import short_names
 from kdtrain.storage.folder import Row
 
 
 def slices(study: Study) -> Figure | None:
-    """The objective by each searched parameter, on the parameter's own scale, coloured by branch."""
+    """Draw the objective by each searched hyperparameter on its own scale, coloured by branch."""
     search = study.stage("search")
     drawn = [p for p in study.parameters if study.values.loc[search.index, p["name"]].notna().any()]
     if not drawn or scores_of(study, search).empty:
@@ -52,12 +52,7 @@ def slices(study: Study) -> Figure | None:
 
 
 def _slice(
-    axes: Axes,
-    study: Study,
-    parameter: Row,
-    search: pd.DataFrame,
-    branch: pd.Series,
-    colours: Mapping[str, str],
+    axes: Axes, study: Study, parameter: Row, search: pd.DataFrame, branch: pd.Series, colours: Mapping[str, str]
 ) -> None:
     values = study.values.loc[search.index, parameter["name"]].dropna()
     labels = list(parameter["choices"] or [])

@@ -1,6 +1,6 @@
-"""What may be claimed of n seeds and N test images: pure functions, no bootstrap over seeds.
+"""Intervals and tests over S seeds and N test images: pure functions on fractions, no bootstrap over seeds.
 
-S seeds, N images. Fractions in, fractions out. None says that there is no interval; it is never made up.
+None means that there is no interval.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from scipy import stats
 
 LEVEL = 0.95
 SEEDS_FOR_A_CLAIM = 3
-NO_SPREAD = 1e-12  # accuracies differ by 1/N or not at all; what is smaller is rounding of floats
+NO_SPREAD = 1e-12  # accuracies differ by at least 1/N; smaller differences are rounding of floats
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n runs; half_width is None where n runs give no interval (n < 2, or all of them equal)."""
+    """A mean over n runs; half_width is None if n runs give no interval (n < 2, or all of them equal)."""
 
     mean: float
     half_width: float | None
@@ -39,14 +39,14 @@ class Estimate:
 
     @property
     def decided(self) -> bool:
-        """At least three runs, and an interval without 0: only this is printed bold."""
+        """True if there are at least three runs and an interval without 0; only such estimates are printed in bold."""
         return self.n >= SEEDS_FOR_A_CLAIM and self.interval is not None and not self.interval.contains_zero
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate | None:
-    """Student 1908: mean +/- t(0.975, n-1) s / sqrt(n), s with n-1. None of no values.
+    """Return the mean with its t interval (Student 1908): mean +/- t(0.975, n-1) s / sqrt(n), s with n-1.
 
-    Equal values have s = 0, from which t concludes certainty: they get no interval.
+    Equal values have s = 0, an interval of width 0: they get no interval. No values give None.
     """
     n = len(values)
     if n == 0:
@@ -59,12 +59,12 @@ def mean_estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def paired_differences(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
-    """first - second for each seed that both have, by ascending seed."""
+    """Return first - second for each common seed, by ascending seed."""
     return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
 
 
 def paired_p_value(differences: Sequence[float]) -> float | None:
-    """Two-sided paired t test (Student 1908), n-1 degrees of freedom; None as for the interval."""
+    """Return p of the two-sided paired t test (Student 1908, n-1 degrees of freedom), None if there is no interval."""
     estimate = mean_estimate(differences)
     if estimate is None or estimate.half_width is None:
         return None
@@ -72,7 +72,7 @@ def paired_p_value(differences: Sequence[float]) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm 1979 (Scand. J. Statist. 6, 65-70): step-down adjusted p values; None stays out of the family."""
+    """Return step-down adjusted p values (Holm 1979, Scand. J. Statist. 6, 65-70); None is not part of the family."""
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -83,7 +83,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def clopper_pearson(successes: int, n: int) -> Interval | None:
-    """Clopper and Pearson 1934 (Biometrika 26, 404-413): exact binomial interval of one run on n images."""
+    """Return the exact binomial interval of one run on n images (Clopper and Pearson 1934, Biometrika 26, 404-413)."""
     if n < 1:
         return None
     tail = (1 - LEVEL) / 2
@@ -95,15 +95,19 @@ def clopper_pearson(successes: int, n: int) -> Interval | None:
 def bootstrap_over_images(
     first_SN: ArrayLike, second_SN: ArrayLike, *, resamples: int = 10_000, seed: int = 0
 ) -> Interval | None:
-    """Efron 1979, percentile interval of mean(first - second); images are resampled, seeds only averaged.
+    """Return the percentile interval of mean(first - second) (Efron 1979); images are resampled, seeds averaged.
 
-    first, second: right (1) or wrong (0) for each of S seeds and N images. An image's difference takes few
-    distinct values, so a resample of N images is one multinomial draw of how often each value occurs.
+    Args:
+        first_SN: Right (1) or wrong (0) for each of S seeds and N images.
+        second_SN: The same of the other recipe.
+        resamples: Number of bootstrap resamples.
+        seed: Of the random generator.
     """
     difference_N = np.asarray(first_SN, float).mean(axis=0) - np.asarray(second_SN, float).mean(axis=0)
     n_images = difference_N.size
     if n_images < 2:
         return None
+    # the difference of an image takes few values, so a resample is one multinomial draw of their counts
     values, counts = np.unique(difference_N.round(12), return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(n_images, counts / n_images, size=resamples)
     low, high = np.quantile(drawn @ values / n_images, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -1,4 +1,4 @@
-"""One look for all pictures, safe for the colour-blind (Okabe and Ito 2008); equal data gives equal bytes."""
+"""The style of all pictures, safe for the colour-blind (Okabe and Ito 2008); equal data gives equal bytes."""
 
 import io
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ LOOK: dict[Any, Any] = {
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Whatever the user's matplotlibrc says, reports look alike."""
+    """Apply the style of reports, independent of the user's matplotlibrc, and restore the settings afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(LOOK)
@@ -39,14 +39,14 @@ def look() -> Iterator[None]:
 
 
 def figure(width: float, height: float) -> Figure:
-    """Inches; no pyplot, so no window, no global state."""
+    """Return an empty figure, sizes in inches, without pyplot: no window and no global state."""
     made = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(made)
     return made
 
 
 def save(made: Figure, path: Path) -> None:
-    """Atomic; without the version stamp, so that equal data gives an equal file."""
+    """Write a PNG file atomically, without the version of matplotlib, so that equal data gives an equal file."""
     buffer = io.BytesIO()
     made.savefig(buffer, format="png", metadata={"Software": None})
     write_bytes(path, buffer.getvalue())

@@ -1,31 +1,31 @@
-"""Each sweep of a results folder in one row: what was compared, by how much it differs, what may be said of it."""
+"""The primary claim of each sweep in a results folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.accounts import stages_ended
-from analysis.claims import Candidate, candidates, find, verdict
+from analysis.claims import BEAT, LOST, UNDECIDED, Candidate, Verdict, candidates, find, verdict
 from analysis.frame import Study, read_study
 from analysis.importance import Branch, branches
 from analysis.statistics import Estimate, holm
 from kdtrain.errors import UserError
 
-BEAT, LOST, UNDECIDED, UNFINISHED, UNREADABLE = "beat", "lost to", "undecided", "unfinished", "cannot be read"
+UNFINISHED, UNREADABLE = "unfinished", "cannot be read"
+VERDICTS = (BEAT, LOST, UNDECIDED, UNFINISHED, UNREADABLE)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One sweep's primary claim. verdict: one of the five words above, with the reason of what is not decided.
+    """The primary claim of one sweep; the name of its verdict is one of VERDICTS.
 
-    name: its folder's. difference: test accuracy, winner minus the student alone, paired by seed; p, p_holm: of
-    finished sweeps only. study is None where the folder cannot be read, and only there: what there is to mend is in
-    problems, with its path, and in the reason, without the path of the results.
+    name: of the folder. difference: test accuracy, winner minus the student alone, paired by seed; p, p_holm: of
+    finished sweeps only. study is None if and only if the folder cannot be read: `problems` has the errors with their
+    paths, the verdict's reason has them without the path of the results folder.
     """
 
     name: str
-    verdict: str
-    reason: str = ""
+    verdict: Verdict
     study: Study | None = None
     winner: Candidate | None = None
     branches: Sequence[Branch] = ()
@@ -36,27 +36,23 @@ class Summary:
 
     @property
     def decided(self) -> bool:
-        return self.verdict in (BEAT, LOST)
-
-    @property
-    def said(self) -> str:
-        return f"{self.verdict}: {self.reason}" if self.reason else self.verdict
+        return self.verdict.name in (BEAT, LOST)
 
 
 def sweep_folders(results: Path) -> list[Path]:
-    """Sorted by name. What has a record but no study.json was a sweep, and is damaged."""
+    """Return the folders of sweeps, by name; one with a record but without study.json is damaged."""
     return sorted({path.parent for file in ("study.json", "record.jsonl") for path in results.glob(f"*/{file}")})
 
 
 def summaries(folders: Sequence[Path]) -> list[Summary]:
-    """In the order of the folders; p corrected by Holm's method over the finished sweeps, a claim each."""
+    """Return the claims in the order of the folders; p is corrected by Holm's method over the finished sweeps."""
     found = [_summary(folder) for folder in folders]
     corrected = holm([summary.p for summary in found])
     return [replace(summary, p_holm=p) for summary, p in zip(found, corrected, strict=True)]
 
 
 def method_of(study: Study, trial_id: str | None) -> str | None:
-    """The name of a trial's method; None of a trial that has not begun."""
+    """Return the name of a trial's method, or None before the trial has begun."""
     recipe = study.recipes.get(trial_id or "", {}).get("recipe", {})
     name = recipe.get("method", {}).get("name")
     return None if name is None else str(name)
@@ -69,24 +65,24 @@ def _summary(folder: Path) -> Summary:
         return _unreadable(folder, *error.problems)
     except OSError as error:
         return _unreadable(folder, f"{error.filename or folder}: {error.strerror or error}")
-    except (LookupError, TypeError, ValueError, AttributeError) as error:  # JSON, but not of the form that we write
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # valid JSON in another form
         return _unreadable(
             folder,
-            f"{folder}: is damaged ({type(error).__name__}: {error}); python -m analysis of its folder shows where",
+            f"{folder}: is damaged ({type(error).__name__}: {error}); `python -m analysis` on this folder shows where",
         )
 
 
 def _unreadable(folder: Path, *problems: str) -> Summary:
-    """The same store gives the same reason, wherever it lies."""
+    """Give a reason that does not depend on the path of the results folder."""
     reason = "; ".join(problems).replace(str(folder.parent / "trials"), "trials").replace(str(folder), folder.name)
-    return Summary(folder.name, UNREADABLE, reason, problems=problems)
+    return Summary(folder.name, Verdict(UNREADABLE, reason), problems=problems)
 
 
 def _of_study(name: str, study: Study) -> Summary:
     winner = find(candidates(study), (study.winner or {}).get("candidate"))
     difference = winner.difference if winner else None
-    decision, _, reason = verdict(difference).partition(": ")
-    p = winner.p if winner else None
-    if not study.finished:
-        decision, reason, p = UNFINISHED, stages_ended(study), None
-    return Summary(name, decision, reason, study, winner, branches(study), difference, p)
+    if study.finished:
+        decision, p = verdict(difference), winner.p if winner else None
+    else:
+        decision, p = Verdict(UNFINISHED, stages_ended(study)), None
+    return Summary(name, decision, study, winner, branches(study), difference, p)

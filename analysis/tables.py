@@ -1,4 +1,4 @@
-"""Numbers as people read them, frames as markdown tables; the same frame gives the same bytes."""
+"""Numbers as text, and rows as Markdown tables. Equal data gives equal bytes."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,29 +9,34 @@ import pandas as pd
 from analysis.statistics import Estimate, Interval
 
 MISSING = "—"
+Rows = Sequence[Mapping[str, Any]]
+"""Rows of a table: cells by column, in the order of the columns."""
 
 
 def missing(value: Any) -> bool:
+    """Return True for None and NaN."""
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A table of text cells; a column is aligned right where all that it shows begins as a number does."""
-    rows = [[_cell(cell) for cell in row] for row in frame.itertuples(index=False)]
-    heads = [_cell(name) for name in frame.columns]
+def markdown(rows: Rows) -> str:
+    """Return a Markdown table; a column in which every cell begins like a number is aligned right."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     numeric = [
-        all(_is_number(row[i]) for row in rows) and any(row[i] != MISSING for row in rows) for i in range(len(heads))
+        all(_is_number(row[i]) for row in cells) and any(row[i] != MISSING for row in cells)
+        for i in range(len(columns))
     ]
     rule = ["--:" if right else ":--" for right in numeric]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows]) + "\n"
+    return "\n".join(f"| {' | '.join(row)} |" for row in [[_cell(name) for name in columns], rule, *cells]) + "\n"
 
 
 def percent(fraction: float | None, decimals: int = 2) -> str:
+    """Return a fraction in per cent, without the sign."""
     return MISSING if missing(fraction) else f"{100 * fraction:.{decimals}f}"  # type: ignore[operator]
 
 
 def points(fraction: float) -> str:
-    """A difference of two fractions in percentage points, signed; what rounds to zero has no sign."""
+    """Return a difference of two fractions in percentage points with its sign; what rounds to zero has no sign."""
     text = f"{100 * fraction:+.2f}"
     return "0.00" if text in ("+0.00", "-0.00") else text
 
@@ -40,8 +45,13 @@ def points_interval(interval: Interval | None) -> str:
     return "no interval" if interval is None else f"{points(interval.low)} to {points(interval.high)}"
 
 
+def percent_interval(fraction: float, interval: Interval) -> str:
+    """Return `73.48 [71.64 to 75.27]`."""
+    return f"{percent(fraction)} [{percent(interval.low)} to {percent(interval.high)}]"
+
+
 def estimate_percent(estimate: Estimate | None) -> str:
-    """97.20 ± 0.12; the mean alone where n gives no interval."""
+    """Return `97.20 ± 0.12`, or the mean alone if there is no interval."""
     if estimate is None:
         return MISSING
     return percent(estimate.mean) + ("" if estimate.half_width is None else f" ± {percent(estimate.half_width)}")
@@ -54,7 +64,7 @@ def estimate_number(estimate: Estimate | None) -> str:
 
 
 def estimate_points(estimate: Estimate | None) -> str:
-    """+0.81 [+0.50 to +1.12]"""
+    """Return `+0.81 [+0.50 to +1.12]`."""
     return MISSING if estimate is None else f"{points(estimate.mean)} [{points_interval(estimate.interval)}]"
 
 
@@ -67,7 +77,21 @@ def number(value: float | None, decimals: int = 4) -> str:
 
 
 def count(value: float | None) -> str:
+    """Return a whole number with its thousands separated; fractions are cut off."""
     return MISSING if missing(value) else f"{int(value):,}".replace(",", " ")  # type: ignore[arg-type]
+
+
+def thousands(value: float | None, decimals: int = 0) -> str:
+    """Return a rounded number with its thousands separated."""
+    return MISSING if missing(value) else f"{value:,.{decimals}f}".replace(",", " ")
+
+
+def duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def p_value(value: float | None) -> str:
@@ -77,7 +101,7 @@ def p_value(value: float | None) -> str:
 
 
 def sampled(value: Any) -> str:
-    """A searched value: four significant digits, which is more than a search resolves."""
+    """Return a searched value with four significant digits, which is more than a search resolves."""
     if missing(value):
         return MISSING
     if isinstance(value, float):
@@ -86,7 +110,7 @@ def sampled(value: Any) -> str:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """As few last parts of each name as tell it from the others: method[kd].temperature -> temperature."""
+    """Return the shortest unique dotted end of each name: method[kd].temperature -> temperature."""
     parts = {name: name.split(".") for name in names}
     longest = max((len(split) for split in parts.values()), default=0)
     short: dict[str, str] = {}
@@ -98,22 +122,22 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def described(values: Mapping[str, Any]) -> str:
-    """`temperature` 4.1, `lr` 0.03: searched values in a sentence."""
+    """Return searched values for a sentence: `temperature` 4.1, `lr` 0.03."""
     short = short_names(list(values))
     return ", ".join(f"`{short[name]}` {sampled(value)}" for name, value in values.items() if not missing(value))
 
 
 def one_line(text: Any, longest: int = 160) -> str:
-    """The first line of a reason, cut where it is long; trials' logs have the rest."""
+    """Return the first line of a reason, cut to `longest` characters; the trial's log has the rest."""
     lines = str(text).strip().splitlines() if not missing(text) else []
     if not lines:
         return "no reason recorded"
     return lines[0] if len(lines[0]) <= longest else lines[0][: longest - 1] + "…"
 
 
-def listed(numbers: Iterable[Any], most: int = 12) -> str:
-    items = [str(item) for item in numbers]
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+def listed(items: Iterable[Any], most: int = 12) -> str:
+    texts = [str(item) for item in items]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def _cell(value: Any) -> str:

@@ -115,7 +115,7 @@ class ByHand:
             trained=trained,
             optimizer=optimizer_of(recipe, trained),
             device=state.device,
-            normalization=(student.mean, student.std) if student.normalises else None,
+            normalization=(student.mean, student.std) if student.has_normalization else None,
             layout=own.layout,
             autocast=AUTOCAST.get(recipe.precision),
             mixup=recipe.mixup is not None,
@@ -148,7 +148,7 @@ class Tapped(nn.Module):
         super().__init__()
         self.encoder, self.head = network.encoder, network.head
         self.to(memory_format=layout)
-        self.keeps_statistics, self.layout = network.keep_statistics, layout
+        self.keeps_statistics, self.layout = network.freeze_statistics, layout
         self.kept: Tensor | None = None
         if stage is not None:
             self.encoder.get_submodule(MODELS[network.name].taps[stage]).register_forward_hook(self._keep)

@@ -1,4 +1,4 @@
-"""Small inputs for every method's criterion: made-up outputs of two networks, and one config for each thing it can do.
+"""Small inputs for the criterion of every method: made-up outputs of two networks, and configs of every kind.
 
 N images, K classes, C channels.
 """
@@ -46,13 +46,13 @@ def method(written: dict[str, Any]) -> MethodConfig:
     return TypeAdapter(Method).validate_python(written)
 
 
-def setting(**other: Any) -> MethodContext:
+def context(**other: Any) -> MethodContext:
     measured = {"student_shapes": STUDENT, "teacher_shapes": TEACHER}
     return MethodContext(**{"classes": CLASSES, "batch_size": 5, **measured, **other})
 
 
 def criterion(written: dict[str, Any], dtype: torch.dtype = torch.float64, **other: Any) -> Criterion:
-    made: Criterion = method(written).criterion(setting(**other))
+    made: Criterion = method(written).criterion(context(**other))
     return made.to(dtype)
 
 
@@ -63,7 +63,7 @@ def normal(*shape: int, purpose: str, dtype: torch.dtype = torch.float64) -> Ten
 def outputs(
     whose: str, count: int = 5, *, classes: int = CLASSES, dtype: torch.dtype = torch.float64, grad: bool = False
 ) -> Outputs:
-    """Of `student` or `teacher`: logits of scale 3 and rectified maps, each a leaf."""
+    """Return logits of scale 3 and rectified maps of `student` or `teacher`, each a leaf."""
     shapes = STUDENT if whose == "student" else TEACHER
     logits = 3 * normal(count, classes, purpose=f"{whose} logits", dtype=dtype)
     maps = {stage: normal(count, *shape, purpose=f"{whose} {stage}", dtype=dtype) for stage, shape in shapes.items()}
@@ -74,7 +74,7 @@ def outputs(
 
 
 def order(of: Outputs, by: Tensor) -> Outputs:
-    """The images `by` of a batch's outputs, in that order."""
+    """Return the outputs of the images `by`, in that order."""
     return Outputs(of.logits[by], {stage: each[by] for stage, each in of.features.items()})
 
 
@@ -88,7 +88,7 @@ def batch(count: int = 5, *, classes: int = CLASSES, **other: Any) -> Batch:
 
 
 def loss_and_gradients(made: Criterion, student: Outputs, teacher: Outputs, of: Batch) -> tuple[float, list[Tensor]]:
-    """The weighted loss, and its gradient in everything of the student's and in the criterion's own parameters."""
+    """Return the loss, and its gradients in the student's outputs and in the criterion's parameters."""
     wanted = [*leaves(student).values(), *made.parameters()]
     loss = weighted_sum(made(student, teacher, of))
     found = torch.autograd.grad(loss, wanted, allow_unused=True)

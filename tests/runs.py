@@ -79,12 +79,12 @@ def watched_inputs(network: Classifier) -> tuple[list[Tensor], list[Tensor]]:
     """Fill as the network is used: the images that it is given, and what its encoder gets of them."""
     given: list[Tensor] = []
     encoded: list[Tensor] = []
-    normalised = network.normalised
+    normalize = network.normalize
 
     def watch(images: Tensor) -> Tensor:
         given.append(images.detach().clone())
-        return normalised(images)
+        return normalize(images)
 
-    network.normalised = watch  # type: ignore[method-assign]
+    network.normalize = watch  # type: ignore[method-assign]
     network.encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(inputs[0].detach().clone()))
     return given, encoded

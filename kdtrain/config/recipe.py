@@ -132,7 +132,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:
-        if self.mixup is not None and self.method.hard_labels:
+        if self.mixup is not None and self.method.needs_hard_labels:
             raise ValueError(f"method {self.method.name} needs one class per image; remove recipe.mixup")
         if self.student.freeze == "encoder" and self.method.needed_stages:
             raise ValueError(

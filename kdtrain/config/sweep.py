@@ -88,7 +88,7 @@ class Sweep:
     def readings(self) -> tuple[TeacherReading, ...]:
         """Return everything that a method of the space reads of its teacher."""
         methods = [self.recipe_for(values, 0).method for values in combinations(self.tree, ("method",))]
-        return tuple(dict.fromkeys(reading for method in methods for reading in method.readings))
+        return tuple(dict.fromkeys(reading for method in methods for reading in method.teacher_readings))
 
     def baseline(self) -> "Sweep":
         """Return the sweep of the student alone, over the hyperparameters that it shares with this space.

@@ -1,1 +1,1 @@
-"""One module per method. A new one is a file here, a line in `registry` and a test."""
+"""One module per distillation method. A new method is a module here, a line in `registry` and a test."""

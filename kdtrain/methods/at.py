@@ -1,4 +1,7 @@
-"""Paying More Attention to Attention (Zagoruyko & Komodakis 2017, arXiv:1612.03928), equation 2, activation-based."""
+"""Paying More Attention to Attention (Zagoruyko & Komodakis 2017, arXiv:1612.03928), equation 2, activation-based.
+
+N images, C channels, H x W positions, P = H W.
+"""
 
 from typing import Literal
 
@@ -8,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtrain.errors import UserError
-from kdtrain.methods.balanced import WeightedCriterion
 from kdtrain.methods.base import (
     Batch,
     LossTerm,
@@ -16,67 +18,90 @@ from kdtrain.methods.base import (
     MethodContext,
     Outputs,
     TeacherReading,
+    WeightedCriterion,
     at_least_float32,
-    known_or_made,
+    read_teacher,
+    require_equal_shapes,
 )
-from kdtrain.methods.loss_weights import LabelledRatioIsWeight
-from kdtrain.methods.stage_fields import Stages, maps_of_one_size
+from kdtrain.methods.loss_weights import WithCrossEntropyRatioIsWeight
+from kdtrain.methods.stage_fields import Stages, require_equal_map_sizes
 
 
 def at_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:
-    """(q(F_s) - q(F_t))^2, q(F) = vec(mean_C F^2) / ||.||_2, mean over N and the HW positions, in float32.
+    """Return (q(F_s) - q(F_t))^2, mean over N and H W, where q(F) = vec(mean_C F^2) / ||vec(mean_C F^2)||_2.
 
-    The mean over positions is the authors' code; the norm of equation 2 would be some HW times larger. C may differ.
+    The mean over positions is that of the authors' code; the squared norm would be H W times larger. At least float32.
+
+    Args:
+        student_NCHW: maps F_s [N, C_s, H, W].
+        teacher_NCHW: maps F_t [N, C_t, H, W]; they get no gradient.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: if N, H or W differ.
+
+    Source:
+        Zagoruyko & Komodakis 2017, arXiv:1612.03928, equation 2.
     """
-    return attention_loss(student_NCHW, attention(teacher_NCHW.detach()))
+    require_equal_shapes(student_NCHW[:, 0], teacher_NCHW[:, 0])
+    return _attention_loss(student_NCHW, attention_map(teacher_NCHW.detach()))
 
 
-def attention_loss(student_NCHW: Tensor, teacher_NP: Tensor) -> Tensor:
-    """The same where the teacher's attention q [N, HW] is known."""
-    return functional.mse_loss(attention(student_NCHW), teacher_NP)
+def _attention_loss(student_NCHW: Tensor, teacher_NP: Tensor) -> Tensor:
+    return functional.mse_loss(attention_map(student_NCHW), teacher_NP)
 
 
-def attention(features_NCHW: Tensor) -> Tensor:
-    """q(F) [N, HW]: where the maps have their energy."""
+def attention_map(features_NCHW: Tensor) -> Tensor:
+    """Return q(F) [N, H W] of maps [N, C, H, W]: the normalized energy at each position."""
     return functional.normalize(at_least_float32(features_NCHW).square().mean(dim=1).flatten(1), dim=1)
 
 
 class At(MethodConfig):
-    """Where the networks look: the energy of their feature maps over the image."""
+    """Attention transfer: the student's maps have their energy at the same positions as the teacher's."""
 
     name: Literal["at"]
-    balance: LabelledRatioIsWeight
+    balance: WithCrossEntropyRatioIsWeight
     stages: Stages = Field(("16", "32"), description="whose maps are compared; their losses are summed")
 
     @property
     def needed_stages(self) -> tuple[str, ...]:
+        """The stages of the config."""
         return self.stages
 
     @property
-    def readings(self) -> tuple[TeacherReading, ...]:
-        return tuple(TeacherReading(stage, "attention", attention) for stage in self.stages)
+    def teacher_readings(self) -> tuple[TeacherReading, ...]:
+        """The teacher's attention maps [N, H W]."""
+        return tuple(TeacherReading(stage, "attention", attention_map) for stage in self.stages)
 
-    def criterion(self, setting: MethodContext) -> "AtCriterion":
-        maps_of_one_size("at", "stages", self.stages, setting)
-        points = [stage for stage in self.stages if setting.student_shapes[stage][1:] == (1, 1)]
-        if points:
+    def criterion(self, context: MethodContext) -> "AtCriterion":
+        """Build the criterion.
+
+        Raises:
+            UserError: if the maps of the networks differ in size, or have a single position.
+        """
+        require_equal_map_sizes("at", "stages", self.stages, context)
+        single = [stage for stage in self.stages if context.student_shapes[stage][1:] == (1, 1)]
+        if single:
             raise UserError(
-                f"recipe.method.stages: at has nothing to compare at stage '{points[0]}', whose map is 1 x 1 here: its "
+                f"recipe.method.stages: at has nothing to compare at stage '{single[0]}', whose map is 1 x 1 here: its "
                 "normalised attention is always 1; write earlier stages or a higher data.resolution"
             )
-        return AtCriterion(self, setting)
+        return AtCriterion(self, context)
 
 
 class AtCriterion(WeightedCriterion):
     """Terms: cross_entropy, at."""
 
-    def __init__(self, config: At, setting: MethodContext) -> None:
-        super().__init__(config.balance, setting)
-        self.readings = config.readings
+    def __init__(self, config: At, context: MethodContext) -> None:
+        super().__init__(config.balance, context)
+        self.teacher_readings = config.teacher_readings
 
     def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
+        """Return at, summed over the stages."""
         values = [
-            attention_loss(student.features[reading.stage], known_or_made(reading, teacher))
-            for reading in self.readings
+            _attention_loss(student.features[reading.stage], read_teacher(reading, teacher))
+            for reading in self.teacher_readings
         ]
         return {"at": LossTerm(torch.stack(values).sum(), self.weight)}

@@ -1,4 +1,7 @@
-"""What every method is: from the outputs of two networks and a batch to named, weighted loss terms."""
+"""Base classes of methods: a config, and a criterion from the outputs of two networks to weighted loss terms.
+
+N images, K classes, C channels, H x W positions of a map.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,57 +12,90 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtrain.base_config import Config
+from kdtrain.errors import UserError
+from kdtrain.methods.loss_weights import LossWeights
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of one network for one batch: logits [N, K] and features {stage: [N, C, H, W]}, "pool": [N, C]."""
+    """Outputs of one network for one batch.
+
+    Attributes:
+        logits: [N, K].
+        features: {stage: [N, C, H, W]}, and "pool": [N, C].
+        readings: {name of a TeacherReading: its tensor} for a teacher whose readings were cached by an earlier trial.
+    """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
-    read: dict[str, Tensor] = field(default_factory=dict)
-    """What a method makes of a teacher's features, by `TeacherReading.name`, if it was cached by an earlier trial."""
+    readings: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TeacherReading:
-    """What a method makes of a teacher's features at a stage before it compares: small enough to be kept.
+    """A function of the teacher's features at a stage, with which a criterion begins; its values can be cached.
 
-    of_batch: of a whole global batch, so that it serves trials of the same batches only; else of each image.
+    Attributes:
+        stage: of the teacher.
+        kind: names what is computed; two readings with equal stage and kind have equal values.
+        compute: from features [N, C, H, W] or [N, C] to the reading.
+        whole_batch: True if the value belongs to a whole global batch, so that only trials with the same batches can
+            share it; False if row n belongs to image n.
     """
 
     stage: str
     kind: str
-    make: Callable[[Tensor], Tensor] = field(compare=False)
-    of_batch: bool = False
+    compute: Callable[[Tensor], Tensor] = field(compare=False)
+    whole_batch: bool = False
 
     @property
     def name(self) -> str:
+        """Key in `Outputs.readings` and in the cache."""
         return f"{self.kind}:{self.stage}"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a criterion knows of a batch beside two networks' outputs. N images are this rank's, `size` are all ranks'.
+    """Targets, indices and counters of a batch: the input of a criterion besides the outputs of the networks.
 
-    Random draws of a method are keyed by (seed, purpose, step, image index): no number of workers changes them.
+    Random numbers of a method must be keyed by (seed, purpose, step, image index): then they do not depend on the
+    number of workers.
+
+    Attributes:
+        target: class of each image [N], or probabilities [N, K] if images are mixed.
+        indices: [N], on the CPU; positions of the images in the training split.
+        seed: of the recipe.
+        epoch: from 0.
+        step: updates since the training began.
+        epoch_step: updates since the epoch began.
+        size: images of the global batch, i.e. of all ranks.
+        count: images of this rank that count: N, or 0 on an idle rank, which runs one image to join the reductions.
     """
 
-    target: Tensor  # classes [N], or probabilities [N, K] where images are mixed
-    indices: Tensor  # [N] on the CPU: which images of the training split
+    target: Tensor
+    indices: Tensor
     seed: int = 0
     epoch: int = 0
-    step: int = 0  # updates since the training began
-    epoch_step: int = 0  # updates since the epoch began
-    size: int = 0  # images of the global batch
-    count: int = 0  # of the N images those that count: N, or 0 on a rank that only joins the reduction
+    step: int = 0
+    epoch_step: int = 0
+    size: int = 0
+    count: int = 0
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a criterion is built for. Shapes are one image's, measured by a dry forward of both networks."""
+    """The sizes and shapes for which a criterion is built.
+
+    Attributes:
+        classes: K.
+        batch_size: images of the global batch.
+        label_smoothing: of the cross-entropy with the labels, in [0, 1).
+        seed: of the recipe.
+        student_shapes: {stage: shape of one image's features}, measured by a dry forward.
+        teacher_shapes: the same for the teacher.
+    """
 
     classes: int
     batch_size: int
@@ -70,10 +106,12 @@ class MethodContext:
 
 
 class LossTerm(NamedTuple):
-    """One part of the loss: its mean over the N images in nats, and what it counts. Weight 0: only shown.
+    """One term of the loss.
 
-    A term of this rank's own images is their mean. A relational term gathers (ranks.gather_batch) and is the global
-    batch's, the same on all ranks.
+    Attributes:
+        value: scalar, in nats. The mean over this rank's N images; a relational term is that of the global batch
+            (`distributed.gather_batch`), the same on all ranks.
+        weight: factor in the loss; 0: the term is only logged.
     """
 
     value: Tensor
@@ -81,74 +119,130 @@ class LossTerm(NamedTuple):
 
 
 class Criterion(nn.Module):
-    """(student Outputs, teacher Outputs or None, Batch, critic) -> {name: LossTerm}; the loss is the weighted sum.
-
-    `critic` is the second player of an adversarial method, frozen; None for every other method.
-    """
+    """The loss of a method. Its parameters (a projector, a generator) are trained by the student's optimizer."""
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
     ) -> dict[str, LossTerm]:
+        """Return the named terms, whose weighted sum is the loss.
+
+        Args:
+            student: outputs with gradient.
+            teacher: outputs for the same images, or None if the method has no teacher.
+            batch: the images' targets and indices.
+            critic: the frozen critic of an adversarial method, else None.
+        """
+        raise NotImplementedError
+
+
+class WeightedCriterion(Criterion):
+    """Cross-entropy with the labels plus the `distillation_terms` of the method; `weight` is the weight of the latter.
+
+    Term: cross_entropy.
+    """
+
+    def __init__(self, balance: LossWeights, context: MethodContext) -> None:
+        super().__init__()
+        self.cross_entropy_weight, self.weight = balance.weights
+        self.label_smoothing = context.label_smoothing
+
+    def forward(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
+    ) -> dict[str, LossTerm]:
+        """Return cross_entropy and the distillation terms; see Criterion."""
+        assert teacher is not None
+        hard = cross_entropy(student.logits, batch.target, self.label_smoothing)
+        return {
+            "cross_entropy": LossTerm(hard, self.cross_entropy_weight),
+            **self.distillation_terms(student, teacher, batch),
+        }
+
+    def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
+        """Return the terms of the method itself; arguments as in `forward`."""
         raise NotImplementedError
 
 
 class MethodConfig(Config):
-    """The base of every method's config: what the method needs, and the criterion that it makes."""
+    """Base class of the config of a method: what the method needs, and how its criterion is built."""
 
-    hard_labels: ClassVar[bool] = False
-    """Whether the criterion needs one class per image: it cannot read mixed targets [N, K]."""
+    needs_hard_labels: ClassVar[bool] = False
+    """True if the criterion needs one class per image and refuses mixed targets [N, K]."""
 
-    of_each_image: ClassVar[bool] = False
-    """Whether each term is a mean over images of what their logits alone give: then any split can be judged by it."""
+    per_image_loss: ClassVar[bool] = False
+    """True if each term is a mean over images, computed from logits alone. Then it is also evaluated on validation."""
 
     @property
     def turns(self) -> Any:
-        """The `adversary.Turns` of an adversarial method, or None."""
+        """The `critic.Turns` of an adversarial method, or None."""
         return None
 
     @property
     def needed_stages(self) -> tuple[str, ...]:
-        """Stages of both networks that the criterion reads."""
+        """Stages of both networks whose features the criterion needs."""
         return ()
 
     @property
-    def readings(self) -> tuple[TeacherReading, ...]:
-        """What the criterion makes of the teacher's features at those stages, first of all: by default nothing."""
-        return tuple(TeacherReading(stage, "features", unchanged) for stage in self.needed_stages)
+    def teacher_readings(self) -> tuple[TeacherReading, ...]:
+        """Readings with which the criterion begins; by default the features themselves."""
+        return tuple(TeacherReading(stage, "features", identity) for stage in self.needed_stages)
 
-    def criterion(self, setting: MethodContext) -> Criterion:
-        """Raises UserError where the method cannot do what the setting asks."""
+    def criterion(self, context: MethodContext) -> Criterion:
+        """Build the criterion.
+
+        Raises:
+            UserError: if the method cannot work in this context.
+        """
         raise NotImplementedError
 
-    def critic(self, setting: MethodContext) -> Any:
-        """The second player, an `adversary.CriticPlayer`, or None."""
+    def critic(self, context: MethodContext) -> Any:
+        """Build the `critic.CriticPlayer` of an adversarial method that trains its critic separately, else None."""
         return None
 
 
-def unchanged(features: Tensor) -> Tensor:
-    """The reading of a method that compares the features themselves."""
+def identity(features: Tensor) -> Tensor:
+    """Return the features: the teacher reading of a method that compares the features themselves."""
     return features
 
 
-def known_or_made(reading: TeacherReading, teacher: Outputs) -> Tensor:
-    """The reading of each image, as it was kept or from the features themselves."""
-    known = teacher.read.get(reading.name)
-    return reading.make(teacher.features[reading.stage].detach()) if known is None else known
+def read_teacher(reading: TeacherReading, teacher: Outputs) -> Tensor:
+    """Return a reading of each image: the cached one, or computed from the teacher's features, without gradient."""
+    cached = teacher.readings.get(reading.name)
+    return reading.compute(teacher.features[reading.stage].detach()) if cached is None else cached
 
 
-def cross_entropy(logits_NK: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
-    """Cross-entropy with classes [N] or probabilities [N, K], mean over N, in nats and float32; smoothing as
-    Szegedy et al. 2016, sec. 7."""
+def cross_entropy(logits_NK: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Return the cross-entropy, mean over N, in nats and at least float32.
+
+    Args:
+        logits_NK: [N, K].
+        target: classes [N], or probabilities [N, K].
+        label_smoothing: share of the uniform distribution in the target (Szegedy et al. 2016, section 7).
+    """
     return functional.cross_entropy(at_least_float32(logits_NK), target, label_smoothing=label_smoothing)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """What a loss is computed in, inside autocast too; float64 is left alone, so that a loss can be checked in it."""
+    """Return the values in float32, in which losses are computed inside autocast too; float64 stays, for checks."""
     return values if values.dtype == torch.float64 else values.float()
 
 
+def require_equal_shapes(one: Tensor, other: Tensor, dims: slice = slice(None)) -> None:
+    """Raise ValueError unless the tensors of both networks agree in these dimensions: torch might broadcast them."""
+    if one.shape[dims] != other.shape[dims]:
+        sizes = f"{tuple(one.shape[dims])} and {tuple(other.shape[dims])}"
+        raise ValueError(f"the tensors of student and teacher must have equal sizes, got {sizes}")
+
+
+def require_three_classes(what: str, context: MethodContext) -> None:
+    """Raise UserError if K < 3, for losses whose gradient is zero between two classes."""
+    if context.classes < 3:
+        raise UserError(
+            f"recipe.method: {what} needs at least 3 classes, got {context.classes}: with two its gradient is zero"
+        )
+
+
 def weighted_sum(terms: dict[str, LossTerm]) -> Tensor:
-    """The loss that is differentiated."""
+    """Return the loss: the sum of weight times value over the terms whose weight is not 0."""
     first, *others = (term for term in terms.values() if term.weight)
     total = first.weight * first.value
     for term in others:

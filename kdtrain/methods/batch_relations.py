@@ -1,4 +1,4 @@
-"""What losses over pairs of images share: they see the global batch, in float32, and need two images."""
+"""Helpers of relational losses: they compare images of the global batch, in at least float32."""
 
 import torch
 from torch import Tensor
@@ -8,25 +8,22 @@ from kdtrain.methods.base import Batch, MethodContext, at_least_float32
 from kdtrain.runtime import distributed
 
 
-def gathered(student_N: Tensor, teacher_N: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Both networks' rows of the global batch, in float32: the student's with gradient, the teacher's without.
+def gather_global_batch(rows: Tensor, batch: Batch) -> Tensor:
+    """Return the rows [N, ...] of all ranks in at least float32, with gradient if the rows have one.
 
-    Cast first: so the gradients of all ranks are summed in float32, as one process sums them.
+    The cast comes first, so that the gradients of all ranks are summed in float32, as in one process.
     """
-    return (
-        distributed.gather_batch(at_least_float32(student_N), batch.size),
-        distributed.gather_batch(at_least_float32(teacher_N).detach(), batch.size),
-    )
+    return distributed.gather_batch(at_least_float32(rows), batch.size)
 
 
-def full_precision(values: Tensor) -> torch.autocast:
-    """A block in which products are not cast down by an autocast around it: Gram matrices overflow float16."""
+def no_autocast(values: Tensor) -> torch.autocast:
+    """Return a context without autocast on the values' device: Gram matrices overflow float16."""
     return torch.autocast(values.device.type, enabled=False)
 
 
-def refuse_single_image(method: str, setting: MethodContext) -> None:
-    """Raises UserError where no batch ever holds two images."""
-    if setting.batch_size < 2:
+def require_two_images(method: str, context: MethodContext) -> None:
+    """Raise UserError if no batch has two images to compare."""
+    if context.batch_size < 2:
         raise UserError(
-            f"recipe.batch_size: {method} compares images of a batch, so it needs at least 2, got {setting.batch_size}"
+            f"recipe.batch_size: {method} compares images of a batch, so it needs at least 2, got {context.batch_size}"
         )

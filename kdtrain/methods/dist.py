@@ -1,4 +1,7 @@
-"""Knowledge Distillation from a Stronger Teacher (Huang et al. 2022, arXiv:2205.10536), equations 6-10."""
+"""Knowledge Distillation from a Stronger Teacher (Huang et al. 2022, arXiv:2205.10536), equations 6-10.
+
+N images of the global batch, K classes.
+"""
 
 from typing import Literal, Self
 
@@ -8,29 +11,57 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtrain.base_config import NonNegative, Positive
-from kdtrain.methods.balanced import WeightedCriterion
-from kdtrain.methods.base import Batch, LossTerm, MethodConfig, MethodContext, Outputs, at_least_float32
-from kdtrain.methods.batch_relations import gathered, refuse_single_image
+from kdtrain.methods.base import (
+    Batch,
+    LossTerm,
+    MethodConfig,
+    MethodContext,
+    Outputs,
+    WeightedCriterion,
+    at_least_float32,
+    require_equal_shapes,
+)
+from kdtrain.methods.batch_relations import gather_global_batch, require_two_images
 from kdtrain.methods.loss_weights import LossWeights
 
 
-def dist_loss(student_NK: Tensor, teacher_NK: Tensor, *, beta: float, gamma: float, temperature: float) -> Tensor:
-    """T^2 (beta inter + gamma intra) on softmax(./T), in float32, T^2 as in the authors' code.
+def dist_loss(
+    student_NK: Tensor, teacher_NK: Tensor, *, beta: float = 1.0, gamma: float = 1.0, temperature: float = 4.0
+) -> Tensor:
+    """Return T^2 (beta inter + gamma intra) of the probabilities softmax(./T), in at least float32.
 
-    inter: 1 - Pearson correlation of an image's probabilities over the classes, mean over N. intra: 1 - that of a
-    class's probabilities over the images, mean over K. With K = 2, inter is 0 or 2 and has no gradient.
+    inter is 1 - Pearson's correlation of an image's probabilities over the classes, mean over N. intra is 1 - the
+    correlation of a class's probabilities over the images, mean over K. T^2 is that of the authors' code. With K = 2,
+    inter is 0 or 2 for an image and has no gradient.
+
+    Args:
+        student_NK: logits [N, K].
+        teacher_NK: logits [N, K]; they get no gradient.
+        beta: weight of inter.
+        gamma: weight of intra.
+        temperature: T > 0.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source:
+        Huang et al. 2022, arXiv:2205.10536, equations 6-10.
     """
+    require_equal_shapes(student_NK, teacher_NK)
     student = functional.softmax(at_least_float32(student_NK) / temperature, dim=1)
     teacher = functional.softmax(at_least_float32(teacher_NK).detach() / temperature, dim=1)
-    inter, intra = _one_less_pearson(student, teacher), _one_less_pearson(student.T, teacher.T)
+    inter, intra = _one_minus_pearson(student, teacher), _one_minus_pearson(student.T, teacher.T)
     return temperature**2 * (beta * inter + gamma * intra)
 
 
-def _one_less_pearson(a_RL: Tensor, b_RL: Tensor) -> Tensor:
-    """1 - correlation of rows [R, L], mean over R. A constant row has correlation 0.
+def _one_minus_pearson(a_RL: Tensor, b_RL: Tensor) -> Tensor:
+    """Return 1 - correlation of rows [R, L], mean over R; a constant row has correlation 0.
 
-    The denominator is at least 1e-8; the authors add 1e-8, with which equal rows would not give 0. Near a constant
-    row the gradient is large with either: a head that starts at zero wants an optimizer that is not moved by scale.
+    The denominator is at least 1e-8; the authors add 1e-8 instead, so that equal rows do not give 0. The gradient is
+    large near a constant row in both forms: a head that starts at zero needs an optimizer that normalizes gradients.
     """
     a, b = a_RL - a_RL.mean(dim=1, keepdim=True), b_RL - b_RL.mean(dim=1, keepdim=True)
     norms_R = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
@@ -39,7 +70,7 @@ def _one_less_pearson(a_RL: Tensor, b_RL: Tensor) -> Tensor:
 
 
 class Dist(MethodConfig):
-    """The teacher's preferences, not its probabilities: correlation within an image and within a class."""
+    """The student's probabilities correlate with the teacher's, within an image and within a class."""
 
     name: Literal["dist"]
     balance: LossWeights
@@ -48,25 +79,29 @@ class Dist(MethodConfig):
     temperature: Positive = Field(4.0, description="T, divides the logits of both networks")
 
     @model_validator(mode="after")
-    def _something_counts(self) -> Self:
+    def _check_weights(self) -> Self:
         if self.beta == 0 and self.gamma == 0:
             raise ValueError("beta and gamma are both 0: nothing would be distilled")
         return self
 
-    def criterion(self, setting: MethodContext) -> "DistCriterion":
+    def criterion(self, context: MethodContext) -> "DistCriterion":
+        """Build the criterion; intra needs two images in a batch."""
         if self.gamma:
-            refuse_single_image("dist with gamma above 0", setting)
-        return DistCriterion(self, setting)
+            require_two_images("dist with gamma above 0", context)
+        return DistCriterion(self, context)
 
 
 class DistCriterion(WeightedCriterion):
     """Terms: cross_entropy, dist (of the global batch)."""
 
-    def __init__(self, config: Dist, setting: MethodContext) -> None:
-        super().__init__(config.balance, setting)
+    def __init__(self, config: Dist, context: MethodContext) -> None:
+        super().__init__(config.balance, context)
         self.beta, self.gamma, self.temperature = config.beta, config.gamma, config.temperature
 
     def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
-        both = gathered(student.logits, teacher.logits, batch)
-        value = dist_loss(*both, beta=self.beta, gamma=self.gamma, temperature=self.temperature)
+        """Return dist."""
+        value = dist_loss(
+            gather_global_batch(student.logits, batch), gather_global_batch(teacher.logits.detach(), batch),
+            beta=self.beta, gamma=self.gamma, temperature=self.temperature,
+        )  # fmt: skip
         return {"dist": LossTerm(value, self.weight)}

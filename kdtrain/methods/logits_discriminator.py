@@ -1,8 +1,8 @@
-"""Distilling with a critic of logits, as setup 1 has it; Wasserstein losses after Arjovsky et al. 2017
-(arXiv:1701.07875), gradient penalty after Gulrajani et al. 2017 (arXiv:1704.00028), eq. 3.
+"""Distillation with a critic of logits, after setup 1.
 
-The critic D scores softened probabilities [N, K]. In its turn it learns to tell teacher from student, in the
-student's turn the student learns to be taken for the teacher.
+Wasserstein losses: Arjovsky et al. 2017 (arXiv:1701.07875). Gradient penalty: Gulrajani et al. 2017 (arXiv:1704.00028).
+The critic D scores softened probabilities. In its turn it learns to separate teacher and student; in the student's turn
+the student learns to get high scores. N images, K classes, temperature T.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -28,25 +28,84 @@ from kdtrain.methods.critic import CriticLoss, CriticPlayer, Turns
 from kdtrain.methods.loss_weights import LossWeights
 from kdtrain.runtime.rng import generator, stream
 
-FEWEST_CLASSES = 10
+MIN_CLASSES = 10
+
+
+def wasserstein_critic_loss(student_scores_N: Tensor, teacher_scores_N: Tensor) -> Tensor:
+    """Return mean D(student) - mean D(teacher), which the critic minimizes.
+
+    If D has slopes of at most 1 (see `gradient_penalty`), the minimum is minus the Wasserstein-1 distance between the
+    two distributions.
+
+    Args:
+        student_scores_N: scores of the critic for the student's outputs [N].
+        teacher_scores_N: scores for the teacher's outputs [N].
+
+    Returns:
+        Scalar.
+
+    Source:
+        Arjovsky et al. 2017, arXiv:1701.07875, algorithm 1.
+    """
+    return student_scores_N.mean() - teacher_scores_N.mean()
+
+
+def gradient_penalty(critic: nn.Module, points_NK: Tensor) -> Tensor:
+    """Return (|dD/dx|_2 - 1)^2 at the points, mean over N.
+
+    Args:
+        critic: D, a module from [N, K] to scores [N] that treats the images of a batch separately (no batch
+            normalization).
+        points_NK: points at which the gradient of D is taken, e.g. random ones on the line between student and
+            teacher; they get no gradient.
+
+    Returns:
+        Scalar, differentiable in the critic's parameters.
+
+    Source:
+        Gulrajani et al. 2017, arXiv:1704.00028, equation 3.
+    """
+    points = points_NK.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient_NK,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
+    norm_N = (gradient_NK.square().sum(1) + 1e-12).sqrt()  # the gradient of the root is infinite at 0
+    return (norm_N - 1).square().mean()
+
+
+def softened_probabilities(logits_NK: Tensor, temperature: float) -> Tensor:
+    """Return softmax(logits / T) [N, K] in at least float32."""
+    return functional.softmax(at_least_float32(logits_NK) / temperature, dim=1)
+
+
+def interpolate(student_NK: Tensor, teacher_NK: Tensor, batch: Batch) -> Tensor:
+    """Return a random point on the line between student and teacher for each image [N, K].
+
+    The random number of an image depends on the seed, the step and its index only.
+    """
+    draws = [
+        torch.rand((), generator=generator(batch.seed, "penalty", batch.step, index), dtype=torch.float64)
+        for index in batch.indices.tolist()
+    ]
+    share_N1 = torch.stack(draws)[:, None].to(student_NK)
+    return share_N1 * student_NK + (1 - share_N1) * teacher_NK
 
 
 class GradientPenalty(Config):
-    """weight * (|gradient of D| - 1)^2 at points between student and teacher."""
+    """Adds weight * `gradient_penalty` at points between student and teacher."""
 
     name: Literal["gradient_penalty"]
     weight: Positive = 10.0
 
 
 class WeightClipping(Config):
-    """Every weight of the critic is kept within +- bound."""
+    """Limits every weight of the critic to [-bound, bound]."""
 
     name: Literal["clipping"]
     bound: Positive = 0.01
 
 
 class NoConstraint(Config):
-    """Nothing keeps the critic smooth."""
+    """Does not limit the slope of the critic."""
 
     name: Literal["none"]
 
@@ -55,18 +114,18 @@ Lipschitz = Annotated[GradientPenalty | WeightClipping | NoConstraint, Field(dis
 
 
 class CriticTraining(Config):
-    """How the critic is trained: Adam, its own learning rate, constant."""
+    """The critic's own Adam, with a constant learning rate, and its Lipschitz constraint."""
 
     lr: Positive = 1e-3
     lipschitz: Lipschitz = GradientPenalty(name="gradient_penalty")
 
 
 class LogitsDiscriminator(MethodConfig):
-    """A critic of softened logits as a second player.
+    """A critic of softened logits, trained in turns with the student.
 
-    published (setup 1): the critic ends in a sigmoid and sees log_softmax(s/T) against softmax(t/T), cross-entropy is
-    taken of log_softmax(s/T), and one optimizer updates student and critic together in both turns. What is left out of
-    its turns is then 21 steps and 179, begun again in every epoch.
+    convention published (setup 1): the critic ends in a sigmoid and gets log_softmax(s/T) and softmax(t/T), the
+    cross-entropy is that of log_softmax(s/T), and one optimizer updates student and critic together in both turns.
+    The default turns are then 21 and 179 steps, which start again in every epoch.
     """
 
     name: Literal["logits_discriminator"]
@@ -80,7 +139,7 @@ class LogitsDiscriminator(MethodConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _left_out(cls, written: Any) -> Any:
+    def _fill_in(cls, written: Any) -> Any:
         if not isinstance(written, dict):
             return written
         if written.get("convention", "corrected") == "published":
@@ -88,37 +147,48 @@ class LogitsDiscriminator(MethodConfig):
         return {**written, "critic_training": {}} if written.get("critic_training") is None else written
 
     @model_validator(mode="after")
-    def _one_optimizer_when_published(self) -> Self:
+    def _check_convention(self) -> Self:
         if self.convention == "published" and self.critic_training is not None:
             raise ValueError("critic_training does nothing when published: one optimizer trains both; remove it")
         return self
 
     @property
     def turns(self) -> Turns:
+        """The cycle of critic and student."""
         return Turns(self.critic_steps, self.student_steps, self.restart == "epoch")
 
-    def criterion(self, setting: MethodContext) -> Criterion:
-        _require_classes(setting.classes)
-        if self.convention == "published":
-            return PublishedCriterion(self, setting)
-        return DiscriminatorCriterion(self, setting.label_smoothing)
+    def criterion(self, context: MethodContext) -> Criterion:
+        """Build the criterion of the student's turn, or of both turns if published.
 
-    def critic(self, setting: MethodContext) -> CriticPlayer | None:
+        Raises:
+            UserError: if there are too few classes for the critic's convolutions.
+        """
+        _require_classes(context.classes)
+        if self.convention == "published":
+            return PublishedCriterion(self, context)
+        return DiscriminatorCriterion(self, context.label_smoothing)
+
+    def critic(self, context: MethodContext) -> CriticPlayer | None:
+        """Build the critic; None if published, because the criterion has it.
+
+        Raises:
+            UserError: if there are too few classes for the critic's convolutions.
+        """
         if self.critic_training is None:
             return None
-        _require_classes(setting.classes)
-        loss = WassersteinLoss(fresh_critic(setting, published=False), self.temperature, self.critic_training.lipschitz)
+        _require_classes(context.classes)
+        critic = new_critic(context, published=False)
+        loss = WassersteinLoss(critic, self.temperature, self.critic_training.lipschitz)
         return CriticPlayer(loss, self.turns, self.critic_training.lr)
 
 
 class Critic(nn.Module):
-    """Probabilities [N, K] -> scores [N]: the setup's two convolutions; what is left of K after them, K - 9, sizes the
-    last layer.
+    """D: probabilities [N, K] -> scores [N]. Setup 1's two convolutions over classes, then a linear layer.
 
-    published: BatchNorm and a sigmoid. Else neither: BatchNorm ties the images of a batch together, so that each
-    image's gradient penalty would be another's too, and it hides the difference of means that the critic looks for.
-    GroupNorm with one group takes its place, as Gulrajani et al. (section 4) advise. A sigmoid bounds the scores, and
-    a Wasserstein critic has none.
+    published: with BatchNorm and a sigmoid. Otherwise with neither. BatchNorm makes the score of an image depend on the
+    other images of the batch, so that the gradient penalty is wrong, and it hides the difference of means that the
+    critic must find. GroupNorm with one group takes its place, as Gulrajani et al. advise (section 4). A sigmoid bounds
+    the scores, and those of a Wasserstein critic are unbounded.
     """
 
     def __init__(self, classes: int, published: bool) -> None:
@@ -131,24 +201,25 @@ class Critic(nn.Module):
             nn.Conv1d(1, 4, 4), norm(4), nn.ReLU(), nn.AvgPool1d(3, stride=1),
             nn.Conv1d(4, 16, 3), norm(16), nn.ReLU(), nn.AvgPool1d(3, stride=1), nn.Flatten(),
         )  # fmt: skip
-        self.score = nn.Linear(16 * (classes - 9), 1)
+        self.score = nn.Linear(16 * (classes - 9), 1)  # convolutions and pooling shorten K by 3 + 2 + 2 + 2
         self.published = published
 
     def forward(self, probabilities_NK: Tensor) -> Tensor:
-        with torch.autocast(probabilities_NK.device.type, enabled=False):  # probabilities are float32, and stay it
+        """Return scores [N]."""
+        with torch.autocast(probabilities_NK.device.type, enabled=False):  # probabilities are float32
             scores: Tensor = self.score(self.layers(probabilities_NK[:, None]))[:, 0]
             return torch.sigmoid(scores) if self.published else scores
 
 
-def fresh_critic(setting: MethodContext, published: bool) -> Critic:
-    """Weights drawn from the recipe's seed; the caller's random numbers are left as they were."""
+def new_critic(context: MethodContext, published: bool) -> Critic:
+    """Return a critic with weights drawn from the recipe's seed; the caller's random generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(setting.seed, "critic"))
-        return Critic(setting.classes, published)
+        torch.manual_seed(stream(context.seed, "critic"))
+        return Critic(context.classes, published)
 
 
 class DiscriminatorCriterion(Criterion):
-    """The student's turn: cross_entropy, and adversarial = -T^2 mean D(softmax(s/T))."""
+    """The student's turn. Terms: cross_entropy, and adversarial = -T^2 mean D(softmax(s/T))."""
 
     def __init__(self, config: LogitsDiscriminator, label_smoothing: float) -> None:
         super().__init__()
@@ -159,20 +230,22 @@ class DiscriminatorCriterion(Criterion):
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
     ) -> dict[str, LossTerm]:
+        """Return cross_entropy and adversarial; see Criterion."""
         assert critic is not None
         hard = cross_entropy(student.logits, batch.target, self.label_smoothing)
-        fooled = -(self.temperature**2) * critic(softened(student.logits, self.temperature)).mean()
+        probabilities = softened_probabilities(student.logits, self.temperature)
+        adversarial = -(self.temperature**2) * critic(probabilities).mean()
         return {
             "cross_entropy": LossTerm(hard, self.cross_entropy_weight),
-            "adversarial": LossTerm(fooled, self.adversarial_weight),
+            "adversarial": LossTerm(adversarial, self.adversarial_weight),
         }
 
 
 class WassersteinLoss(CriticLoss):
-    """The critic's turn: mean D(student) - mean D(teacher), with the gradient penalty where it is asked for.
+    """The critic's turn. Terms: critic_gap = mean D(teacher) - mean D(student), of weight -1, and gradient_penalty.
 
-    Not weighted by alpha T^2 as the setup writes it: the critic's optimizer is its own, so a weight of its whole
-    loss would only change how much the penalty counts.
+    The gap estimates the distance between teacher and student. Unlike in setup 1 it has no factor alpha T^2: the critic
+    has its own optimizer, so such a factor would only change the relative weight of the penalty.
     """
 
     def __init__(self, critic: Critic, temperature: float, lipschitz: Lipschitz) -> None:
@@ -183,83 +256,63 @@ class WassersteinLoss(CriticLoss):
         self.bound = lipschitz.bound if isinstance(lipschitz, WeightClipping) else None
 
     def forward(self, student_NK: Tensor, teacher_NK: Tensor, batch: Batch) -> dict[str, LossTerm]:
-        """The gap, mean D(teacher) - mean D(student), counts -1; it estimates how far the two are apart."""
-        ours, theirs = (softened(logits, self.temperature) for logits in (student_NK, teacher_NK))
-        gap = self.critic(theirs).mean() - self.critic(ours).mean()
+        """Return critic_gap, and gradient_penalty if the constraint is one; see CriticLoss."""
+        student, teacher = (softened_probabilities(logits, self.temperature) for logits in (student_NK, teacher_NK))
+        teacher_scores_N = self.critic(teacher)
+        gap = -wasserstein_critic_loss(self.critic(student), teacher_scores_N)
         terms = {"critic_gap": LossTerm(gap, -1.0)}
         if self.penalty_weight:
-            points = between(ours, theirs, batch)
+            points = interpolate(student, teacher, batch)
             terms["gradient_penalty"] = LossTerm(gradient_penalty(self.critic, points), self.penalty_weight)
         return terms
 
     @torch.no_grad()
     def constrain(self) -> None:
+        """Clip the critic's weights if the constraint is clipping."""
         if self.bound is not None:
             for parameter in self.critic.parameters():
                 parameter.clamp_(-self.bound, self.bound)
 
 
 class PublishedCriterion(Criterion):
-    """Both turns of the published code: the critic is trained with the student, by one optimizer.
+    """Both turns of setup 1's reference implementation, in which one optimizer trains student and critic.
 
-    The student's turn: -T^2 mean D(log_softmax(s/T)); the critic's: T^2 mean (D(log_softmax(s/T)) - D(softmax(t/T)));
-    cross-entropy of log_softmax(s/T) in both.
+    Terms of the student's turn: cross_entropy, adversarial = -T^2 mean D(log_softmax(s/T)). Of the critic's turn:
+    cross_entropy, critic_gap = T^2 mean (D(softmax(t/T)) - D(log_softmax(s/T))). The cross-entropy is that of
+    log_softmax(s/T) in both.
     """
 
-    def __init__(self, config: LogitsDiscriminator, setting: MethodContext) -> None:
+    def __init__(self, config: LogitsDiscriminator, context: MethodContext) -> None:
         super().__init__()
         self.temperature = config.temperature
         self.turns = config.turns
         self.cross_entropy_weight, self.adversarial_weight = config.balance.weights
-        self.label_smoothing = setting.label_smoothing
-        self.critic = fresh_critic(setting, published=True)
-        if self.adversarial_weight == 0:  # nothing would reach these parameters, which DDP does not forgive
+        self.label_smoothing = context.label_smoothing
+        self.critic = new_critic(context, published=True)
+        if self.adversarial_weight == 0:  # DDP fails if a trained parameter gets no gradient
             self.critic.requires_grad_(False)
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
     ) -> dict[str, LossTerm]:
+        """Return the terms of the turn that the step belongs to; see Criterion."""
         assert teacher is not None
-        ours = functional.log_softmax(at_least_float32(student.logits) / self.temperature, dim=1)
-        hard = LossTerm(cross_entropy(ours, batch.target, self.label_smoothing), self.cross_entropy_weight)
+        log_p = functional.log_softmax(at_least_float32(student.logits) / self.temperature, dim=1)
+        hard = LossTerm(cross_entropy(log_p, batch.target, self.label_smoothing), self.cross_entropy_weight)
         scale = self.temperature**2
         if self.turns.is_critics(batch.step, batch.epoch_step):
-            theirs = softened(teacher.logits, self.temperature)
-            gap = (self.critic(theirs) - self.critic(ours)).mean()
+            q = softened_probabilities(teacher.logits, self.temperature)
+            gap = (self.critic(q) - self.critic(log_p)).mean()
             return {"cross_entropy": hard, "critic_gap": LossTerm(scale * gap, -self.adversarial_weight)}
         return {
             "cross_entropy": hard,
-            "adversarial": LossTerm(-scale * self.critic(ours).mean(), self.adversarial_weight),
+            "adversarial": LossTerm(-scale * self.critic(log_p).mean(), self.adversarial_weight),
         }
 
 
-def softened(logits_NK: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / T), at least float32."""
-    return functional.softmax(at_least_float32(logits_NK) / temperature, dim=1)
-
-
-def between(student_NK: Tensor, teacher_NK: Tensor, batch: Batch) -> Tensor:
-    """A point on the line between both for each image, where the penalty is taken; drawn by step and image."""
-    drawn = [
-        torch.rand((), generator=generator(batch.seed, "penalty", batch.step, index), dtype=torch.float64)
-        for index in batch.indices.tolist()
-    ]
-    share_N1 = torch.stack(drawn)[:, None].to(student_NK)
-    return share_N1 * student_NK + (1 - share_N1) * teacher_NK
-
-
-def gradient_penalty(critic: nn.Module, points_NK: Tensor) -> Tensor:
-    """(|gradient of D at the point|_2 - 1)^2, mean over N (Gulrajani et al. 2017, eq. 3), computed in float32."""
-    points = points_NK.detach().requires_grad_()
-    with torch.enable_grad():
-        (gradient_NK,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
-    norm_N = (gradient_NK.square().sum(1) + 1e-12).sqrt()  # the root's own gradient is infinite at 0
-    return (norm_N - 1).square().mean()
-
-
 def _require_classes(classes: int) -> None:
-    if classes < FEWEST_CLASSES:
+    if classes < MIN_CLASSES:
         raise UserError(
-            f"recipe.method: logits_discriminator needs at least {FEWEST_CLASSES} classes, since its critic convolves "
+            f"recipe.method: logits_discriminator needs at least {MIN_CLASSES} classes, since its critic convolves "
             f"along them; got {classes}"
         )

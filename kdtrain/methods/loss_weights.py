@@ -1,4 +1,4 @@
-"""How much the hard labels and how much the teacher count: four spellings, translated here and nowhere else."""
+"""The weights of cross-entropy and of the distillation term. Four spellings of them are translated here only."""
 
 from typing import Annotated, Self
 
@@ -32,13 +32,14 @@ class LossWeights(Config):
 
     @property
     def spelling(self) -> str:
+        """The key that is written."""
         return next(key for key in SPELLINGS if getattr(self, key) is not None)
 
     @property
     def weights(self) -> tuple[float, float]:
-        """(weight of cross-entropy, weight of the distillation term).
+        """Weights of cross-entropy and of the distillation term, rounded to twelve digits.
 
-        To twelve digits: alpha 0.3 and alpha_ce 0.7 are one balance, though 1 - 0.7 is not 0.3 in floats.
+        The rounding makes alpha 0.3 and alpha_ce 0.7 equal, although 1 - 0.7 is not 0.3 in floats.
         """
         if self.weight is not None:
             return 1.0, _twelve_digits(self.weight)
@@ -50,7 +51,11 @@ class LossWeights(Config):
         return _twelve_digits(self.alpha_ce), _twelve_digits(1 - self.alpha_ce)
 
     def respell(self, spelling: str) -> float:
-        """The same two weights in another spelling; ValueError where that spelling cannot say them."""
+        """Return the value of another spelling that means the same two weights.
+
+        Raises:
+            ValueError: if that spelling cannot express them.
+        """
         if spelling == self.spelling:
             value = getattr(self, spelling)
             assert isinstance(value, float | int)
@@ -62,7 +67,7 @@ class LossWeights(Config):
             return distillation if spelling == "alpha" else cross_entropy
         raise ValueError(
             f"{self.spelling} {getattr(self, self.spelling):g} (cross-entropy {cross_entropy:g}, "
-            f"distillation {distillation:g}) cannot be said as {spelling}"
+            f"distillation {distillation:g}) cannot be written as {spelling}"
         )
 
     @staticmethod
@@ -75,7 +80,7 @@ class LossWeights(Config):
 
 
 class RatioIsWeight(LossWeights):
-    """The same four spellings, but kd_ratio r is the weight r below 1 too, as setup 4 has it for attention transfer."""
+    """The four spellings of LossWeights, but kd_ratio r is the weight r below 1 too, as in setup 4 for at."""
 
     kd_ratio: NonNegative | None = Field(None, description="the distillation weight itself, below 1 too")
 
@@ -88,19 +93,19 @@ class RatioIsWeight(LossWeights):
         return weight
 
 
-def _labels_count(balance: LossWeights) -> LossWeights:
+def _require_cross_entropy(balance: LossWeights) -> LossWeights:
     if balance.weights[0] == 0:
         raise ValueError(
-            "must leave cross-entropy a weight above 0: features and relations name no class to the classifier,"
+            "must leave cross-entropy a weight above 0: features and relations do not train the classifier,"
             f" got {balance.spelling} {getattr(balance, balance.spelling):g}"
         )
     return balance
 
 
-Labelled = Annotated[LossWeights, AfterValidator(_labels_count)]
-"""For methods whose own term gives the classifier no class: without cross-entropy it would stay as it was drawn."""
+WithCrossEntropy = Annotated[LossWeights, AfterValidator(_require_cross_entropy)]
+"""For methods whose own term does not train the classifier: without cross-entropy it would keep its random weights."""
 
-LabelledRatioIsWeight = Annotated[RatioIsWeight, AfterValidator(_labels_count)]
+WithCrossEntropyRatioIsWeight = Annotated[RatioIsWeight, AfterValidator(_require_cross_entropy)]
 
 
 def _twelve_digits(weight: float) -> float:

@@ -1,6 +1,6 @@
 """Masked Generative Distillation (Yang et al. 2022, arXiv:2205.01529), equations 2-4, for classification.
 
-C_s and C_t channels of student and teacher; N images.
+N images, C channels of the teacher's map, H x W positions.
 """
 
 from typing import Annotated, Literal
@@ -11,24 +11,51 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtrain.base_config import Positive
-from kdtrain.methods.balanced import WeightedCriterion
-from kdtrain.methods.base import Batch, LossTerm, MethodConfig, MethodContext, Outputs, at_least_float32
-from kdtrain.methods.loss_weights import Labelled
-from kdtrain.methods.stage_fields import Stage, maps_of_one_size
+from kdtrain.methods.base import (
+    Batch,
+    LossTerm,
+    MethodConfig,
+    MethodContext,
+    Outputs,
+    WeightedCriterion,
+    at_least_float32,
+    require_equal_shapes,
+)
+from kdtrain.methods.loss_weights import WithCrossEntropy
+from kdtrain.methods.stage_fields import Stage, require_equal_map_sizes
 from kdtrain.runtime.rng import generator
 
 
-def mgd_loss(generated_NCHW: Tensor, teacher_NCHW: Tensor, *, alpha: float) -> Tensor:
-    """alpha * sum over C, H, W of (G - F_t)^2, mean over N, in float32.
+def mgd_loss(generated_NCHW: Tensor, teacher_NCHW: Tensor, *, alpha: float = 7e-5) -> Tensor:
+    """Return alpha * sum over C, H, W of (G - F_t)^2, mean over N, in at least float32.
 
-    The sum makes alpha mean another thing for each size of map: alpha C H W is the weight of the elementwise mean.
+    Because of the sum, the effect of alpha depends on the size of the map: the weight of the mean squared error of one
+    element is alpha C H W.
+
+    Args:
+        generated_NCHW: maps G [N, C, H, W] that the generator makes of the student's masked maps.
+        teacher_NCHW: maps F_t [N, C, H, W]; they get no gradient.
+        alpha: scale.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source:
+        Yang et al. 2022, arXiv:2205.01529, equation 4.
     """
+    require_equal_shapes(generated_NCHW, teacher_NCHW)
     generated, teacher = at_least_float32(generated_NCHW), at_least_float32(teacher_NCHW).detach()
     return alpha * functional.mse_loss(generated, teacher, reduction="sum") / len(generated)
 
 
 def channel_mask(batch: Batch, channels: int, mask_ratio: float) -> Tensor:
-    """Zeros with probability mask_ratio, else ones: [N, C, 1, 1] on the CPU, drawn for each image by its own name."""
+    """Return zeros with probability mask_ratio, else ones, [N, C, 1, 1] on the CPU.
+
+    The random numbers of an image depend on the seed, the step and its index only.
+    """
     draws = [
         torch.rand(channels, generator=generator(batch.seed, "mask", batch.step, index))
         for index in batch.indices.tolist()
@@ -37,52 +64,59 @@ def channel_mask(batch: Batch, channels: int, mask_ratio: float) -> Tensor:
 
 
 class Mgd(MethodConfig):
-    """The student's map, some channels hidden, must still generate the teacher's.
+    """A generator makes the teacher's map from the student's map, of which some channels are masked.
 
-    The generator is trained as the student is. (In the CUB document's code its parameters join the optimizer late,
-    with a learning rate of their own; that is not offered.)
+    The generator is trained like the student. In the CUB reference implementation its parameters join the optimizer
+    late, with a learning rate of their own; this is not offered.
     """
 
     name: Literal["mgd"]
-    balance: Labelled
+    balance: WithCrossEntropy
     stage: Stage = Field("32", description="whose maps are compared")
     mask_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.15, description="lambda, the probability that a channel of the aligned student map is hidden"
+        0.15, description="lambda, the probability that a channel of the aligned student map is masked"
     )
     alpha: Positive = Field(7.0e-5, description="scale of the squared error summed over a map")
 
     @property
     def needed_stages(self) -> tuple[str, ...]:
+        """The stage of the config."""
         return (self.stage,)
 
-    def criterion(self, setting: MethodContext) -> "MgdCriterion":
-        maps_of_one_size("mgd", "stage", (self.stage,), setting)
-        return MgdCriterion(self, setting)
+    def criterion(self, context: MethodContext) -> "MgdCriterion":
+        """Build the criterion and its generator.
+
+        Raises:
+            UserError: if the maps of the networks differ in size.
+        """
+        require_equal_map_sizes("mgd", "stage", (self.stage,), context)
+        return MgdCriterion(self, context)
 
 
 class MgdCriterion(WeightedCriterion):
-    """Terms: cross_entropy, mgd, and mgd_elementwise (shown only: the mean squared error of one element).
+    """Terms: cross_entropy, mgd, and mgd_elementwise, which is only logged: the mean squared error of one element.
 
-    In evaluation mode nothing is masked.
+    Nothing is masked in evaluation mode.
     """
 
-    def __init__(self, config: Mgd, setting: MethodContext) -> None:
-        super().__init__(config.balance, setting)
+    def __init__(self, config: Mgd, context: MethodContext) -> None:
+        super().__init__(config.balance, context)
         self.stage, self.mask_ratio, self.alpha = config.stage, config.mask_ratio, config.alpha
-        own, wanted = setting.student_shapes[self.stage][0], setting.teacher_shapes[self.stage][0]
+        own, wanted = context.student_shapes[self.stage][0], context.teacher_shapes[self.stage][0]
         self.align = nn.Conv2d(own, wanted, 1) if own != wanted else nn.Identity()
         self.generation = nn.Sequential(
             nn.Conv2d(wanted, wanted, 3, padding=1), nn.ReLU(), nn.Conv2d(wanted, wanted, 3, padding=1)
         )
-        if self.weight == 0:  # nothing would reach these parameters, which DDP does not forgive
+        if self.weight == 0:  # DDP fails if a trained parameter gets no gradient
             self.requires_grad_(False)
 
     def distillation_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, LossTerm]:
+        """Return mgd and mgd_elementwise."""
         aligned, target = self.align(student.features[self.stage]), teacher.features[self.stage]
         if self.training and self.mask_ratio:
             mask = channel_mask(batch, aligned.shape[1], self.mask_ratio)
             aligned = aligned * mask.to(aligned, non_blocking=True)
-        if aligned.device.type == "cpu":  # else it would put the generator's weights in another order each time
+        if aligned.device.type == "cpu":  # for channels_last maps it would reorder the generator's weights each time
             aligned = aligned.contiguous()
         value = mgd_loss(self.generation(aligned), target, alpha=self.alpha)
         elementwise = value.detach() / (self.alpha * target[0].numel())

@@ -1,4 +1,4 @@
-"""One room per method. A new one is a file here, a line in `Method` and a test."""
+"""The union of all method configs. A new method is a module in this package, a line in `Method` and a test."""
 
 from typing import Annotated, get_args
 
@@ -23,7 +23,7 @@ Method = Annotated[
 
 
 def loss_weights_of(method_name: object) -> type[LossWeights]:
-    """The kind of balance that a method takes; the common one for what is no method's name."""
+    """Return the class of a method's `balance`, or LossWeights if there is no method of this name."""
     union, *_ = get_args(Method)
     for method in get_args(union):
         field = method.model_fields.get("balance")

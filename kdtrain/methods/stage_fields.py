@@ -1,4 +1,4 @@
-"""Stages as a method's config writes them, and what two networks' shapes there must have in common."""
+"""Types for stages in the config of a method, and a check of the shapes of two networks there."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,18 +10,18 @@ from kdtrain.methods.base import MethodContext, Shape
 Name = Literal["4", "8", "16", "32"]
 
 
-def _text(written: Any) -> Any:
+def _require_text(written: Any) -> Any:
     if isinstance(written, int):
         raise ValueError(f"a stage is text: write '{written}', got {written}")
     return written
 
 
-def _list(written: Any) -> Any:
-    # strict validation of Python data takes no list for a tuple; JSON and YAML know lists only
+def _tuple_from_list(written: Any) -> Any:
+    # Strict validation refuses a list for a tuple, and YAML has lists only.
     return tuple(written) if isinstance(written, list) else written
 
 
-def _some_and_distinct(stages: tuple[Name, ...]) -> tuple[Name, ...]:
+def _require_distinct(stages: tuple[Name, ...]) -> tuple[Name, ...]:
     if not stages:
         raise ValueError("must name at least one of 4, 8, 16, 32, got []")
     if len(set(stages)) < len(stages):
@@ -29,14 +29,21 @@ def _some_and_distinct(stages: tuple[Name, ...]) -> tuple[Name, ...]:
     return stages
 
 
-Stage = Annotated[Name, BeforeValidator(_text)]
-Stages = Annotated[tuple[Stage, ...], BeforeValidator(_list), AfterValidator(_some_and_distinct)]
+Stage = Annotated[Name, BeforeValidator(_require_text)]
+Stages = Annotated[tuple[Stage, ...], BeforeValidator(_tuple_from_list), AfterValidator(_require_distinct)]
 
 
-def maps_of_one_size(method: str, field: str, stages: tuple[str, ...], setting: MethodContext) -> None:
-    """Raises UserError where the maps [C, H, W] of student and teacher differ in H or W."""
+def require_equal_map_sizes(method: str, field: str, stages: tuple[str, ...], context: MethodContext) -> None:
+    """Raise UserError if the maps [C, H, W] of student and teacher differ in H or W at one of the stages.
+
+    Args:
+        method: name, for the error.
+        field: key of the stages in the config of the method.
+        stages: to check.
+        context: has the shapes.
+    """
     for stage in stages:
-        student, teacher = setting.student_shapes[stage], setting.teacher_shapes[stage]
+        student, teacher = context.student_shapes[stage], context.teacher_shapes[stage]
         if student[1:] != teacher[1:]:
             raise UserError(
                 f"recipe.method.{field}: {method} compares maps of one height and width, but at stage '{stage}' the"

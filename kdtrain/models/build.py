@@ -1,12 +1,13 @@
-"""Networks by name: a Classifier from what a recipe says. The table of models is in `table`."""
+"""Build a Classifier by name; `registry` has the table of models."""
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain.errors import UserError
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.config import Network
-from kdtrain.models.feature_taps import dry_forward, evaluating
+from kdtrain.models.feature_taps import dry_forward, evaluation_mode
 from kdtrain.models.heads import make_head
 from kdtrain.models.registry import MODELS, model
 from kdtrain.models.source import ImageShape
@@ -22,41 +23,51 @@ def build(
     pretrained: bool = True,
     place: str = "recipe.student",
 ) -> Classifier:
-    """A network with fresh weights drawn from `seed`, and over them those that the config names.
+    """Return a network with random weights drawn from `seed`, then loaded with the weights that the config names.
 
-    pretrained=False leaves these out: for a plan, or where a checkpoint follows. The caller's random numbers are left
-    as they were. Raises UserError, beginning with `place` where the recipe is to be changed.
+    The caller's random number generators are left as they were.
+
+    Args:
+        network: the config.
+        image_shape: (C, H, W) of the images.
+        classes: number of classes K.
+        seed: of the random weights.
+        pretrained: False leaves the weights of the config out, e.g. if a checkpoint is loaded next.
+        place: key of the config in the recipe, with which an error begins.
+
+    Raises:
+        UserError: if the network cannot take such images, or its weights cannot be loaded.
     """
     entry = model(network.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = entry.source.parts(image_shape)
-        if parts.head is not None:
-            head = parts.head(parts.features, classes)
+        backbone = entry.source.backbone(image_shape)
+        if backbone.head is not None:
+            head = backbone.head(backbone.features, classes)
         else:
-            head = make_head(network.head, parts.features, classes, network.dropout)
+            head = make_head(network.head, backbone.features, classes, network.dropout)
     classifier = Classifier(
         network.model,
-        parts.encoder,
+        backbone.encoder,
         head,
         image_shape,
-        channels=parts.channels,
+        channels=backbone.channels,
         normalization=network.normalization,
         taps=entry.taps or None,
         freezing=network.freeze,
-        keep_statistics=network.batch_norm_statistics == "keep",
+        freeze_statistics=network.batch_norm_statistics == "keep",
         channels_last=network.channels_last,
         compiled=network.compile,
     )
     if network.model not in MODELS:
-        _try(classifier, place)
+        _check_image_shape(classifier, place)
     if pretrained:
-        load_network_weights(classifier, network, parts, f"{place}.weights")
+        load_network_weights(classifier, network, backbone, f"{place}.weights")
     return classifier
 
 
-def _try(classifier: Classifier, place: str) -> None:
-    """A network of which nothing is known may take one image size only, or give no pooled features."""
+def _check_image_shape(classifier: Classifier, place: str) -> None:
+    """Raise UserError if a dry forward fails: a library's network may take one image size only."""
     try:
         dry_forward(classifier, classifier.image_shape)
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -66,14 +77,13 @@ def _try(classifier: Classifier, place: str) -> None:
 
 
 def parameter_count(network: nn.Module) -> int:
+    """Return the number of parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def forward_flops(network: nn.Module, image_shape: ImageShape) -> int:
-    """FLOPs (2 per multiply-add) of one image's forward pass in evaluation mode, counted by running it."""
-    from kdtrain.models.flops import Flops  # it imports triton
-
+    """Return the FLOPs (2 per multiply-add) of one image's forward pass in evaluation mode, counted by running it."""
     device = next(network.parameters()).device
-    with torch.no_grad(), evaluating(network), Flops() as counted:
+    with torch.no_grad(), evaluation_mode(network), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *image_shape, device=device))
-    return int(counted.total)
+    return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""What a recipe says of a network: which one, which weights, what is frozen, which head."""
+"""The config of a network in a recipe: model, weights, frozen parameters, head."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -15,19 +15,19 @@ ModelName = Annotated[str, AfterValidator(known_model), Field(json_schema_extra=
 
 
 class WeightsFile(Config):
-    """Weights of a network of this kind, in a file (.safetensors, or .pth read with weights_only)."""
+    """A file with weights of this model (.safetensors, or .pth, which is read with weights_only)."""
 
     file: str
     part: Literal["network", "encoder"] = "network"
 
 
 def _no_default(schema: dict[str, Any]) -> None:
-    """Left out is the model's own, so the schema promises no value."""
+    """Remove the default from the JSON schema: it depends on the model."""
     schema.pop("default", None)
 
 
 class Network(Config):
-    """A network. What is left out is the model's own (`kdtrain.models.registry`); a dump has every value written."""
+    """A network. A value that is left out is the model's own (see `registry`); a dump has every value written."""
 
     model: ModelName
     weights: Literal["imagenet"] | WeightsFile | None = Field(
@@ -36,11 +36,12 @@ class Network(Config):
         json_schema_extra=_no_default,
     )
     freeze: Freeze = Field(
-        "none", description="encoder: only the head trains; encoder_but_norm: and the encoder's normalisation layers"
+        "none",
+        description="encoder: only the head trains; encoder_but_norm: the encoder's normalization layers train too",
     )
     batch_norm_statistics: Statistics = Field(
         "update",
-        description="of the encoder in training; left out: keep where freeze is encoder",
+        description="of the encoder in training; left out: keep if freeze is encoder, else update",
         json_schema_extra=_no_default,
     )
     head: Head = Field("linear", description="hidden: Linear(1000), dropout, batch norm, ReLU, Linear (setup 1)")
@@ -54,17 +55,19 @@ class Network(Config):
     )
     channels_last: bool = Field(
         True,
-        description="memory layout of maps; changes speed and rounding; left out: the model's own, true but for BiT",
+        description="memory layout of maps; changes speed and rounding; left out: the model's own (false for BiT)",
         json_schema_extra=_no_default,
     )
-    compile: bool = Field(False, description="torch.compile of its training forward: faster after minutes of compiling")
-    allow_random_frozen: bool = Field(False, description="lets an encoder with random weights be frozen")
+    compile: bool = Field(
+        False, description="torch.compile of the training forward: it takes minutes and makes steps faster"
+    )
+    allow_random_frozen: bool = Field(False, description="allows freezing an encoder with random weights")
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, written: Any) -> Any:
         if not isinstance(written, dict) or not _is_known(written.get("model")):
-            return written  # the field's own validator says what is wrong
+            return written  # the validator of `model` reports it
         return resolved(written)
 
     @model_validator(mode="after")
@@ -75,7 +78,14 @@ class Network(Config):
 
 
 def resolved(written: dict[str, Any]) -> dict[str, Any]:
-    """What is written, with the model's own values where nothing is: an explicit null is not nothing."""
+    """Return the written config with the model's own values for the keys that are left out; null counts as written.
+
+    Args:
+        written: config of a known model.
+
+    Raises:
+        ValueError: if the model needs a written value.
+    """
     entry = model(written["model"])
     if "weights" not in written and entry.default_weights == "written":
         raise ValueError(f"weights must be written for {written['model']}: imagenet, {{file: PATH}} or null")
@@ -90,11 +100,12 @@ def resolved(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def default_dropout(head: str) -> float:
+    """Return the dropout probability of a head if the recipe has none."""
     return 0.5 if head == "hidden" else 0.0
 
 
 def own_head_problems(network: Network) -> list[str]:
-    """LeNet5 is one whole: its head, its pixels and its weights are not exchanged."""
+    """Return what is wrong with fields that the model does not have, e.g. another head for LeNet5."""
     entry = model(network.model)
     problems = []
     if entry.source.own_head:
@@ -105,13 +116,14 @@ def own_head_problems(network: Network) -> list[str]:
             [f"{network.model} has its own head and pixels: it takes no {', '.join(changed)}"] if changed else []
         )
     if network.model in MODELS and not entry.batch_norm and network.batch_norm_statistics == "keep":
-        problems += [f"{network.model} has no batch normalisation: batch_norm_statistics keep does nothing"]
+        problems += [f"{network.model} has no batch normalization: batch_norm_statistics keep does nothing"]
     if entry.source.own_head and network.freeze == "encoder_but_norm":
-        problems += [f"{network.model} has no normalisation layers: freeze must be none or encoder"]
+        problems += [f"{network.model} has no normalization layers: freeze must be none or encoder"]
     return problems
 
 
 def frozen_problems(network: Network) -> list[str]:
+    """Return what is wrong with freezing random weights."""
     random_frozen = network.weights is None and network.freeze != "none"
     if random_frozen and not network.allow_random_frozen:
         return [

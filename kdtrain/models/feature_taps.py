@@ -1,4 +1,7 @@
-"""Stages: tap points of a network, named by stride: "4", "8", "16", "32"; the last map at a stride counts."""
+"""Stages: modules of a network whose outputs are features, named by their stride: "4", "8", "16", "32".
+
+If several maps have a stride, the stage is the last one.
+"""
 
 import math
 from collections.abc import Iterator
@@ -11,48 +14,54 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 STRIDES = (4, 8, 16, 32)
-PROBES_PX = (512, 640)  # two sizes: a pooling to a fixed size (VGG: 7x7) has no stride; large: borders count little
+# Two sizes tell a stride from a pooling to a fixed size (VGG: 7x7). They are large so that borders count little.
+PROBES_PX = (512, 640)
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Call:
-    """A module's call: by how much the maps that went in and came out are smaller than the images; None: no stride."""
+class ModuleCall:
+    """One call of a module, with the strides of its input and its output; None: not a map, or no power of two."""
 
     name: str
-    entered: int | None
-    left: int | None
+    input_stride: int | None
+    output_stride: int | None
 
 
-def measured_taps(encoder: nn.Module, channels: int, own_size: Size) -> dict[str, str]:
-    """{stage: module} for a network of which nothing is known, from dry forwards at two sizes.
+def measure_taps(encoder: nn.Module, channels: int, own_size: Size) -> dict[str, str]:
+    """Return {stage: module path} of any network, from dry forwards at two image sizes.
 
-    A module that halves its input is one step: the maps inside it (a bottleneck's expansion, before its stride) are no
-    stage. Networks that take one size only are measured at it.
+    A module that halves its input counts as one step: maps inside it, such as a bottleneck's expansion before its
+    stride, are no stages.
+
+    Args:
+        encoder: the network without its head.
+        channels: of its input.
+        own_size: (H, W) for a network that takes this size only.
     """
     try:
-        first, second = (dry_calls(encoder, channels, (px, px)) for px in PROBES_PX)
+        first, second = (record_calls(encoder, channels, (px, px)) for px in PROBES_PX)
         calls = [one for one, other in zip(first, second, strict=True) if one == other]
     except (RuntimeError, AssertionError, ValueError):
-        calls = dry_calls(encoder, channels, own_size)
+        calls = record_calls(encoder, channels, own_size)
     last = {str(stride): _last_at(calls, stride) for stride in STRIDES}
     return {stage: name for stage, name in last.items() if name is not None}
 
 
-def _last_at(calls: list[Call], stride: int) -> str | None:
-    steps = tuple(call.name + "." for call in calls if call.entered == stride and call.left == 2 * stride)
-    at = [call.name for call in calls if call.left == stride and not call.name.startswith(steps)]
+def _last_at(calls: list[ModuleCall], stride: int) -> str | None:
+    steps = tuple(call.name + "." for call in calls if call.input_stride == stride and call.output_stride == 2 * stride)
+    at = [call.name for call in calls if call.output_stride == stride and not call.name.startswith(steps)]
     return at[-1] if at else None
 
 
-def dry_calls(encoder: nn.Module, channels: int, size: Size) -> list[Call]:
-    """Every module's calls, in the order in which they end."""
+def record_calls(encoder: nn.Module, channels: int, size: Size) -> list[ModuleCall]:
+    """Return the calls of all modules in a dry forward at this (H, W), in the order in which they return."""
     calls = []
 
     def note(name: str, inputs: Any, output: Any) -> None:
-        calls.append(Call(name, stride_of(inputs[0] if inputs else None, size), stride_of(output, size)))
+        calls.append(ModuleCall(name, stride_of(inputs[0] if inputs else None, size), stride_of(output, size)))
 
-    with ExitHooks() as hooks:
+    with ForwardHooks() as hooks:
         for name, module in encoder.named_modules():
             if name:
                 hooks.add(module, lambda _, inputs, output, name=name: note(name, inputs, output))
@@ -61,8 +70,10 @@ def dry_calls(encoder: nn.Module, channels: int, size: Size) -> list[Call]:
 
 
 def stride_of(value: Any, size: Size) -> int | None:
-    """The power of two by which maps [N, C, H, W] are smaller than images of that size. Unpadded convolutions make
-    them a little smaller still."""
+    """Return the power of two by which maps [N, C, H, W] are smaller than images of `size` = (H, W), or None.
+
+    Unpadded convolutions make maps slightly smaller than that.
+    """
     if not isinstance(value, Tensor) or value.ndim != 4:
         return None
     high, wide = (math.log2(whole / part) for whole, part in zip(size, value.shape[2:], strict=True))
@@ -70,14 +81,15 @@ def stride_of(value: Any, size: Size) -> int | None:
     return 2**nearest if -0.1 <= min(high, wide) - nearest <= max(high, wide) - nearest <= 0.25 else None
 
 
-class ExitHooks:
-    """Forward hooks that go when the block ends."""
+class ForwardHooks:
+    """A context manager that removes its forward hooks at the end of the block."""
 
-    def __enter__(self) -> "ExitHooks":
+    def __enter__(self) -> "ForwardHooks":
         self.handles: list[Any] = []
         return self
 
     def add(self, module: nn.Module, hook: Any) -> None:
+        """Register hook(module, inputs, output)."""
         self.handles.append(module.register_forward_hook(hook))
 
     def __exit__(self, *_: object) -> None:
@@ -86,10 +98,13 @@ class ExitHooks:
 
 
 def dry_forward(network: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """The output for one image, for its shape. On the meta device, where nothing is computed; a network that reads
-    values (`.item()`) runs for real. No buffer moves."""
+    """Return the output for one image of this shape in evaluation mode, whose shape is wanted rather than its values.
+
+    It runs on the meta device, where nothing is computed. A network that reads values (`.item()`) runs on its own
+    device. No buffer changes.
+    """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    with evaluating(network), torch.no_grad():
+    with evaluation_mode(network), torch.no_grad():
         output: Tensor
         try:
             on_meta = {name: value.to("meta") for name, value in tensors.items()}
@@ -101,8 +116,8 @@ def dry_forward(network: nn.Module, shape: tuple[int, ...]) -> Tensor:
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode within; every module's own mode afterwards."""
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Set evaluation mode in the block and restore the mode of every module after it."""
     before = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

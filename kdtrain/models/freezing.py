@@ -1,36 +1,44 @@
-"""What of a network does not train, and what draws random numbers in training."""
+"""Which parameters of a network train, and whether its training forward is random."""
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdtrain.errors import UserError
 from kdtrain.models.config import Freeze
 
-BATCH_NORMS = (_BatchNorm,)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 RANDOM_LAYERS = ("Dropout", "DropPath", "StochasticDepth", "DropBlock")
 
 
 def freeze(encoder: nn.Module, kind: Freeze, name: str) -> None:
-    """none: everything trains. encoder: only the head. encoder_but_norm: and scale and shift of the encoder's
-    normalisation layers (setup 1's `freeze_encoder`)."""
+    """Freeze parameters of the encoder in place.
+
+    Args:
+        encoder: the network without its head.
+        kind: none: everything trains. encoder: only the head trains. encoder_but_norm: scale and shift of the encoder's
+            normalization layers train too (`freeze_encoder` of setup 1).
+        name: of the model, for the error.
+
+    Raises:
+        UserError: if kind is encoder_but_norm and there is no normalization layer.
+    """
     if kind == "none":
         return
     encoder.requires_grad_(False)
     if kind == "encoder_but_norm":
         affine = [p for module in encoder.modules() if is_norm(module) for p in module.parameters(recurse=False)]
         if not affine:
-            raise UserError(f"{name} has no normalisation layers: freeze must be none or encoder")
+            raise UserError(f"{name} has no normalization layers: freeze must be none or encoder")
         for parameter in affine:
             parameter.requires_grad_(True)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Batch, layer, group, instance and root-mean-square normalisation, torch's and the libraries' own."""
+    """Return True for batch, layer, group, instance and RMS normalization of torch and of the libraries."""
     return "Norm" in type(module).__name__ and all(p.ndim == 1 for p in module.parameters(recurse=False))
 
 
 def has_randomness(network: nn.Module) -> bool:
-    """Whether a forward in training draws random numbers: dropout or stochastic depth with a probability above 0."""
+    """Return True if a training forward draws random numbers: dropout or stochastic depth of probability above 0."""
     return any(_drop_probability(module) > 0 for module in network.modules())
 
 

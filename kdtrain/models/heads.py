@@ -4,13 +4,22 @@ from torch import nn
 
 from kdtrain.models.config import Head
 
-HIDDEN = 1000
+HIDDEN_FEATURES = 1000
 
 
 def make_head(kind: Head, features: int, classes: int, dropout: float) -> nn.Sequential:
-    """linear: dropout and one linear layer. hidden: setup 1's (maximzubkov/cnn-distillation, `encoder.fc`)."""
+    """Return a head with random weights.
+
+    Args:
+        kind: linear: dropout and one linear layer. hidden: the head of setup 1 (maximzubkov/cnn-distillation,
+            `encoder.fc`).
+        features: C of the encoder's output.
+        classes: K.
+        dropout: probability.
+    """
     if kind == "linear":
         return nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes))
     return nn.Sequential(
-        nn.Linear(features, HIDDEN), nn.Dropout(dropout), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes)
-    )
+        nn.Linear(features, HIDDEN_FEATURES), nn.Dropout(dropout), nn.BatchNorm1d(HIDDEN_FEATURES), nn.ReLU(),
+        nn.Linear(HIDDEN_FEATURES, classes),
+    )  # fmt: skip

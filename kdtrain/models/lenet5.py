@@ -1,4 +1,4 @@
-"""LeNet5 as setup 3 writes it (after LeCun et al. 1998): two 3x3 convolutions, three linear layers, ReLU, max-pool."""
+"""LeNet5 of setup 3 (after LeCun et al. 1998): two 3x3 convolutions, three linear layers, ReLU, max-pooling."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -7,15 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from kdtrain.errors import UserError
-from kdtrain.models.source import ImageShape, Parts
+from kdtrain.models.source import Backbone, ImageShape
 
 
 @dataclass(frozen=True)
 class LeNet5:
-    """Encoder: images [N, C, H, W] -> flat maps [N, 36 * maps[1]] at 32 px; head: three linear layers -> logits [N, K].
+    """Encoder: images [N, C, H, W] -> features [N, 36 * maps[1]] at 32 px. Head: three linear layers -> logits [N, K].
 
-    Pooled before ReLU: the document's bits, since ReLU keeps the order of numbers, with a quarter of the work.
-    The flattened size is measured, so any H, W >= 10 will do, and any number of channels.
+    The number of features is measured, so any number of channels works, and any H and W of at least 10.
     """
 
     maps: tuple[int, int]
@@ -23,25 +22,35 @@ class LeNet5:
     own_head: ClassVar[bool] = True
     normalization: ClassVar[Literal["none"]] = "none"
 
-    def parts(self, image_shape: ImageShape) -> Parts:
+    def backbone(self, image_shape: ImageShape) -> Backbone:
+        """Return the encoder and a function that makes the head.
+
+        Raises:
+            UserError: if the images are smaller than 10 pixels.
+        """
         if min(image_shape[1:]) < 10:
             raise UserError(f"recipe.data.resolution: LeNet5 needs at least 10 px, got {min(image_shape[1:])}")
+        # The reference implementation pools after ReLU. Pooling first gives the same bits, since ReLU keeps the order
+        # of numbers, and a quarter of the work.
         encoder = nn.Sequential(
             nn.Conv2d(image_shape[0], self.maps[0], 3), nn.MaxPool2d(2), nn.ReLU(),
             nn.Conv2d(self.maps[0], self.maps[1], 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
         )  # fmt: skip
         with torch.no_grad():
-            flat = encoder(torch.zeros(1, *image_shape)).shape[1]
-        return Parts(encoder, flat, channels=image_shape[0], head=self.head)
+            features = encoder(torch.zeros(1, *image_shape)).shape[1]
+        return Backbone(encoder, features, channels=image_shape[0], head=self.head)
 
     def head(self, features: int, classes: int) -> nn.Sequential:
+        """Return the three linear layers."""
         return nn.Sequential(
             nn.Linear(features, self.hidden[0]), nn.ReLU(), nn.Linear(self.hidden[0], self.hidden[1]), nn.ReLU(),
             nn.Linear(self.hidden[1], classes),
         )  # fmt: skip
 
     def imagenet_name(self) -> str:
+        """Raise UserError: there are no such weights."""
         raise UserError("LeNet5 has no ImageNet weights; write weights: null")
 
     def imagenet(self) -> dict[str, Tensor]:
+        """Raise UserError: there are no such weights."""
         raise UserError(self.imagenet_name())

@@ -1,4 +1,4 @@
-"""The table of networks by name. The setups' models stand here; any other of torchvision or timm works by its name."""
+"""The table of models by name: those of the setups. Every other classifier of torchvision or timm works by its name."""
 
 import difflib
 from dataclasses import dataclass, field
@@ -13,11 +13,15 @@ from kdtrain.models.torchvision_source import Torchvision
 
 @dataclass(frozen=True)
 class Model:
-    """source builds it. taps: {stage: module of the encoder}, empty where they are measured (see `stages`).
+    """A model and its defaults.
 
-    default_weights: what an absent `weights` means; "written": it has to be written.
-    channels_last: the default memory layout. On a CPU a training step at 64 pixels is 1.3 to 1.6 times as fast with
-    depthwise convolutions and 1.0 to 1.2 times with others; BiT's standardised weights lose (0.83).
+    Attributes:
+        source: builds the network.
+        default_weights: used if the recipe has no `weights`; "written": the recipe must have them.
+        taps: {stage: module path in the encoder}; empty: they are measured (see `feature_taps`).
+        batch_norm: False if the model has none.
+        channels_last: default memory layout. On a CPU a training step at 64 pixels is 1.3 to 1.6 times as fast with it
+            for depthwise convolutions, 1.0 to 1.2 times for others, and 0.83 times for BiT's standardized weights.
     """
 
     source: Source
@@ -32,9 +36,9 @@ RESNET_V2 = {"4": "stages.0", "8": "stages.1", "16": "stages.2", "32": "norm"}
 BIT: dict[str, bool] = {"batch_norm": False, "channels_last": False}
 LENET = {"2": "2", "4": "5"}
 
-# ImageNet weights of setups 1, 2 and 4 are IMAGENET1K_V1: what `pretrained=True` gave when the documents were written.
-# Setup 5's BiT teacher is the Flowers document's BiT-M (Kolesnikov et al. 2020, arXiv:1912.11370: ImageNet-21k, which
-# it fine-tunes on flowers), and Beyer et al. 2021 start the small student from BiT-M too: goog_in21k of both.
+# Setups 1, 2 and 4 use IMAGENET1K_V1, which `pretrained=True` meant when their reference implementations were written.
+# In setup 5 teacher and student start from BiT-M (Kolesnikov et al. 2020, arXiv:1912.11370: ImageNet-21k), as in the
+# Flowers reference implementation and in Beyer et al. 2021; timm's name for it is goog_in21k.
 MODELS: dict[str, Model] = {
     "lenet5_teacher": Model(LeNet5((6, 16), (120, 84)), None, LENET, batch_norm=False),  # 81,194 parameters
     "lenet5_student": Model(LeNet5((6, 12), (90, 64)), None, LENET, batch_norm=False),  # 46,164 parameters
@@ -45,21 +49,21 @@ MODELS: dict[str, Model] = {
     ),
     "resnet18": Model(Torchvision("resnet18", "IMAGENET1K_V1"), "imagenet", RESNET),
     "resnet50": Model(Torchvision("resnet50", "IMAGENET1K_V1"), "imagenet", RESNET),
-    # keeps torchvision's stochastic depth (up to 0.2): in training it draws random numbers whatever the dropout
+    # It keeps torchvision's stochastic depth (up to 0.2), so its training is random even with dropout 0.
     "efficientnet_v2_s": Model(
         Torchvision("efficientnet_v2_s", "IMAGENET1K_V1"),
         "imagenet",
         {"4": "features.2", "8": "features.3", "16": "features.5", "32": "features.7"},
     ),
-    # 32: the last ghost bottleneck, 160 channels; a 1x1 convolution to 960 follows it
+    # Stage 32 is the last ghost bottleneck, 160 channels. A 1x1 convolution to 960 channels follows it.
     "ghostnet": Model(
         Timm("ghostnet_100.in1k", "imagenet"),
         "imagenet",
         {"4": "blocks.2", "8": "blocks.4", "16": "blocks.6", "32": "blocks.8"},
     ),
-    # The document's is Keras' ResNet50V2, which counts 23,773,798 with 102 classes; this one has 23,709,350. Keras
-    # counts the 45,440 running means and variances, and its convolutions have 19,008 biases; it strides in a stage's
-    # last block, timm in the first. Filters, depth and pre-activation are the same.
+    # The reference implementation is Keras' ResNet50V2: 23,773,798 parameters with 102 classes, here 23,709,350. Keras
+    # counts 45,440 running means and variances, and its convolutions have 19,008 biases. It strides in the last block
+    # of a stage, timm in the first. Filters, depth and pre-activation are the same.
     "resnet50v2": Model(Timm("resnetv2_50.a1h_in1k", "half"), None, RESNET_V2),
     "bit_resnet101x3": Model(Timm("resnetv2_101x3_bit.goog_in21k", "half"), "imagenet", RESNET_V2, **BIT),
     "bit_resnet50x1": Model(Timm("resnetv2_50x1_bit.goog_in21k", "half"), "imagenet", RESNET_V2, **BIT),
@@ -67,7 +71,11 @@ MODELS: dict[str, Model] = {
 
 
 def model(name: str) -> Model:
-    """A model by its name: this table's, torchvision's or timm's, in this order. Raises ValueError for any other."""
+    """Return the model of this name from this table, torchvision or timm, in this order.
+
+    Raises:
+        ValueError: if there is none; it names the choices and the nearest name.
+    """
     if name in MODELS:
         return MODELS[name]
     if name in torchvision_source.names():
@@ -84,6 +92,10 @@ def model(name: str) -> Model:
 
 
 def known_model(name: str) -> str:
-    """The name, if there is such a model; else ValueError with the choices and the nearest name."""
+    """Return the name if there is such a model.
+
+    Raises:
+        ValueError: if there is none; it names the choices and the nearest name.
+    """
     model(name)
     return name

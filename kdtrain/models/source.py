@@ -1,4 +1,4 @@
-"""What a network is made of before it is a Classifier, and where its parts come from."""
+"""Backbone: a library's network without its classifier; Source: a library that makes backbones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,16 @@ Normalization = Literal["imagenet", "half", "none"]
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A library's network without its final classifier.
+class Backbone:
+    """A network without its final classifier.
 
-    encoder: images [N, channels, H, W] -> pooled features [N, features]. classifier: what the library calls the final
-    linear layer in its weights files ("fc"), "" where it has none. ignored: beginnings of names in those files that
-    are no part of the network (auxiliary classifiers). head: (features, K) -> the network's own head, or None.
+    Attributes:
+        encoder: images [N, channels, H, W] -> pooled features [N, features].
+        features: C of the encoder's output.
+        channels: of the encoder's input.
+        classifier: name of the final linear layer in the library's weights files ("fc"), "" if there is none.
+        ignored: prefixes of names in those files that are no part of the network (auxiliary classifiers).
+        head: (features, K) -> the network's own head, or None if any head can follow.
     """
 
     encoder: nn.Module
@@ -28,22 +32,34 @@ class Parts:
 
 
 class Source(Protocol):
-    """Where a network comes from: torchvision, timm or our own code."""
+    """A model of torchvision, of timm, or of this package."""
 
     @property
-    def own_head(self) -> bool: ...
+    def own_head(self) -> bool:
+        """True if the head is part of the model and cannot be exchanged."""
+        ...
 
     @property
-    def normalization(self) -> Normalization: ...
+    def normalization(self) -> Normalization:
+        """Normalization of pixels that the model's weights expect."""
+        ...
 
-    def parts(self, image_shape: ImageShape) -> Parts:
-        """With fresh weights, drawn from torch's global random numbers."""
+    def backbone(self, image_shape: ImageShape) -> Backbone:
+        """Return the backbone for images (C, H, W), with weights drawn from torch's global generator."""
         ...
 
     def imagenet_name(self) -> str:
-        """Names the ImageNet weights, for a trial's identity; UserError where there are none."""
+        """Return a name of the ImageNet weights, for the identity of a trial.
+
+        Raises:
+            UserError: if there are none.
+        """
         ...
 
     def imagenet(self) -> dict[str, Tensor]:
-        """The ImageNet weights under the library's names, loaded by the library; UserError where that fails."""
+        """Return the ImageNet weights under the library's names, loaded by the library.
+
+        Raises:
+            UserError: if there are none or they cannot be loaded.
+        """
         ...

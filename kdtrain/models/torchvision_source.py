@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from kdtrain.errors import UserError
-from kdtrain.models.source import ImageShape, Parts
+from kdtrain.models.source import Backbone, ImageShape
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-# The two that torchvision builds with auxiliary classifiers, which only their authors' training reads.
-# transform_input: as with ImageNet weights, so that fresh and loaded weights see the same pixels.
+# torchvision builds these two with auxiliary classifiers, which only their authors' training reads. transform_input is
+# True as with ImageNet weights, so that random and loaded weights see the same pixels.
 INCEPTIONS = ("googlenet", "inception_v3")
 
 
 @cache
 def names() -> frozenset[str]:
+    """Return the names of torchvision's classifiers."""
     from torchvision import models
 
     return frozenset(models.list_models(module=models))
@@ -31,14 +32,15 @@ def names() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Torchvision:
-    """A network by torchvision's name; weights is the tag of its ImageNet weights, DEFAULT is the library's choice."""
+    """A model by torchvision's name; `weights` is the tag of its ImageNet weights, DEFAULT is the library's choice."""
 
     name: str
     weights: str = "DEFAULT"
     own_head: ClassVar[bool] = False
     normalization: ClassVar[Literal["imagenet"]] = "imagenet"
 
-    def parts(self, image_shape: ImageShape) -> Parts:
+    def backbone(self, image_shape: ImageShape) -> Backbone:
+        """Return the model without its classifier; its images have three channels for every image_shape."""
         from torchvision import models
 
         options: dict[str, Any] = {}
@@ -46,22 +48,32 @@ class Torchvision:
             options = {"aux_logits": False, "init_weights": True, "transform_input": True}
         network = models.get_model(self.name, weights=None, **options)
         if self.name.startswith("squeezenet"):
-            # its classifier is Conv2d, ReLU, average: only the average is kept
+            # Of its classifier (convolution, ReLU, average) only the average stays.
             network.classifier = nn.AdaptiveAvgPool2d(1)
-            return Parts(network, 512, classifier="classifier.1")
-        classifier, features = without_classifier(network)
-        return Parts(network, features, classifier=classifier, ignored=AUXILIARY if options else ())
+            return Backbone(network, 512, classifier="classifier.1")
+        classifier, features = remove_classifier(network)
+        return Backbone(network, features, classifier=classifier, ignored=AUXILIARY if options else ())
 
     def imagenet_name(self) -> str:
+        """Return the file name of the ImageNet weights, which has the first digits of their SHA-256.
+
+        Raises:
+            UserError: if there are none.
+        """
         return Path(self._tagged().url).name
 
     def imagenet(self) -> dict[str, Tensor]:
+        """Return the ImageNet weights, downloaded to torch's hub folder.
+
+        Raises:
+            UserError: if there are none or they cannot be downloaded; it names the path at which a file can be placed.
+        """
         from torchvision import models
 
         weights = self._tagged()
         placed = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         try:
-            with patience(PATIENCE_S), torch.random.fork_rng(devices=[]):
+            with download_timeout(TIMEOUT_S), torch.random.fork_rng(devices=[]):
                 state: dict[str, Tensor] = models.get_model(self.name, weights=weights, progress=False).state_dict()
         except (URLError, OSError, RuntimeError) as error:  # RuntimeError: a file with another hash
             raise UserError(
@@ -79,8 +91,8 @@ class Torchvision:
         return known[self.weights]
 
 
-def without_classifier(network: nn.Module) -> tuple[str, int]:
-    """Replaces the last linear layer, and the dropout before it, by nothing; gives its name and its input features."""
+def remove_classifier(network: nn.Module) -> tuple[str, int]:
+    """Replace the last linear layer and the dropout before it by Identity; return its name and its input features."""
     name, linear = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
     parent_name, _, own_name = name.rpartition(".")
     parent = network.get_submodule(parent_name)
@@ -94,8 +106,8 @@ def without_classifier(network: nn.Module) -> tuple[str, int]:
 
 
 @contextmanager
-def patience(seconds: float) -> Iterator[None]:
-    """urllib waits for ever where nothing answers: within this, `seconds`."""
+def download_timeout(seconds: float) -> Iterator[None]:
+    """Limit in the block how long urllib waits for a server: the libraries set no limit themselves."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -105,7 +117,7 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """The last cause of an error, in one short line."""
+    """Return the first cause of an error, in one line of at most 160 characters."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__

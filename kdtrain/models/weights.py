@@ -1,4 +1,4 @@
-"""Weights of networks: read from files, loaded from the libraries, named for a trial's identity."""
+"""Weights of networks: read from files, loaded from libraries, and named for the identity of a trial."""
 
 import hashlib
 import pickle
@@ -18,28 +18,33 @@ from kdtrain.errors import UserError
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.config import Network, WeightsFile
 from kdtrain.models.registry import model
-from kdtrain.models.source import Parts
+from kdtrain.models.source import Backbone
 
-SHOWN = 3
+SHOWN_NAMES = 3
 SETTLED_S = 1.0
-"""A file that was written less long ago may be written again without another time of its change."""
+"""A file that changed less than this ago may change again within one tick of the file system's clock."""
 WITHOUT_HEAD = "part: encoder leaves the head out"
-TORCH_BEGINNINGS = (b"PK", b"\x80")
-"""Of what torch.save writes: a zip archive, before PyTorch 1.6 a pickle. Any text may be read as some pickle."""
+TORCH_MAGIC = (b"PK", b"\x80")
+"""First bytes of a file of torch.save: a zip archive, or a pickle before PyTorch 1.6. The unpickler reads any text."""
 
 
 def read_state(path: str | Path, place: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of one that torch.save wrote, read without running code from it.
+    """Return the tensors of a .safetensors file, or of a file of torch.save, without running code from it.
 
-    `place` is where the recipe names the file: recipe.teacher.file. Raises UserError with it.
+    Args:
+        path: of the file; ~ is the home folder.
+        place: key of the file in the recipe, e.g. recipe.teacher.file, with which an error begins.
+
+    Raises:
+        UserError: if the file cannot be read or holds no state dict.
     """
     with _readable(path, place) as path, path.open("rb") as file:
         pickled = path.suffix != ".safetensors"
-        by_torch = file.read(2).startswith(TORCH_BEGINNINGS)
+        by_torch = file.read(2).startswith(TORCH_MAGIC)
     try:
         content: Any = _torch_load(path) if pickled else load_file(path)
-    # Of a text or a damaged file the unpickler makes whatever its bytes happen to say, so any error may come of it:
-    # KeyError, IndexError, AttributeError. Nothing of ours runs in there that this could hide.
+    # On a text or a damaged file the unpickler may raise any error: KeyError, IndexError, AttributeError. No code of
+    # this package runs in there, so no defect is hidden.
     except Exception as error:
         if by_torch and isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error):
             raise UserError(
@@ -52,42 +57,69 @@ def read_state(path: str | Path, place: str) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    stranger = _no_state_dict(content)
-    if stranger is not None:
-        raise UserError(f"{place}: {path} holds no state_dict (names and tensors), but {stranger}")
-    # DistributedDataParallel puts this before every name
+    found = _no_state_dict(content)
+    if found is not None:
+        raise UserError(f"{place}: {path} holds no state_dict (names and tensors), but {found}")
+    # DistributedDataParallel adds this prefix to every name.
     return {name.removeprefix("module."): value for name, value in content.items()}
 
 
-def load_network_weights(network: Classifier, config: Network, parts: Parts, place: str) -> None:
-    """The weights that the config names, into the network. Raises UserError."""
+def load_network_weights(network: Classifier, config: Network, backbone: Backbone, place: str) -> None:
+    """Load the weights that the config names into the network.
+
+    Args:
+        network: changed in place.
+        config: of the network.
+        backbone: from which it was built.
+        place: key of the weights in the recipe, with which an error begins.
+
+    Raises:
+        UserError: if they cannot be read or do not fit.
+    """
     if config.weights == "imagenet":
-        with at(place):
-            state = with_own_names(model(config.model).source.imagenet(), parts)
+        with errors_at(place):
+            state = with_own_names(model(config.model).source.imagenet(), backbone)
         load_state(network, _encoder_only(state), f"{place}: imagenet", "encoder")
     elif isinstance(config.weights, WeightsFile):
         place = f"{place}.file"
-        state = with_own_names(read_state(config.weights.file, place), parts)
+        state = with_own_names(read_state(config.weights.file, place), backbone)
         if config.weights.part == "encoder":
             state = _encoder_only(state)
         load_state(network, state, f"{place}: {config.weights.file}", config.weights.part, WITHOUT_HEAD)
 
 
 def load_whole_network(network: Classifier, file: Path, place: str) -> None:
-    """Every tensor of a network that was trained elsewhere: by us, or under its library's names. Raises UserError."""
+    """Load every tensor of a trained network from a file of this program, or one with the library's names.
+
+    Args:
+        network: changed in place.
+        file: to read.
+        place: key of the file in the recipe, with which an error begins.
+
+    Raises:
+        UserError: if the file cannot be read or does not fit.
+    """
     state = read_state(file, place)
     if not _has_own_names(state):
-        state = with_own_names(state, _library_parts(network))
+        state = with_own_names(state, _library_backbone(network))
     load_state(network, state, f"{place}: {file}", "network")
 
 
 def load_state(network: Classifier, state: dict[str, Tensor], what: str, part: str, without_head: str = "") -> None:
-    """Every tensor of the part, no other, each of its shape; else a UserError that begins with `what`.
+    """Load all tensors of a part of the network.
 
-    without_head: what it ends with where only the head does not fit: how to leave that out.
+    Args:
+        network: changed in place.
+        state: exactly the tensors of the part, each of its shape.
+        what: with which an error begins.
+        part: "network" or "encoder".
+        without_head: hint at the end of the error if only the head does not fit.
+
+    Raises:
+        UserError: if the tensors do not fit; then nothing is changed.
     """
-    own = {name: value for name, value in network.state_dict().items() if part == "network" or _of_encoder(name)}
-    # files from before PyTorch 0.4.1 have no such counter; BatchNorm reads it only without a momentum
+    own = {name: value for name, value in network.state_dict().items() if part == "network" or _in_encoder(name)}
+    # Files from before PyTorch 0.4.1 have no such counter; BatchNorm reads it only without a momentum.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
     misfits = [
@@ -111,25 +143,43 @@ def load_state(network: Classifier, state: dict[str, Tensor], what: str, part: s
 
 
 def weights_source(network: Network, place: str = "recipe.student") -> str | None:
-    """What the network starts from, for a trial's identity: the library's name of the weights, a file's SHA-256, or
-    None for random ones. Raises UserError where there are none or the file cannot be read."""
+    """Return what names the starting weights of a network in the identity of a trial.
+
+    Args:
+        network: the config.
+        place: key of the config in the recipe, with which an error begins.
+
+    Returns:
+        The library's name of the weights, the SHA-256 of their file, or None for random weights.
+
+    Raises:
+        UserError: if the library has no such weights or the file cannot be read.
+    """
     if network.weights is None:
         return None
     if isinstance(network.weights, WeightsFile):
         return content_digest(network.weights.file, f"{place}.weights.file")
-    with at(f"{place}.weights"):
+    with errors_at(f"{place}.weights"):
         return model(network.model).source.imagenet_name()
 
 
 def content_digest(path: str | Path, place: str) -> str:
-    """SHA-256 of a file, in hexadecimal digits. Raises UserError, beginning with `place`, where it cannot be read.
+    """Return the SHA-256 of a file in hexadecimal digits.
 
-    A process reads a file once, as long as it is the same: a trial's identity is asked for several times.
+    A process reads a file once, as long as it does not change, because the identity of a trial is computed several
+    times.
+
+    Args:
+        path: of the file; ~ is the home folder.
+        place: key of the file in the recipe, with which an error begins.
+
+    Raises:
+        UserError: if the file cannot be read.
     """
     with _readable(path, place) as path:
-        about = path.stat()
-        stamp = about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
-        settled = time.time() > about.st_ctime + SETTLED_S
+        stat = path.stat()
+        stamp = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        settled = time.time() > stat.st_ctime + SETTLED_S
         return _digest_once(path, stamp) if settled else _digest(path)
 
 
@@ -144,24 +194,30 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def at(place: str) -> Iterator[None]:
-    """Puts the place before what a library's weights lack."""
+def errors_at(place: str) -> Iterator[None]:
+    """Put the place before every UserError of the block."""
     try:
         yield
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
 
 
-def with_own_names(state: dict[str, Tensor], parts: Parts) -> dict[str, Tensor]:
-    """A file of ours as it is; a library's file with `encoder.` before its names and its classifier as our head."""
+def with_own_names(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """Return a state dict under the names of a Classifier.
+
+    Args:
+        state: of a Classifier, which is returned as it is, or of the library's network: its classifier becomes head.1,
+            and every other name gets the prefix `encoder.`.
+        backbone: of the library's network.
+    """
     if _has_own_names(state):
         return state
     renamed = {}
     for name, value in state.items():
-        if name.startswith(parts.ignored):
+        if name.startswith(backbone.ignored):
             continue
-        if parts.classifier and name.startswith(parts.classifier + "."):
-            name = "head.1" + name.removeprefix(parts.classifier)
+        if backbone.classifier and name.startswith(backbone.classifier + "."):
+            name = "head.1" + name.removeprefix(backbone.classifier)
             value = value.flatten(1) if value.ndim == 4 else value  # BiT's classifier is a 1x1 convolution
         else:
             name = "encoder." + name
@@ -171,10 +227,10 @@ def with_own_names(state: dict[str, Tensor], parts: Parts) -> dict[str, Tensor]:
 
 @contextmanager
 def _readable(path: str | Path, place: str) -> Iterator[Path]:
-    """The path with ~ as the home folder; within, what the system says of a file that cannot be read."""
+    """Give the path with ~ expanded, and turn an OSError of the block into a UserError."""
     try:
         path = Path(path).expanduser()
-    except RuntimeError as error:  # ~name of nobody
+    except RuntimeError as error:  # ~name of an unknown user
         raise UserError(f"{place}: {path} cannot be read ({str(error).rstrip('.')})") from None
     try:
         yield path
@@ -182,25 +238,25 @@ def _readable(path: str | Path, place: str) -> Iterator[Path]:
         raise UserError(f"{place}: {path} cannot be read ({error.strerror})") from None
 
 
-def _library_parts(network: Classifier) -> Parts:
-    """Built once more, only for what the library calls its parts: on the meta device, where that takes no memory."""
+def _library_backbone(network: Classifier) -> Backbone:
+    """Build the backbone once more for the library's names, on the meta device, where it takes no memory."""
     source = model(network.name).source
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                return source.parts(network.image_shape)
+                return source.backbone(network.image_shape)
         except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
-            return source.parts(network.image_shape)
+            return source.backbone(network.image_shape)
 
 
 def _torch_load(path: Path) -> Any:
-    with warnings.catch_warnings():  # of old pickles, on the way to refusing them
+    with warnings.catch_warnings():  # old pickles warn before they are refused
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _no_state_dict(content: Any) -> str | None:
-    """What a file holds instead of a state_dict; None where it holds one."""
+    """Return what a file holds instead of a state dict, or None if it holds one."""
     kind = type(content).__name__
     if not isinstance(content, dict):
         return kind
@@ -213,11 +269,11 @@ def _no_state_dict(content: Any) -> str | None:
 
 
 def _has_own_names(state: dict[str, Tensor]) -> bool:
-    return all(name.startswith(("encoder.", "head.")) for name in state) and any(map(_of_encoder, state))
+    return all(name.startswith(("encoder.", "head.")) for name in state) and any(map(_in_encoder, state))
 
 
 def _class_counts(own: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[int, int] | None:
-    """(K of the file, K of the network) where nothing else differs: the last layer is [K, features] and [K]."""
+    """Return (K of the file, K of the network) if only the last layer differs, of shapes [K, features] and [K]."""
     last_layer = list(own)[-1].rpartition(".")[0]
     counts = set()
     for name, value in own.items():
@@ -230,12 +286,12 @@ def _class_counts(own: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[int
     return counts.pop() if len(counts) == 1 else None
 
 
-def _of_encoder(name: str) -> bool:
+def _in_encoder(name: str) -> bool:
     return name.startswith("encoder.")
 
 
 def _encoder_only(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if _of_encoder(name)}
+    return {name: value for name, value in state.items() if _in_encoder(name)}
 
 
 def _only_head(*problems: list[str]) -> bool:
@@ -243,5 +299,5 @@ def _only_head(*problems: list[str]) -> bool:
 
 
 def _first(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more

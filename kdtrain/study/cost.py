@@ -120,7 +120,7 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
         fits = total <= sweep.resources.cache_bytes
         cached.append(CachedOutputs(size, streams, epochs, None if images is None else total, fits))
     splits = ["teacher", "data", *(name for name in ("mixup", "precision") if name in sweep.tree)]
-    if any(reading.of_batch for recipe in bytes_of for reading in recipe.method.readings):
+    if any(reading.whole_batch for recipe in bytes_of for reading in recipe.method.teacher_readings):
         splits.append("batch_size")
     splitting = tuple(parameter.name for parameter in sweep.parameters if parameter.path[0] in splits)
     return Sharing(tuple(dict.fromkeys(cached)), tuple(dict.fromkeys(live.values())), splitting)
@@ -150,7 +150,7 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
 
 def _cache_group(recipe: Recipe) -> tuple[object, ...]:
     """Return what recipes must have in common to share cached outputs."""
-    batch_size = recipe.batch_size if any(each.of_batch for each in recipe.method.readings) else None
+    batch_size = recipe.batch_size if any(each.whole_batch for each in recipe.method.teacher_readings) else None
     return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, batch_size
 
 
@@ -162,17 +162,21 @@ def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[di
     for recipe in _reachable(sweep, (*PARTS, "mixup", "precision", "batch_size")):
         outputs = made_up_state(recipe, COUNTED_IMAGES, classes).teacher_outputs
         assert isinstance(outputs, LiveTeacher)
-        reason = reason_not_cached(outputs, recipe.method.readings, images or 0, budget_bytes)
+        reason = reason_not_cached(outputs, recipe.method.teacher_readings, images or 0, budget_bytes)
         if reason:
             live[recipe] = reason
         else:
-            cached[recipe] = bytes_per_image(outputs, recipe.method.readings)
+            cached[recipe] = bytes_per_image(outputs, recipe.method.teacher_readings)
     return cached, live
 
 
 def _streams(sweep: Sweep, recipe: Recipe) -> int:
     """Return the number of seeds whose views differ: the search's and the confirming ones, or one for all."""
-    random = recipe.data.drawn or recipe.mixup is not None or any(each.of_batch for each in recipe.method.readings)
+    random = (
+        recipe.data.drawn
+        or recipe.mixup is not None
+        or any(each.whole_batch for each in recipe.method.teacher_readings)
+    )
     return 1 + sweep.study.confirm.seeds if random else 1
 
 

@@ -5,13 +5,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.training import Constant, Sgd
 from kdtrain.data.base import Dataset, Split, TensorImages
 from kdtrain.methods.base import Batch, Outputs
 from kdtrain.models.build import build, forward_flops
-from kdtrain.models.flops import Flops
 from kdtrain.models.source import ImageShape
 from kdtrain.teacher.network import Teacher
 from kdtrain.training.assembly import assemble
@@ -55,10 +55,10 @@ def _counted(recipe: Recipe, classes: int) -> ImageCost:
     state.teacher_outputs = _KnownOutputs(state)
     images, batch = load_batch(state, torch.arange(COUNTED_IMAGES), 0)
     critic = state.critic.loss.critic if state.critic else None
-    with torch.no_grad(), Flops() as counted:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         state.distiller(images, state.teacher_outputs.of(images, batch) if state.teacher else None, batch, critic)
     teacher = forward_flops(state.teacher.network, recipe.data.image_shape) if state.teacher else 0
-    return ImageCost((1 + BACKWARD_OVER_FORWARD) * counted.total / COUNTED_IMAGES, float(teacher))
+    return ImageCost((1 + BACKWARD_OVER_FORWARD) * counter.get_total_flops() / COUNTED_IMAGES, float(teacher))
 
 
 @lru_cache(maxsize=16)

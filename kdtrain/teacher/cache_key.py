@@ -23,7 +23,7 @@ def train_key(live: LiveTeacher, weights: str, readings: Sequence[TeacherReading
         epoch: The epoch; it counts only if views or batches change with it.
     """
     use = live.use
-    of_batch = any(each.of_batch for each in readings)
+    of_batch = any(each.whole_batch for each in readings)
     return {
         **_common(live, weights),
         "split": "train",

@@ -24,10 +24,10 @@ def cached_readings(
         budget_bytes: Bytes that the cache may take.
     """
     cached = live.use.readings
-    if any(each.of_batch for each in cached) or live.use.network.compile:  # compiled: it returns its own stages only
+    if any(each.whole_batch for each in cached) or live.use.network.compile:  # compiled: it returns its own stages only
         return cached
     for each in shared:
-        if each not in cached and not each.of_batch:
+        if each not in cached and not each.whole_batch:
             more = (*cached, each)
             if reason_not_cached(live, more, len(live.data.train), budget_bytes) is None:
                 cached = more
@@ -42,7 +42,7 @@ def reason_not_cached(
     if use.mixup is not None and use.mixup.convention == "published":
         return "mixup.convention published mixes by batch"
     size = bytes_per_image(live, readings)
-    of_batch = any(each.of_batch for each in readings)
+    of_batch = any(each.whole_batch for each in readings)
     views = use.epochs if use.data.drawn or use.mixup is not None or of_batch else 1
     if size > SMALL_BYTES and size * images * views > budget_bytes:
         return (
@@ -58,5 +58,5 @@ def bytes_per_image(live: LiveTeacher, readings: Sequence[TeacherReading]) -> in
     numbers = len(live.data.classes)
     for each in readings:
         images = torch.zeros(2, *shapes[each.stage], device="meta")
-        numbers += live.use.batch_size if each.of_batch else each.make(images)[0].numel()
+        numbers += live.use.batch_size if each.whole_batch else each.compute(images)[0].numel()
     return 4 * numbers

@@ -54,7 +54,7 @@ class CachedTeacher:
     ) -> None:
         """weights: digest of the teacher's. readings: what is cached beside the logits, the method's own included."""
         self.live, self.cache, self.weights, self.readings = live, cache, weights, tuple(readings)
-        self.by_batch = any(reading.of_batch for reading in readings)
+        self.by_batch = any(reading.whole_batch for reading in readings)
         self.wanted = ("logits", *(reading.name for reading in live.use.readings))
         self.off: str | None = None
         self.asked = self.checked = 0
@@ -93,7 +93,7 @@ class CachedTeacher:
             rows = self._current.unit(batch.epoch_step)
             own = distributed.share(torch.arange(batch.size)) if batch.count else torch.tensor([0])
             own = own.to(self.live.device, non_blocking=True)
-            return Outputs(rows.pop("logits").index_select(0, own), read=rows)
+            return Outputs(rows.pop("logits").index_select(0, own), readings=rows)
         rows = self._current.rows(batch.indices)
         features = {each.stage: rows[each.name] for each in self.live.use.readings if each.kind == "features"}
         return Outputs(rows.pop("logits"), features, rows)
@@ -176,7 +176,7 @@ class CachedTeacher:
     def _train_rows(self, indices: Tensor, epoch: int) -> Tensors:
         """Compute logits and readings of training images as they are stored; a whole batch if the readings need one."""
         outputs = self.live.train_unit(indices, epoch)
-        made = (to_stored(each.name, each.make(outputs.features[each.stage]).float()) for each in self.readings)
+        made = (to_stored(each.name, each.compute(outputs.features[each.stage]).float()) for each in self.readings)
         return {"logits": outputs.logits.float(), **dict(made)}
 
     def _check(self, rows: CachedRows, epoch: int) -> None:

@@ -63,7 +63,7 @@ class TeacherUse:
             network=recipe.teacher,
             data=recipe.data,
             method=recipe.method.name,
-            readings=recipe.method.readings,
+            readings=recipe.method.teacher_readings,
             stages=recipe.method.needed_stages,
             mixup=recipe.mixup,
             precision=recipe.precision,

@@ -12,8 +12,8 @@ from kdtrain.methods.base import Criterion, MethodConfig, MethodContext
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.freezing import has_randomness
-from kdtrain.models.sync_batch_norm import over_global_batch, trains_batch_norm
-from kdtrain.models.weights import at
+from kdtrain.models.sync_batch_norm import convert_sync_batchnorm, trains_batch_norm
+from kdtrain.models.weights import errors_at
 from kdtrain.runtime import distributed
 from kdtrain.runtime.rng import stream
 from kdtrain.teacher.network import Teacher
@@ -108,7 +108,7 @@ def require_statistics(
 def _method_context(recipe: Recipe, data: Dataset, student: Classifier, teacher: Teacher | None) -> MethodContext:
     """Measure the shapes of the stages that the method reads, by a dry forward of both networks."""
     stages = recipe.method.needed_stages
-    with at("recipe.method"):
+    with errors_at("recipe.method"):
         student_shapes = student.stage_shapes(stages)
         teacher_shapes = teacher.network.stage_shapes(stages) if teacher else {}
     return MethodContext(
@@ -161,6 +161,6 @@ def _in_group(module: torch.nn.Module, device: torch.device, batch_norm: BatchNo
     if distributed.size() == 1:
         return module
     if batch_norm == "global":
-        over_global_batch(module, device)
+        module = convert_sync_batchnorm(module, device)
     # DDP copies rank 0's buffers before every forward: statistics per worker differ, global ones are equal anyway
     return torch.nn.parallel.DistributedDataParallel(module)

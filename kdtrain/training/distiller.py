@@ -1,14 +1,22 @@
-"""Distiller = student + criterion: exactly what the student's optimizer trains, and what one DDP wraps."""
+"""Distiller: student and criterion, i.e. exactly what the student's optimizer trains and what one DDP wraps."""
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-from kdtrain.methods.base import Batch, Criterion, LossTerm, Outputs, at_least_float32
+from kdtrain.methods.base import Batch, Criterion, LossTerm, Outputs
+from kdtrain.methods.r_drop import symmetric_kl
 from kdtrain.models.classifier import Classifier
 
 
 class Distiller(nn.Module):
-    """r_drop_weight: R-Drop's alpha, 0 without it; summed: over the batch, as the published setup has it."""
+    """A student and the criterion of its method.
+
+    Attributes:
+        student: trained network.
+        criterion: of the method.
+        stages: of the student that the criterion needs.
+        r_drop_weight: alpha of R-Drop, 0 without it.
+        summed: True sums R-Drop's term over the batch, as the published setup does, instead of its mean.
+    """
 
     def __init__(
         self,
@@ -28,10 +36,16 @@ class Distiller(nn.Module):
     def forward(
         self, images: Tensor, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
     ) -> dict[str, LossTerm]:
-        """Images [N, C, H, W], teacher outputs for the same images, their batch -> named terms, means over N.
+        """Return the named loss terms of a batch.
 
-        With R-Drop (Liang et al. 2021, arXiv:2106.14448, eq. 4) two passes with dropout: every term is averaged over
-        both, distillation too, and the symmetric KL between the passes joins them.
+        With R-Drop (Liang et al. 2021, arXiv:2106.14448, equation 4) the student runs twice with different dropout.
+        Every term is the mean over both passes, distillation terms too, and the term r_drop is added.
+
+        Args:
+            images: [N, C, H, W] in [0, 1].
+            teacher: outputs for the same images, or None.
+            batch: the images' targets and indices.
+            critic: frozen critic of an adversarial method, or None.
         """
         first = Outputs(*self.student.outputs(images, self.stages))
         terms: dict[str, LossTerm] = self.criterion(first, teacher, batch, critic)
@@ -40,12 +54,5 @@ class Distiller(nn.Module):
         second = Outputs(*self.student.outputs(images, self.stages))
         again: dict[str, LossTerm] = self.criterion(second, teacher, batch, critic)
         averaged = {name: LossTerm((term.value + again[name].value) / 2, term.weight) for name, term in terms.items()}
-        between = symmetric_kl(first.logits, second.logits) * (batch.size if self.summed else 1)
-        return {**averaged, "r_drop": LossTerm(between, self.r_drop_weight)}
-
-
-def symmetric_kl(one_NK: Tensor, other_NK: Tensor) -> Tensor:
-    """(KL(p || q) + KL(q || p)) / 2, mean over N, in nats and float32."""
-    log_p = functional.log_softmax(at_least_float32(one_NK), dim=1)
-    log_q = functional.log_softmax(at_least_float32(other_NK), dim=1)
-    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1).mean() / 2
+        r_drop = symmetric_kl(first.logits, second.logits) * (batch.size if self.summed else 1)
+        return {**averaged, "r_drop": LossTerm(r_drop, self.r_drop_weight)}

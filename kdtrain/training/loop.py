@@ -156,7 +156,7 @@ def evaluate(state: TrainState) -> Metrics:
         metrics["val/teacher_accuracy"] = student_metrics(teacher, split.labels)["accuracy"]
         pair = pair_metrics(logits, teacher, recipe.seed, state.epoch, recipe.batch_size)
         metrics |= {f"val/{name}": value for name, value in pair.items()}
-    if recipe.method.of_each_image:
+    if recipe.method.per_image_loss:
         metrics |= _validation_loss(state, logits, teacher)
     return metrics
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset, as_floats
-from kdtrain.methods.at import attention as attention_of
+from kdtrain.methods.at import attention_map
 from kdtrain.models.classifier import Classifier
 from kdtrain.visualization.networks import Arrays, Networks, class_names, drawable, shown_indices
 
@@ -46,4 +46,4 @@ def attention(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, network
 def attention_maps(network: Classifier, stages: tuple[str, ...], images_NCHW: Tensor) -> dict[str, Tensor]:
     """q(F) = vec(mean_C F^2) / ||.||_2 at each stage, as `at` compares it, in its place again: float32 [N, H, W]."""
     _, features = network.outputs(images_NCHW, stages)
-    return {stage: attention_of(maps).unflatten(1, maps.shape[2:]) for stage, maps in features.items()}
+    return {stage: attention_map(maps).unflatten(1, maps.shape[2:]) for stage, maps in features.items()}

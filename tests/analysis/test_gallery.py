@@ -1,7 +1,6 @@
-"""The pictures of pictures.npz in the report: every one that has arrays, each reason of one that has none."""
+"""The pictures that need a network: drawn from arrays, or the reason why they are absent."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from made_up_study import MadeUpStudy
 
 from analysis import style
-from analysis.gallery import drawings, section
+from analysis.gallery import drawings, reasons
 from analysis.report import write_report
 
 Maker = Callable[..., MadeUpStudy]
@@ -86,18 +85,24 @@ def test_every_picture_that_has_arrays_is_drawn_and_named_and_one_that_has_no_mo
     assert reported(made, every_array()) == (text, files), "equal arrays give equal bytes"
     text, files = reported(made, {})
     assert files == {}
-    assert "## The networks and their images" not in text
 
 
-def test_why_gradcam_could_not_be_made_is_said(made_up: Maker) -> None:
-    reason = "the library grad-cam cannot be imported (libGL.so.1: cannot open shared object file)"
-    text, files = reported(made_up(), gradcam_arrays("none") | {"gradcam_encoder_reason": np.array(reason)})
-    assert f"There is no Grad-CAM comparison with `student.freeze: encoder`: {reason}.\n" in text
-    assert "gradcam_none.png" in files
+def test_the_reason_of_a_picture_that_could_not_be_computed_is_kept() -> None:
+    arrays = gradcam_arrays("none") | {"gradcam_encoder_reason": np.array("no libGL.so.1")}
+    assert reasons(arrays) == [("Grad-CAM with `student.freeze: encoder`", "no libGL.so.1")]
+
+
+def test_damaged_or_incomplete_arrays_cost_the_picture_and_not_the_report(made_up: Maker) -> None:
+    made = made_up()
+    text, files = reported(made, {"lr_steps": np.arange(4)})
+    assert "There is no picture of `lr_schedule.png`: pictures.npz has no array 'lr_rates'" in text
+    (made.folder / "pictures.npz").write_bytes(b"torn")
+    assert "There is no picture of the networks: pictures.npz: cannot be read" in write_report(made.folder).read_text()
+    assert files == {}
 
 
 def texts(name: str, arrays: dict[str, Any]) -> str:
-    """All that a picture says."""
+    """Return all text of a picture."""
     from matplotlib.text import Text
 
     with style.look():
@@ -106,38 +111,33 @@ def texts(name: str, arrays: dict[str, Any]) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(Text))  # type: ignore[attr-defined]
 
 
-def test_gradcam_says_stage_freeze_and_whether_each_network_is_right() -> None:
-    said = texts("gradcam_encoder.png", gradcam_arrays("encoder"))
-    assert "teacher\nresnet50\nstage 16, 2 x 2\nfreeze: none" in said
-    assert "student alone\nresnet18\nstage 16, 2 x 2\nfreeze: encoder" in said
-    assert said.count("right") == 3
-    assert said.count("wrong: ants") == 9
+def test_gradcam_shows_stage_freeze_and_whether_each_network_is_right() -> None:
+    shown = texts("gradcam_encoder.png", gradcam_arrays("encoder"))
+    assert "teacher\nresnet50\nstage 16, 2 x 2\nfreeze: none" in shown
+    assert "student alone\nresnet18\nstage 16, 2 x 2\nfreeze: encoder" in shown
+    assert shown.count("right") == 3
+    assert shown.count("wrong: ants") == 9
 
 
-def test_a_missing_student_alone_is_said_in_the_picture() -> None:
-    said = texts("gradcam_none.png", gradcam_arrays("none", networks=2))
-    assert "(no student alone of this model completed all its seeds)" in said
+def test_a_missing_student_alone_is_named_in_the_picture() -> None:
+    shown = texts("gradcam_none.png", gradcam_arrays("none", networks=2))
+    assert "(no student alone of this model completed all its seeds)" in shown
 
 
 @pytest.mark.parametrize(
     ("warmup", "words"),
     [
         (15, "end of the warm-up: step 15, epoch 1.5"),
-        (40, "its warm-up of 40 steps does not end"),
-        (0, "Learning rate of the winner: 40 steps, 10 an epoch"),
+        (40, "the warm-up of 40 steps does not end"),
+        (0, "Learning rate of the winner: 40 steps, 10 per epoch"),
     ],
 )
 def test_the_end_of_the_warm_up_is_marked_where_there_is_one(warmup: int, words: str) -> None:
-    said = texts("lr_schedule.png", every_array() | {"lr_warmup_steps": np.array(warmup)})
-    assert words in said
-    assert ("warm-up" in said) == (warmup > 0)
+    shown = texts("lr_schedule.png", every_array() | {"lr_warmup_steps": np.array(warmup)})
+    assert words in shown
+    assert ("warm-up" in shown) == (warmup > 0)
 
 
 def test_each_mixed_image_has_both_shares_and_classes() -> None:
     arrays = every_array() | {"mixed_shares": np.full(25, 0.75, dtype=np.float32)}
     assert "0.75 of 48, 0.25 of 49" in texts("mixed_images.png", arrays)
-
-
-def test_a_section_names_only_what_was_drawn(tmp_path: Path) -> None:
-    assert section(every_array(), drawn=()) == ""
-    assert section(every_array(), drawn=["attention.png"]).count("![") == 1

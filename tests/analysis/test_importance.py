@@ -3,28 +3,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_study import MadeUpStudy
+from made_up_study import MadeUpStudy, choice, number
 
 from analysis.frame import Study, read_study
 from analysis.importance import branch_labels, branch_of, branches
-from analysis.results import importance_section
 
 Maker = Callable[..., MadeUpStudy]
-
-
-def number(name: str, kind: str = "uniform", **conditions: str) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "low": 0.1, "high": 10.0, "choices": None, "conditions": conditions}
-
-
-def choice(name: str, *labels: str, **conditions: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "kind": "choice",
-        "low": None,
-        "high": None,
-        "choices": list(labels),
-        "conditions": conditions,
-    }
 
 
 NESTED = (
@@ -40,11 +24,7 @@ def searched(made: MadeUpStudy, trials: int, score: Callable[[dict[str, Any]], f
     """`trials` trials of method kd, then `mgd` of method mgd."""
     chance = np.random.default_rng(0)
     for i in range(trials + mgd):
-        values = {
-            "method": "kd" if i < trials else "mgd",
-            "student": "ab"[i % 2],
-            "lr": float(chance.uniform(0.1, 10)),
-        }
+        values = {"method": "kd" if i < trials else "mgd", "student": "ab"[i % 2], "lr": float(chance.uniform(0.1, 10))}
         values |= {"method[kd].temperature" if i < trials else "method[mgd].mask": float(chance.uniform(0.1, 10))}
         made.trial("search", i, [score(values)], values=values)
     return read_study(made.folder)
@@ -86,15 +66,23 @@ def test_shares_are_the_same_each_time(made_up: Maker) -> None:
 
 
 def test_below_twenty_complete_trials_importance_is_left_out_with_the_reason(made_up: Maker) -> None:
-    made = made_up(parameters=NESTED)
-    study = searched(made, 20, lambda v: 0.9 - 0.01 * v["lr"], mgd=19)
-    text = importance_section(branches(study))
-    kd, mgd = text.split("### method = mgd")
-    assert "Over 20 complete trials." in kd
-    assert "| importance |" in kd
-    assert "left out: 19 complete trials, below the 20 that an importance needs" in mgd
-    assert "| importance |" not in mgd
-    assert "`method[mgd].mask`" in mgd
+    kd, mgd = branches(searched(made_up(parameters=NESTED), 20, lambda v: 0.9 - 0.01 * v["lr"], mgd=19))
+    assert (kd.complete, kd.reason) == (20, None)
+    assert kd.shares is not None
+    assert (mgd.complete, mgd.shares) == (19, None)
+    assert "19 complete trials" in str(mgd.reason)
+
+
+def test_without_scikit_learn_importance_is_left_out_with_the_reason(
+    made_up: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: Any, **__: Any) -> None:
+        raise ImportError("No module named 'sklearn'")
+
+    monkeypatch.setattr("analysis.importance.get_param_importances", absent)
+    kd = branches(searched(made_up(parameters=NESTED), 20, lambda v: 0.9 - 0.01 * v["lr"]))[0]
+    assert kd.shares is None
+    assert "sklearn" in str(kd.reason)
 
 
 def test_pruned_and_failed_trials_do_not_count(made_up: Maker) -> None:
@@ -109,8 +97,7 @@ def test_pruned_and_failed_trials_do_not_count(made_up: Maker) -> None:
 def test_equal_objectives_explain_nothing(made_up: Maker) -> None:
     kd = branches(searched(made_up(parameters=NESTED), 25, lambda v: 0.9))[0]
     assert kd.shares is None
-    assert "fANOVA" not in importance_section([kd])
-    assert kd.reason == "left out: all 25 complete trials reached the same value"
+    assert "all 25 complete trials" in str(kd.reason)
 
 
 def test_a_value_at_the_very_end_of_its_range_may_lie_a_rounding_outside(made_up: Maker) -> None:

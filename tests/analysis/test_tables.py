@@ -1,9 +1,10 @@
-import pandas as pd
+import pytest
 
-from analysis.claims import _student
+from analysis.claims import student_name
 from analysis.statistics import Estimate, Interval
 from analysis.tables import (
     described,
+    duration,
     estimate_percent,
     estimate_points,
     listed,
@@ -17,8 +18,8 @@ from analysis.tables import (
 
 
 def test_markdown_aligns_numbers_right_and_shows_missing_as_a_dash() -> None:
-    frame = pd.DataFrame({"name": ["a|b", "c"], "n": [1, 20], "gap": ["+0.10", None]})
-    assert markdown(frame) == "| name | n | gap |\n| :-- | --: | --: |\n| a\\|b | 1 | +0.10 |\n| c | 20 | — |\n"
+    rows = [{"name": "a|b", "n": 1, "gap": "+0.10"}, {"name": "c", "n": 20}]
+    assert markdown(rows) == "| name | n | gap |\n| :-- | --: | --: |\n| a\\|b | 1 | +0.10 |\n| c | 20 | — |\n"
 
 
 def test_missing_is_never_zero() -> None:
@@ -62,6 +63,13 @@ def test_long_reasons_and_lists_are_cut() -> None:
 
 def test_a_student_whose_random_encoder_was_frozen_is_marked() -> None:
     recipe = {"student": {"model": "resnet18", "allow_random_frozen": True}}
-    assert _student(recipe) == "resnet18 (random weights, frozen)"
-    assert _student({"student": {"model": "resnet18", "allow_random_frozen": False}}) == "resnet18"
-    assert _student(None) == "unknown"
+    assert student_name(recipe) == "resnet18 (random weights, frozen)"
+    assert student_name({"student": {"model": "resnet18", "allow_random_frozen": False}}) == "resnet18"
+    assert student_name(None) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.14, "3.1 s"), (61, "1 min 1 s"), (59.97, "1 min 0 s"), (7_322, "2 h 2 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

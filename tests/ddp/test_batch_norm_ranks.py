@@ -1,5 +1,5 @@
-"""Networks with batch normalisation on 2 and 4 real processes: the gradients, the running statistics and the training
-of one process: in float64 to 1e-9, whole trainings to 1e-8, and in float32 to 1e-3 of a tensor's largest number."""
+"""Networks with batch normalization on 2 and 4 real processes have the gradients, running statistics and trainings of
+one process: in float64 to 1e-9, whole trainings to 1e-8, and in float32 to 1e-3 of a tensor's largest number."""
 
 from functools import cache
 from typing import Any
@@ -17,7 +17,7 @@ from kdtrain.data.registry import load
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.config import Network
-from kdtrain.models.sync_batch_norm import over_global_batch
+from kdtrain.models.sync_batch_norm import convert_sync_batchnorm
 from kdtrain.runtime import distributed
 from kdtrain.runtime.process import prepare_process
 
@@ -61,11 +61,11 @@ amplify rounding to 1e-2 by then."""
 
 
 def steps(label: str, size: int, dtype: torch.dtype = torch.float64) -> Answer:
-    """Two steps of SGD on a global batch: losses, first gradients, what is learned and counted."""
+    """Run two steps of SGD on a global batch; return losses, first gradients and the state."""
     config = Network.model_validate({"weights": None, **STUDENTS[label]})
     student = build(config, (3, PX, PX), 5, seed=1).to(dtype).train()
     if dist.is_initialized():
-        over_global_batch(student, CPU)
+        convert_sync_batchnorm(student, CPU)
     wrapped = nn.parallel.DistributedDataParallel(student) if dist.is_initialized() else student
     images = torch.rand(size, 3, PX, PX, generator=torch.Generator().manual_seed(size)).to(dtype)
     own = distributed.share(torch.arange(size))
@@ -86,9 +86,9 @@ def steps(label: str, size: int, dtype: torch.dtype = torch.float64) -> Answer:
 
 
 def half(images: Tensor) -> Answer:
-    """A bfloat16 batch of large mean through one layer, as under autocast."""
+    """Run a bfloat16 batch of large mean through one layer, as under autocast."""
     layer = nn.Sequential(nn.BatchNorm2d(images.shape[1]))
-    over_global_batch(layer, CPU)
+    convert_sync_batchnorm(layer, CPU)
     own = distributed.share(torch.arange(len(images)))
     values = images[own].bfloat16().requires_grad_()
     layer(values).square().sum().backward()
@@ -96,13 +96,13 @@ def half(images: Tensor) -> Answer:
 
 
 def widened(network: Classifier) -> None:
-    """The network takes the views, which are float32, as float64."""
-    normalised = network.normalised
-    network.normalised = lambda images: normalised(images.double())  # type: ignore[method-assign]
+    """Make the network convert its images, which are float32, to float64."""
+    normalize = network.normalize
+    network.normalize = lambda images: normalize(images.double())  # type: ignore[method-assign]
 
 
 def training(label: str, **changes: Any) -> Answer:
-    """A whole training by the loop, in float64: its rows, and the distiller in the end."""
+    """Run a whole training in float64; return its metrics and the state of the distiller."""
     torch.set_default_dtype(torch.float64)
     try:
         run = fresh_run(recipe(**TRAININGS[label] | changes))
@@ -186,7 +186,7 @@ def test_the_running_statistics_of_a_whole_training_are_the_same_bits_on_all_ran
 
 
 def test_with_statistics_per_worker_another_number_of_workers_is_another_training(group: Group) -> None:
-    """What the tests above compare could differ: here it does, in the first epoch's loss and in what is kept."""
+    """So the comparisons above can fail."""
     single = answers()["per_worker"]
     first = group.of(__name__)[0]["per_worker"]
     names = ["0 train/loss", *(name for name in single if name.endswith("running_var"))]

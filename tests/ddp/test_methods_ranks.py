@@ -1,6 +1,6 @@
 """2 and 4 processes compute the loss and the gradient that one computes for the same global batch, whatever the method.
 
-Weighed as the loop weighs it, so that nothing but rounding may differ: to 1e-9 in float64, to 1e-4 in float32.
+Shares are weighted as in the training loop, so only rounding may differ: to 1e-9 in float64, to 1e-4 in float32.
 """
 
 from functools import cache
@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from groups import Group
-from losses import CLASSES, CONFIGS, RELATIONAL, STUDENT, batch, criterion, method, normal, order, outputs, setting
+from losses import CLASSES, CONFIGS, RELATIONAL, STUDENT, batch, context, criterion, method, normal, order, outputs
 from torch import Tensor, nn
 
 from kdtrain.methods.base import Batch, LossTerm, Outputs, weighted_sum
-from kdtrain.models.sync_batch_norm import over_global_batch
+from kdtrain.models.sync_batch_norm import convert_sync_batchnorm
 from kdtrain.runtime import distributed
 
 pytestmark = pytest.mark.ddp
@@ -45,7 +45,7 @@ Answer = dict[str, Tensor]
 
 
 class Distilling(nn.Module):
-    """A linear map from 6 numbers an image to all that a criterion reads, and the criterion: what one DDP wraps."""
+    """A linear map from 6 numbers per image to all outputs that a criterion needs, and the criterion, in one DDP."""
 
     def __init__(self, config: dict[str, Any], classes: int) -> None:
         super().__init__()
@@ -62,8 +62,7 @@ class Distilling(nn.Module):
 
 
 def share(size: int, classes: int, step: int, dtype: torch.dtype) -> tuple[Tensor, Outputs, Batch]:
-    """This process's images [n, 6], its teacher's outputs and its batch: as the loop does it, an idle rank joins the
-    reduction with one image of weight 0."""
+    """Return this process's images [n, 6], teacher outputs and batch; an idle rank has one image of weight 0."""
     whole, images = batch(size, classes=classes), normal(size, 6, purpose="images", dtype=dtype)
     teacher = outputs("teacher", size, classes=classes, dtype=dtype)
     own = distributed.share(torch.arange(size))
@@ -78,12 +77,12 @@ def share(size: int, classes: int, step: int, dtype: torch.dtype) -> tuple[Tenso
 def in_group(module: nn.Module) -> nn.Module:
     if not dist.is_initialized():
         return module
-    over_global_batch(module, torch.device("cpu"))
+    module = convert_sync_batchnorm(module, torch.device("cpu"))
     return nn.parallel.DistributedDataParallel(module)
 
 
 def differentiated(module: nn.Module, terms: dict[str, LossTerm], of: Batch) -> Answer:
-    """The means of all terms over the global batch, all gradients, all buffers."""
+    """Return the means of all terms over the global batch, all gradients and all buffers."""
     (weighted_sum(terms) * (of.count * distributed.size() / of.size)).backward()
     means = {name: distributed.sum_over_ranks(term.value.detach() * of.count) / of.size for name, term in terms.items()}
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
@@ -95,7 +94,7 @@ def answer(label: str, size: int, dtype: torch.dtype) -> Answer:
     module = Distilling(config, classes).to(dtype)
     critic = None
     if config is CRITIC:
-        critic = method(config).critic(setting(classes=classes)).loss.critic.to(dtype).requires_grad_(False)
+        critic = method(config).critic(context(classes=classes)).loss.critic.to(dtype).requires_grad_(False)
     wrapped = in_group(module)
     images, teacher, of = share(size, classes, step, dtype)
     with distributed.idle(of.count == 0):
@@ -104,7 +103,7 @@ def answer(label: str, size: int, dtype: torch.dtype) -> Answer:
 
 
 def critics_answer(label: str, size: int, dtype: torch.dtype) -> Answer:
-    module = method(CRITICS_TURN[label]).critic(setting(classes=MANY_CLASSES)).loss.to(dtype)
+    module = method(CRITICS_TURN[label]).critic(context(classes=MANY_CLASSES)).loss.to(dtype)
     images, teacher, of = share(size, MANY_CLASSES, CRITICS_STEP, dtype)
     student = 3 * images @ normal(6, MANY_CLASSES, purpose="student", dtype=dtype)
     wrapped = in_group(module)  # it lives until the gradients are averaged
@@ -135,7 +134,7 @@ def test_all_ranks_have_the_loss_and_the_gradient_of_one(label: str, dtype: str,
 
 @pytest.mark.parametrize("label", ALL)
 def test_what_is_compared_are_a_loss_and_gradients_of_the_student(label: str) -> None:
-    """Some ranks would else agree on nothing."""
+    """Otherwise the comparison above would be empty."""
     single = answers()["float64"][label, 8]
     assert {"cross_entropy", "heads.logits.weight"} < single.keys()
     assert all(single[name].abs().max() > 0 for name in ("cross_entropy", "heads.logits.weight"))
@@ -143,7 +142,7 @@ def test_what_is_compared_are_a_loss_and_gradients_of_the_student(label: str) ->
 
 @pytest.mark.parametrize("label", RELATIONAL)
 def test_the_mean_of_both_shares_own_losses_would_be_another_loss(label: str) -> None:
-    """Without a gather the ranks would learn something else: the comparison above has something to find."""
+    """So the comparison above can fail."""
     halves = [torch.arange(8)[rank::2] for rank in range(2)]
     made, of = criterion(CONFIGS[label]), batch(8)
     student, teacher = outputs("student", 8), outputs("teacher", 8)

@@ -48,15 +48,3 @@ def test_the_losses_of_the_stages_are_summed() -> None:
 def test_the_kd_ratio_of_at_is_its_weight(ratio: float) -> None:
     made = criterion({"name": "at", "balance": {"kd_ratio": ratio}})
     assert made(outputs("student"), outputs("teacher"), batch())["at"].weight == ratio
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_at_squares_what_float16_cannot(dtype: torch.dtype) -> None:
-    student, teacher = (500 * normal(4, 8, 5, 5, purpose=p).relu().to(dtype) for p in ("s", "t"))
-    if dtype == torch.float16:
-        assert not student.square().isfinite().all()
-    leaf = student.clone().requires_grad_()
-    with torch.autocast("cpu", dtype):
-        value = at_loss(leaf, teacher)
-    torch.testing.assert_close(value, at_loss(student.float(), teacher.float()), rtol=1e-6, atol=0)
-    assert torch.autograd.grad(value, leaf)[0].isfinite().all()

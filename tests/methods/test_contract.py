@@ -1,4 +1,4 @@
-"""What every method must do, run over each: no gradient into the teacher, half precision, a gradient of its value."""
+"""The contract suite: facts that hold for every method with a distillation term, except the critic of logits."""
 
 from typing import Any, get_args
 
@@ -9,13 +9,13 @@ from losses import (
     CONFIGS,
     RELATIONAL,
     batch,
+    context,
     criterion,
     leaves,
     loss_and_gradients,
     method,
     order,
     outputs,
-    setting,
 )
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
@@ -38,14 +38,14 @@ FROM_FEATURES = ("at", "sp", "mgd", "rkd_distance", "rkd_angle")
 
 
 def distilling() -> list[type]:
-    """Every method with a balance that has its tests here."""
+    """Return the config classes of the methods under test."""
     union, *_ = get_args(Method)
     return [
         each for each in get_args(union) if each.__module__.rpartition(".")[2] not in ("none", "logits_discriminator")
     ]
 
 
-def test_every_method_is_tried_here() -> None:
+def test_every_method_is_tested_here() -> None:
     names = {get_args(each.model_fields["name"].annotation)[0] for each in distilling()}
     assert {config["name"] for config in CONFIGS.values()} == names
 
@@ -59,15 +59,15 @@ def test_a_config_survives_json_and_plain_data(label: str) -> None:
 
 
 @every
-def test_the_terms_are_weighed_by_the_balance_and_named_after_the_method(label: str) -> None:
+def test_the_terms_have_the_weights_of_the_balance_and_the_name_of_the_method(label: str) -> None:
     written = CONFIGS[label] | {"balance": {"alpha_ce": 0.1}}
     student, teacher, of = outputs("student"), outputs("teacher"), batch(epoch=50)
     terms = criterion(written, label_smoothing=0.1)(student, teacher, of)
     assert terms["cross_entropy"].weight == 0.1
     torch.testing.assert_close(terms["cross_entropy"].value, cross_entropy(student.logits, of.target, 0.1))
     assert terms[written["name"]].weight == 0.9
-    shown = [term for name, term in terms.items() if name not in ("cross_entropy", written["name"])]
-    assert all(term.weight == 0 and not term.value.requires_grad for term in shown)
+    logged = [term for name, term in terms.items() if name not in ("cross_entropy", written["name"])]
+    assert all(term.weight == 0 and not term.value.requires_grad for term in logged)
     assert all(term.value.shape == () for term in terms.values())
 
 
@@ -127,7 +127,7 @@ def test_a_last_batch_of_one_image_has_a_finite_loss_and_gradient(label: str) ->
 
 
 @every
-def test_images_that_the_student_cannot_tell_apart_have_a_finite_gradient(label: str) -> None:
+def test_equal_images_and_zero_features_have_a_finite_gradient(label: str) -> None:
     student, teacher = outputs("student"), outputs("teacher")
     equal = order(student, torch.zeros(5, dtype=torch.int64))
     dead = Outputs(student.logits * 0, {stage: each * 0 for stage, each in student.features.items()})
@@ -159,15 +159,15 @@ ZERO_WHEN_EQUAL = [label for label in CONFIGS if label not in ("mgd", "rkd_dista
 def test_a_method_is_zero_with_zero_gradient_when_student_equals_teacher(label: str) -> None:
     config = CONFIGS[label]
     student = outputs("student", grad=True)
-    made = criterion(config, teacher_shapes=setting().student_shapes)
+    made = criterion(config, teacher_shapes=context().student_shapes)
     term = made(student, outputs("student"), batch())[config["name"]].value
     assert abs(term.item()) < 1e-12
     gradients = torch.autograd.grad(term, list(leaves(student).values()), allow_unused=True)
     assert all(gradient is None or gradient.abs().max() < 1e-10 for gradient in gradients)
 
 
-def taught_by_batch_norm(label: str) -> TrainState:
-    """A training on digits; the answers of its teacher depend on the mode that it is in, BatchNorm and dropout."""
+def with_batch_norm_teacher(label: str) -> TrainState:
+    """Return a training on digits whose teacher has BatchNorm and dropout, so that its outputs depend on its mode."""
     at_four = {"stages": ["4"]} if "stages" in method(CONFIGS[label]).model_dump() else {}
     at_four |= {"stage": "4"} if CONFIGS[label]["name"] == "mgd" else {}
     config = recipe(**KD | {"method": CONFIGS[label] | at_four}, epochs=1)
@@ -187,10 +187,13 @@ def taught_by_batch_norm(label: str) -> TrainState:
 
 
 @every
-def test_a_training_epoch_leaves_the_teacher_as_it_was(label: str) -> None:
-    run = taught_by_batch_norm(label)
+def test_a_training_epoch_does_not_change_the_teacher_and_trains_student_and_criterion_only(label: str) -> None:
+    run = with_batch_norm_teacher(label)
     network = run.teacher.network
     before = {name: value.clone() for name, value in network.state_dict().items()}
+    trained = [id(p) for group in run.learner.optimizer.param_groups for p in group["params"]]
+    parts = (run.distiller.student, run.distiller.criterion)
+    assert sorted(trained) == sorted(id(p) for part in parts for p in part.parameters())
     rows = []
     fit(run, 1, lambda metrics, run: rows.append(metrics))
     assert rows[0][f"train/{CONFIGS[label]['name']}"] > 0
@@ -198,18 +201,10 @@ def test_a_training_epoch_leaves_the_teacher_as_it_was(label: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     assert not network.training
-
-
-@every
-def test_the_optimizer_owns_the_parameters_of_student_and_criterion_and_no_other(label: str) -> None:
-    run = taught_by_batch_norm(label)
-    own = [id(p) for group in run.learner.optimizer.param_groups for p in group["params"]]
-    parts = (run.distiller.student, run.distiller.criterion)
-    assert sorted(own) == sorted(id(p) for part in parts for p in part.parameters())
     assert not any(name.startswith("teacher") for name in run.distiller.state_dict())
 
 
-KNOBS: list[tuple[str, str, Any]] = [  # (config, field, another value)
+FIELDS: list[tuple[str, str, Any]] = [  # (config, field, another value)
     ("kd", "temperature", 3.0),
     ("kd", "standardise", True),
     ("kd", "convention", "published_mnist"),
@@ -240,7 +235,7 @@ KNOBS: list[tuple[str, str, Any]] = [  # (config, field, another value)
 
 
 def test_every_field_of_every_method_is_changed_here() -> None:
-    changed = {(CONFIGS[label]["name"], field.split(".")[0]) for label, field, _ in KNOBS}
+    changed = {(CONFIGS[label]["name"], field.split(".")[0]) for label, field, _ in FIELDS}
     fields = {
         (get_args(each.model_fields["name"].annotation)[0], field)
         for each in distilling()
@@ -249,8 +244,8 @@ def test_every_field_of_every_method_is_changed_here() -> None:
     assert changed == {(name, field) for name, field in fields if field != "name"}
 
 
-@pytest.mark.parametrize(("label", "field", "value"), KNOBS)
-def test_a_knob_changes_the_loss_and_its_gradient(label: str, field: str, value: Any) -> None:
+@pytest.mark.parametrize(("label", "field", "value"), FIELDS)
+def test_every_field_changes_the_loss_and_its_gradient(label: str, field: str, value: Any) -> None:
     outer, _, inner = field.partition(".")
     before, other = CONFIGS[label], CONFIGS[label] | {outer: {inner: value} if inner else value}
     if inner:  # the same spelling, another number
@@ -269,10 +264,8 @@ def test_a_knob_changes_the_loss_and_its_gradient(label: str, field: str, value:
 
 
 @pytest.mark.parametrize("label", RELATIONAL)
-def test_what_compares_images_is_refused_for_a_batch_of_one(label: str) -> None:
-    with pytest.raises(
-        UserError, match=r"^recipe\.batch_size: .* compares images of a batch, so it needs .* 2, got 1$"
-    ):
+def test_relational_methods_refuse_batches_of_one(label: str) -> None:
+    with pytest.raises(UserError, match=r"^recipe\.batch_size: .* 2, got 1$"):
         criterion(CONFIGS[label], batch_size=1)
 
 
@@ -281,30 +274,27 @@ def test_dist_within_images_only_takes_a_batch_of_one() -> None:
 
 
 @pytest.mark.parametrize("label", ["kd standardised", "dkd", "dkd standardised"])
-def test_what_has_no_gradient_between_two_classes_is_refused_for_them(label: str) -> None:
+def test_losses_without_gradient_between_two_classes_refuse_them(label: str) -> None:
     with pytest.raises(UserError, match=r"^recipe\.method: .* needs at least 3 classes, got 2: "):
         criterion(CONFIGS[label], classes=2)
 
 
 @pytest.mark.parametrize(("name", "field"), [("at", "stages"), ("mgd", "stage")])
-def test_maps_of_another_size_are_refused_with_both_shapes(name: str, field: str) -> None:
-    shapes = setting().teacher_shapes | {"32": (3, 7, 7)}
-    sentence = (
-        rf"^recipe\.method\.{field}: {name} .* at stage '32' the student has 4 x 3 x 2 and the teacher 3 x 7 x 7 "
-    )
-    with pytest.raises(UserError, match=sentence):
+def test_maps_of_different_size_are_refused_with_both_shapes(name: str, field: str) -> None:
+    shapes = context().teacher_shapes | {"32": (3, 7, 7)}
+    with pytest.raises(UserError, match=rf"^recipe\.method\.{field}: .*'32'.* 4 x 3 x 2 .* 3 x 7 x 7 "):
         criterion(CONFIGS[name], teacher_shapes=shapes)
 
 
 @pytest.mark.parametrize("name", FROM_FEATURES)
 @pytest.mark.parametrize("balance", [{"alpha": 1.0}, {"alpha_ce": 0.0}])
-def test_a_method_that_names_no_class_needs_cross_entropy(name: str, balance: dict[str, float]) -> None:
+def test_a_method_that_does_not_train_the_classifier_needs_cross_entropy(name: str, balance: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match="must leave cross-entropy a weight above 0"):
         method(CONFIGS[name] | {"balance": balance})
 
 
 @pytest.mark.parametrize("label", ["kd", "logit_mse", "dkd", "dist"])
-def test_a_method_of_logits_can_do_without_labels(label: str) -> None:
+def test_a_method_of_logits_works_without_labels(label: str) -> None:
     loss, _ = loss_and_gradients(
         criterion(CONFIGS[label] | {"balance": {"alpha": 1.0}}),
         outputs("student", grad=True),
@@ -336,8 +326,8 @@ def test_what_a_method_cannot_mean_is_refused(label: str, other: dict[str, Any],
         method(CONFIGS[label] | other)
 
 
-def test_only_dkd_needs_one_class_per_image_and_says_so_when_it_gets_a_mixture() -> None:
-    assert [each.__name__ for each in distilling() if each.hard_labels] == ["Dkd"]
+def test_only_dkd_needs_one_class_per_image_and_refuses_mixed_targets() -> None:
+    assert [each.__name__ for each in distilling() if each.needs_hard_labels] == ["Dkd"]
     mixed = torch.full((5, CLASSES), 1 / CLASSES, dtype=torch.float64)
     for config in CONFIGS.values():
         arguments = (outputs("student"), outputs("teacher"), batch(target=mixed))
@@ -348,6 +338,6 @@ def test_only_dkd_needs_one_class_per_image_and_says_so_when_it_gets_a_mixture()
             assert weighted_sum(criterion(config)(*arguments)).isfinite()
 
 
-def test_a_methods_kind_of_balance_is_found_by_its_name() -> None:
+def test_the_class_of_a_methods_balance_is_found_by_its_name() -> None:
     assert loss_weights_of("at") is RatioIsWeight
     assert all(loss_weights_of(other) is LossWeights for other in ("kd", "mgd", "none", None, {"choice": ["at"]}))

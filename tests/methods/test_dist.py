@@ -62,14 +62,3 @@ def test_between_two_classes_only_the_part_within_classes_has_a_gradient() -> No
     assert torch.autograd.grad(inter, leaf)[0].abs().max() < 1e-12
     intra = dist_loss(leaf, teacher, beta=0.0, gamma=1.0, temperature=1.0)
     assert torch.autograd.grad(intra, leaf)[0].abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_dist_is_finite_under_autocast_where_probabilities_vanish(dtype: torch.dtype) -> None:
-    student = torch.tensor([[300.0, -300.0, 0.0], [0.0, 0.0, 200.0]], dtype=dtype, requires_grad=True)
-    teacher = torch.tensor([[-250.0, 250.0, 0.0], [150.0, 0.0, -150.0]], dtype=dtype)
-    with torch.autocast("cpu", dtype):
-        value = dist_loss(student, teacher, beta=1.0, gamma=1.0, temperature=1.0)
-    assert value.dtype == torch.float32
-    assert value.isfinite()
-    assert torch.autograd.grad(value, student)[0].isfinite().all()

@@ -17,10 +17,3 @@ def test_logit_mse_is_the_mean_square_over_images_and_classes(shape: tuple[int, 
     ours = logit_mse_loss(student, teacher)
     assert ours.item() == pytest.approx(total / (shape[0] * shape[1]), rel=1e-12)
     torch.testing.assert_close(ours, nn.MSELoss()(student, teacher), rtol=1e-12, atol=0)
-
-
-def test_logits_that_float16_cannot_square_have_a_finite_loss() -> None:
-    student, teacher = torch.full((2, 3), 600.0, dtype=torch.float16), torch.zeros(2, 3, dtype=torch.float16)
-    assert not (student - teacher).square().isfinite().any()
-    with torch.autocast("cpu", torch.float16):
-        assert logit_mse_loss(student, teacher).item() == 360000

@@ -1,4 +1,4 @@
-"""The critic of logits and both players' losses, against setup 1's document and slow references; its turns."""
+"""The critic of logits and the losses of both turns, against setup 1's reference implementation and loops."""
 
 import math
 from typing import Any
@@ -14,8 +14,8 @@ from kdtrain.config.training import Adam, Constant
 from kdtrain.errors import UserError
 from kdtrain.methods.base import MethodContext, Outputs, weighted_sum
 from kdtrain.methods.critic import Turns
-from kdtrain.methods.logits_discriminator import Critic, LogitsDiscriminator, between, fresh_critic, gradient_penalty
-from kdtrain.methods.logits_discriminator import softened as softened_NK
+from kdtrain.methods.logits_discriminator import Critic, LogitsDiscriminator, gradient_penalty, interpolate, new_critic
+from kdtrain.methods.logits_discriminator import softened_probabilities as softened_NK
 from kdtrain.runtime.process import prepare_process
 from kdtrain.training.learner import Learner
 
@@ -42,7 +42,7 @@ def of(**other: Any):
 
 
 def scores_by_hand(critic: Critic, row: list[float]) -> float:
-    """One image through the corrected critic, with loops: convolution, one group's norm, ReLU, mean of three, twice."""
+    """Compute the corrected critic of one image: twice convolution, norm of one group, ReLU and mean of three."""
     channels = [row]
     for convolution, norm in ((critic.layers[0], critic.layers[1]), (critic.layers[4], critic.layers[5])):
         weight, bias = convolution.weight.tolist(), convolution.bias.tolist()
@@ -69,12 +69,12 @@ def scores_by_hand(critic: Critic, row: list[float]) -> float:
 
 
 def d(critic: Critic, logits_NK: Tensor) -> list[float]:
-    """D(softmax(logits / T)) for each image, by hand."""
+    """Compute D(softmax(logits / T)) of each image."""
     return [scores_by_hand(critic, softened(row, T)) for row in logits_NK.tolist()]
 
 
 def documents_critic(ours: Critic) -> nn.Sequential:
-    """Setup 1's critic as its table writes it, for K = 10, with our weights."""
+    """Return setup 1's critic for K = 10 as its table has it, with our weights."""
     layers = nn.Sequential(
         nn.Conv1d(1, 4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.AvgPool1d(3, stride=1),
         nn.Conv1d(4, 16, 3), nn.BatchNorm1d(16), nn.ReLU(), nn.AvgPool1d(3, stride=1),
@@ -94,12 +94,12 @@ def cross_entropy_by_hand(logits_NK: Tensor, target: Tensor) -> float:
 
 
 def corrected_critic(classes: int = 10) -> Critic:
-    return fresh_critic(MethodContext(classes, 5, seed=3), published=False).double()
+    return new_critic(MethodContext(classes, 5, seed=3), published=False).double()
 
 
 @pytest.mark.parametrize("classes", [10, 11, 200])
 @pytest.mark.parametrize("published", [True, False])
-def test_the_critic_is_the_documents_with_a_last_layer_as_wide_as_it_comes_out(classes: int, published: bool) -> None:
+def test_the_critic_is_that_of_setup_1_with_a_last_layer_sized_for_k(classes: int, published: bool) -> None:
     critic = Critic(classes, published)
     kinds = [type(layer) for layer in critic.layers]
     norm = nn.BatchNorm1d if published else nn.GroupNorm
@@ -114,7 +114,7 @@ def test_the_critic_is_the_documents_with_a_last_layer_as_wide_as_it_comes_out(c
 def test_only_the_published_critic_ends_in_a_sigmoid_and_ties_a_batch_together() -> None:
     probabilities = softened_NK(logits("student"), 1.0).float()
     for published in (True, False):
-        critic = fresh_critic(SETTING, published)
+        critic = new_critic(SETTING, published)
         nn.init.constant_(critic.score.bias, 7.0)
         scores = critic(probabilities)
         assert ((scores > 0) & (scores < 1)).all().item() is published
@@ -132,7 +132,7 @@ def test_the_corrected_critic_scores_as_by_hand() -> None:
 
 
 def test_the_published_critic_scores_as_the_documents_layers() -> None:
-    critic = fresh_critic(SETTING, published=True).double()
+    critic = new_critic(SETTING, published=True).double()
     document = documents_critic(critic)
     for mode in (True, False):
         student = logits("student").log_softmax(1)
@@ -143,13 +143,13 @@ def test_the_published_critic_scores_as_the_documents_layers() -> None:
 def test_the_critics_first_weights_come_from_the_seed_and_leave_the_callers_draws_alone() -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    one, same, other = (fresh_critic(MethodContext(10, 5, seed=seed), published=False) for seed in (0, 0, 1))
+    one, same, other = (new_critic(MethodContext(10, 5, seed=seed), published=False) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(one.score.weight, same.score.weight)
     assert not torch.equal(one.score.weight, other.score.weight)
 
 
-def test_in_its_turn_the_student_is_scored_by_the_critic_and_the_labels() -> None:
+def test_the_students_turn_is_the_critics_score_and_cross_entropy() -> None:
     critic, student, given = corrected_critic(), logits("student"), of()
     made = config(CORRECTED).criterion(SETTING)
     terms = made(Outputs(student), Outputs(logits("teacher")), given, critic)
@@ -161,7 +161,7 @@ def test_in_its_turn_the_student_is_scored_by_the_critic_and_the_labels() -> Non
     assert list(made.parameters()) == []
 
 
-def test_in_its_turn_the_critic_is_told_how_far_it_keeps_the_two_apart() -> None:
+def test_the_critics_turn_is_the_gap_between_teacher_and_student() -> None:
     student, teacher = logits("student"), logits("teacher")
     adversary = config(CORRECTED, critic_training={"lipschitz": {"name": "none"}}).critic(SETTING)
     assert adversary is not None
@@ -191,14 +191,14 @@ def test_the_penalty_joins_the_critics_loss_with_its_weight() -> None:
     assert adversary is not None
     loss = adversary.loss.double()
     terms = loss(student, teacher, given)
-    points = between(softened_NK(student, T), softened_NK(teacher, T), given)
+    points = interpolate(softened_NK(student, T), softened_NK(teacher, T), given)
     expected = gradient_penalty(loss.critic, points)
     torch.testing.assert_close(terms["gradient_penalty"].value, expected, rtol=1e-12, atol=0)
     assert terms["gradient_penalty"].weight == 10
     torch.testing.assert_close(weighted_sum(terms), 10 * expected - terms["critic_gap"].value)
 
 
-def test_the_gradient_penalty_teaches_the_critic_and_vanishes_where_its_slope_is_one() -> None:
+def test_the_gradient_penalty_is_zero_at_slope_one_and_has_a_gradient_at_slope_zero() -> None:
     class Slope(nn.Module):
         def __init__(self, slope: float) -> None:
             super().__init__()
@@ -218,20 +218,20 @@ def test_the_gradient_penalty_teaches_the_critic_and_vanishes_where_its_slope_is
 def test_a_penalty_point_lies_between_both_and_belongs_to_step_and_image() -> None:
     student, teacher = softened_NK(logits("student"), T), softened_NK(logits("teacher"), T)
     given = of(step=4)
-    points = between(student, teacher, given)
+    points = interpolate(student, teacher, given)
     shares = (points - teacher) / (student - teacher)
     torch.testing.assert_close(shares, shares[:, :1].expand(5, 10))
     assert ((shares > 0) & (shares < 1)).all()
     assert len(set(shares[:, 0].tolist())) == 5
     some = torch.tensor([3, 1])
     own = of(step=4, indices=given.indices[some], target=given.target[some])
-    assert torch.equal(between(student[some], teacher[some], own), points[some])
+    assert torch.equal(interpolate(student[some], teacher[some], own), points[some])
     for other in (of(step=5), batch(classes=10, seed=4, step=4), of(step=4, indices=given.indices + 1)):
-        assert not torch.equal(between(student, teacher, other), points)
+        assert not torch.equal(interpolate(student, teacher, other), points)
 
 
 @pytest.mark.parametrize(("epoch_step", "critics"), [(0, True), (20, True), (21, False), (199, False), (200, True)])
-def test_published_both_turns_are_what_the_document_computes(epoch_step: int, critics: bool) -> None:
+def test_published_both_turns_are_what_the_reference_implementation_computes(epoch_step: int, critics: bool) -> None:
     given = of(step=1000 + epoch_step, epoch_step=epoch_step)
     made = config(PUBLISHED).criterion(SETTING).double()
     document = documents_critic(made.critic)
@@ -345,7 +345,7 @@ def test_clipping_keeps_every_weight_of_the_critic_within_its_bound() -> None:
 
 
 def effects(made: LogitsDiscriminator) -> dict[str, Any]:
-    """All that a config does: both players' losses, whose turn each step is, the critic after one update."""
+    """Return all effects of a config: losses of both turns, the turn of each step, the critic after one update."""
     student, teacher = logits("student").float(), logits("teacher").float()
     adversary, criterion = made.critic(SETTING), made.criterion(SETTING)
     critic = adversary.loss.critic if adversary else None
@@ -368,7 +368,7 @@ def lipschitz(name: str, **other: float) -> dict[str, Any]:
     return {"critic_training": {"lipschitz": {"name": name, **other}}}
 
 
-KNOBS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
+FIELDS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
     ("temperature", {}, {"temperature": 3.0}, ("loss 0", "critic loss")),
     ("balance", {}, {"balance": {"alpha": 0.6}}, ("loss 0",)),
     ("critic_steps", {}, {"critic_steps": 29}, ("turns",)),
@@ -388,19 +388,19 @@ KNOBS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("knob", "before", "change", "where"), KNOBS, ids=lambda each: str(each)[:60])
-def test_a_knob_changes_the_loss_the_schedule_or_the_update(
-    knob: str, before: dict[str, Any], change: dict[str, Any], where: tuple[str, ...]
+@pytest.mark.parametrize(("field", "before", "change", "where"), FIELDS, ids=lambda each: str(each)[:60])
+def test_every_field_changes_the_loss_the_schedule_or_the_update(
+    field: str, before: dict[str, Any], change: dict[str, Any], where: tuple[str, ...]
 ) -> None:
     one, other = effects(config(CORRECTED | before)), effects(config(CORRECTED | before | change))
     for name in where:
         assert one[name] != other[name], name
 
 
-def test_every_field_is_turned_here() -> None:
-    turned = {knob.split(".")[0] for knob, *_ in KNOBS} | {"name"}
-    assert LogitsDiscriminator.model_fields.keys() == (turned | {"critic_training"}) - {"lipschitz"}
-    nested = {knob.split(".")[1] for knob, *_ in KNOBS if "." in knob}
+def test_every_field_is_changed_here() -> None:
+    changed = {field.split(".")[0] for field, *_ in FIELDS} | {"name"}
+    assert LogitsDiscriminator.model_fields.keys() == (changed | {"critic_training"}) - {"lipschitz"}
+    nested = {field.split(".")[1] for field, *_ in FIELDS if "." in field}
     assert nested == {"lr", "lipschitz", "weight", "bound"}
 
 
@@ -434,22 +434,15 @@ def test_what_is_dumped_reads_back_as_the_same(written: dict[str, Any]) -> None:
      lipschitz("clipping", bound=0.0), lipschitz("clipping", weight=1.0), lipschitz("spectral")],
     ids=str,
 )  # fmt: skip
-def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
+def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         config(CORRECTED | wrong)
 
 
-def test_published_alone_has_the_published_turns() -> None:
-    published = LogitsDiscriminator.model_validate(
-        {"name": "logits_discriminator", "temperature": 1.5, "balance": {"alpha": 0.5}, "convention": "published"}
-    )
-    assert published.turns == Turns(21, 179, restart_each_epoch=True)
-    assert [published.turns.is_critics(step, step) for step in range(400)] == [step % 200 <= 20 for step in range(400)]
+def test_published_has_other_default_turns() -> None:
+    assert config(CORRECTED | {"convention": "published"}).turns == Turns(21, 179, restart_each_epoch=True)
 
 
-def test_a_published_critic_that_counts_nothing_trains_nothing() -> None:
-    config = LogitsDiscriminator.model_validate(
-        {"name": "logits_discriminator", "temperature": 1.5, "balance": {"alpha": 0}, "convention": "published"}
-    )
-    criterion = config.criterion(MethodContext(classes=10, batch_size=4))
+def test_a_published_critic_of_weight_0_has_no_trained_parameters() -> None:
+    criterion = config(PUBLISHED, balance={"alpha": 0}).criterion(SETTING)
     assert not any(parameter.requires_grad for parameter in criterion.parameters())

@@ -71,24 +71,24 @@ def test_a_weight_out_of_its_range_is_refused(written: dict[str, object]) -> Non
         ({"weight": 0.0}, "alpha", 0.0),
     ],
 )
-def test_a_balance_can_be_said_in_another_spelling(written: dict[str, float], spelling: str, value: float) -> None:
+def test_a_balance_can_be_written_in_another_spelling(written: dict[str, float], spelling: str, value: float) -> None:
     balance = LossWeights.model_validate(written)
-    said = balance.respell(spelling)
-    assert said == pytest.approx(value, abs=1e-12)
-    assert LossWeights.model_validate({spelling: said}).weights == pytest.approx(balance.weights, rel=1e-9)
+    respelled = balance.respell(spelling)
+    assert respelled == pytest.approx(value, abs=1e-12)
+    assert LossWeights.model_validate({spelling: respelled}).weights == pytest.approx(balance.weights, rel=1e-9)
 
 
 @pytest.mark.parametrize(
     ("written", "spelling"),
     [({"alpha": 0.3}, "weight"), ({"weight": 1.0}, "alpha"), ({"kd_ratio": 5.0}, "alpha_ce")],
 )
-def test_what_a_spelling_cannot_say_is_refused_with_the_two_weights(written: dict[str, float], spelling: str) -> None:
-    with pytest.raises(ValueError, match=rf"cross-entropy .*, distillation .* cannot be said as {spelling}"):
+def test_weights_that_a_spelling_cannot_express_are_refused(written: dict[str, float], spelling: str) -> None:
+    with pytest.raises(ValueError, match=rf"cross-entropy .*, distillation .* cannot be written as {spelling}"):
         LossWeights.model_validate(written).respell(spelling)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0, 100.0])
-def test_where_the_ratio_is_the_weight_it_is_so_below_one_too_and_in_both_directions(ratio: float) -> None:
+def test_the_kd_ratio_of_at_is_the_weight_below_one_too_in_both_directions(ratio: float) -> None:
     balance = RatioIsWeight(kd_ratio=ratio)
     assert balance.weights == (1, ratio)
     assert balance.respell("weight") == ratio

@@ -1,4 +1,4 @@
-"""mgd against loops: equations 2-4 of Yang et al. 2022, and whose mask an image gets."""
+"""mgd against loops: equations 2-4 of Yang et al. 2022, and the random mask of an image."""
 
 import itertools
 
@@ -16,7 +16,7 @@ def padded(maps: list[list[list[float]]], c: int, y: int, x: int) -> float:
 
 
 def convolved(maps: list[list[list[float]]], layer: nn.Conv2d) -> list[list[list[float]]]:
-    """A convolution of odd size that keeps height and width, of one image."""
+    """Compute a convolution of odd size with same padding, of one image."""
     weight, bias = layer.weight.tolist(), layer.bias.tolist()
     size = len(weight[0][0])
     window = list(itertools.product(range(len(maps)), range(size), range(size)))
@@ -60,13 +60,13 @@ def test_mgd_is_the_squared_error_of_the_generated_map_by_the_images(
     assert terms["mgd_elementwise"].value.item() == pytest.approx(total / elements, rel=1e-9)
 
 
-def test_the_loss_is_the_documents_mse_loss_with_reduction_sum() -> None:
+def test_the_loss_is_mse_loss_with_reduction_sum_as_in_the_reference_implementation() -> None:
     generated, teacher = normal(3, 4, 5, 2, purpose="g"), normal(3, 4, 5, 2, purpose="t")
     document = nn.MSELoss(reduction="sum")(generated, teacher) / 3 * 7e-5
     torch.testing.assert_close(mgd_loss(generated, teacher, alpha=7e-5), document, rtol=1e-12, atol=0)
 
 
-def test_an_images_mask_depends_on_its_name_the_seed_and_the_step_and_on_nothing_else() -> None:
+def test_an_images_mask_depends_on_its_index_the_seed_and_the_step_only() -> None:
     def masks(*indices: int, **other: int) -> torch.Tensor:
         return channel_mask(batch(len(indices), indices=torch.tensor(indices), **other), 64, 0.5)
 

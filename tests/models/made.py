@@ -1,4 +1,4 @@
-"""Networks for these tests: by a config's fields, with random weights unless they are asked for."""
+"""Networks for these tests, with random weights unless the fields name others."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ def config(model: str, **fields: Any) -> Network:
 
 
 def made(model: str, shape: ImageShape = RGB, classes: int = 5, seed: int = 0, **fields: Any) -> Classifier:
-    """allow_random_frozen where something is frozen."""
+    """Build a network; random weights may be frozen."""
     if fields.get("freeze", "none") != "none" and fields.get("weights") is None:
         fields["allow_random_frozen"] = True
     return build(config(model, **fields), shape, classes, seed)
 
 
 def shapes_only(model: str, shape: ImageShape = (3, 224, 224), classes: int = 5, **fields: Any) -> Classifier:
-    """On the meta device: no memory, no time."""
+    """Build a network on the meta device, without memory and time."""
     with torch.device("meta"):
         return build(config(model, **fields), shape, classes, 0, pretrained=False)
 

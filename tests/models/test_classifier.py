@@ -36,7 +36,7 @@ def test_resnets_features_are_those_of_a_forward_by_hand() -> None:
     torch.testing.assert_close(features["pool"], value.mean((2, 3)))
 
 
-def test_no_hook_outlives_its_forward_even_where_that_fails() -> None:
+def test_no_hook_outlives_its_forward_even_if_that_fails() -> None:
     network = made("resnet18").eval()
     network.outputs(images(), STAGES)
     with pytest.raises(RuntimeError):
@@ -74,7 +74,7 @@ def test_gradients_flow_through_features_to_the_encoder() -> None:
 )
 def test_normalisation_is_torchvisions(kind: str, mean: list[float], std: list[float]) -> None:
     network = made("resnet18", normalization=kind)
-    assert torch.equal(network.normalised(images()), normalize(images(), mean, std))
+    assert torch.equal(network.normalize(images()), normalize(images(), mean, std))
     assert not {"mean", "std"} & network.state_dict().keys()
 
 
@@ -82,12 +82,12 @@ def test_two_networks_normalise_the_same_view_each_in_its_own_way() -> None:
     view = images()
     before = view.clone()
     student, teacher = made("resnet18"), made("bit_resnet50x1")
-    torch.testing.assert_close(student.normalised(view)[:, 0], (view[:, 0] - 0.485) / 0.229)
-    torch.testing.assert_close(teacher.normalised(view), 2 * view - 1)
+    torch.testing.assert_close(student.normalize(view)[:, 0], (view[:, 0] - 0.485) / 0.229)
+    torch.testing.assert_close(teacher.normalize(view), 2 * view - 1)
     assert torch.equal(view, before)
 
 
-def test_a_grey_channel_is_repeated_where_the_network_takes_three() -> None:
+def test_a_grey_channel_is_repeated_if_the_network_takes_three() -> None:
     grey = images((1, 64, 64))
     network = made("resnet18", (1, 64, 64)).eval()
     assert torch.equal(network(grey), network(grey.repeat(1, 3, 1, 1)))
@@ -119,7 +119,7 @@ def test_a_hidden_head_is_setup_1s() -> None:
     assert head[1].p == 0.5
 
 
-def test_dropout_acts_in_training_and_rests_in_evaluation() -> None:
+def test_dropout_acts_in_training_only() -> None:
     network = made("resnet18", dropout=0.5, batch_norm_statistics="keep")
     features = network.eval().outputs(images(), ("pool",))[1]["pool"]
     trained = network.train().outputs(images(), ("pool",))
@@ -129,7 +129,7 @@ def test_dropout_acts_in_training_and_rests_in_evaluation() -> None:
 
 
 class Reader(nn.Module):
-    """Reads a value of its input, which the meta device has not."""
+    """A module that reads a value of its input, which is impossible on the meta device."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         return maps.mean((2, 3)) * (1 + bool(maps.sum().item() > 0))

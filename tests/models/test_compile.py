@@ -17,7 +17,7 @@ def built(compiled: bool) -> Classifier:
 
 
 def step(network: Classifier, images: torch.Tensor) -> list[torch.Tensor]:
-    """Logits, features and gradients."""
+    """Return logits, features and gradients."""
     logits, features = network.outputs(images, STAGES)
     (logits.logsumexp(1).mean() + sum(maps.square().mean() for maps in features.values())).backward()
     gradients = [parameter.grad for parameter in network.parameters()]
@@ -35,7 +35,7 @@ def test_compiled_outputs_and_gradients_are_those_of_the_network(tmp_path, monke
     plain, compiled = built(False), built(True)
     torch.testing.assert_close(step(compiled, images), step(plain, images), rtol=1e-4, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1
-    compiled(images)  # an evaluation in between, which notes features too, compiles nothing again
+    compiled(images)  # an evaluation in between does not cause another compilation
     torch.testing.assert_close(step(compiled, images), step(plain, images), rtol=1e-4, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1
-    assert any(tmp_path.rglob("*.so")), "the code lies where the folder for it was named"
+    assert any(tmp_path.rglob("*.so")), "the compiler's cache is not in TORCHINDUCTOR_CACHE_DIR"

@@ -99,7 +99,7 @@ def test_lenet5s_convolutions_freeze_and_its_linear_layers_train() -> None:
 
 
 def test_a_network_without_norms_is_refused_as_encoder_but_norm() -> None:
-    with pytest.raises(UserError, match="squeezenet1_1 has no normalisation layers: freeze must be none or encoder"):
+    with pytest.raises(UserError, match="squeezenet1_1 has no normalization layers: freeze must be none or encoder"):
         made("squeezenet1_1", freeze="encoder_but_norm")
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch in one process: torch's own, whatever the input; tests/ddp has several."""
+"""Batch normalization over the global batch in one process, compared with torch's; tests/ddp has several processes."""
 
 import copy
 
@@ -8,7 +8,8 @@ from made import images, made
 from torch import Tensor, nn
 
 from kdtrain.errors import UserError
-from kdtrain.models.sync_batch_norm import ReducedBatchNorm, SyncBatchNorm, over_global_batch, trains_batch_norm
+from kdtrain.models.freezing import BATCH_NORMS
+from kdtrain.models.sync_batch_norm import CpuSyncBatchNorm, SyncBatchNorm, convert_sync_batchnorm, trains_batch_norm
 from kdtrain.runtime import distributed
 from kdtrain.runtime.process import prepare_process
 
@@ -26,7 +27,7 @@ LAYERS = {
 
 
 def values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Of a mean far from zero, where a variance taken as the mean of squares less the square of the mean is lost."""
+    """Return values with a mean far from zero, for which E[x^2] - E[x]^2 has no correct digit."""
     return (1000 + 2 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).to(dtype)
 
 
@@ -34,14 +35,13 @@ def both(shape: tuple[int, ...], dtype: torch.dtype, **fields: object) -> tuple[
     layer = KINDS[len(shape)](shape[1], **fields).to(torch.float64 if dtype == torch.float64 else torch.float32)
     for number, parameter in enumerate(layer.parameters()):
         parameter.data = number + torch.arange(1, len(parameter) + 1).to(parameter)
-    own = copy.deepcopy(layer)
-    over_global_batch(own, CPU)
-    assert isinstance(own, ReducedBatchNorm)
+    own = convert_sync_batchnorm(copy.deepcopy(layer), CPU)
+    assert isinstance(own, CpuSyncBatchNorm)
     return layer, own
 
 
 def after_two_batches(layer: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-    """Outputs and gradients of the second, the buffers after both, and the answer in evaluation mode."""
+    """Return outputs and gradients of the second, the buffers after both, and the output in evaluation mode."""
     layer(batch)
     given = batch.clone(memory_format=torch.preserve_format).requires_grad_()
     output = layer(given)
@@ -77,13 +77,15 @@ def test_in_fewer_bits_it_has_torchs_types_layout_and_statistics(
 
 
 @pytest.mark.parametrize("model", ["resnet18", "test_efficientnet", "test_byobnet"])
-def test_a_network_keeps_its_names_its_values_and_its_answers(model: str) -> None:
+def test_a_network_keeps_its_names_its_tensors_and_its_outputs(model: str) -> None:
     network = made(model)
     own = copy.deepcopy(network)
-    over_global_batch(own, CPU)
-    norms = [module for module in own.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    tensors = dict(own.state_dict(keep_vars=True))
+    assert convert_sync_batchnorm(own, CPU) is own
+    assert all(own.state_dict(keep_vars=True)[name] is tensor for name, tensor in tensors.items())
+    norms = [module for module in own.modules() if isinstance(module, BATCH_NORMS)]
     assert norms
-    assert all(isinstance(norm, ReducedBatchNorm) for norm in norms)
+    assert all(isinstance(norm, CpuSyncBatchNorm) for norm in norms)
     assert list(own.state_dict()) == list(network.state_dict())
     assert [name for name, _ in own.named_parameters()] == [name for name, _ in network.named_parameters()]
     for mode in (True, False):
@@ -95,7 +97,7 @@ def test_a_network_keeps_its_names_its_values_and_its_answers(model: str) -> Non
 
 def test_kept_statistics_stay_and_so_does_what_is_normalised_by_them() -> None:
     network = made("test_efficientnet", batch_norm_statistics="keep")
-    over_global_batch(network, CPU)
+    convert_sync_batchnorm(network, CPU)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.train()(images())
     assert not trains_batch_norm(network)
@@ -105,8 +107,8 @@ def test_kept_statistics_stay_and_so_does_what_is_normalised_by_them() -> None:
 def test_on_a_gpu_it_is_torchs_sync_batch_norm_with_the_librarys_activation_after_it() -> None:
     network = made("test_efficientnet")
     names = list(network.state_dict())
-    over_global_batch(network, torch.device("cuda"))
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    convert_sync_batchnorm(network, torch.device("cuda"))
+    norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS)]
     assert all(isinstance(norm, SyncBatchNorm) and isinstance(norm, nn.SyncBatchNorm) for norm in norms)
     assert list(network.state_dict()) == names
     plain = made("test_efficientnet")
@@ -114,7 +116,6 @@ def test_on_a_gpu_it_is_torchs_sync_batch_norm_with_the_librarys_activation_afte
 
 
 def test_the_image_of_an_idle_rank_enters_no_statistics_and_gets_no_gradient_of_them(monkeypatch) -> None:
-    """Alone there is then nothing to normalise by."""
     _, layer = both((4, 3), torch.float64)
     with distributed.idle(True), pytest.raises(ValueError, match="more than 1 value per channel"):
         layer(values((4, 3), torch.float64))
@@ -127,9 +128,17 @@ def test_one_value_per_channel_has_no_statistics_as_torch_says() -> None:
             layer(values((1, 3), torch.float64))
 
 
+def test_a_batch_norm_under_two_names_stays_one_module() -> None:
+    shared = nn.BatchNorm1d(3)
+    network = nn.ModuleDict({"one": shared, "two": nn.Sequential(shared)})
+    convert_sync_batchnorm(network, CPU)
+    assert isinstance(network["one"], CpuSyncBatchNorm)
+    assert network["one"] is network["two"][0]
+
+
 def test_a_batch_norm_with_a_forward_of_its_own_is_refused() -> None:
     class Odd(nn.BatchNorm2d):
         pass
 
     with pytest.raises(UserError, match=r"recipe.batch_norm: Odd has no form over several workers; write per_worker"):
-        over_global_batch(nn.Sequential(Odd(3)), CPU)
+        convert_sync_batchnorm(nn.Sequential(Odd(3)), CPU)

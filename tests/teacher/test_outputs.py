@@ -159,7 +159,7 @@ def ingredients(teacher_file: Path, split: str = "train", epoch: int = 0, **chan
     assert isinstance(run.teacher_outputs, LiveTeacher)
     if split == "val":
         return val_key(run.teacher_outputs, "a digest")
-    return train_key(run.teacher_outputs, "a digest", run.recipe.method.readings, epoch)
+    return train_key(run.teacher_outputs, "a digest", run.recipe.method.teacher_readings, epoch)
 
 
 RELATIONS = {"name": "rkd_distance", "balance": {"weight": 5.0}}
@@ -357,7 +357,7 @@ def test_a_cache_that_is_turned_off_in_mid_training_is_not_read_any_more(tmp_pat
     """The views of training have room, those of validation have not; the ninth epoch would check what was read."""
     maps = ON_DIGITS["attention"]
     config = recipe(**maps | {"method": KD["method"], "epochs": 9})
-    readings = recipe(**maps).method.readings
+    readings = recipe(**maps).method.teacher_readings
     live = trained(config, tmp_path / "live")
     trained(config, tmp_path / "whole", cache=shared(tmp_path), shared_readings=readings)
     expected = [json.loads(about.read_text()) for about in (tmp_path / "cache").glob("*/about.json")]
@@ -389,7 +389,7 @@ def test_each_trial_checks_another_chunk(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_compiled_teacher_is_asked_for_its_own_stages_only(tmp_path: Path) -> None:
     maps = ON_DIGITS["attention"]
-    of_all = recipe(**maps).method.readings
+    of_all = recipe(**maps).method.teacher_readings
     for compiled, kept in ((False, of_all), (True, ())):
         run = fresh_run(recipe(**maps | {"method": KD["method"], "teacher": CONV_TEACHER | {"compile": compiled}}))
         assert isinstance(run.teacher_outputs, LiveTeacher)
@@ -423,7 +423,7 @@ def test_whole_feature_maps_are_kept_only_where_all_views_of_a_training_fit(tmp_
 
 
 def test_a_method_without_maps_keeps_them_for_those_that_read_them(tmp_path: Path) -> None:
-    of_mgd = recipe(**MGD).method.readings
+    of_mgd = recipe(**MGD).method.teacher_readings
     first = {"cache": shared(tmp_path), "shared_readings": of_mgd}
     trained(recipe(**MGD | KD | {"teacher": CONV_TEACHER}), tmp_path / "one", **first)
     assert computed(trained(recipe(**MGD), tmp_path / "one", **first)) == [0]

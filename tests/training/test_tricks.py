@@ -17,8 +17,8 @@ from kdtrain.data.base import as_floats
 from kdtrain.data.mixup import Mixup, pairing
 from kdtrain.errors import UserError
 from kdtrain.methods.base import Outputs
+from kdtrain.methods.r_drop import symmetric_kl
 from kdtrain.runtime.rng import stream
-from kdtrain.training.distiller import symmetric_kl
 from kdtrain.training.evaluation import logits_of, student_metrics
 from kdtrain.training.loop import fit, load_batch, train_step
 from kdtrain.training.state import TrainState

@@ -1,58 +1,44 @@
 """Setup 2, hymenoptera: mean squared error of logits (anvelezec/distillation)."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from analysis.bands import bands_and_zoom
-from analysis.documents.claims import Claim, compare, own_teacher
-from analysis.documents.document import Document, Figures, Rows
-from analysis.documents.measured import Measured
-from analysis.documents.published import POOLED, hymenoptera_records, pooled, published
-from analysis.frame import Study
-from analysis.tables import MISSING, markdown
+from analysis.references.claims import Claim, compare, own_teacher
+from analysis.references.measured import Measured
+from analysis.references.published_tables import POOLED, hymenoptera_records, pooled, published
+from analysis.references.reference import Curves, Measurements, Reference
+from analysis.tables import MISSING, Rows
 
 OURS = {"epoch_loss": "loss", "epoch_acc": "accuracy", "epoch_acc_teacher": "teacher_accuracy", "diff_t_s": "diff_t_s"}
 LAST_BATCH = "diff_t_s_published"
 ZOOMED_EPOCHS = 15
 RUNS = {"runs x epochs": "4 x 25"}
 FROM_RECORDS = (0.0, 1.0)
+AXES = {"val/loss": "validation loss", "val/accuracy": "validation accuracy, %", "val/diff_t_s": "mean |t - s|, logits"}
 
 
-def table(rows: Rows) -> str:
-    """The document's pooled means and deviations, then what it lacks: means and intervals over the runs."""
-    taught = [row for row in rows if row.method == "logit_mse"]
-    printed = [
-        {"": "document", "encoder frozen": "yes", "alpha": f"{row['alpha']:g}"} | _pairs(row) | RUNS
+def tables(rows: Measurements) -> dict[str, Rows]:
+    """Return means and deviations pooled over all epochs, and means and intervals over the runs."""
+    reported = [
+        {"": "reported", "encoder frozen": "yes", "alpha": f"{row['alpha']:g}"} | _pairs(row) | RUNS
         for row in published("hymenoptera_mse").to_dict("records")
     ]
-    own = pooled(hymenoptera_records())
-    printed += [
-        {"": "document's records", "encoder frozen": "yes", "alpha": f"{alpha:g}"} | _pairs(row.to_dict()) | RUNS
-        for alpha, row in own.iterrows()
+    reported += [
+        {"": "from the records", "encoder frozen": "yes", "alpha": f"{alpha:g}"} | _pairs(row.to_dict()) | RUNS
+        for alpha, row in pooled(hymenoptera_records()).iterrows()
         if alpha in FROM_RECORDS
     ]
-    return (
-        "Mean ± sample standard deviation over all epochs of all runs, pooled, as the document has it (fractions, "
-        "validation):\n\n"
-        f"{markdown(pd.DataFrame([*printed, *map(_pooled, taught)]))}\n"
-        "This deviation measures the learning curve, not the runs. `document's records` are computed here from the "
-        "document's own records of each epoch; alpha 0.5 cannot be, one of its runs was overwritten. Losses at "
-        "different alpha are not comparable. diff_t_s is the mean of |t - s|: the document takes the last shuffled "
-        "batch, here the whole validation split stands first.\n\n"
-        "Over the runs (mean ± half-width of the 95 % t interval), the test split read once a run:\n\n"
-        f"{markdown(pd.DataFrame([_over_runs(row) for row in rows]))}\n"
-        "In square brackets the binomial 95 % interval of one run. The document has no test split: its validation "
-        "images are the test images here, and a fifth of its training images chooses.\n"
-    )
+    measured = [row for row in rows if row.method == "logit_mse"]
+    return {"pooled": [*reported, *map(_pooled, measured)], "over_runs": [_over_runs(row) for row in rows]}
 
 
-def claims(rows: Rows) -> list[Claim]:
-    """What its table shows of the frozen student: matching logits, alone (alpha 0) or by half, ends above the labels
-    alone (alpha 1), and the student above its teacher; in its own measure, and on our test images."""
+def claims(rows: Measurements) -> list[Claim]:
+    """Return the conclusions about the frozen student, in the reported metric and on our test images.
+
+    Logits alone (alpha 0) or by half are better than labels alone (alpha 1); the student is better than its teacher.
+    """
     own = {float(row["alpha"]): row for row in published("hymenoptera_mse").to_dict("records")}
     labels = _at(rows, "encoder", 1.0)
     found = []
@@ -66,7 +52,7 @@ def claims(rows: Rows) -> list[Claim]:
     above = own[0.5]["epoch_acc_mean"] - own[0.5]["epoch_acc_teacher_mean"]
     text = f"The student at alpha 0.5 beats its teacher: {POOLED_ACCURACY}"
     teacher = own_teacher(rows, ours)
-    if teacher is not None:  # as the document has it, the teacher's accuracy is its trained network's
+    if teacher is not None:  # its reported accuracy is that of the trained network
         known = dict(teacher.values) | {"mean/accuracy": teacher.values.get("val/accuracy", {})}
         teacher = replace(teacher, values=known)
     return [*found, compare(text, above, ours, teacher, metric="mean/accuracy")]
@@ -75,45 +61,38 @@ def claims(rows: Rows) -> list[Claim]:
 POOLED_ACCURACY = "validation accuracy, mean over all epochs"
 
 
-def pictures(study: Study, rows: Rows) -> Figures:
-    """The document's three curves, a band per alpha, and the last 15 epochs larger; one picture per kind of student."""
-    found: Figures = {}
+def curves(rows: Measurements) -> list[Curves]:
+    """Return the three reported curves with a band per alpha: one picture per kind of student."""
+    found = []
     for freeze, kind in (("encoder", "frozen"), ("encoder_but_norm", "frozen_but_norm"), ("none", "unfrozen")):
         own = [row for row in _published(rows) if row.freeze == freeze]
         several = len({row.teacher_freeze for row in own}) > 1
         shown = {f"alpha {_alpha(row):g}{f', teacher {row.teacher_freeze}' if several else ''}": row for row in own}
         if shown:
-            longest = max(len(run) for row in own for run in row.epochs.values())
-            zoomed = f"; below the last {ZOOMED_EPOCHS} epochs" if longest > ZOOMED_EPOCHS else ""
-            caption = (
-                f"Loss, accuracy and |t - s| on validation by epoch, {kind.replace('_', ' ')} student: mean and 95 % t "
-                f"interval of the runs at each alpha, to the end of the shortest run{zoomed}"
+            longest = max((len(run) for row in own for run in row.epochs.values()), default=0)
+            found.append(
+                Curves(
+                    file=f"alphas_{kind}.png",
+                    kind=kind.replace("_", " "),
+                    trial_ids={label: list(row.trial_ids.values()) for label, row in sorted(shown.items())},
+                    metrics=AXES,
+                    zoomed_epochs=ZOOMED_EPOCHS if longest > ZOOMED_EPOCHS else None,
+                )
             )
-            found[f"alphas_{kind}.png"] = (caption, partial(_draw, study, shown))
     return found
 
 
-def _draw(study: Study, shown: dict[str, Measured]) -> Figure | None:
-    metrics = {
-        "val/loss": "validation loss",
-        "val/accuracy": "validation accuracy, %",
-        "val/diff_t_s": "mean |t - s|, logits",
-    }
-    runs = {label: list(row.trial_ids.values()) for label, row in sorted(shown.items())}
-    return bands_and_zoom(study, runs, metrics, ZOOMED_EPOCHS)
-
-
-def _published(rows: Rows) -> list[Measured]:
-    """Rows at the published points, whose alpha is the document's."""
+def _published(rows: Measurements) -> list[Measured]:
+    """Return the rows at the published points, which have the reported alphas."""
     return [row for row in rows if row.method == "logit_mse" and row.role == "published"]
 
 
-def _at(rows: Rows, freeze: str, alpha: float) -> Measured | None:
+def _at(rows: Measurements, freeze: str, alpha: float) -> Measured | None:
     return next((row for row in _published(rows) if row.freeze == freeze and _alpha(row) == alpha), None)
 
 
 def _alpha(row: Measured) -> float:
-    """The document's alpha weighs cross-entropy."""
+    """Return alpha, the weight of cross-entropy."""
     return float(row.weights[0]) if row.weights else float("nan")
 
 
@@ -155,7 +134,8 @@ def _frozen(row: Measured) -> str:
     return {"none": "no", "encoder": "yes"}.get(row.freeze, row.freeze)
 
 
-HYMENOPTERA = Document(
+HYMENOPTERA = Reference(
+    name="hymenoptera",
     title="Setup 2, hymenoptera: anvelezec/distillation",
     networks={"student": {"resnet18"}, "teacher": {"resnet50"}},
     setting={
@@ -167,7 +147,7 @@ HYMENOPTERA = Document(
         "optimizer.name": "sgd",
         "lr_schedule.name": "step",
     },
-    table=table,
+    tables=tables,
     claims=claims,
-    pictures=pictures,
+    curves=curves,
 )

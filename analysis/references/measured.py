@@ -1,12 +1,12 @@
-"""What a sweep measured, row by row as a document's table has it: a recipe over its seeds, or a teacher's one run."""
+"""The measurements of a sweep as rows of a reference's table: a recipe over its seeds, or the one run of a teacher."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.claims import Candidate, Single
-from analysis.documents.published import one_run
 from analysis.frame import Study
+from analysis.references.published_tables import one_run
 from analysis.statistics import Estimate, mean_estimate, paired_differences
 from analysis.tables import MISSING, estimate_percent, percent
 from kdtrain.storage.folder import Row
@@ -14,7 +14,7 @@ from kdtrain.storage.folder import Row
 
 @dataclass(frozen=True)
 class Measured:
-    """A row: `recipe` is that of its first run, `values` {metric: {seed: value}} (a teacher's seed is its own)."""
+    """A measured row; `recipe` is that of its first run, `values` {metric: {seed: value}}."""
 
     key: str
     role: str
@@ -44,8 +44,8 @@ class Measured:
         return None if self.recipe.get("teacher") is None else str(self.recipe["teacher"].get("freeze", "none"))
 
     @property
-    def named(self) -> str:
-        """Its key, and the tricks that tell it from others."""
+    def label(self) -> str:
+        """The key of the row, with its source and with EMA and R-Drop."""
         tricks = [name for name, on in (("EMA", self.ema), ("R-Drop", self.r_drop)) if on]
         searched = " (searched)" if self.role == "best" else ""
         return f"{self.key}{searched}{' with ' + ' and '.join(tricks) if tricks else ''}"
@@ -64,9 +64,10 @@ class Measured:
 
     @property
     def kd_ratio(self) -> float | None:
-        """The published spelling of the distillation weight w: w itself for AT; else r below 1 with w = r / (1 - r),
-        and for SP, whose published ratios are above 1, w itself from 1 on. None without cross-entropy: no ratio says
-        that."""
+        """The kd_ratio of setup 4 for the distillation weight w.
+
+        It is w itself for AT, and for SP from 1 on; else r with w = r / (1 - r). None without cross-entropy.
+        """
         if self.weights is None or self.method == "none" or not self.weights[0]:
             return None
         weight = self.weights[1] / self.weights[0]
@@ -74,7 +75,7 @@ class Measured:
 
     @property
     def first_run(self) -> Sequence[Row]:
-        """The epochs of its first seed."""
+        """The epochs of the first seed."""
         return next(iter(self.epochs.values()), ())
 
     @property
@@ -85,7 +86,7 @@ class Measured:
         return mean_estimate(list(self.values.get(metric, {}).values()))
 
     def cell(self, metric: str) -> str:
-        """Mean and t interval over the seeds in per cent; of one run the binomial interval, where there is one."""
+        """Return mean and t interval over the seeds in per cent; for one run the binomial interval of an accuracy."""
         found = list(self.values.get(metric, {}).values())
         if not found:
             return MISSING
@@ -97,7 +98,7 @@ class Measured:
 
 
 def measured_rows(study: Study, candidates: Sequence[Candidate], teachers: Sequence[Single]) -> list[Measured]:
-    """Teachers first, then the baselines, then what was distilled; only what was trained and tested."""
+    """Return the rows: teachers, baselines, distilled students."""
     order = {"baseline": 0, "published": 1, "best": 2}
     rows = [
         _row(study, _teacher_key(study, each), "teacher", {_seed(study, each.trial_id): each.trial_id})
@@ -109,7 +110,7 @@ def measured_rows(study: Study, candidates: Sequence[Candidate], teachers: Seque
 
 
 def difference(first: Measured, second: Measured, metric: str) -> Estimate | None:
-    """Mean of first minus second, paired by seed; from a teacher's one run every seed is subtracted alike."""
+    """Return first minus second, paired by seed; the one run of a teacher is subtracted from every seed."""
     mine, other = first.values.get(metric, {}), second.values.get(metric, {})
     if second.role == "teacher" and other:
         constant = next(iter(other.values()))
@@ -144,7 +145,7 @@ def _row(study: Study, key: str, role: str, trial_ids: Mapping[int, str]) -> Mea
 
 
 def _metrics(outcome: Row, rows: Sequence[Row]) -> dict[str, float]:
-    """val/... of the best epoch, last/... of the last one, mean/accuracy over all epochs, test/... as read once."""
+    """Return val/... of the best epoch, last/... of the last epoch, mean/accuracy over all epochs, and test/..."""
     best = next((row for row in rows if row["epoch"] == (outcome.get("best") or {}).get("epoch")), {})
     found = {name: value for name, value in best.items() if name.startswith("val/")}
     found |= {name.replace("val/", "last/"): v for name, v in (rows[-1] if rows else {}).items() if "val/" in name}

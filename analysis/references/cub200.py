@@ -4,14 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
-
-from analysis.documents.claims import Claim, alone, compare, own_teacher, pick, stands_in
-from analysis.documents.document import Document, Rows, yes_or_no
-from analysis.documents.measured import Measured
-from analysis.documents.published import one_run, published
+from analysis.references.claims import Claim, alone, compare, is_substituted, own_teacher, pick
+from analysis.references.measured import Measured
+from analysis.references.published_tables import one_run, published
+from analysis.references.reference import Measurements, Reference, yes_or_no
 from analysis.statistics import Estimate
-from analysis.tables import MISSING, markdown, missing, percent, sampled
+from analysis.tables import MISSING, missing, percent, sampled
 
 IMAGES = {"val": 1_781, "test": 2_323, "test_tta": 2_323}
 METHODS = {"none": "none", "kd": "SoftTarget", "mgd": "MGD", "at": "AT", "sp": "SP"}
@@ -30,35 +28,27 @@ COLUMNS = {
 }
 
 
-def table(rows: Rows) -> str:
-    """The blocks of the document that hold a method which was measured here, then the measured rows."""
-    cells = [_printed_cells(row) for row in _printed_rows(rows)]
-    return (
-        f"{markdown(pd.DataFrame([*cells, *(_measured(row) for row in rows)]))}\n"
-        "MPA: mean of the accuracies of the classes; TTA: mean logits of ten crops. In square brackets the "
-        "binomial 95 % interval of one run on so many images (the document: about "
-        f"{IMAGES['val']:,} to choose by and {IMAGES['test']:,} to test, so that one run at 78 % carries about 1.7 "
-        "points either way); ± the half-width of the t interval over n "
-        "seeds. MPA of one run has no interval.\n"
-    )
+def tables(rows: Measurements) -> dict[str, Any]:
+    """Return the reported blocks that hold a method which was measured here, then the measured rows."""
+    return {"results": [*map(_reported_cells, _reported_rows(rows)), *map(_measured, rows)], "images": IMAGES}
 
 
-def claims(rows: Rows) -> list[Claim]:
-    """Each method against the student alone, and what the document's text makes of its tables."""
+def claims(rows: Measurements) -> list[Claim]:
+    """Return each method against the student alone, and the conclusions in the text of the reference."""
     plain = [row for row in rows if row.role == "baseline" or not (row.ema or row.r_drop)]
     return [*_each_method(plain), *_stronger_teacher(plain), *_over_teacher(plain), *_self(plain), *_averaged(rows)]
 
 
-def _each_method(rows: Rows) -> Iterator[Claim]:
-    """The document's comparisons, each with its own teacher; and, where another teacher stands in, one with that."""
+def _each_method(rows: Measurements) -> Iterator[Claim]:
+    """Yield the reported comparisons, each with its teacher, and one with a substitute if there is one."""
     measured = dict.fromkeys(row.method for row in rows if row.method in METHODS and row.teacher and not _is_self(row))
     table = published("cub200")
     plain = table[~(table["ema"] | table["rdrop"]) & (table["block"] != SELF) & table["teacher"].notna()]
     for row in plain.to_dict("records"):
-        method = next(name for name, printed in METHODS.items() if printed == row["method"])
+        method = next(name for name, reported in METHODS.items() if reported == row["method"])
         if method in measured:
             ours = None
-            if not stands_in(rows, NETWORKS, "teacher"):
+            if not is_substituted(rows, NETWORKS, "teacher"):
                 ours = pick(
                     rows, NETWORKS, method=method, student=row["student"], teacher=row["teacher"], freeze="none"
                 )
@@ -66,16 +56,16 @@ def _each_method(rows: Rows) -> Iterator[Claim]:
             does = "raises" if gain > 0 else "does not raise"
             text = f"{row['method']} from {row['teacher']} {does} the student's accuracy"
             yield compare(text, gain, ours, alone(rows, ours))
-    if stands_in(rows, NETWORKS, "teacher"):
+    if is_substituted(rows, NETWORKS, "teacher"):
         for method in measured:
             ours = pick(rows, NETWORKS, method=method, student="mobilenetv2", freeze="none")
             if ours is not None:
-                text = f"{METHODS[method]} from {ours.teacher}, which stands in, raises the student's accuracy"
+                text = f"{METHODS[method]} from {ours.teacher} (a substitute) raises the student's accuracy"
                 yield compare(text, None, ours, alone(rows, ours), higher=True)
 
 
-def _stronger_teacher(rows: Rows) -> Iterator[Claim]:
-    """The student of the strongest teacher against the best student of a weaker one; here it must be the stronger."""
+def _stronger_teacher(rows: Measurements) -> Iterator[Claim]:
+    """Yield the student of the strongest teacher against the best student of a weaker one, if it is stronger here."""
     for method, better in (("kd", "ghostnet"), ("mgd", "resnet50")):
         if not any(row.method == method for row in rows):
             continue
@@ -84,7 +74,9 @@ def _stronger_teacher(rows: Rows) -> Iterator[Claim]:
             for teacher in ("efficientnet_v2_s", better)
         )
         gap = _distilled(METHODS[method], "efficientnet_v2_s") - _distilled(METHODS[method], better)
-        text = f"A stronger teacher is not a better student's: {METHODS[method]} from efficientnet_v2_s or {better}"
+        text = (
+            f"A stronger teacher does not give a better student: {METHODS[method]} from efficientnet_v2_s or {better}"
+        )
         claim = compare(text, gap, strongest, weaker)
         teachers = [own_teacher(rows, row) for row in (strongest, weaker)]
         accuracies = [row.estimate("test/accuracy") if row else None for row in teachers]
@@ -97,10 +89,10 @@ def _is_stronger(first: Estimate | None, second: Estimate | None) -> bool:
     return first is not None and second is not None and first.mean > second.mean
 
 
-def _over_teacher(rows: Rows) -> Iterator[Claim]:
+def _over_teacher(rows: Measurements) -> Iterator[Claim]:
     if not any(row.method == "mgd" for row in rows):
         return
-    stand_in = stands_in(rows, NETWORKS, "teacher")
+    stand_in = is_substituted(rows, NETWORKS, "teacher")
     ours = pick(rows, NETWORKS, method="mgd", student="mobilenetv2", teacher="resnet50", freeze="none")
     for split in ("val", "test"):
         column = f"{split}_accuracy"
@@ -110,13 +102,13 @@ def _over_teacher(rows: Rows) -> Iterator[Claim]:
         text = f"MGD's student beats its teacher resnet50 on {split}"
         if stand_in and ours is not None:
             yield Claim(text, student - teacher, True)
-            text = f"MGD's student beats its teacher {ours.teacher}, which stands in, on {split}"
+            text = f"MGD's student beats its teacher {ours.teacher} (a substitute) on {split}"
         gain = None if stand_in else student - teacher
         yield compare(text, gain, ours, own_teacher(rows, ours), metric=f"{split}/accuracy", higher=True)
 
 
-def _self(rows: Rows) -> Iterator[Claim]:
-    """On val and test a network that is its own teacher gains; with TTA two of the three do not."""
+def _self(rows: Measurements) -> Iterator[Claim]:
+    """Yield self-distillation: reported gains on val and test, with TTA for one network of three."""
     if not any(_is_self(row) for row in rows):
         return
     for model in ("mobilenetv2", "resnet50", "ghostnet"):
@@ -128,12 +120,14 @@ def _self(rows: Rows) -> Iterator[Claim]:
         for metric, column in COLUMN_OF.items():
             gain = float(taught[column]) - float(_in_block(SELF, model)[column])
             name = metric.partition("/")[0].replace("_tta", " with TTA")
-            text = f"{model} taught by itself (AT) {'gains' if gain > 0 else 'does not gain'} on {name}"
+            text = (
+                f"Self-distillation of {model} (AT) {'raises' if gain > 0 else 'does not raise'} its accuracy on {name}"
+            )
             yield compare(text, gain, ours, alone(rows, ours), metric=metric)
 
 
-def _averaged(rows: Rows) -> Iterator[Claim]:
-    """EMA on and off at the same published point; its R-Drop never reached distillation, so nothing is concluded."""
+def _averaged(rows: Measurements) -> Iterator[Claim]:
+    """Yield EMA on and off at the same published point; the reference's R-Drop has no effect on its distillation."""
     if not any(row.ema for row in rows):
         return
     plain = [row for row in rows if row.role == "published" and row.method == "mgd" and not row.r_drop]
@@ -159,34 +153,36 @@ def _distilled(method: str, teacher: str) -> float:
 
 
 def _in_block(block: str, student: str) -> dict[str, Any]:
-    """The row of a network alone in a block."""
+    """Return the row of a network alone in a block."""
     table = published("cub200")
     return dict(table[(table["block"] == block) & table["teacher"].isna() & (table["student"] == student)].iloc[0])
 
 
-def _printed_rows(rows: Rows) -> list[dict[str, Any]]:
-    """What the document has of the methods and teachers here (of all teachers where another stands in), with the
-    networks alone of the same blocks; of a method that it lacks the networks alone of its first block."""
+def _reported_rows(rows: Measurements) -> list[dict[str, Any]]:
+    """Return the reported rows of the methods and teachers that are here, with the networks alone of the same blocks.
+
+    If the teacher is a substitute, all teachers are shown; without a reported row, the networks alone of a block.
+    """
     table = published("cub200")
-    any_teacher = stands_in(rows, NETWORKS, "teacher")
+    any_teacher = is_substituted(rows, NETWORKS, "teacher")
     here = [(METHODS.get(row.method, row.method), row.teacher, _is_self(row)) for row in rows if row.teacher]
 
-    def is_here(printed: Mapping[Any, Any]) -> bool:
-        itself = printed["block"] == SELF
+    def is_here(reported: Mapping[Any, Any]) -> bool:
+        itself = reported["block"] == SELF
         return any(
-            method == printed["method"] and own == itself and (any_teacher or teacher == printed["teacher"])
+            method == reported["method"] and own == itself and (any_teacher or teacher == reported["teacher"])
             for method, teacher, own in here
         )
 
-    printed = list(table.to_dict("records"))
-    wanted = [row for row in printed if not missing(row["teacher"]) and is_here(row)]
-    blocks = {row["block"] for row in wanted} or {printed[0]["block"]}
-    return [row for row in printed if row["block"] in blocks and (missing(row["teacher"]) or row in wanted)]  # type: ignore[misc]
+    reported = list(table.to_dict("records"))
+    wanted = [row for row in reported if not missing(row["teacher"]) and is_here(row)]
+    blocks = {row["block"] for row in wanted} or {reported[0]["block"]}
+    return [row for row in reported if row["block"] in blocks and (missing(row["teacher"]) or row in wanted)]  # type: ignore[misc]
 
 
-def _printed_cells(row: dict[str, Any]) -> dict[str, Any]:
+def _reported_cells(row: dict[str, Any]) -> dict[str, Any]:
     cells = {
-        "": f"document: {row['block']}",
+        "": f"reported: {row['block']}",
         "AMP": yes_or_no(row["amp"]),
         "teacher": row["teacher"],
         "student": row["student"],
@@ -217,7 +213,8 @@ def _measured(row: Measured) -> dict[str, Any]:
     return cells | {title: row.cell(metric) for title, metric in COLUMNS.items()} | {"n": str(row.n)}
 
 
-CUB200 = Document(
+CUB200 = Reference(
+    name="cub200",
     title="Setup 4, CUB-200-2011: z1069614715/pytorch-classifier",
     networks=NETWORKS,
     setting={
@@ -233,6 +230,6 @@ CUB200 = Document(
         "lr_schedule.warmup_epochs": 7,
         "label_smoothing": 0.1,
     },
-    table=table,
+    tables=tables,
     claims=claims,
 )

@@ -1,21 +1,24 @@
 """Setup 5, Flowers102: function matching (Keras example; Beyer et al. 2021, arXiv:2106.05237)."""
 
-import pandas as pd
+from typing import Any
 
-from analysis.documents.document import Document, Rows
-from analysis.documents.measured import Measured
-from analysis.documents.published import INTERVALS, one_run, published
-from analysis.tables import MISSING, count, markdown
+from analysis.references.measured import Measured
+from analysis.references.published_tables import one_run, published
+from analysis.references.reference import Measurements, Reference
+from analysis.tables import Rows, count, number
 from kdtrain.storage.folder import Row
 
 TEST_IMAGES = 6_149
 
 
-def table(rows: Rows) -> str:
-    """Published: the teacher, 30 epochs from random weights, the pre-trained student after 1,000 and 100,000."""
-    cells = [
+def tables(rows: Measurements) -> dict[str, Any]:
+    """Return the reported rows beside the measured ones, and the log of the first run of the published point.
+
+    Reported: the teacher, 30 epochs from random weights, the pre-trained student after 1,000 and 100,000 epochs.
+    """
+    reported = [
         {
-            "": "document",
+            "": "reported",
             "teacher": row["teacher"],
             "student": row["student"],
             "epochs": count(row["epochs"]),
@@ -27,7 +30,13 @@ def table(rows: Rows) -> str:
         }
         for row in published("flowers102_funmatch").to_dict("records")
     ]
-    return f"{markdown(pd.DataFrame([*cells, *(_measured(row) for row in rows)]))}\n{INTERVALS}\n{_log(rows)}"
+    by_role = {row.role: row for row in reversed(rows)}
+    logged = by_role.get("published") or by_role.get("best")
+    return {
+        "results": [*reported, *map(_measured, rows)],
+        "logged": logged.key if logged else None,
+        "log": _log(logged) if logged else [],
+    }
 
 
 def _measured(row: Measured) -> dict[str, str | None]:
@@ -46,43 +55,34 @@ def _measured(row: Measured) -> dict[str, str | None]:
     }
 
 
-def _log(rows: Rows) -> str:
-    """Epoch by epoch as the document's own log has it: distillation loss and top-1, training and validation."""
-    shown = next((row for row in rows if row.role == "published"), None) or next(
-        (row for row in rows if row.role == "best"), None
-    )
-    if shown is None or not shown.first_run:
-        return ""
-    kept = _spread(len(shown.first_run))
-    lines = [
+def _log(row: Measured) -> Rows:
+    """Return the distillation loss and top-1 of the first run by epoch, as in the log of the reference."""
+    shown = _spread(len(row.first_run))
+    return [
         {
-            "epoch": str(row["epoch"]),
-            "distillation loss": _four(_without_t2(row, "train", shown.method)),
-            "val distillation loss": _four(_without_t2(row, "val", shown.method)),
-            "val top-1, %": f"{100 * row['val/accuracy']:.2f}",
+            "epoch": str(epoch["epoch"]),
+            "distillation loss": number(_without_t2(epoch, "train", row.method)),
+            "val distillation loss": number(_without_t2(epoch, "val", row.method)),
+            "val top-1, %": f"{100 * epoch['val/accuracy']:.2f}",
         }
-        for i, row in enumerate(shown.first_run)
-        if i in kept
+        for i, epoch in enumerate(row.first_run)
+        if i in shown
     ]
-    return f"\nThe log of the first run of {shown.key}:\n\n{markdown(pd.DataFrame(lines))}"
 
 
 def _without_t2(row: Row, split: str, method: str) -> float | None:
-    """The document's loss has no T^2; other methods than kd have one loss only."""
+    """Return the loss without T^2, as in the reference; methods other than kd have one loss only."""
     return row.get(f"{split}/{method}_without_t2", row.get(f"{split}/{method}"))
 
 
 def _spread(epochs: int, most: int = 30) -> set[int]:
-    """At most so many rows, evenly, the last among them."""
+    """Return the indices of at most `most` evenly spaced epochs, with the last."""
     return set(range(epochs)) if epochs <= most else {round(i * (epochs - 1) / (most - 1)) for i in range(most)}
 
 
-def _four(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.4f}"
-
-
-FLOWERS102 = Document(
-    title="Setup 5, Flowers102: function matching, as the Keras example has it",
+FLOWERS102 = Reference(
+    name="flowers102",
+    title="Setup 5, Flowers102: function matching, the Keras example",
     networks={"student": {"resnet50v2", "bit_resnet50x1"}, "teacher": {"bit_resnet101x3"}},
     setting={
         "data.resolution": 128,
@@ -92,5 +92,5 @@ FLOWERS102 = Document(
         "optimizer.name": "adamw",
         "lr_schedule.name": "cosine_in_steps",
     },
-    table=table,
+    tables=tables,
 )

@@ -1,28 +1,25 @@
 """Setup 1, CIFAR-10: PyTorch-Lightning KD experiments with CNNs (maximzubkov/cnn-distillation)."""
 
-import pandas as pd
-
-from analysis.documents.claims import Claim, alone, compare, own_teacher, pick
-from analysis.documents.document import Document, Rows, yes_or_no
-from analysis.documents.measured import Measured
-from analysis.documents.published import INTERVALS, one_run, published
-from analysis.tables import MISSING, markdown
+from analysis.references.claims import Claim, alone, compare, own_teacher, pick
+from analysis.references.measured import Measured
+from analysis.references.published_tables import one_run, published
+from analysis.references.reference import Measurements, Reference, yes_or_no
+from analysis.tables import MISSING, Rows
 
 TEST_IMAGES = 10_000
 METHODS = {"none": "cross_entropy"}
-"""What the document calls otherwise."""
+"""Methods that the reference names differently."""
 SHOWN = {"kd": "KD", "rkd_distance": "RKD distance", "logits_discriminator": "The logits discriminator"}
 NETWORKS = {"student": {"resnet18"}, "teacher": {"resnet50"}}
 FREEZE = {"frozen": "encoder_but_norm", "unfrozen": "none"}
 
 
-def table(rows: Rows) -> str:
-    """Published rows of the methods that were measured here, then the measured ones."""
+def tables(rows: Measurements) -> dict[str, Rows]:
+    """Return the reported rows of the methods that were measured here, then the measured ones."""
     methods = {METHODS.get(row.method, row.method) for row in rows}
-    printed = published("cifar10_resnet")
-    cells = [
+    reported = [
         {
-            "": "document",
+            "": "reported",
             "student": row["student"],
             "teacher": row["teacher"],
             "method": row["method"],
@@ -32,18 +29,18 @@ def table(rows: Rows) -> str:
             "n": "1",
             "checkpoint": row["checkpoint"],
         }
-        for row in printed.to_dict("records")
+        for row in published("cifar10_resnet").to_dict("records")
         if row["method"] in methods
     ]
-    return (
-        f"{markdown(pd.DataFrame([*cells, *(_measured(row) for row in rows)]))}\n"
-        f"{INTERVALS} "
-        "The document chose and reported on the same 10,000 images; here images of train choose.\n"
-    )
+    return {"results": [*reported, *map(_measured, rows)]}
 
 
-def claims(rows: Rows) -> list[Claim]:
-    """+0.24 and +0.61 for KD, 0 and +0.78 for RKD-D, -0.84 and -0.19 for the discriminator; students over teachers."""
+def claims(rows: Measurements) -> list[Claim]:
+    """Return the claims.
+
+    Reported: +0.24 and +0.61 points for KD, 0 and +0.78 for RKD-D, -0.84 and -0.19 for the discriminator; students
+    above their teachers.
+    """
     found = []
     for method in SHOWN:
         if any(row.method == method for row in rows):
@@ -52,29 +49,29 @@ def claims(rows: Rows) -> list[Claim]:
     return found
 
 
-def _helps(rows: Rows, method: str, kind: str) -> Claim:
+def _helps(rows: Measurements, method: str, kind: str) -> Claim:
     ours = _pair(rows, method, kind)
-    gain = _printed(method, kind) - _printed("cross_entropy", kind)
+    gain = _reported(method, kind) - _reported("cross_entropy", kind)
     does = "raises" if gain > 0 else "does not raise"
     text = f"{SHOWN[method]} {does} the accuracy of the {kind} student"
     return compare(text, gain, ours, alone(rows, ours))
 
 
-def _beats_teacher(rows: Rows, method: str) -> Claim:
+def _beats_teacher(rows: Measurements, method: str) -> Claim:
     ours = _pair(rows, method, "unfrozen")
-    gain = _printed(method, "unfrozen") - _printed("cross_entropy", "unfrozen", student="resnet50")
+    gain = _reported(method, "unfrozen") - _reported("cross_entropy", "unfrozen", student="resnet50")
     return compare(f"{SHOWN[method]}: the unfrozen student beats its teacher", gain, ours, own_teacher(rows, ours))
 
 
-def _pair(rows: Rows, method: str, kind: str) -> Measured | None:
-    """As the document pairs them: a frozen student with a frozen teacher, an unfrozen one with an unfrozen."""
+def _pair(rows: Measurements, method: str, kind: str) -> Measured | None:
+    """Pick a frozen student with a frozen teacher, or an unfrozen one with an unfrozen, as in the reference."""
     return pick(
         rows, NETWORKS, method=method, student="resnet18", teacher="resnet50", freeze=FREEZE[kind],
         teacher_freeze=FREEZE[kind],
     )  # fmt: skip
 
 
-def _printed(method: str, kind: str, student: str = "resnet18") -> float:
+def _reported(method: str, kind: str, student: str = "resnet18") -> float:
     table = published("cifar10_resnet")
     rows = table[(table["method"] == method) & (table["student"] == student)]
     return float(rows[rows["freeze_encoder"] == (kind == "frozen")]["test_accuracy"].iloc[0]) / 100
@@ -94,7 +91,8 @@ def _measured(row: Measured) -> dict[str, str | None]:
     }
 
 
-CIFAR10 = Document(
+CIFAR10 = Reference(
+    name="cifar10",
     title="Setup 1, CIFAR-10: maximzubkov/cnn-distillation",
     networks=NETWORKS,
     setting={
@@ -108,6 +106,6 @@ CIFAR10 = Document(
         "lr_schedule.name": "exponential",
         "lr_schedule.factor": (0.7, 0.65),
     },
-    table=table,
+    tables=tables,
     claims=claims,
 )

@@ -1,1 +1,0 @@
-"""The published setups whose tables and conclusions a report can repeat."""

@@ -1,0 +1,76 @@
+"""What the text and the pictures of a report share."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.claims import Candidate, Single, candidates, find, teachers
+from analysis.frame import NOT_ENDED, Study, read_arrays
+from analysis.importance import Branch, branches
+from analysis.references.sections import Section, reference_section
+from analysis.tables import one_line
+from kdtrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The results of a study. arrays: of the pictures that need a network; no_arrays: the reason if there are none."""
+
+    candidates: list[Candidate]
+    winner: Candidate | None
+    baseline: Candidate | None
+    teachers: list[Single]
+    branches: list[Branch]
+    reference: Section | None
+    arrays: dict[str, np.ndarray]
+    no_arrays: str | None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """File names of the pictures that were drawn; `of_networks`: those that need a network.
+
+    reasons: for each picture that is absent, what it shows and the reason.
+    """
+
+    drawn: frozenset[str] = frozenset()
+    of_networks: frozenset[str] = frozenset()
+    reasons: tuple[tuple[str, str], ...] = ()
+
+
+def find_all(study: Study) -> Findings:
+    """Compute the findings of a study."""
+    event = study.winner or {}
+    confirmed, trained = candidates(study), teachers(study)
+    winner = find(confirmed, event.get("candidate"))
+    first_baseline = next((c for c in confirmed if c.role == "baseline"), None)
+    arrays, no_arrays = _arrays(study)
+    return Findings(
+        candidates=confirmed,
+        winner=winner,
+        baseline=find(confirmed, event.get("baseline")) if winner else first_baseline,
+        teachers=trained,
+        branches=branches(study),
+        reference=reference_section(study, confirmed, trained),
+        arrays=arrays,
+        no_arrays=no_arrays,
+    )
+
+
+def _arrays(study: Study) -> tuple[dict[str, np.ndarray], str | None]:
+    """Return the arrays of the pictures that need a network, or the reason why there are none."""
+    path = study.folder / "pictures.npz"
+    try:
+        if path.exists():
+            return read_arrays(path), None
+    except UserError as error:
+        return {}, str(error).replace(str(path), path.name)
+    jobs = study.stage("pictures")
+    state = None if jobs.empty else jobs["state"].iloc[-1]
+    if state is None:
+        return {}, "the study has not computed its arrays"
+    if state == NOT_ENDED:
+        return {}, "the job that computes its arrays has not ended"
+    if state == "failed":
+        return {}, f"the job that computes its arrays failed ({one_line(jobs['reason'].iloc[-1])})"
+    return {}, "pictures.npz is absent"

@@ -39,6 +39,7 @@ def test_stages_follow_one_another(finished: Study) -> None:
     stages = [row["stage"] for row in events(finished) if row["event"] == "planned"]
     assert list(dict.fromkeys(stages)) == ["smoke", "teacher", "baselines", "search", "confirm", "pictures"]
     assert events(finished)[-1]["event"] == "finished"
+    assert finished.journal.files.has("pictures.npz")
 
 
 def test_baselines_get_the_budget_of_the_search_without_a_teacher(finished: Study) -> None:

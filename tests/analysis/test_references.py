@@ -82,7 +82,7 @@ def test_a_published_run_carries_the_binomial_interval_of_its_test_images() -> N
 def test_every_published_table_is_read_and_belongs_to_the_package(name: str) -> None:
     assert len(published(name)) >= 3
     settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    assert settings["tool"]["setuptools"]["package-data"]["analysis"] == ["published/*", "templates/*"]
+    assert settings["tool"]["setuptools"]["package-data"]["*"] == ["py.typed", "published/*", "templates/*"]
 
 
 @pytest.mark.parametrize(

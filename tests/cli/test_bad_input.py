@@ -355,9 +355,9 @@ def test_imagenet_weights_without_a_network_name_the_file_to_place(
 def test_a_network_that_never_answers_is_waited_for_no_longer_than_patience(
     kdtrain: Command, no_weights: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    assert torchvision_source.PATIENCE_S <= 15
+    assert torchvision_source.TIMEOUT_S <= 15
     for module in (torchvision_source, timm_source):
-        monkeypatch.setattr(module, "PATIENCE_S", 0.5)
+        monkeypatch.setattr(module, "TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         proxied(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.perf_counter()

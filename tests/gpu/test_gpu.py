@@ -14,7 +14,6 @@ from kdtrain.data.registry import load
 from kdtrain.data.sampling import batches_of
 from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.cache import Cache
-from kdtrain.teacher.cache_policy import CachePolicy
 from kdtrain.teacher.cached import CachedTeacher, cached_teacher
 from kdtrain.teacher.network import Teacher, untrained_teacher
 from kdtrain.training.assembly import assemble

@@ -85,7 +85,7 @@ def test_no_step_waits_for_the_device(method: str, precision: str, answers: str,
     batches = torch.arange(60).split(20)
     if answers == "read":
         run.teacher.digest = "of no file"
-        run.teacher_outputs = cached_teacher(run.teacher_outputs, CachePolicy(Cache(tmp_path, 1 << 30)))
+        run.teacher_outputs = cached_teacher(run.teacher_outputs, Cache(tmp_path, 1 << 30), (), "a test")
         assert isinstance(run.teacher_outputs, CachedTeacher)
         batches = batches_of(run.recipe.seed, run.recipe.batch_size, 60, 0)  # SP's are kept as they stand
         run.teacher_outputs.begin(0)

@@ -25,7 +25,6 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import data_folder, load
 from kdtrain.methods.base import weighted_sum
-from kdtrain.runtime.process import prepare_process
 from kdtrain.training.loop import load_batch
 from kdtrain.training.precision import backend_settings
 
@@ -35,7 +34,7 @@ LAYOUTS_ASKED: dict[str, list[bool | None]] = {"default": [None], "on": [True], 
 
 def main(arguments: list[str] | None = None) -> None:
     chosen = parser().parse_args(arguments)
-    prepare_process(chosen.threads)
+    torch.set_num_threads(chosen.threads)
     device = torch.device(chosen.device)
     peak = chosen.peak_tflops or peak_tflops(device, chosen.precision, now)
     print(f"{machine(device)}, torch {torch.__version__}, {chosen.precision}{', compiled' if chosen.compile else ''}")

@@ -26,7 +26,6 @@ from kdtrain.data.base import Dataset, as_floats
 from kdtrain.data.registry import load
 from kdtrain.data.sampling import batches_of
 from kdtrain.errors import UserError
-from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.cache import Cache
 from kdtrain.study.capacity import concurrent_trials, per_worker
 from kdtrain.training.assembly import assemble
@@ -42,7 +41,6 @@ PUBLISHED = {"mixup": {"convention": "published"}}
 
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
-    prepare_process(1)
     yield
     deadline = time.monotonic() + 60
     while multiprocessing.active_children() and time.monotonic() < deadline:
@@ -145,13 +143,13 @@ def test_loaders_decode_images_if_the_disk_has_no_room(tmp_path: Path, monkeypat
 
 
 def trained(config: Recipe, data: Dataset, loaders: int) -> tuple[list[dict[str, float]], bytes]:
-    run = assemble(config, data, None, CPU, loaders=loaders)
+    state = assemble(config, data, None, CPU, loaders=loaders)
     rows: list[dict[str, float]] = []
-    fit(run, config.epochs, lambda metrics, run: rows.append(metrics))
-    run.loader.close()
+    fit(state, config.epochs, lambda metrics, state: rows.append(metrics))
+    state.loader.close()
     rows = [timeless(row) for row in rows]
-    run.progress.seconds = 0.0
-    return rows, run.checkpoint()
+    state.progress.seconds = 0.0
+    return rows, state.checkpoint()
 
 
 def test_a_training_is_the_same_with_any_number_of_loaders(tmp_path: Path) -> None:

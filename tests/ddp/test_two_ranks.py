@@ -104,7 +104,7 @@ def outcome_of(config, store: Store, on_epoch=lambda metrics: None, cache: Cache
 
 
 def watch_writes(results: Path) -> list[str]:
-    """Return a list that is filled with the paths below `results` that this process opens to write, makes, renames or removes."""
+    """Return a list that fills with the paths below `results` that this process writes, makes, renames or removes."""
     written: list[str] = []
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

@@ -123,20 +123,15 @@ def test_float32_on_the_gpu_is_the_cpus_but_for_rounding() -> None:
 
 def test_compiled_networks_train_like_plain_ones(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    plain, compiled = (
-        recipe(
-            **RESNETS | {name: RESNETS[name] | {"compile": each} for name in ("teacher", "student")},
-            method=METHODS["mgd"],
-        )
-        for each in (False, True)
-    )
-    assert first_loss(compiled, gpu()) == pytest.approx(first_loss(plain, gpu()), rel=1e-3)
+    losses = []
+    for compiled in (False, True):
+        networks = {name: RESNETS[name] | {"compile": compiled} for name in ("teacher", "student")}
+        losses.append(first_loss(recipe(**RESNETS | networks, method=METHODS["mgd"]), gpu()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_tf32_and_float32_differ_and_are_close() -> None:
-    fp32, tf32 = (
-        first_loss(recipe(**RESNETS, method=METHODS["kd"], precision=precision), gpu())
-        for precision in ("fp32", "tf32")
-    )
+    configs = [recipe(**RESNETS, method=METHODS["kd"], precision=precision) for precision in ("fp32", "tf32")]
+    fp32, tf32 = (first_loss(config, gpu()) for config in configs)
     assert tf32 != fp32
     assert tf32 == pytest.approx(fp32, rel=1e-2)

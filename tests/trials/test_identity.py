@@ -15,7 +15,7 @@ from trainings import ALONE, CPU, KD, NO_DATA, recipe, timeless, trained
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.errors import UserError
-from kdtrain.methods.loss_weights import LossWeights
+from kdtrain.methods.loss_weights import SPELLINGS, LossWeights
 from kdtrain.training.evaluation import tta_logits
 from kdtrain.trials import identity as identity_module
 from kdtrain.trials.identity import identity, trial_id
@@ -24,8 +24,6 @@ from kdtrain.trials.store import Store
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.5, "weight_decay": 0.01}
 ADAM = {"name": "adam", "lr": 0.002, "weight_decay": 0.01}
 ADAMW = {"name": "adamw", "lr": 0.002, "weight_decay": 0.1}
-COSINE = {"name": "cosine", "warmup_epochs": 1}
-IN_STEPS = {"name": "cosine_in_steps", "warmup_steps": 2, "total_steps": 12, "convention": "published"}
 RESTLESS = {"optimizer": {"name": "sgd", "lr": 0.7, "momentum": 0.5}, "epochs": 12}
 DIGITS = ALONE["data"]
 MNIST = {"name": "mnist", "resolution": 16, "limit_per_class": 6}
@@ -34,44 +32,45 @@ FOLDER = {
     "test_fraction": 0.3, "limit_per_class": 6
 }  # fmt: skip
 
-HYMENOPTERA = {"name": "hymenoptera", "resolution": 16}
-CUB = {"name": "cub200", "resolution": 16}
-FLOWERS = {"name": "flowers102", "resolution": 16, "limit_per_class": 2}
-CIFAR10 = {"name": "cifar10", "resolution": 16, "limit_per_class": 2}
 TINY = {"model": "test_resnet", "weights": {"file": "tiny.safetensors", "part": "encoder"}}
 
 Case = tuple[dict[str, Any], Any]
 """(the recipe's changed top-level fields, another value of the field)"""
 
+
+def fields(part: str, base: dict[str, Any], **values: Any) -> dict[str, Case]:
+    """Return the cases of the fields of one part of a recipe that has `base`."""
+    return {f"{part}.{field}": (base, value) for field, value in values.items()}
+
+
+def scheduled(values: dict[str, Any], **schedule: Any) -> dict[str, Case]:
+    return fields(f"lr_schedule[{schedule['name']}]", {"lr_schedule": schedule}, **values)
+
+
+COSINE = {"name": "cosine", "warmup_epochs": 1}
 TRAINING: dict[str, Case] = {
     "optimizer": ({"optimizer": SGD}, ADAM),
-    "optimizer[sgd].lr": ({"optimizer": SGD}, 0.06),
-    "optimizer[sgd].momentum": ({"optimizer": SGD}, 0.6),
-    "optimizer[sgd].weight_decay": ({"optimizer": SGD}, 0.02),
-    "optimizer[adam].lr": ({"optimizer": ADAM}, 0.003),
-    "optimizer[adam].weight_decay": ({"optimizer": ADAM}, 0.02),
-    "optimizer[adamw].lr": ({"optimizer": ADAMW}, 0.003),
-    "optimizer[adamw].weight_decay": ({"optimizer": ADAMW}, 0.2),
-    "optimizer[adamw].decay_on": ({"optimizer": ADAMW}, "all"),
-    "optimizer[adamw].decay_times": ({"optimizer": ADAMW}, "relative_lr"),
+    **fields("optimizer[sgd]", {"optimizer": SGD}, lr=0.06, momentum=0.6, weight_decay=0.02),
+    **fields("optimizer[adam]", {"optimizer": ADAM}, lr=0.003, weight_decay=0.02),
+    **fields(
+        "optimizer[adamw]", {"optimizer": ADAMW},
+        lr=0.003, weight_decay=0.2, decay_on="all", decay_times="relative_lr",
+    ),
     "lr_schedule": ({"lr_schedule": {"name": "constant"}}, COSINE),
-    "lr_schedule[step].every_epochs": ({"lr_schedule": {"name": "step", "every_epochs": 1, "factor": 0.5}}, 2),
-    "lr_schedule[step].factor": ({"lr_schedule": {"name": "step", "every_epochs": 1, "factor": 0.5}}, 0.4),
-    "lr_schedule[exponential].factor": ({"lr_schedule": {"name": "exponential", "factor": 0.5}}, 0.4),
-    "lr_schedule[cosine].lowest_lr": ({"lr_schedule": COSINE}, 0.01),
-    "lr_schedule[cosine].convention": ({"lr_schedule": COSINE}, "published"),
-    "lr_schedule[cosine_in_steps].warmup_steps": ({"lr_schedule": IN_STEPS}, 3),
-    "lr_schedule[cosine_in_steps].total_steps": ({"lr_schedule": IN_STEPS}, 9),
-    "lr_schedule[cosine_in_steps].convention": ({"lr_schedule": IN_STEPS}, "corrected"),
-    "clipping.norm": ({"clipping": {"norm": 0.1}}, 0.2),
-    "clipping.over": ({"clipping": {"norm": 0.1}}, "tensor"),
+    **scheduled({"every_epochs": 2, "factor": 0.4}, name="step", every_epochs=1, factor=0.5),
+    **scheduled({"factor": 0.4}, name="exponential", factor=0.5),
+    **scheduled({"lowest_lr": 0.01, "convention": "published", "warmup_epochs": 0}, **COSINE),
+    **scheduled(
+        {"warmup_steps": 3, "total_steps": 9, "convention": "corrected"},
+        name="cosine_in_steps", warmup_steps=2, total_steps=12, convention="published",
+    ),
+    **fields("clipping", {"clipping": {"norm": 0.1}}, norm=0.2, over="tensor"),
     "early_stopping.patience_epochs": (RESTLESS | {"early_stopping": {"patience_epochs": 1}}, 12),
-    "lr_schedule[cosine].warmup_epochs": ({"lr_schedule": COSINE}, 0),
     "label_smoothing": ({"label_smoothing": 0.0}, 0.1),
     "batch_size": ({"batch_size": 16}, 15),
     "epochs": ({"epochs": 2}, 3),
     "precision": ({"precision": "fp32"}, "bf16"),
-}
+}  # fmt: skip
 """Fields of a training, for students and teachers."""
 
 NETWORK: dict[str, Case] = {
@@ -85,12 +84,6 @@ NETWORK: dict[str, Case] = {
     "channels_last": (TINY, False),
 }
 """Fields of a network, for students and teachers."""
-
-
-def distilling(method: dict[str, Any], path: str, value: Any) -> dict[str, Case]:
-    """Return the case of a method's field, for the smallest networks that have all stages."""
-    base = {"teacher": TINY, "student": {"model": "test_resnet", "weights": None}, "method": method}
-    return {f"method[{method['name']}].{path}": (base, value)}
 
 
 BALANCE = {"balance": {"alpha": 0.5}}
@@ -107,38 +100,63 @@ CRITIC = {
 }  # fmt: skip
 DROPPED = {"student": {"model": "test_resnet", "weights": None, "dropout": 0.3}}
 
+
+def distilling(method: dict[str, Any], **values: Any) -> dict[str, Case]:
+    """Return the cases of a method's fields, for the smallest networks that have all stages."""
+    base = {"teacher": TINY, "student": {"model": "test_resnet", "weights": None}, "method": method}
+    return fields(f"method[{method['name']}]", base, **values)
+
+
 METHODS: dict[str, Case] = {
-    **distilling({"name": "kd", "temperature": 4.0, **BALANCE}, "standardise", True),
-    **distilling(DISTANCE, "features", "logits"),
-    **distilling({**PUBLISHED_DISTANCE, "temperature": 1.5}, "convention", "corrected"),
-    **distilling(PUBLISHED_DISTANCE, "temperature", 3.0),
-    **distilling(ANGLE, "features", "logits"),
-    **distilling(AT, "stages", ["8"]),
-    **distilling(SP, "stages", ["32"]),
-    **distilling(SP, "convention", "published"),
-    **distilling(MGD, "stage", "16"),
-    **distilling(MGD, "mask_ratio", 0.6),
-    **distilling(MGD, "alpha", 0.02),
-    **distilling(DKD, "temperature", 2.0),
-    **distilling(DKD, "alpha", 2.0),
-    **distilling(DKD, "beta", 4.0),
-    **distilling(DKD, "warmup_epochs", 4),
-    **distilling(DKD, "standardise", True),
-    **distilling(DIST, "temperature", 2.0),
-    **distilling(DIST, "beta", 2.0),
-    **distilling(DIST, "gamma", 2.0),
-    **distilling(CRITIC, "temperature", 3.0),
-    **distilling(CRITIC, "critic_steps", 1),
-    **distilling(CRITIC, "student_steps", 2),
-    **distilling(CRITIC, "restart", "epoch"),
-    **distilling(CRITIC, "convention", "published"),
-    **distilling(CRITIC, "critic_training.lr", 0.01),
-    **distilling(CRITIC, "critic_training.lipschitz", {"name": "none"}),
-    **distilling(CRITIC, "critic_training.lipschitz[gradient_penalty].weight", 1.0),
+    "method": (KD, {"name": "none"}),
+    **fields("method[kd]", KD, temperature=5.0, convention="published_mnist", standardise=True),
+    **{
+        f"method[kd].balance.{spelling}": (KD | {"method": KD["method"] | {"balance": {spelling: 0.5}}}, 0.7)
+        for spelling in SPELLINGS
+    },
+    **distilling(DISTANCE, features="logits"),
+    **distilling({**PUBLISHED_DISTANCE, "temperature": 1.5}, convention="corrected", temperature=3.0),
+    **distilling(ANGLE, features="logits"),
+    **distilling(AT, stages=["8"]),
+    **distilling(SP, stages=["32"], convention="published"),
+    **distilling(MGD, stage="16", mask_ratio=0.6, alpha=0.02),
+    **distilling(DKD, temperature=2.0, alpha=2.0, beta=4.0, warmup_epochs=4, standardise=True),
+    **distilling(DIST, temperature=2.0, beta=2.0, gamma=2.0),
+    **distilling(
+        CRITIC, temperature=3.0, critic_steps=1, student_steps=2, restart="epoch", convention="published",
+        **{
+            "critic_training.lr": 0.01,
+            "critic_training.lipschitz": {"name": "none"},
+            "critic_training.lipschitz[gradient_penalty].weight": 1.0,
+        },
+    ),
     **distilling(
         {**CRITIC, "critic_training": {"lipschitz": {"name": "clipping", "bound": 0.1}}},
-        "critic_training.lipschitz[clipping].bound", 0.01,
+        **{"critic_training.lipschitz[clipping].bound": 0.01},
     ),
+}  # fmt: skip
+"""Fields of methods; that each changes the loss or the update is shown in tests/methods."""
+
+SMALL_DATA = {
+    "digits": DIGITS, "mnist": MNIST, "image_folder": FOLDER,
+    "cifar10": {"name": "cifar10", "resolution": 16, "limit_per_class": 2},
+    "hymenoptera": {"name": "hymenoptera", "resolution": 16, "limit_per_class": 4},
+    "cub200": {"name": "cub200", "resolution": 16, "limit_per_class": 4},
+    "flowers102": {"name": "flowers102", "resolution": 16, "limit_per_class": 2},
+}  # fmt: skip
+DATA: dict[str, Case] = {"data": ({}, DIGITS | {"name": "mnist"})}
+for name, data in SMALL_DATA.items():
+    DATA |= fields(f"data[{name}]", {"data": data}, resolution=17, split_seed=1, limit_per_class=3)
+DATA |= {
+    **fields("data[cifar10]", {"data": SMALL_DATA["cifar10"]}, augment="none", convention="published"),
+    **fields("data[hymenoptera]", {"data": SMALL_DATA["hymenoptera"]}, convention="published"),
+    **fields("data[cub200]", {"data": SMALL_DATA["cub200"]}, augment="none", test_time_augmentation="none"),
+    **fields("data[flowers102]", {"data": SMALL_DATA["flowers102"]}, crop="inception"),
+    **fields(
+        "data[image_folder]", {"data": FOLDER},
+        folder="other pets", augment="crop_flip", test_time_augmentation="ten_crop",
+    ),
+    **fields("data[image_folder]", {"data": FOLDER | {"limit_per_class": None}}, val_fraction=0.4, test_fraction=0.4),
 }  # fmt: skip
 """Fields of methods; that each changes the loss or the update is shown in tests/methods."""
 
@@ -165,57 +183,15 @@ OVERFITTING = {
 CASES: dict[str, Case] = {
     **TRAINING,
     **METHODS,
+    **DATA,
     **{f"student.{field}": ({"student": base}, value) for field, (base, value) in NETWORK.items()},
-    "data": ({}, DIGITS | {"name": "mnist"}),
-    "data[cifar10].resolution": ({"data": CIFAR10}, 17),
-    "data[cifar10].augment": ({"data": CIFAR10}, "none"),
-    "data[cifar10].convention": ({"data": CIFAR10}, "published"),
-    "data[cifar10].limit_per_class": ({"data": CIFAR10}, 3),
-    "data[cifar10].split_seed": ({"data": CIFAR10}, 1),
-    "data[hymenoptera].resolution": ({"data": HYMENOPTERA}, 17),
-    "data[hymenoptera].convention": ({"data": HYMENOPTERA}, "published"),
-    "data[hymenoptera].limit_per_class": ({"data": HYMENOPTERA | {"limit_per_class": 4}}, 3),
-    "data[hymenoptera].split_seed": ({"data": HYMENOPTERA}, 1),
-    "data[cub200].resolution": ({"data": CUB}, 17),
-    "data[cub200].augment": ({"data": CUB}, "none"),
-    "data[cub200].test_time_augmentation": ({"data": CUB}, "none"),
-    "data[cub200].limit_per_class": ({"data": CUB | {"limit_per_class": 4}}, 3),
-    "data[cub200].split_seed": ({"data": CUB}, 1),
-    "data[flowers102].resolution": ({"data": FLOWERS}, 17),
-    "data[flowers102].crop": ({"data": FLOWERS}, "inception"),
-    "data[flowers102].limit_per_class": ({"data": FLOWERS}, 3),
-    "data[flowers102].split_seed": ({"data": FLOWERS}, 1),
-    "data[image_folder].test_time_augmentation": ({"data": FOLDER}, "ten_crop"),
-    "mixup.convention": ({"mixup": {}}, "published"),
-    "r_drop.weight": (DROPPED | {"r_drop": {"weight": 0.3}}, 0.6),
-    "r_drop.convention": (DROPPED | {"r_drop": {"weight": 0.3}}, "published"),
-    "ema.decay": ({"ema": {"decay": 0.9, "ramp_updates": 2.0}}, 0.8),
-    "ema.ramp_updates": ({"ema": {"decay": 0.9, "ramp_updates": 2.0}}, 4.0),
-    "data[digits].resolution": ({}, 17),
-    "data[digits].limit_per_class": ({}, 5),
-    "data[digits].split_seed": ({}, 1),
-    "data[mnist].resolution": ({"data": MNIST}, 17),
-    "data[mnist].limit_per_class": ({"data": MNIST}, 5),
-    "data[mnist].split_seed": ({"data": MNIST}, 1),
-    "data[image_folder].folder": ({"data": FOLDER}, "other pets"),
-    "data[image_folder].resolution": ({"data": FOLDER}, 17),
-    "data[image_folder].augment": ({"data": FOLDER}, "crop_flip"),
-    "data[image_folder].val_fraction": ({"data": FOLDER | {"limit_per_class": None}}, 0.4),
-    "data[image_folder].test_fraction": ({"data": FOLDER | {"limit_per_class": None}}, 0.4),
-    "data[image_folder].limit_per_class": ({"data": FOLDER}, 5),
-    "data[image_folder].split_seed": ({"data": FOLDER}, 1),
     "student.model": ({}, "lenet5_teacher"),
-    "method": (KD, {"name": "none"}),
-    "method[kd].temperature": (KD, 5.0),
-    "method[kd].convention": (KD, "published_mnist"),
-    "method[kd].balance.weight": (KD | {"method": KD["method"] | {"balance": {"weight": 1.0}}}, 2.0),
-    "method[kd].balance.kd_ratio": (KD | {"method": KD["method"] | {"balance": {"kd_ratio": 0.5}}}, 0.7),
-    "method[kd].balance.alpha": (KD | {"method": KD["method"] | {"balance": {"alpha": 0.5}}}, 0.6),
-    "method[kd].balance.alpha_ce": (KD | {"method": KD["method"] | {"balance": {"alpha_ce": 0.5}}}, 0.6),
+    "mixup.convention": ({"mixup": {}}, "published"),
+    **fields("r_drop", DROPPED | {"r_drop": {"weight": 0.3}}, weight=0.6, convention="published"),
+    **fields("ema", {"ema": {"decay": 0.9, "ramp_updates": 2.0}}, decay=0.8, ramp_updates=4.0),
     "objective": (OVERFITTING, "val/nll"),
     "seed": ({}, 1),
-    "teacher.model": (KD, "lenet5_student"),
-    "teacher.seed": (KD, 1),
+    **fields("teacher", KD, model="lenet5_student", seed=1),
     "teacher.file": (KD | {"teacher": {"model": "lenet5_teacher", "file": "one.safetensors"}}, "other.safetensors"),
     **{
         f"teacher.{field}": (KD | {"teacher": KD["teacher"] | base}, value)

@@ -146,14 +146,11 @@ def steps(progress: EpochProgress, losses: list[float]) -> None:
         progress.add(step, {"loss": torch.tensor(loss), "kd": torch.tensor(1.0)}, 4)
 
 
-def test_the_first_step_whose_loss_is_no_number_is_named_with_all_its_terms() -> None:
+def test_the_first_step_whose_loss_is_no_number_is_named_with_all_its_terms_and_ends_a_long_epoch_early() -> None:
     progress = EpochProgress(2)
     steps(progress, [0.5, 0.25, math.inf, math.nan])
     with pytest.raises(NonFiniteLoss, match=r"^epoch 3, step 2: train/loss is inf, train/kd is 1$"):
         progress.means()
-
-
-def test_a_long_epoch_ends_early_when_its_loss_is_no_number() -> None:
     progress = EpochProgress(0)
     with pytest.raises(NonFiniteLoss, match="step 5"):
         steps(progress, [0.5] * 5 + [math.nan] * READ_EVERY_STEPS)

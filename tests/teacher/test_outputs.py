@@ -122,10 +122,12 @@ def folders(tmp_path: Path) -> int:
     return len(list((tmp_path / "cache").glob("*/about.json")))
 
 
-def ingredients(teacher_file: Path, split: str = "train", epoch: int = 0, **changes: Any) -> Row:
+def ingredients(
+    teacher_file: Path, split: str = "train", epoch: int = 0, data_root: Path = NO_DATA, **changes: Any
+) -> Row:
     """Return the key of the outputs of a teacher in a file, whose digest is the same whatever is changed."""
     teacher = {"model": "test_resnet", "file": str(teacher_file)} | changes.pop("teacher", {})
-    state = fresh_state(recipe(**KD | CONV | {"teacher": teacher} | changes))
+    state = fresh_state(recipe(**KD | CONV | {"teacher": teacher} | changes), data_root)
     assert isinstance(state.teacher_outputs, LiveTeacher)
     if split == "val":
         return val_key(state.teacher_outputs, "a digest")
@@ -201,32 +203,6 @@ def test_other_weights_are_another_entry(tmp_path: Path) -> None:
     assert folders(tmp_path) == 4
 
 
-def test_another_transform_is_another_entry(tmp_path: Path) -> None:
-    made_up_data.cub200(tmp_path / "data")
-    for augment in ("standard", "none"):
-        data = {"name": "cub200", "resolution": 32, "augment": augment}
-        config = KD | {"data": data, "batch_size": 8, "epochs": 1, "teacher": KD["teacher"] | {"epochs": 1}}
-        taught = recipe(**config | {"data": data | {"augment": "none"}}).teacher
-        own = recipe(**config).model_copy(update={"teacher": taught})
-        trained(own, tmp_path / "one", data_root=tmp_path / "data", cache=shared(tmp_path))
-    abouts = [json.loads(file.read_text()) for file in (tmp_path / "cache").glob("*/about.json")]
-    shown = [about["view"] for about in abouts if about.get("split") == "train"]
-    assert len(set(shown)) == 2
-    assert any("AutoAugment" in view for view in shown)
-
-
-def test_another_epoch_and_another_seed_of_drawn_views_are_other_entries(tmp_path: Path) -> None:
-    made_up_data.hymenoptera(tmp_path / "data")
-    config = KD | {"data": {"name": "hymenoptera", "resolution": 32}, "batch_size": 8}
-    found = []
-    for changes in ({"epochs": 1}, {"epochs": 2}, {"epochs": 1, "seed": 1}):
-        teacher = recipe(**config).teacher  # the same one for every seed
-        own = recipe(**config | changes).model_copy(update={"teacher": teacher.model_copy(update={"seed": 0})})
-        trained(own, tmp_path / "one", data_root=tmp_path / "data", cache=shared(tmp_path))
-        found.append(folders(tmp_path))
-    assert found == [2, 3, 4]  # the first has validation beside its one epoch
-
-
 @pytest.mark.parametrize(
     ("of", "name", "changed"),
     [
@@ -245,19 +221,18 @@ def test_another_chunk_code_or_machine_is_another_entry(
     assert len({*before, *after}) == 4
 
 
-def test_files_written_anew_with_as_many_bytes_are_another_entry(tmp_path: Path) -> None:
-    made_up_data.hymenoptera(tmp_path / "data")
-    config = KD | {"data": {"name": "hymenoptera", "resolution": 32}, "batch_size": 8, "epochs": 1}
-    counts = []
-    for temperature, written in ((1.0, False), (2.0, False), (3.0, True)):
-        if written:
-            os.utime(next(path for path in (tmp_path / "data").rglob("*") if path.is_file()), (1, 1))
-            load.cache_clear()  # as in another process
-        own = recipe(**config | {"method": config["method"] | {"temperature": temperature}})
-        trained(own, tmp_path / "one", data_root=tmp_path / "data", cache=shared(tmp_path))
-        abouts = [json.loads(file.read_text()) for file in (tmp_path / "cache").glob("*/about.json")]
-        counts.append(sum(about["what"] == "teacher outputs" for about in abouts))
-    assert counts == [2, 2, 4]
+def test_transform_epoch_seed_and_files_of_drawn_views_are_in_the_key(teacher_file: Path, tmp_path: Path) -> None:
+    made_up_data.cub200(tmp_path)
+
+    def key(augment: str = "standard", **changes: Any) -> str:
+        load.cache_clear()  # as in another process
+        data = {"name": "cub200", "resolution": 32, "augment": augment}
+        return cache.key_of(ingredients(teacher_file, data_root=tmp_path, data=data, **changes))
+
+    keys = [key(), key("none"), key(epoch=1), key(seed=1)]
+    assert key() == keys[0]
+    os.utime(next(tmp_path.rglob("*.png")), (1, 1))  # a file written anew with as many bytes
+    assert len({*keys, key()}) == 5
 
 
 def test_a_searched_trial_leaves_the_test_splits_images_alone_and_whoever_may_read_them_does_not(

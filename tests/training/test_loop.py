@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import fitted, fresh_state
 from torch.nn import functional
 from trainings import (
     ALONE,
@@ -25,16 +26,18 @@ from trainings import (
 
 from kdtrain.config.recipe import teacher_recipe
 from kdtrain.config.training import Cosine
-from kdtrain.data.base import as_floats
+from kdtrain.data.base import TensorImages, as_floats
 from kdtrain.data.registry import load
+from kdtrain.data.sampling import batches_of
 from kdtrain.errors import UserError
 from kdtrain.models.build import build
 from kdtrain.models.config import Network
 from kdtrain.models.weights import load_whole_network
 from kdtrain.runtime.rng import generator, stream
+from kdtrain.training import loop
 from kdtrain.training.assembly import assemble
 from kdtrain.training.evaluation import accuracy, logits_of, nll
-from kdtrain.training.loop import fit, train_step
+from kdtrain.training.loop import train_step
 from kdtrain.training.optimizers import lr_at
 from kdtrain.training.preflight import smoke
 from kdtrain.training.trainer import train
@@ -55,42 +58,26 @@ def test_the_same_recipe_again_gives_equal_bits_whatever_was_trained_and_drawn_b
     assert timeless(again.outcome) == timeless(first.outcome)
 
 
-def batches_of(config) -> list[list[torch.Tensor]]:
-    """The batches of image indices in each epoch of a training, as the images are asked for them."""
-    data = load(config.data, NO_DATA)
-    asked: list[torch.Tensor] = []
-
-    class Asked:
-        batched = True
-
-        def for_device(self, device: torch.device) -> "Asked":
-            return self
-
-        def train_view(self, indices: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
-            asked.append(indices)
-            return data.train.images.train_view(indices, seed, epoch)
-
-    watched = replace(data, train=replace(data.train, images=Asked()))
-    epochs = []
-
-    def cut(metrics, state) -> None:
-        epochs.append(asked.copy())
-        asked.clear()
-
-    fit(assemble(config, watched, None, CPU), config.epochs, cut)
-    return epochs
-
-
-def test_every_epoch_sees_every_image_once_in_an_order_of_its_own() -> None:
-    config = recipe(batch_size=16, epochs=3)
-    epochs = batches_of(config)
+def test_every_epoch_has_every_image_once_in_an_order_of_its_own() -> None:
+    epochs = [batches_of(seed, 16, 60, epoch) for seed in (0, 1) for epoch in range(3)]
     for batches in epochs:
         assert [len(batch) for batch in batches] == [16, 16, 16, 12]
         assert torch.cat(batches).sort().values.tolist() == list(range(60))
-    orders = [torch.cat(batches).tolist() for batches in epochs]
-    assert len({tuple(order) for order in orders}) == 3
-    assert orders == [torch.cat(batches).tolist() for batches in batches_of(config)]
-    assert orders[0] != torch.cat(batches_of(recipe(seed=1))[0]).tolist()
+    assert len({tuple(torch.cat(batches).tolist()) for batches in epochs}) == 6
+
+
+def test_a_training_sees_the_batches_of_its_epochs_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    load_one = loop.load_batch
+
+    def watched(state, indices: torch.Tensor, *rest):
+        seen.append(indices)
+        return load_one(state, indices, *rest)
+
+    monkeypatch.setattr(loop, "load_batch", watched)
+    fitted(fresh_state(recipe()))
+    expected = [batch.tolist() for epoch in range(2) for batch in batches_of(0, 16, 60, epoch)]
+    assert [indices.tolist() for indices in seen] == expected
 
 
 @pytest.mark.parametrize("batch_size", [7, 16, 60, 1000])
@@ -256,21 +243,12 @@ def test_no_training_reads_the_test_split_and_read_test_reads_it_once(tmp_path: 
     data = load(recipe().data, NO_DATA)
     reads: list[int] = []
 
-    class Watched:
-        def check(self) -> None:
-            pass
-
-        def tta_view(self, indices: torch.Tensor) -> None:
-            return None
-
-        def for_device(self, device: torch.device) -> "Watched":
-            return self
-
+    class Watched(TensorImages):
         def eval_view(self, indices: torch.Tensor) -> torch.Tensor:
             reads.extend(indices.tolist())
-            return data.test.images.eval_view(indices)
+            return super().eval_view(indices)
 
-    watched = replace(data, test=replace(data.test, images=Watched()))
+    watched = replace(data, test=replace(data.test, images=Watched(data.test.images.pixels)))
     monkeypatch.setattr("kdtrain.trials.workspace.load", lambda config, root: watched)
     train(recipe(), workspace(tmp_path), final=True)
     assert reads == []

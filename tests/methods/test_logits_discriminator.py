@@ -18,7 +18,6 @@ from kdtrain.methods.logits_discriminator import Critic, LogitsDiscriminator, gr
 from kdtrain.methods.logits_discriminator import softened_probabilities as softened_NK
 from kdtrain.training.learner import Learner
 
-
 ALPHA, T, SMOOTHING = 0.3, 1.5, 0.1
 CORRECTED: dict[str, Any] = {"name": "logits_discriminator", "temperature": T, "balance": {"alpha": ALPHA}}
 PUBLISHED = CORRECTED | {"convention": "published", "critic_steps": 21, "student_steps": 179, "restart": "epoch"}

@@ -12,7 +12,6 @@ from kdtrain.models.freezing import BATCH_NORMS
 from kdtrain.models.sync_batch_norm import CpuSyncBatchNorm, SyncBatchNorm, convert_sync_batchnorm, trains_batch_norm
 from kdtrain.runtime import distributed
 
-
 CPU = torch.device("cpu")
 SHAPES = {"2d": (4, 3, 5, 6), "1d": (6, 3), "1d maps": (4, 3, 7), "3d": (2, 3, 4, 3, 2)}
 KINDS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdtrain.config.training import Adam, AdamW, Clipping, Constant, Exponential, Sgd
+from kdtrain.config.training import Adam, AdamW, Clipping, Exponential, Sgd
 from kdtrain.runtime.rng import generator
 from kdtrain.training.learner import Learner, clip_gradients
 
-CONSTANT = Constant(name="constant")
 OPTIMIZERS = [
     Sgd(name="sgd", lr=0.05),
     Sgd(name="sgd", lr=0.05, momentum=0.9),
@@ -114,15 +113,3 @@ def test_optimizer_state_is_saved_by_the_names_of_the_parameters_that_train() ->
     for name, parameter in player.module.named_parameters():
         if parameter.requires_grad:
             assert player.state_tensors()[f"optimizer.{name}.exp_avg"].shape == parameter.shape
-
-
-def test_two_learners_step_their_own_modules_only() -> None:
-    student, critic = nn.Linear(3, 2), nn.Linear(2, 1)
-    players = [Learner(each, Sgd(name="sgd", lr=0.1), CONSTANT, None, 1, 1) for each in (student, critic)]
-    before = critic.weight.detach().clone()
-    players[0].update(critic(student(torch.ones(4, 3))).sum(), 0)
-    assert torch.equal(critic.weight, before)
-    moved = student.weight.detach().clone()
-    players[1].update(critic(student(torch.ones(4, 3))).sum(), 0)
-    assert torch.equal(student.weight, moved)
-    assert not torch.equal(critic.weight, before)

@@ -84,19 +84,12 @@ def test_published_cosine_is_a_warm_up_by_hand_and_torchs_cosine_annealing_stepp
     assert [document[warmup + epochs_on] for epochs_on in (10, 30, 50)] == pytest.approx([lowest] * 3)
 
 
-def test_the_published_thirty_epochs_on_flowers_are_all_warm_up_and_peak_below_a_third_of_the_rate() -> None:
-    schedule = CosineInSteps(name="cosine_in_steps", warmup_steps=1500, total_steps=1992, convention="published")
-    rates = [lr_at(schedule, 0.003, step, 16, 30) for step in range(480)]
-    assert rates == pytest.approx([0.003 * step / 1500 for step in range(480)])
-    assert max(rates) == rates[-1]
-    assert f"{max(rates):.5f}" == "0.00096"
-
-
 def test_published_cosine_in_steps_ends_at_its_own_step_whatever_the_epochs() -> None:
     schedule = CosineInSteps(name="cosine_in_steps", warmup_steps=1500, total_steps=1992, convention="published")
     rates = [lr_at(schedule, 0.003, step, 16, 1000) for step in range(3000)]
     assert rates == [lr_at(schedule, 0.003, step, 16, 150) for step in range(3000)]
-    assert (rates[0], rates[750], rates[1500]) == (0, 0.0015, 0.003)
+    assert rates[:1501] == pytest.approx([0.003 * step / 1500 for step in range(1501)])
+    assert f"{rates[479]:.5f}" == "0.00096"  # the peak of the published thirty epochs, which are all warm-up
     assert rates[1746] == pytest.approx(0.0015)
     assert rates[1991] > 0
     assert set(rates[1992:]) == {0}
@@ -161,14 +154,6 @@ def test_adamw_decays_by_what_is_written_and_then_takes_adams_step(
         # Adam's first step is the sign of the gradient, but for epsilon
         expected = kept * old - 0.25 * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(new.detach(), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_relative_decay_is_torchs_adamw_with_the_decay_over_the_peak_rate() -> None:
-    relative = AdamW(name="adamw", lr=0.003, weight_decay=0.001, decay_times="relative_lr")
-    torchs_own = AdamW(name="adamw", lr=0.003, weight_decay=0.001 / 0.003)
-    for rate in (0.003, 0.001, 0.0):
-        ours, theirs = one_update(relative, rate)[2], one_update(torchs_own, rate)[2]
-        assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
 
 
 def test_a_decay_per_step_acts_at_learning_rate_zero_and_on_moving_parameters_only() -> None:

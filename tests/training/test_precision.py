@@ -21,7 +21,6 @@ FIRST = torch.arange(16)
 def slightly_too_large() -> float:
     """A scale with which the first step or two of this recipe overflow."""
     state = with_scale(fresh_state(recipe(precision="fp16")), 2.0**40)
-    state.distiller.train()
     while train_step(state, FIRST)["skipped_steps"]:
         pass
     return 4 * state.learner.scaler.get_scale()
@@ -38,7 +37,6 @@ def test_both_networks_train_in_half_precision_and_are_judged_in_float32(precisi
     seen: dict[str, set[torch.dtype]] = {"teacher": set(), "student": set()}
     for name, network in (("teacher", state.teacher.network), ("student", state.distiller.student)):
         network.head.register_forward_hook(lambda _, inputs, output, name=name: seen[name].add(output.dtype))
-    state.distiller.train()
     terms = train_step(state, FIRST)
     assert seen == {"teacher": {dtype}, "student": {dtype}}
     assert {value.dtype for value in terms.values()} == {torch.float32}
@@ -75,7 +73,6 @@ def test_float16_learns_what_float32_learns_but_for_rounding() -> None:
 def test_a_step_that_overflows_is_skipped_whole_and_counted(optimizer: dict, clipping: dict | None) -> None:
     config = recipe(precision="fp16", optimizer=optimizer, clipping=clipping)
     state = with_scale(fresh_state(config), 2.0**40)
-    state.distiller.train()
     skipped = []
     while not skipped or skipped[-1]:
         before = state_of(state.distiller.student)
@@ -104,7 +101,6 @@ def test_clipping_sees_gradients_without_their_scale() -> None:
     config = recipe(precision="fp16", optimizer={"name": "sgd", "lr": lr}, clipping={"norm": bound})
     assert config.clipping == Clipping(norm=bound)
     state = fresh_state(config)
-    state.distiller.train()
     before = state_of(state.distiller.student)
     train_step(state, FIRST)
     moved = math.sqrt(

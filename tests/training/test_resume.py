@@ -127,9 +127,7 @@ def require_continued(config: Recipe, results: Path, *, done: int | None = None)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_cut_off_after_each_of_the_last_three_epochs_and_continued_equals_uninterrupted(
-    name: str, tmp_path: Path
-) -> None:
+def test_cut_off_after_an_epoch_and_continued_equals_uninterrupted(name: str, tmp_path: Path) -> None:
     config = three_epochs(name)
     last = trained(config).outcome["epochs"]
     for epoch in range(last - 2, last + 1):

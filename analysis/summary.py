@@ -68,7 +68,7 @@ def _summary(folder: Path) -> Summary:
     except (LookupError, TypeError, ValueError, AttributeError) as error:  # valid JSON in another form
         return _unreadable(
             folder,
-            f"{folder}: is damaged ({type(error).__name__}: {error}); `python -m analysis` on this folder shows where",
+            f"{folder}: is damaged ({type(error).__name__}: {error}); `kdtrain report` on this folder shows where",
         )
 
 

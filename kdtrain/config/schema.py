@@ -1,4 +1,4 @@
-"""The JSON schema of a sweep file, for editors: `python -m kdtrain.config.schema > sweeps/schema.json`."""
+"""The JSON schema of a sweep file, for editors: `kdtrain schema > sweeps/schema.json`."""
 
 import json
 from typing import Any

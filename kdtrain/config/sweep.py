@@ -161,7 +161,7 @@ def _checked_sweep(
 ) -> Sweep:
     """Return the sweep, or raise all mistakes; `study_options` are values of `study` set by options of their own."""
     if "recipe" not in located.data and {"method", "student"} & set(located.data):
-        command = f"; train it with: python -m kdtrain {located.file}" if located.has_lines else ""
+        command = f"; train it with: kdtrain train {located.file}" if located.has_lines else ""
         raise UserError(f"{located.file}: is a plain recipe, not a sweep{command}")
     located, problems = apply_overrides(located, overrides, SweepFile.model_fields, "recipe.epochs=3")
     for option, value in study_options.items():
@@ -188,7 +188,7 @@ def _checked_sweep(
 
 def _checked_recipe(located: Located, overrides: Sequence[str]) -> Recipe:
     if "recipe" in located.data and "method" not in located.data:
-        command = f"; run it with: python run_sweep.py {located.file}" if located.has_lines else ""
+        command = f"; run it with: kdtrain sweep {located.file}" if located.has_lines else ""
         raise UserError(f"{located.file}: is a sweep, not a plain recipe{command}")
     located, refused = apply_overrides(located, overrides, Recipe.model_fields, "epochs=3")
     tree, wrong = check_spaces(located.data)

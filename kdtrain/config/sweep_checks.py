@@ -96,7 +96,7 @@ def _problems_at(
     method = recipe.get("method")
     if isinstance(method, dict) and method.get("name") == "none":
         text = "none is the student alone, which every sweep trains as its baseline"
-        yield Problem(("method", "name"), f"{text}; to train only that use python -m kdtrain")
+        yield Problem(("method", "name"), f"{text}; to train only that use kdtrain train")
         recipe = {key: value for key, value in recipe.items() if key != "teacher"}
     elif recipe.get("teacher") is None:
         text = "is missing: a sweep compares a student that has a teacher with the same student alone"

@@ -102,7 +102,7 @@ MNIST = json.dumps({"name": "mnist"})
         (PLAIN.replace("0.05", "-1"), (), r"best.yaml:1: optimizer.*lr: .*-1"),
         (PLAIN.replace('"none"', '"unheard"'), (), r"best.yaml:1: method.*unheard.*kd"),
         (PLAIN.replace("0.05", '{"uniform": [0, 1]}'), (), r"best.yaml:1: optimizer.lr: .*search space"),
-        (json.dumps({"recipe": {}, "study": {}}), (), r"best.yaml: is a sweep.*run_sweep.py best.yaml"),
+        (json.dumps({"recipe": {}, "study": {}}), (), r"best.yaml: is a sweep.*kdtrain sweep best.yaml"),
         (PLAIN.replace('"digits"', '"mnist"'), ("--data", "nowhere"), r"recipe.data: mnist is not there .*nowhere"),
         (PLAIN, ("--threads", "0"), r"--threads: must be at least 1, got 0"),
         (PLAIN, ("--device", "toaster"), r"--device: toaster cannot be used"),

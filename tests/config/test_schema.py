@@ -47,7 +47,7 @@ def mistakes(sweep: Any) -> list[str]:
 
 
 def test_the_file_equals_the_code() -> None:
-    stale = "stale: run python -m kdtrain.config.schema > sweeps/schema.json"
+    stale = "stale: run kdtrain schema > sweeps/schema.json"
     assert (SWEEPS / "schema.json").read_text(encoding="utf-8") == schema_text(), stale
     Draft202012Validator.check_schema(json.loads(schema_text()))
 

@@ -378,9 +378,9 @@ def test_a_sweep_and_a_recipe_are_told_apart(tmp_path: Path) -> None:
     recipe = tmp_path / "plain.yaml"
     recipe.write_text(dump_yaml(load(tmp_path, PLAIN, trials=1).tree))
     assert load_recipe(recipe).epochs == 8
-    with pytest.raises(UserError, match="is a plain recipe, not a sweep; train it with: python -m kdtrain"):
+    with pytest.raises(UserError, match="is a plain recipe, not a sweep; train it with: kdtrain train"):
         load_sweep(recipe)
-    with pytest.raises(UserError, match="is a sweep, not a plain recipe; run it with: python run_sweep"):
+    with pytest.raises(UserError, match="is a sweep, not a plain recipe; run it with: kdtrain sweep"):
         load_recipe(tmp_path / "x.yaml")
     (tmp_path / "trials.yaml").write_text(SWEEP)
     with pytest.raises(UserError, match="cannot be named trials"):

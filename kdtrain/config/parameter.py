@@ -16,36 +16,23 @@ KINDS = (*RANGE_KINDS, "choice")
 
 @dataclass(frozen=True)
 class Parameter:
-    """One searched hyperparameter.
+    """One searched hyperparameter. It exists only while earlier choices have the labels in `conditions`."""
 
-    Attributes:
-        name: Its path in the recipe, with the chosen label in brackets after each choice: `method[kd].temperature`.
-        path: Its path in a recipe without spaces: ("method", "temperature").
-        source: The path of its space in the file: ("method", "choice", 0, "temperature").
-        kind: `uniform`, `loguniform`, `int`, `logint` or `choice`.
-        low: Lower bound of a range, included; NaN for a choice.
-        high: Upper bound of a range, included; NaN for a choice.
-        labels: One label for each option of a choice.
-        conditions: The labels that earlier choices must have, by parameter name; otherwise it does not exist.
-    """
-
-    name: str
-    path: KeyPath
-    source: KeyPath
+    name: str  # the path in the recipe, with the chosen label after each choice: `method[kd].temperature`
+    path: KeyPath  # in a recipe without spaces: ("method", "temperature")
+    source: KeyPath  # in the file: ("method", "choice", 0, "temperature")
     kind: str
-    low: float = math.nan
+    low: float = math.nan  # NaN for a choice
     high: float = math.nan
-    labels: tuple[Label, ...] = ()
+    labels: tuple[Label, ...] = ()  # one for each option of a choice
     conditions: Mapping[str, Label] = field(default_factory=dict)
 
     @property
     def is_int(self) -> bool:
-        """True for `int` and `logint`."""
         return self.kind in INT_KINDS
 
     @property
     def is_log(self) -> bool:
-        """True for `loguniform` and `logint`."""
         return self.kind in ("loguniform", "logint")
 
     @property
@@ -61,25 +48,14 @@ class Parameter:
         return f"{self.kind} [{self.low!r}, {self.high!r}]"
 
     def grid_values(self, points: int | None) -> tuple[Label, ...]:
-        """Return every label of a choice, or evenly spaced values of a range.
-
-        Args:
-            points: Number of values of a range, at least 2, bounds included, on a log scale if the range has one.
-                Whole numbers that coincide are given once.
-
-        Raises:
-            ValueError: A range got fewer than 2 points.
-        """
+        """Return every label of a choice, or `points` evenly spaced values of a range, with both bounds."""
         if self.kind == "choice":
             return self.labels
         if points is None or points < 2:
             raise ValueError(f"a grid over {self.name} needs at least 2 points, got {points}")
-        shares = [i / (points - 1) for i in range(1, points - 1)]
-        if self.is_log:
-            inner = [self.low * (self.high / self.low) ** share for share in shares]
-        else:
-            inner = [self.low + (self.high - self.low) * share for share in shares]
-        values = [self.low, *inner, self.high]
+        low, high, shares = self.low, self.high, [i / (points - 1) for i in range(1, points - 1)]
+        inner = [low * (high / low) ** share if self.is_log else low + (high - low) * share for share in shares]
+        values = [low, *inner, high]
         return tuple(sorted({round(value) for value in values})) if self.is_int else tuple(values)
 
     def contains(self, value: object) -> bool:

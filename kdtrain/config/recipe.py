@@ -61,17 +61,7 @@ class Teacher(Network):
         return self
 
 
-INHERITED = (
-    "epochs",
-    "batch_size",
-    "optimizer",
-    "lr_schedule",
-    "clipping",
-    "early_stopping",
-    "label_smoothing",
-    "precision",
-    "batch_norm",
-)
+INHERITED = tuple(name for name in Teacher.model_fields if name not in {*Network.model_fields, "file", "seed"})
 """The fields of a recipe that its teacher has too; if the teacher leaves one out, the recipe's value counts."""
 
 AS_STUDENT = "as_student"
@@ -160,11 +150,7 @@ class Recipe(Config):
 
 
 def teacher_recipe(recipe: Recipe) -> Recipe | None:
-    """Return the whole recipe by which a recipe's teacher is trained, or None if no teacher is trained.
-
-    Raises:
-        pydantic.ValidationError: What the teacher inherits does not fit its own fields.
-    """
+    """Return the whole recipe by which a recipe's teacher is trained, or None if no teacher is trained."""
     teacher = recipe.teacher
     if teacher is None or teacher.file is not None:
         return None

@@ -7,6 +7,7 @@ import pytest
 from kdtrain.config.parameter import Values
 from kdtrain.config.reference_points import match_point
 from kdtrain.config.space import (
+    check_spaces,
     combinations,
     distributions,
     grid,
@@ -16,7 +17,6 @@ from kdtrain.config.space import (
     resolve,
     suggest,
 )
-from kdtrain.config.space_checks import check_spaces
 
 KD = {"name": "kd", "temperature": {"loguniform": [1, 20]}, "balance": {"alpha_ce": {"uniform": [0, 1]}}}
 NESTED = {

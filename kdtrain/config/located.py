@@ -24,11 +24,6 @@ class Located:
     problems: tuple[Problem, ...] = ()
     has_lines: bool = True
 
-    def line_of(self, path: KeyPath) -> int:
-        """Return the line of a value, or of the nearest value around it; 0 if the value is not from a file."""
-        place = self._place(path)
-        return place if isinstance(place, int) and self.has_lines else 0
-
     def error(self, problems: Iterable[Problem]) -> UserError:
         """Return the error with every problem once, in the order of the file; those of the command line come last."""
         found: dict[tuple[float, str], None] = {}

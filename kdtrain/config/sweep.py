@@ -110,10 +110,6 @@ class Sweep:
         problem = resolve(self.tree, values).at_source(Problem(path, text))
         return self.located.error([problem.under(("recipe",))])
 
-    def line_of(self, path: KeyPath) -> int:
-        """Return the line of a value such as ("recipe", "method"); 0 if the value is not from a file."""
-        return self.located.line_of(path)
-
 
 def load_sweep(
     file: str | Path, overrides: Sequence[str] = (), trials: int | None = None, seed: int | None = None

@@ -58,8 +58,7 @@ def test_a_first_word_that_is_a_file_is_trained(tmp_path: Path, capsys: pytest.C
         (["example", "digit_kd"], "example: digit_kd: there is no such example; nearest: digits_kd"),
         (["report", "absent"], "absent: no such folder"),
         (["report", "."], "no study.json"),
-        (["check", "absent.yaml"], "absent.yaml: no such file"),
-        (["plan", "absent.yaml"], "absent.yaml: no such file"),
+        (["plan", "absent.yaml"], "absent.yaml: no such file; `kdtrain example` lists sweeps"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_exit_code_2(

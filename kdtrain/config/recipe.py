@@ -104,12 +104,10 @@ class Recipe(Config):
     @model_validator(mode="before")
     @classmethod
     def _teacher_as_student(cls, written: Any) -> Any:
-        if not isinstance(written, dict):
-            return written
-        teacher, student = written.get("teacher"), written.get("student")
-        if not isinstance(teacher, dict) or not isinstance(student, dict) or teacher.get("model") != AS_STUDENT:
-            return written
-        return {**written, "teacher": {**teacher, "model": student.get("model")}}
+        teacher, student = (written.get(key) if isinstance(written, dict) else None for key in ("teacher", "student"))
+        if isinstance(teacher, dict) and isinstance(student, dict) and teacher.get("model") == AS_STUDENT:
+            return {**written, "teacher": {**teacher, "model": student.get("model")}}
+        return written
 
     @model_validator(mode="after")
     def _teacher_if_needed(self) -> Self:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.config.located import Located, apply_overrides, load_located, locate
-from kdtrain.config.parameter import Label, Parameter, Values, space_kind
+from kdtrain.config.parameter import Label, Parameter, Values, check_spaces, space_kind
 from kdtrain.config.problems import KeyPath, Problem, format_value, validate
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.reference_points import match_points
-from kdtrain.config.space import check_spaces, combinations, parameters, probe_points, resolve
+from kdtrain.config.space import combinations, parameters, probe_points, resolve
 from kdtrain.config.study_settings import Report, Resources, StudySettings, SweepFile
 from kdtrain.config.sweep_checks import (
     recipe_problems,

@@ -65,16 +65,9 @@ def test_the_example_loads_with_everything_resolved(tmp_path: Path) -> None:
     assert sweep.located.text == SWEEP
     names = "method, method[kd].balance.weight, method[kd].temperature, method[kd (2)].balance.alpha, optimizer.lr"
     assert ", ".join(parameter.name for parameter in sweep.parameters) == names
-    assert sweep.study.model_dump(mode="json", exclude={"published", "pruner", "sampler"}) == {
-        "objective": "val/accuracy", "trials": 24, "confirm": {"best": 2, "seeds": 5, "published": True},
-        "seed": 0, "order": "batches", "batch": 4,
-    }  # fmt: skip
-    assert sweep.study.sampler.model_dump() == {"name": "tpe", "startup_trials": 10}
+    assert (sweep.study.objective, sweep.study.trials, sweep.study.order) == ("val/accuracy", 24, "batches")
     assert sweep.study.pruner.model_dump() == {"name": "asha", "min_epochs": 2, "reduction": 3}
-    assert sweep.resources.model_dump() == {
-        "workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.0, "concurrent_trials": "auto",
-        "loaders": 0, "checkpoint_every_steps": None, "teacher_cache": "auto", "cache_bytes": 20 << 30,
-    }  # fmt: skip
+    assert (sweep.resources.cpus_per_worker, sweep.resources.teacher_cache) == (1, "auto")
 
 
 def test_a_published_point_becomes_values_and_a_recipe(tmp_path: Path) -> None:
@@ -204,47 +197,30 @@ def test_a_mistake_in_a_method_names_the_method(tmp_path: Path, method: str, exp
 
 
 def test_every_mistake_of_a_file_is_reported_at_once_in_the_order_of_its_lines(tmp_path: Path) -> None:
-    text = """\
-recipe:
-  data: {name: digts}
-  teacher: {model: lenet5_teacher, optimizer: {name: adam, lr: 0.1}}
-  student: {model: lenet5_studnt}
-  method:
-    choice:
-      - {name: kd, temperatur: 4, balance: {weight: {loguniform: [0, 20]}}}
-      - name: kd
-        temperature: {uniform: [8, 2]}
-        balance: {weight: 1, alpha: 0.5}
-  optimizer: {name: sgd, lr: {uniform: [-1, 0.1]}}
-  lr_schedule: {name: cosine}
-  batch_size: 1.5
-  batch_size: 3
-  epochs: {int: [1, 10]}
-  seed: 3
-study:
-  trails: 3
-  pruner: {name: asha, min_epochs: 0}
-resources: {concurrent_trials: 0, gpus_per_worker: .nan}
-"""
+    text = with_method("{name: kd, temperatur: 4, balance: {weight: {loguniform: [0, 20]}}}")
+    for old, new in (
+        ("{name: digits}", "{name: digts}"),
+        ("epochs: 20, ", ""),
+        ("momentum: 0.9", "momentum: {uniform: [-1, 0.1]}"),
+        ("batch_size: 64", "batch_size: 1.5\n  batch_size: 3"),
+        ("trials: 24", "trails: 3"),
+        ("workers: 1", "workers: 0, gpus_per_worker: .nan"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
     places = [problem.split(": ")[:2] for problem in problems_of(tmp_path, text, "study.confirm.seeds=0", "lr=3")]
     assert places == [
         ["x.yaml:2", "recipe.data.name"],
-        ["x.yaml:3", "recipe.teacher.epochs"],
-        ["x.yaml:4", "recipe.student.model"],
-        ["x.yaml:7", "recipe.method.balance.weight"],
-        ["x.yaml:7", "recipe.method.temperature"],
-        ["x.yaml:7", "recipe.method.temperatur"],
-        ["x.yaml:9", "recipe.method.temperature"],
-        ["x.yaml:10", "recipe.method.balance"],
-        ["x.yaml:11", "recipe.optimizer.lr"],
-        ["x.yaml:13", "recipe.batch_size"],
-        ["x.yaml:14", "recipe.batch_size"],
-        ["x.yaml:16", "recipe.seed"],
-        ["x.yaml:17", "study.trials"],
-        ["x.yaml:18", "study.trails"],
-        ["x.yaml:19", "study.pruner.min_epochs"],
-        ["x.yaml:20", "resources.gpus_per_worker"],
-        ["x.yaml:20", "resources.concurrent_trials"],
+        ["x.yaml:5", "recipe.method.temperature"],
+        ["x.yaml:6", "recipe.method.balance.weight"],
+        ["x.yaml:6", "recipe.method.temperatur"],
+        ["x.yaml:7", "recipe.optimizer.momentum"],
+        ["x.yaml:9", "recipe.batch_size"],
+        ["x.yaml:10", "recipe.batch_size"],
+        ["x.yaml:12", "study.trials"],
+        ["x.yaml:13", "study.trails"],
+        ["x.yaml:17", "resources.gpus_per_worker"],
+        ["x.yaml:17", "resources.workers"],
         ["--set lr", "must begin with recipe., study., resources., report."],
         ["--set study.confirm.seeds", "must be >= 1, got 0"],
     ]

@@ -55,20 +55,15 @@ def test_teacher_then_student_are_trained_as_train_does_and_their_numbers_printe
     assert asked(config)[:2] == (0, "".join(f"{line}\n" for line in lines if not line.startswith("epoch")))
 
 
-def test_a_training_that_fails_is_exit_code_1_with_its_reason_and_so_is_asking_again(asked) -> None:
-    wild = recipe(optimizer={"name": "sgd", "lr": 1e9})
+@pytest.mark.parametrize("who", ["none", "teacher"])
+def test_a_training_that_fails_is_exit_code_1_with_its_reason_and_so_is_asking_again(asked, who: str) -> None:
+    wild = {"optimizer": {"name": "sgd", "lr": 1e9}}
+    config = recipe(**wild) if who == "none" else recipe(**KD | {"teacher": KD["teacher"] | wild})
     for _ in range(2):
-        code, _, err = asked(wild)
+        code, out, err = asked(config)
         assert code == 1
-        assert re.fullmatch(r"none: failed: epoch \d, step \d+: .*(nan|inf).*\n", err)
-
-
-def test_a_teacher_that_fails_ends_it_before_the_student(asked) -> None:
-    wild = KD["teacher"] | {"optimizer": {"name": "sgd", "lr": 1e9}}
-    code, out, err = asked(recipe(**KD | {"teacher": wild}))
-    assert code == 1
-    assert err.startswith("teacher: failed: epoch ")
-    assert "kd:" not in out
+        assert re.fullmatch(who + r": failed: epoch \d, step \d+: .*(nan|inf).*\n", err)
+        assert "kd:" not in out  # the student is not begun after its teacher failed
 
 
 PLAIN = json.dumps(recipe().model_dump(mode="json", exclude_none=True))

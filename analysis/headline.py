@@ -1,15 +1,13 @@
 """The first part of a report: the primary claim with its conditions, and the networks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from analysis.accounts import last_command, stages_ended
-from analysis.claims import Candidate, ImageBootstrap, Single, Verdict, bootstrap, verdict
+from analysis.accounts import commands, continue_command, stages_ended
+from analysis.claims import Candidate, Single, bootstrap, verdict
 from analysis.frame import Study
 from analysis.tables import (
     MISSING,
-    Rows,
     bold_if,
     count,
     estimate_percent,
@@ -21,68 +19,34 @@ from analysis.tables import (
 )
 
 
-@dataclass(frozen=True)
-class TeacherBelow:
-    """A teacher that is less accurate than the student alone; fractions on `split`."""
-
-    split: str
-    teacher: float
-    alone: float
-
-
-@dataclass(frozen=True)
-class Lost:
-    """The number of a candidate's confirming runs that have no test result."""
-
-    runs: int
-    planned: int
-    key: str
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The primary claim and its conditions.
-
-    networks: rows of the table of networks; binomial_images: numbers of test images of the teachers' intervals.
-    """
-
-    title: str
-    stages: str
-    command: str
-    winner: Candidate | None
-    baseline: Candidate | None
-    verdict: Verdict
-    bootstrap: ImageBootstrap | None
-    teacher_below: TeacherBelow | None
-    lost: list[Lost]
-    networks: Rows
-    binomial_images: list[float]
-
-
 def headline(
     study: Study, winner: Candidate | None, baseline: Candidate | None, teachers: Sequence[Single]
-) -> Headline:
-    """Return the first part of the report."""
-    return Headline(
-        title=(study.description.get("report") or {}).get("title") or study.name,
-        stages=stages_ended(study),
-        command=last_command(study),
-        winner=winner,
-        baseline=baseline,
-        verdict=verdict(winner.difference if winner else None),
-        bootstrap=bootstrap(study, winner, baseline) if winner and baseline else None,
-        teacher_below=_teacher_below(study, baseline, teachers[0]) if teachers else None,
-        lost=[
-            Lost(each.planned - len(each.trial_ids), each.planned, each.key)
+) -> dict[str, Any]:
+    """Return the primary claim with its conditions, and the rows of the table of networks.
+
+    binomial_images: numbers of test images of the teachers' intervals; lost: confirming runs without a test result.
+    """
+    given = commands(study)
+    return {
+        "title": (study.description.get("report") or {}).get("title") or study.name,
+        "stages": stages_ended(study),
+        "command": given[-1] if given else continue_command(study),
+        "winner": winner,
+        "baseline": baseline,
+        "verdict": verdict(winner.difference if winner else None),
+        "bootstrap": bootstrap(study, winner, baseline) if winner and baseline else None,
+        "teacher_below": _teacher_below(study, baseline, teachers[0]) if teachers else None,
+        "lost": [
+            {"runs": each.planned - len(each.trial_ids), "planned": each.planned, "key": each.key}
             for each in (winner, baseline)
             if each is not None and len(each.trial_ids) < each.planned
         ],
-        networks=_networks(study, winner, baseline, teachers),
-        binomial_images=sorted({single.test_images for single in teachers if single.interval}),
-    )
+        "networks": _networks(study, winner, baseline, teachers),
+        "binomial_images": sorted({single.test_images for single in teachers if single.interval}),
+    }
 
 
-def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) -> TeacherBelow | None:
+def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) -> dict[str, Any] | None:
     """Compare on test if both are measured there, and else by the validation accuracy of the best epoch."""
     alone = baseline.test.mean if baseline and baseline.test else None
     split, of_teacher = "test", teacher.test
@@ -92,7 +56,7 @@ def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) ->
         of_teacher = teacher.validation
     if missing(alone) or missing(of_teacher) or of_teacher >= alone:
         return None
-    return TeacherBelow(split, of_teacher, alone)
+    return {"split": split, "teacher": of_teacher, "alone": alone}
 
 
 def _networks(

@@ -230,3 +230,54 @@ def whole_study(
     made.event("winner", candidate="best 1", baseline="baseline 1", trial_id=first[0])
     made.event("finished")
     return made
+
+
+ROLES = np.array(["distilled", "teacher", "alone"])
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).random(shape, dtype=np.float32)
+
+
+def gradcam_arrays(freeze: str, networks: int = 3) -> dict[str, Any]:
+    parts = {
+        "images": (noise(4, 32, 32, 3) * 255).astype(np.uint8),
+        "classes": np.array(["ants", "bees", "012.Yellow_headed_Blackbird", "cat"]),
+        "roles": ROLES[:networks],
+        "models": np.array(["resnet18", "resnet50", "resnet18"])[:networks],
+        "freezes": np.array([freeze, "none", freeze])[:networks],
+        "stages": np.array(["16"] * networks),
+        "sizes": np.array([[2, 2]] * networks),
+        "named": np.array([["ants"] * 4] * networks),
+        "right": np.array([[True, False, False, False]] * networks),
+        "maps": noise(networks, 4, 32, 32),
+    }
+    return {f"gradcam_{freeze}_{name}": array for name, array in parts.items()}
+
+
+def every_array() -> dict[str, Any]:
+    """Return the content of pictures.npz with an array for every picture."""
+    maps = {f"attention_maps_{s}_{role}": noise(4, 64 // int(s), 64 // int(s)) for s in ("16", "32") for role in ROLES}
+    return {
+        "softened_image": np.arange(64, dtype=np.uint8).reshape(8, 8),
+        "softened_classes": np.array([f"species {k}" for k in range(20)]),
+        "softened_label": np.array(3),
+        "softened_temperatures": np.array([1.0, 5.0]),
+        "softened_teacher": np.full((2, 20), 0.05),
+        "softened_student": np.full((2, 20), 0.05),
+        "attention_images": (noise(4, 32, 32, 3) * 255).astype(np.uint8),
+        "attention_classes": np.array(["a", "b", "c", "d"]),
+        "attention_roles": ROLES,
+        "attention_models": np.array(["resnet18", "resnet50", "resnet18"]),
+        "attention_stages": np.array(["16", "32"]),
+        "lr_steps": np.arange(40),
+        "lr_rates": np.linspace(0.1, 0.0, 40),
+        "lr_epochs": np.array(4),
+        "lr_steps_per_epoch": np.array(10),
+        "lr_warmup_steps": np.array(0),
+        "mixed_images": (noise(25, 16, 16) * 255).astype(np.uint8),
+        "mixed_shares": noise(25),
+        "mixed_labels": np.arange(50).reshape(25, 2),
+        **maps,
+        **gradcam_arrays("none"),
+    }

@@ -1,5 +1,7 @@
+import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -7,7 +9,7 @@ import pytest
 from made_up_study import MadeUpStudy, number
 
 from analysis.cost import wall_seconds
-from analysis.frame import NOT_ENDED, flatten, read_study, trials_csv
+from analysis.frame import NOT_ENDED, Study, read_study, trials_csv
 from kdtrain.errors import UserError
 
 Maker = Callable[..., MadeUpStudy]
@@ -39,10 +41,8 @@ def test_of_a_trial_recorded_twice_the_last_counts(made_up: Maker) -> None:
     made = made_up()
     made.trial("search", 0, [], state="failed", reason="killed")
     made.trial("search", 0, [0.5, 0.7])
-    study = read_study(made.folder)
-    assert list(study.trials["state"]) == ["complete"]
-    assert list(study.trials["val/accuracy"]) == [0.7]
-    assert study.trials["reason"].isna().all()
+    trials = read_study(made.folder).trials[["state", "val/accuracy", "reason"]]
+    assert trials.values.tolist() == [["complete", 0.7, None]]
 
 
 def test_a_trial_pruned_here_and_trained_on_by_another_study_shows_what_this_one_saw(made_up: Maker) -> None:
@@ -77,16 +77,16 @@ def test_a_candidate_confirmed_anew_from_another_trial_loses_its_old_runs(made_u
 
 def test_finished_only_when_all_that_is_asked_for_has_ended(made_up: Maker) -> None:
     made = made_up(trials=1)
-    made.trial("search", 0, [0.5])
-    assert not read_study(made.folder).finished
-    made.event("finished")
-    assert read_study(made.folder).finished
-    made.describe(study=made.description["study"] | {"trials": 2})
-    assert not read_study(made.folder).finished
-    made.plan("search", 1)
-    assert not read_study(made.folder).finished
-    made.trial("search", 1, [0.6])
-    assert read_study(made.folder).finished
+    steps: list[tuple[Callable[[], Any], bool]] = [
+        (lambda: made.trial("search", 0, [0.5]), False),
+        (lambda: made.event("finished"), True),
+        (lambda: made.describe(study=made.description["study"] | {"trials": 2}), False),
+        (lambda: made.plan("search", 1), False),
+        (lambda: made.trial("search", 1, [0.6]), True),
+    ]
+    for step, finished in steps:
+        step()
+        assert read_study(made.folder).finished == finished
 
 
 def test_wall_time_counts_only_while_the_driver_was_open(made_up: Maker) -> None:
@@ -98,12 +98,9 @@ def test_wall_time_counts_only_while_the_driver_was_open(made_up: Maker) -> None
     assert wall_seconds(read_study(made.folder)) == pytest.approx(4.0)
 
 
-def test_trials_csv_has_a_row_a_trial_and_whole_numbers_stay_whole(whole: Maker) -> None:
-    made = whole()
-    study = read_study(made.folder)
-    (made.folder / "trials.csv").write_text(trials_csv(study))
-    table = pd.read_csv(made.folder / "trials.csv", dtype=str)
-    assert len(table) == len(study.trials)
+def test_trials_csv_has_a_row_a_trial_and_whole_numbers_stay_whole(finished: Study) -> None:
+    table = pd.read_csv(io.StringIO(trials_csv(finished)), dtype=str)
+    assert len(table) == len(finished.trials)
     confirmed = table[table["candidate"] == "best 1"]
     assert list(confirmed["seed"]) == ["1000", "1001", "1002", "1003", "1004"]
     assert confirmed["test/accuracy"].notna().all()
@@ -119,10 +116,6 @@ def test_a_searched_parameter_may_be_called_as_a_metric_is(made_up: Maker) -> No
     head, row = trials_csv(read_study(made.folder)).splitlines()
     cells = dict(zip(head.split(","), row.split(","), strict=True))
     assert (cells["recipe.epochs"], cells["epochs"]) == ("7", "2")
-
-
-def test_flatten_gives_dotted_paths() -> None:
-    assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": None}) == {"a.b": 1, "a.c": [1, 2], "d": None}
 
 
 def test_a_folder_that_is_not_that_of_a_sweep_and_a_newer_schema_are_refused(made_up: Maker) -> None:

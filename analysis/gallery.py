@@ -100,17 +100,12 @@ def mixed_images(arrays: Arrays) -> Figure:
     made = style.figure(7.0, 7.7)
     for axes in (panels := made.subplots(GRID, GRID).ravel()):
         axes.set_axis_off()
-    shown = zip(
-        panels, arrays["mixed_images"], shares_N, labels_N2, strict=False
-    )  # a small data set does not fill the grid
-    for axes, image, share, (own, partner) in shown:
+    shown = zip(panels, arrays["mixed_images"], shares_N, labels_N2, strict=False)
+    for axes, image, share, (own, partner) in shown:  # a small data set does not fill the grid
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         title = f"{share:.2f} of {own}, {1 - share:.2f} of {partner}"
         axes.set_title(title, fontsize=7.5, fontweight="normal", loc="center")
-    made.suptitle(
-        "Mixed images of the first epoch: l of an image's class, 1 - l of its partner's",
-        x=0.01, ha="left", fontsize=10, fontweight="bold",
-    )  # fmt: skip
+    style.title(made, "Mixed images of the first epoch: l of an image's class, 1 - l of its partner's")
     return made
 
 

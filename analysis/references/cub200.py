@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.references.claims import Claim, alone, compare, is_substituted, own_teacher, pick
 from analysis.references.measured import Measured
-from analysis.references.published_tables import one_run, published
+from analysis.references.published_tables import one_run, published, published_row
 from analysis.references.reference import Measurements, Reference, yes_or_no
 from analysis.statistics import Estimate
 from analysis.tables import MISSING, missing, percent, sampled
@@ -52,7 +52,7 @@ def _each_method(rows: Measurements) -> Iterator[Claim]:
                 ours = pick(
                     rows, NETWORKS, method=method, student=row["student"], teacher=row["teacher"], freeze="none"
                 )
-            gain = row["test_accuracy"] - _in_block(row["block"], row["student"])["test_accuracy"]
+            gain = row["test_accuracy"] - _alone(row["block"], row["student"])["test_accuracy"]
             does = "raises" if gain > 0 else "does not raise"
             text = f"{row['method']} from {row['teacher']} {does} the student's accuracy"
             yield compare(text, gain, ours, alone(rows, ours))
@@ -95,10 +95,9 @@ def _over_teacher(rows: Measurements) -> Iterator[Claim]:
     stand_in = is_substituted(rows, NETWORKS, "teacher")
     ours = pick(rows, NETWORKS, method="mgd", student="mobilenetv2", teacher="resnet50", freeze="none")
     for split in ("val", "test"):
-        column = f"{split}_accuracy"
-        block = published("cub200")[published("cub200")["block"] == "resnet50_to_mobilenetv2"]
-        student = float(block[block["method"] == "MGD"][column].iloc[0])
-        teacher = float(block[block["student"] == "resnet50"][column].iloc[0])
+        column, block = f"{split}_accuracy", "resnet50_to_mobilenetv2"
+        student = published_row("cub200", block=block, method="MGD")[column]
+        teacher = published_row("cub200", block=block, student="resnet50")[column]
         text = f"MGD's student beats its teacher resnet50 on {split}"
         if stand_in and ours is not None:
             yield Claim(text, student - teacher, True)
@@ -115,10 +114,9 @@ def _self(rows: Measurements) -> Iterator[Claim]:
         ours = next(
             (r for r in rows if r.role == "published" and r.method == "at" and r.teacher == r.student == model), None
         )
-        block = published("cub200")[published("cub200")["block"] == SELF]
-        taught = block[(block["student"] == model) & (block["method"] == "AT")].iloc[0]
+        taught = published_row("cub200", block=SELF, student=model, method="AT")
         for metric, column in COLUMN_OF.items():
-            gain = float(taught[column]) - float(_in_block(SELF, model)[column])
+            gain = taught[column] - _alone(SELF, model)[column]
             name = metric.partition("/")[0].replace("_tta", " with TTA")
             text = (
                 f"Self-distillation of {model} (AT) {'raises' if gain > 0 else 'does not raise'} its accuracy on {name}"
@@ -133,9 +131,7 @@ def _averaged(rows: Measurements) -> Iterator[Claim]:
     plain = [row for row in rows if row.role == "published" and row.method == "mgd" and not row.r_drop]
     with_ema = next((row for row in plain if row.ema), None)
     like = [row for row in plain if not row.ema and with_ema and row.teacher == with_ema.teacher]
-    table = published("cub200")
-    mgd = table[(table["method"] == "MGD") & (table["teacher"] == "efficientnet_v2_s") & ~table["rdrop"]]
-    gain = float(mgd[mgd["ema"]]["test_accuracy"].iloc[0]) - float(mgd[~mgd["ema"]]["test_accuracy"].iloc[0])
+    gain = _distilled("MGD", "efficientnet_v2_s", ema=True) - _distilled("MGD", "efficientnet_v2_s")
     yield compare("EMA raises the accuracy of MGD's student", gain, with_ema, like[0] if like else None)
 
 
@@ -146,16 +142,12 @@ def _is_self(row: Measured) -> bool:
     return row.teacher is not None and row.teacher == row.student
 
 
-def _distilled(method: str, teacher: str) -> float:
-    table = published("cub200")
-    plain = table[(table["method"] == method) & (table["teacher"] == teacher) & ~(table["ema"] | table["rdrop"])]
-    return float(plain["test_accuracy"].iloc[0])
+def _distilled(method: str, teacher: str, *, ema: bool = False) -> float:
+    return float(published_row("cub200", method=method, teacher=teacher, ema=ema, rdrop=False)["test_accuracy"])
 
 
-def _in_block(block: str, student: str) -> dict[str, Any]:
-    """Return the row of a network alone in a block."""
-    table = published("cub200")
-    return dict(table[(table["block"] == block) & table["teacher"].isna() & (table["student"] == student)].iloc[0])
+def _alone(block: str, student: str) -> dict[Any, Any]:
+    return published_row("cub200", block=block, student=student, teacher=None)
 
 
 def _reported_rows(rows: Measurements) -> list[dict[str, Any]]:
@@ -218,18 +210,10 @@ CUB200 = Reference(
     title="Setup 4, CUB-200-2011: z1069614715/pytorch-classifier",
     networks=NETWORKS,
     setting={
-        "data.resolution": 224,
-        "classes": 200,
-        "data.limit_per_class": None,
-        "epochs": 150,
-        "batch_size": 64,
-        "precision": "fp16",
-        "student.weights": "imagenet",
-        "optimizer.name": "adamw",
-        "lr_schedule.name": "cosine",
-        "lr_schedule.warmup_epochs": 7,
-        "label_smoothing": 0.1,
+        "data.resolution": 224, "classes": 200, "data.limit_per_class": None, "epochs": 150, "batch_size": 64,
+        "precision": "fp16", "student.weights": "imagenet", "optimizer.name": "adamw", "lr_schedule.name": "cosine",
+        "lr_schedule.warmup_epochs": 7, "label_smoothing": 0.1,
     },
     tables=tables,
     claims=claims,
-)
+)  # fmt: skip

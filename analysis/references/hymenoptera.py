@@ -139,15 +139,10 @@ HYMENOPTERA = Reference(
     title="Setup 2, hymenoptera: anvelezec/distillation",
     networks={"student": {"resnet18"}, "teacher": {"resnet50"}},
     setting={
-        "data.resolution": 224,
-        "data.limit_per_class": None,
-        "epochs": 25,
-        "batch_size": 32,
-        "student.weights": "imagenet",
-        "optimizer.name": "sgd",
-        "lr_schedule.name": "step",
+        "data.resolution": 224, "data.limit_per_class": None, "epochs": 25, "batch_size": 32,
+        "student.weights": "imagenet", "optimizer.name": "sgd", "lr_schedule.name": "step",
     },
     tables=tables,
     claims=claims,
     curves=curves,
-)
+)  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from analysis.frame import AXIS, Study
+from analysis.frame import AXIS, Study, complete_trials
 from analysis.importance import Branch, branch_of
 from analysis.results import ranked, searched_range
 from analysis.summary import Summary, method_of
@@ -73,7 +73,7 @@ def _rows(summary: Summary, study: Study, method: str, trials: pd.DataFrame, own
         if values.empty or name == "method":  # the table is that of one method
             continue
         published = dict.fromkeys(map(sampled, values[trials.loc[values.index, "published"]]))
-        complete = _complete(study, trials.loc[values.index])
+        complete = complete_trials(trials.loc[values.index], study.objective)
         yield {
             "hyperparameter": f"`{name}`",
             "searched": searched_range(parameter),
@@ -90,7 +90,7 @@ def _best(summary: Summary, study: Study, method: str, trials: pd.DataFrame) -> 
     """Return the best values and their source."""
     if summary.winner and method_of(study, (study.winner or {}).get("trial_id")) == method:
         return summary.winner.values, "winner"
-    order = _complete(study, ranked(study)).index
+    order = complete_trials(ranked(study), study.objective).index
     first = next((index for index in order if index in trials.index), None)
     if first is None:
         return {}, MISSING
@@ -126,7 +126,3 @@ def _mean(study: Study, objective: pd.Series) -> str:
 def _reached(study: Study, branch: Branch, trials: pd.DataFrame) -> bool:
     """Return True if a trial belongs to the branch."""
     return any(branch_of(study.values.loc[i], study.parameters) == branch.labels for i in trials.index)
-
-
-def _complete(study: Study, trials: pd.DataFrame) -> pd.DataFrame:
-    return trials[(trials["state"] == "complete") & trials[study.objective].notna()]

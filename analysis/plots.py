@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis import style
-from analysis.frame import AXIS, Study
+from analysis.frame import AXIS, Study, complete_trials
 from analysis.importance import Branch
 from analysis.tables import short_names
 
@@ -75,7 +75,7 @@ def _scores(axes: Axes, study: Study, trials: pd.DataFrame, state: str, *, label
 
 def _best_so_far(axes: Axes, study: Study, trials: pd.DataFrame, last: int, **look: Any) -> None:
     """Draw the best of the complete trials so far, up to the number of the last trial."""
-    known = trials[(trials["state"] == "complete") & trials[study.objective].notna()]
+    known = complete_trials(trials, study.objective)
     if len(known) == 0:
         return
     scores = known[study.objective] * AXIS[study.objective][1]

@@ -29,12 +29,7 @@ def published_row(name: str, **wanted: Any) -> dict[Any, Any]:
 
 
 def one_run(accuracy: float, images: int) -> str:
-    """Return `73.48 [71.64 to 75.27]`: the accuracy of one run with its binomial 95 % interval.
-
-    Args:
-        accuracy: A fraction.
-        images: Number of test images.
-    """
+    """Return `73.48 [71.64 to 75.27]`: the accuracy of one run, a fraction, with its binomial 95 % interval."""
     interval = clopper_pearson(round(accuracy * images), images)
     assert interval is not None, images
     return percent_interval(accuracy, interval)

@@ -48,8 +48,8 @@ def section(reference: Reference, rows: Measurements) -> Section:
     if not _has_students(rows):
         return Section(reference.name, reference.title)
     return Section(
-        name=reference.name,
-        title=reference.title,
+        reference.name,
+        reference.title,
         tables=reference.tables(rows),
         differing=differences(reference, rows),
         substitutes=substitutes(reference, rows),
@@ -69,7 +69,7 @@ def all_references(studies: Sequence[Study]) -> list[Section]:
     return sections
 
 
-def once(by_sweep: Mapping[str, Measurements]) -> list[Measured]:
+def _once(by_sweep: Mapping[str, Measurements]) -> list[Measured]:
     """Return all rows, teachers and baselines first, with the keys of all their sweeps; equal trainings once."""
     found: dict[tuple[str, ...], Measured] = {}
     for sweep, row in ((sweep, row) for sweep, rows in by_sweep.items() for row in rows):
@@ -91,9 +91,9 @@ def _over_sweeps(reference: Reference, by_sweep: Mapping[str, Measurements]) -> 
         if claim.ours is not None
     ]
     return Section(
-        name=reference.name,
-        title=reference.title,
-        tables=reference.tables(once(by_sweep)),
+        reference.name,
+        reference.title,
+        tables=reference.tables(_once(by_sweep)),
         differing=[f"{sweep}: {', '.join(found)}" for sweep, found in otherwise.items() if found],
         claims=claim_rows(claims),
     )

@@ -62,7 +62,7 @@ class Networks:
     def trio(self, recipe: Recipe, compared: Sequence[Recipe]) -> dict[str, tuple[str, Classifier]]:
         """Return {role: (what is frozen, network)}; the role "alone" is absent if there is no such student."""
         assert recipe.teacher is not None
-        shown = {
+        shown: dict[str, tuple[str, Classifier]] = {
             "distilled": (recipe.student.freeze, self.of(recipe)),
             "teacher": (recipe.teacher.freeze, self.teacher_of(recipe)),
         }

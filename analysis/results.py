@@ -55,7 +55,7 @@ def ranked(study: Study) -> pd.DataFrame:
     sign = -1.0 if study.larger_is_better else 1.0
     state, objective = search["state"].map(STATES.index), sign * search[study.objective]
     keys = pd.concat([state, objective, search["val/nll"], -search["val/accuracy"], search["number"]], axis=1)
-    keys.columns = range(5)
+    keys.columns = pd.RangeIndex(5)
     return search.loc[keys.sort_values(list(keys.columns)).index]
 
 

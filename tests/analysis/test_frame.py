@@ -1,5 +1,4 @@
 import io
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,26 +14,10 @@ from kdtrain.errors import UserError
 Maker = Callable[..., MadeUpStudy]
 
 
-def test_missing_is_missing_and_a_failed_trial_has_no_score(made_up: Maker) -> None:
+def test_a_failed_trial_has_no_score(made_up: Maker) -> None:
     made = made_up()
-    made.trial("search", 0, [0.5, 0.6], state="failed", reason="out of memory", values={"optimizer.lr": 0.1})
-    made.plan("search", 1, values={"optimizer.lr": 0.2})
-    study = read_study(made.folder)
-    assert list(study.trials["state"]) == ["failed", NOT_ENDED]
-    for column in ("val/accuracy", "test/accuracy", "best_epoch"):
-        assert study.trials[column].isna().all()
-    assert math.isnan(study.values.loc[0, "method.temperature"])
-
-
-def test_a_torn_last_line_is_passed_over(made_up: Maker) -> None:
-    made = made_up()
-    made.trial("search", 0, [0.5, 0.6])
-    for path in (made.folder / "record.jsonl", made.store.trial("search0000").path / "epochs.jsonl"):
-        with open(path, "a") as file:
-            file.write('{"event": "planned", "epoch": 3, "val/acc')
-    study = read_study(made.folder)
-    assert len(study.trials) == 1
-    assert list(study.epochs["epoch"]) == [1, 2]
+    made.trial("search", 0, [0.5, 0.6], state="failed", reason="out of memory")
+    assert read_study(made.folder).trials[["val/accuracy", "test/accuracy", "best_epoch"]].isna().all(axis=None)
 
 
 def test_of_a_trial_recorded_twice_the_last_counts(made_up: Maker) -> None:
@@ -58,21 +41,18 @@ def test_a_smoke_test_does_not_take_over_the_numbers_of_the_recipe_that_it_tries
     made = made_up()
     made.trial("search", 0, [0.5, 0.7])
     made.plan("smoke", 0, trial_id="search0000")
-    study = read_study(made.folder)
-    assert study.stage("smoke")["val/accuracy"].isna().all()
-    assert list(study.stage("smoke")["state"]) == [NOT_ENDED]
+    (smoke,) = read_study(made.folder).stage("smoke").to_dict("records")
+    assert (smoke["state"], np.isnan(smoke["val/accuracy"])) == (NOT_ENDED, True)
 
 
 def test_a_candidate_confirmed_anew_from_another_trial_loses_its_old_runs(made_up: Maker) -> None:
     """Trials grew, a better recipe became `best 1`: the old one's runs must not be averaged in."""
     made = made_up()
-    for i, seed in enumerate((1000, 1001)):
-        source = {"stage": "search", "number": 3}
-        made.trial("confirm", i, [0.8], seed=seed, candidate="best 1", role="best", source=source)
-    source = {"stage": "search", "number": 30}
-    made.plan("confirm", 0, candidate="best 1", role="best", source=source, seed=1000, trial_id="new")
-    confirm = read_study(made.folder).stage("confirm")
-    assert list(confirm["trial_id"]) == ["new"]
+    old, new = ({"candidate": "best 1", "role": "best", "source": {"stage": "search", "number": i}} for i in (3, 30))
+    for i in range(2):
+        made.trial("confirm", i, [0.8], seed=1000 + i, **old)
+    made.plan("confirm", 0, seed=1000, trial_id="new", **new)
+    assert list(read_study(made.folder).stage("confirm")["trial_id"]) == ["new"]
 
 
 def test_finished_only_when_all_that_is_asked_for_has_ended(made_up: Maker) -> None:
@@ -104,10 +84,7 @@ def test_trials_csv_has_a_row_a_trial_and_whole_numbers_stay_whole(finished: Stu
     confirmed = table[table["candidate"] == "best 1"]
     assert list(confirmed["seed"]) == ["1000", "1001", "1002", "1003", "1004"]
     assert confirmed["test/accuracy"].notna().all()
-    failed = table[table["state"] == "failed"].iloc[0]
-    assert failed["reason"] == "the loss is not finite at step 21"
-    assert pd.isna(failed["val/accuracy"])
-    assert float(failed["recipe.optimizer.lr"]) > 0
+    assert list(table.loc[table["state"] == "failed", "reason"]) == ["the loss is not finite at step 21"]
 
 
 def test_a_searched_parameter_may_be_called_as_a_metric_is(made_up: Maker) -> None:

@@ -22,9 +22,7 @@ def cost(study: Study) -> Row:
     bare_s, overhead = _bare_seconds(outcomes)
     return {
         "trainings": sum(bool(outcome.get("epochs")) for outcome in outcomes),
-        "epochs": _total(outcomes, "epochs"),
-        "images": _total(outcomes, "images"),
-        "teacher_images": _total(outcomes, "teacher_images"),
+        **{name: _total(outcomes, name) for name in ("epochs", "images", "teacher_images")},
         "teacher_outputs": _teacher_outputs(outcomes),
         "caches_off": {
             name: [str(o[f"{name}_cache_off"]) for o in outcomes if o.get(f"{name}_cache_off")]
@@ -38,10 +36,7 @@ def cost(study: Study) -> Row:
         "peak_memory_bytes": max(
             (o["peak_memory_bytes"] for o in outcomes if o.get("peak_memory_bytes")), default=None
         ),
-        "devices": _distinct(outcome.get("device") for outcome in outcomes),
-        "threads": _distinct(outcome.get("threads") for outcome in outcomes),
-        "workers": _distinct(outcome.get("workers") for outcome in outcomes),
-        "commits": _distinct(outcome.get("git_commit") for outcome in outcomes),
+        **{name: _distinct(o.get(name) for o in outcomes) for name in ("device", "threads", "workers", "git_commit")},
         "versions": _distinct(
             ", ".join(f"{name} {version}" for name, version in sorted((outcome.get("versions") or {}).items()))
             for outcome in outcomes

@@ -25,11 +25,9 @@ LETTERS = 20
 
 def drawings(arrays: Arrays) -> dict[str, Callable[[], Figure | None]]:
     """Return what draws each picture, by file name; it returns None if there are no arrays for the picture."""
-
-    def drawn(array: str, draw: Callable[[Arrays], Figure]) -> Figure | None:
-        return draw(arrays) if array in arrays else None
-
-    return {name: partial(drawn, *picture) for name, picture in PICTURES.items()}
+    return {
+        name: partial(draw, arrays) if array in arrays else lambda: None for name, (array, draw) in PICTURES.items()
+    }
 
 
 def reasons(arrays: Arrays) -> list[tuple[str, str]]:
@@ -77,10 +75,8 @@ def lr_schedule(arrays: Arrays) -> Figure:
     total = per_epoch * int(arrays["lr_epochs"])
     made = style.figure(7.2, 3.4)
     axes = made.subplots()
-    # a step lasts until the next one, the last step until the end
-    axes.plot(
-        [*steps_P, total], [*rates_P, rates_P[-1]], drawstyle="steps-post", color=style.BLUE, label="learning rate"
-    )
+    until = [*steps_P, total], [*rates_P, rates_P[-1]]  # a step lasts until the next one, the last step until the end
+    axes.plot(*until, drawstyle="steps-post", color=style.BLUE, label="learning rate")
     title = f"Learning rate of the winner: {count(total)} steps, {count(per_epoch)} per epoch"
     if warmup >= total:
         title += f"\nthe warm-up of {count(warmup)} steps does not end"
@@ -111,10 +107,7 @@ def mixed_images(arrays: Arrays) -> Figure:
 
 PICTURES: Mapping[str, tuple[str, Callable[[Arrays], Figure]]] = {
     "softened.png": ("softened_image", softened),
-    **{
-        f"gradcam_{freeze}.png": (f"gradcam_{freeze}_maps", partial(heatmaps.gradcam, freeze=freeze))
-        for freeze in FREEZES
-    },
+    **{f"gradcam_{kind}.png": (f"gradcam_{kind}_maps", partial(heatmaps.gradcam, freeze=kind)) for kind in FREEZES},
     "attention.png": ("attention_images", heatmaps.attention),
     "lr_schedule.png": ("lr_steps", lr_schedule),
     "mixed_images.png": ("mixed_images", mixed_images),

@@ -8,7 +8,6 @@ from analysis.references.claims import Claim, alone, compare, is_substituted, ow
 from analysis.references.measured import Measured
 from analysis.references.published_tables import one_run, published, published_row
 from analysis.references.reference import Measurements, Reference, yes_or_no
-from analysis.statistics import Estimate
 from analysis.tables import MISSING, missing, percent, sampled
 
 IMAGES = {"val": 1_781, "test": 2_323, "test_tta": 2_323}
@@ -18,6 +17,7 @@ NETWORKS = {
     "teacher": {"mobilenetv2", "resnet50", "ghostnet", "efficientnet_v2_s"},
 }
 SELF = "self_distillation"
+STRONGEST = "efficientnet_v2_s"
 COLUMNS = {
     "val accuracy, %": "val/accuracy",
     "val MPA, %": "val/mpa",
@@ -49,9 +49,8 @@ def _each_method(rows: Measurements) -> Iterator[Claim]:
         if method in measured:
             ours = None
             if not is_substituted(rows, NETWORKS, "teacher"):
-                ours = pick(
-                    rows, NETWORKS, method=method, student=row["student"], teacher=row["teacher"], freeze="none"
-                )
+                networks = {"student": row["student"], "teacher": row["teacher"]}
+                ours = pick(rows, NETWORKS, method=method, freeze="none", **networks)
             gain = row["test_accuracy"] - _alone(row["block"], row["student"])["test_accuracy"]
             does = "raises" if gain > 0 else "does not raise"
             text = f"{row['method']} from {row['teacher']} {does} the student's accuracy"
@@ -69,24 +68,15 @@ def _stronger_teacher(rows: Measurements) -> Iterator[Claim]:
     for method, better in (("kd", "ghostnet"), ("mgd", "resnet50")):
         if not any(row.method == method for row in rows):
             continue
-        strongest, weaker = (
-            next((r for r in rows if r.role == "published" and (r.method, r.teacher) == (method, teacher)), None)
-            for teacher in ("efficientnet_v2_s", better)
-        )
-        gap = _distilled(METHODS[method], "efficientnet_v2_s") - _distilled(METHODS[method], better)
-        text = (
-            f"A stronger teacher does not give a better student: {METHODS[method]} from efficientnet_v2_s or {better}"
-        )
-        claim = compare(text, gap, strongest, weaker)
-        teachers = [own_teacher(rows, row) for row in (strongest, weaker)]
-        accuracies = [row.estimate("test/accuracy") if row else None for row in teachers]
-        if claim.ours is not None and not _is_stronger(*accuracies):
-            claim = replace(claim, ours=None, compared="efficientnet_v2_s is not the stronger teacher here")
+        own = {row.teacher: row for row in reversed(rows) if row.role == "published" and row.method == method}
+        pair = [own.get(STRONGEST), own.get(better)]
+        gap = _distilled(METHODS[method], STRONGEST) - _distilled(METHODS[method], better)
+        text = f"A stronger teacher does not give a better student: {METHODS[method]} from {STRONGEST} or {better}"
+        claim = compare(text, gap, *pair)
+        first, second = ((taught := own_teacher(rows, row)) and taught.estimate("test/accuracy") for row in pair)
+        if claim.ours is not None and not (first and second and first.mean > second.mean):
+            claim = replace(claim, ours=None, compared=f"{STRONGEST} is not the stronger teacher here")
         yield claim
-
-
-def _is_stronger(first: Estimate | None, second: Estimate | None) -> bool:
-    return first is not None and second is not None and first.mean > second.mean
 
 
 def _over_teacher(rows: Measurements) -> Iterator[Claim]:
@@ -118,9 +108,8 @@ def _self(rows: Measurements) -> Iterator[Claim]:
         for metric, column in COLUMN_OF.items():
             gain = taught[column] - _alone(SELF, model)[column]
             name = metric.partition("/")[0].replace("_tta", " with TTA")
-            text = (
-                f"Self-distillation of {model} (AT) {'raises' if gain > 0 else 'does not raise'} its accuracy on {name}"
-            )
+            does = "raises" if gain > 0 else "does not raise"
+            text = f"Self-distillation of {model} (AT) {does} its accuracy on {name}"
             yield compare(text, gain, ours, alone(rows, ours), metric=metric)
 
 
@@ -131,7 +120,7 @@ def _averaged(rows: Measurements) -> Iterator[Claim]:
     plain = [row for row in rows if row.role == "published" and row.method == "mgd" and not row.r_drop]
     with_ema = next((row for row in plain if row.ema), None)
     like = [row for row in plain if not row.ema and with_ema and row.teacher == with_ema.teacher]
-    gain = _distilled("MGD", "efficientnet_v2_s", ema=True) - _distilled("MGD", "efficientnet_v2_s")
+    gain = _distilled("MGD", STRONGEST, ema=True) - _distilled("MGD", STRONGEST)
     yield compare("EMA raises the accuracy of MGD's student", gain, with_ema, like[0] if like else None)
 
 

@@ -20,6 +20,15 @@ def test_a_failed_trial_has_no_score(made_up: Maker) -> None:
     assert read_study(made.folder).trials[["val/accuracy", "test/accuracy", "best_epoch"]].isna().all(axis=None)
 
 
+def test_a_torn_last_line_is_passed_over(made_up: Maker) -> None:
+    made = made_up()
+    made.trial("search", 0, [0.5, 0.6])
+    for path in (made.folder / "record.jsonl", made.store.trial("search0000").path / "epochs.jsonl"):
+        path.write_text(path.read_text() + '{"event": "planned", "epoch": 3, "val/acc')
+    study = read_study(made.folder)
+    assert (len(study.trials), list(study.epochs["epoch"])) == (1, [1, 2])
+
+
 def test_of_a_trial_recorded_twice_the_last_counts(made_up: Maker) -> None:
     made = made_up()
     made.trial("search", 0, [], state="failed", reason="killed")

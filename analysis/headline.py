@@ -61,47 +61,38 @@ def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) ->
 
 def _networks(
     study: Study, winner: Candidate | None, baseline: Candidate | None, teachers: Sequence[Single]
-) -> list[dict[str, Any]]:
-    rows = [_teacher(study, single, "other teacher" if i else "teacher") for i, single in enumerate(teachers)]
+) -> list[dict[str, str]]:
+    rows = []
+    for i, teacher in enumerate(teachers):
+        accuracy = percent(teacher.test)
+        if teacher.interval is not None:
+            accuracy = f"{percent_interval(teacher.test, teacher.interval)} \\*"
+        rows.append(_row(study, "other teacher" if i else "teacher", teacher, accuracy, "1"))
     if not rows:
         from_file = any((recipe.get("teacher") or {}).get("file") for recipe in study.recipes.values())
-        rows.append(_row("teacher (from a file, not measured here)" if from_file else "teacher (not trained yet)"))
-    return [
-        *rows,
-        _student(study, "student alone (baseline)", baseline),
-        _student(study, "student distilled (winner)", winner),
-    ]
+        rows.append(_row(study, f"teacher ({'from a file, not measured here' if from_file else 'not trained yet'})"))
+    for network, student in (("student alone (baseline)", baseline), ("student distilled (winner)", winner)):
+        if student is None:
+            rows.append(_row(study, network, accuracy="not confirmed yet"))
+            continue
+        n, difference = str(student.test.n) if student.test else "0", student.difference
+        gain = bold_if(difference is not None and difference.decided, estimate_points(difference))
+        rows.append(_row(study, network, student, estimate_percent(student.test), n, gain))
+    return rows
 
 
-def _row(network: str, **cells: Any) -> dict[str, Any]:
-    columns = (
-        "model", "parameters", "MFLOP per image", "test accuracy, %", "n", "difference to the student alone, points"
-    )  # fmt: skip
-    return {"network": network} | dict.fromkeys(columns, MISSING) | cells
-
-
-def _model(study: Study, network: Single | Candidate) -> dict[str, str]:
-    flops = study.description.get("models", {}).get(network.model, {}).get("flops_per_image")
-    mflop = MISSING if missing(flops) else thousands(flops / 1e6, 2)
-    return {"model": network.model, "parameters": count(network.parameters), "MFLOP per image": mflop}
-
-
-def _teacher(study: Study, teacher: Single, network: str) -> dict[str, Any]:
-    accuracy = percent(teacher.test)
-    if teacher.interval is not None:
-        accuracy = f"{percent_interval(teacher.test, teacher.interval)} \\*"
-    return _row(network, **_model(study, teacher), **{"test accuracy, %": accuracy, "n": "1"})
-
-
-def _student(study: Study, network: str, candidate: Candidate | None) -> dict[str, Any]:
-    if candidate is None:
-        return _row(network, **{"test accuracy, %": "not confirmed yet"})
-    difference = candidate.difference
-    cells = {
-        "test accuracy, %": estimate_percent(candidate.test),
-        "n": str(candidate.test.n) if candidate.test else "0",
-        "difference to the student alone, points": bold_if(
-            difference is not None and difference.decided, estimate_points(difference)
-        ),
+def _row(
+    study: Study, network: str, measured: Single | Candidate | None = None,
+    accuracy: str = MISSING, n: str = MISSING, difference: str = MISSING,
+) -> dict[str, str]:  # fmt: skip
+    models = study.description.get("models", {})
+    flops = models.get(measured.model, {}).get("flops_per_image") if measured else None
+    return {
+        "network": network,
+        "model": measured.model if measured else MISSING,
+        "parameters": count(measured.parameters if measured else None),
+        "MFLOP per image": MISSING if missing(flops) else thousands(flops / 1e6, 2),
+        "test accuracy, %": accuracy,
+        "n": n,
+        "difference to the student alone, points": difference,
     }
-    return _row(network, **_model(study, candidate), **cells)

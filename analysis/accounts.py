@@ -36,13 +36,10 @@ def reasons(study: Study) -> Rows:
 
 def stages_ended(study: Study) -> str:
     """Return `teacher 1 of 1, search 3 of 24 ended`."""
-    ended = []
-    for stage in STAGES:
-        trials = study.stage(stage)
-        planned = max(len(trials), study.description["study"]["trials"] if stage == "search" else 0)
-        if planned:
-            ended.append(f"{stage} {(trials['state'] != NOT_ENDED).sum()} of {planned}")
-    return f"{', '.join(ended)} ended"
+    planned = {stage: len(study.stage(stage)) for stage in STAGES}
+    planned["search"] = max(planned["search"], study.description["study"]["trials"])
+    ended = {stage: (study.stage(stage)["state"] != NOT_ENDED).sum() for stage in STAGES}
+    return f"{', '.join(f'{stage} {ended[stage]} of {number}' for stage, number in planned.items() if number)} ended"
 
 
 def equal_trials(study: Study) -> Rows:

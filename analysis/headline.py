@@ -86,7 +86,7 @@ def _row(
     accuracy: str = MISSING, n: str = MISSING, difference: str = MISSING,
 ) -> dict[str, str]:  # fmt: skip
     models = study.description.get("models", {})
-    flops = models.get(measured.model, {}).get("flops_per_image") if measured else None
+    flops: Any = models.get(measured.model, {}).get("flops_per_image") if measured else None
     return {
         "network": network,
         "model": measured.model if measured else MISSING,

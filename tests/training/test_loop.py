@@ -322,12 +322,13 @@ def predictions(left: Trained) -> dict[str, torch.Tensor]:
 
 
 def test_validation_has_the_loss_of_a_method_that_reads_single_images() -> None:
-    left = trained(recipe(**KD))
-    student, teacher = predictions(left), predictions(taught())["val_logits"]
+    config = recipe(**KD, label_smoothing=0.1)
+    left = trained(config)
+    student, teacher = predictions(left), predictions(trained(teacher_recipe(config)))["val_logits"]
     best = left.rows[left.outcome["best"]["epoch"] - 1]
     p, log_q = functional.softmax(teacher / 4, 1), functional.log_softmax(student["val_logits"] / 4, 1)
     kd = 16 * (p * (p.log() - log_q)).sum(1).mean().item()
-    hard = functional.cross_entropy(student["val_logits"], student["val_labels"]).item()
+    hard = functional.cross_entropy(student["val_logits"], student["val_labels"], label_smoothing=0.1).item()
     assert best["val/kd"] == pytest.approx(kd, rel=1e-4)
     assert best["val/loss"] == pytest.approx(0.5 * hard + 0.5 * kd, rel=1e-4)
 

@@ -188,10 +188,13 @@ def test_sgd_and_adam_are_torchs_with_the_decay_in_the_gradient(config, kind) ->
     assert all(map(torch.equal, ours.parameters(), network.parameters()))
 
 
-def test_frozen_parameters_are_not_given_to_the_optimizer() -> None:
+@pytest.mark.parametrize("config", [
+    Sgd(name="sgd", lr=0.1), Adam(name="adam", lr=0.1), AdamW(name="adamw", lr=0.1, decay_times="nothing")
+])  # fmt: skip
+def test_frozen_parameters_are_not_given_to_the_optimizer(config) -> None:
     network = two_layers()
     network[0].requires_grad_(False)
-    groups = build_optimizer(AdamW(name="adamw", lr=0.1), network).param_groups
+    groups = build_optimizer(config, network).param_groups
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, network[1].parameters()))
 
 

@@ -25,14 +25,9 @@ class StageCost:
 
 @dataclass(frozen=True)
 class CachedOutputs:
-    """Teacher outputs that all trials of a node share.
+    """Teacher outputs that all trials of a node share: of so many seeds and epochs whose views differ.
 
-    Attributes:
-        bytes_per_image: The bytes of an image and view.
-        streams: The number of seeds whose views differ.
-        epochs: The number of epochs whose views differ.
-        total_bytes: The bytes of all images and views; None if the number of images is unknown.
-        fits: False if they are more than the cache holds.
+    `total_bytes` is None if the number of images is unknown; `fits` is False if the cache holds fewer.
     """
 
     bytes_per_image: int
@@ -44,13 +39,7 @@ class CachedOutputs:
 
 @dataclass(frozen=True)
 class Sharing:
-    """What the trials of a sweep share of their teachers' outputs.
-
-    Attributes:
-        cached: The outputs that are computed once for all trials.
-        live: The reasons why outputs are computed in every trial.
-        splitting: The parameters of which each value has teacher outputs of its own.
-    """
+    """The teacher outputs computed once, the reasons why others run live, and the parameters that split the cache."""
 
     cached: tuple[CachedOutputs, ...]
     live: tuple[str, ...]
@@ -77,11 +66,6 @@ def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
 
     Every training is counted as the most expensive one of the space, and none as pruned. Reading images, validation and
     start-up are left out.
-
-    Args:
-        sweep: The sweep.
-        images: The number of training images.
-        classes: The number of classes.
     """
     counts, epochs = trainings(sweep), _most_epochs(sweep)
     reachable = list(_reachable(sweep, (*PARTS, "r_drop")))
@@ -105,13 +89,7 @@ def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
 
 
 def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
-    """Return what trials share of their teachers' outputs, if `resources.teacher_cache` allows it.
-
-    Args:
-        sweep: The sweep.
-        images: The number of training images, or None if it is unknown.
-        classes: The number of classes.
-    """
+    """Return what trials share of their teachers' outputs, if `resources.teacher_cache` allows it."""
     bytes_of, live = _cached_and_live(sweep, images, classes)
     cached = []
     for recipe, size in bytes_of.items():
@@ -130,11 +108,6 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
     """Return the upper bound of the number of training images that teachers compute outputs of.
 
     Cached outputs are computed once for each view, live ones in every training.
-
-    Args:
-        sweep: The sweep.
-        images: The number of training images.
-        classes: The number of classes.
     """
     counts = trainings(sweep)
     in_every_training = (counts["search"] + counts["confirm"]) * _most_epochs(sweep) * images

@@ -20,15 +20,7 @@ def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
 
 
 def describe(sweep: Sweep, data_root: Path) -> Row:
-    """Return the content of study.json without its schema number.
-
-    Args:
-        sweep: The sweep.
-        data_root: The folder that holds the data sets.
-
-    Raises:
-        UserError: The data set is absent or damaged.
-    """
+    """Return the content of study.json without its schema number."""
     data = load(sweep.recipe_for(space.probe_points(sweep.tree)[0], 0).data, data_root)
     return {
         "name": sweep.name,
@@ -44,16 +36,7 @@ def describe(sweep: Sweep, data_root: Path) -> Row:
 
 
 def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, Row]:
-    """Return parameters and FLOPs of each network of the space, by model name.
-
-    Args:
-        sweep: The sweep.
-        image_shape: Channels, height and width of an image.
-        classes: The number of classes.
-
-    Returns:
-        For each model its `parameters`, and the `flops_per_image` of a forward pass.
-    """
+    """Return parameters and forward FLOPs of each network of the space, by model name."""
     recipes = [sweep.recipe_for(values, 0) for values in space.combinations(sweep.tree, ("teacher", "student"))]
     students: list[Network] = [recipe.student for recipe in recipes]
     teachers: list[Network] = [recipe.teacher for recipe in recipes if recipe.teacher]

@@ -12,11 +12,7 @@ FILE = "record.jsonl"
 
 
 class JobEnd(TypedDict):
-    """How a job of a study has ended.
-
-    `state` is "complete", "pruned" or "failed", `value` the objective at the best epoch, `reason` why the job was
-    pruned or failed, `epochs` the number of epochs that count.
-    """
+    """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count."""
 
     state: str
     value: float | None
@@ -25,11 +21,7 @@ class JobEnd(TypedDict):
 
 
 class StudyJournal:
-    """The events of a study: what was planned, how it ended, and the winner. It owns the study's folder.
-
-    Args:
-        folder: The folder of the sweep in the results.
-    """
+    """The events of a study: what was planned, how it ended, and the winner. It owns the study's folder."""
 
     def __init__(self, folder: Path | Folder) -> None:
         self.files = folder if isinstance(folder, Folder) else LocalFolder(folder)
@@ -42,13 +34,9 @@ class StudyJournal:
             self._remember(row)
 
     def open(self, about: Row, file_text: str) -> None:
-        """Take the folder for a study, which must be the one that it already holds, if any.
+        """Take the folder for a study: write its study.json and sweep.yaml.
 
         `study.trials` may have grown; resources, report and the place of the sweep file may differ.
-
-        Args:
-            about: The content of study.json without its schema number.
-            file_text: The text of the sweep file.
 
         Raises:
             UserError: The folder holds another study.

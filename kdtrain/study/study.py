@@ -33,7 +33,7 @@ from kdtrain.trials.workspace import Workspace
 FIRST_CONFIRMING_SEED = 1_000_000
 """Seeds of the search lie below it. Each study seed has 1,000 confirming seeds from it on, so no seed that has chosen
 a recipe also confirms one."""
-STARTING = "starting Ray"
+STARTING = "starting"
 PARTS = ("data", "method", "teacher", "student")
 """The parts of a recipe that must fit together: the smoke stage tries each of their combinations."""
 TEACHER_PARTS = ("data", "teacher", "student")
@@ -44,18 +44,10 @@ TrainingStream = Generator["Job | None", None, "list[Job]"]
 
 @dataclass(frozen=True)
 class Job:
-    """A unit of work for an executor.
+    """A unit of work for an executor: "smoke", "train", "test" or "pictures".
 
-    Attributes:
-        stage: The stage that it belongs to.
-        number: Its number in the stage.
-        recipe: The recipe that is trained or tried; the winner's for `test` and `pictures`.
-        trial_id: The identity of the recipe.
-        kind: "smoke", "train", "test" or "pictures".
-        final: True if the training keeps its weights.
-        prunable: True if the pruner may stop the training.
-        trained: The recipes whose test split is read (`test`), or that are shown side by side (`pictures`).
-        details: What the journal tells of it besides.
+    A `final` training keeps its weights. `trained` are the recipes whose test split is read, or that are shown side by
+    side; `recipe` is then the winner's. `details` join the job's "planned" event.
     """
 
     stage: str
@@ -80,13 +72,7 @@ class Job:
 
 
 class Study:
-    """A sweep that is carried out in a folder of results.
-
-    Args:
-        sweep: The sweep.
-        workspace: The store and the data that its jobs work with.
-        journal: The journal of the study's folder.
-    """
+    """A sweep that is carried out in a folder of results."""
 
     def __init__(self, sweep: Sweep, workspace: Workspace, journal: StudyJournal) -> None:
         self.sweep, self.workspace, self.journal = sweep, workspace, journal
@@ -118,14 +104,10 @@ class Study:
         self.journal.append_once("finished")
 
     def should_prune(self, job: Job, epoch: int) -> bool:
-        """Return True if the training has been pruned and is to be stopped; called after each of its epochs.
+        """Return True if the training is pruned and must stop; called after each of its epochs, counted from 1.
 
         Workers may have run ahead, and a continued training may have skipped a decision. So the trial ends at the first
         epoch at which it would have been pruned, and later rows are dropped.
-
-        Args:
-            job: A running training.
-            epoch: The epoch that has ended, from 1.
         """
         folder = self.workspace.store.trial(job.trial_id)
         stop = self._pruned_at(job, [row for row in folder.epochs() if row["epoch"] <= epoch])
@@ -138,14 +120,10 @@ class Study:
         return True
 
     def ended(self, job: Job, broken: str | None = None) -> None:
-        """Take note that a job has ended.
+        """Record that a running job has ended, with the reason if it broke.
 
         What breaks outside the training (a full disk, a killed process) is no outcome of the recipe. The job counts as
         failed until the study is opened again, and is then run again.
-
-        Args:
-            job: A job that was running.
-            broken: The reason if it broke; None if its outcome is in the store.
         """
         if job.kind == "train":
             broken = None if self._has_outcome(job) else broken or "its process ended without an outcome"

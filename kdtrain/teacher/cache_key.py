@@ -14,14 +14,7 @@ NETWORK = {"model", "head", "normalization", "channels_last", "compile"}
 
 
 def train_key(live: LiveTeacher, weights: str, readings: Sequence[TeacherReading], epoch: int) -> Row:
-    """Return the key of the outputs for the training views of an epoch.
-
-    Args:
-        live: The teacher.
-        weights: Digest of its weights.
-        readings: What is cached beside the logits.
-        epoch: The epoch; it counts only if views or batches change with it.
-    """
+    """Return the key of outputs for an epoch's training views; the epoch counts if views or batches change."""
     use = live.use
     of_batch = any(each.whole_batch for each in readings)
     return {

@@ -16,13 +16,7 @@ ones, and the next trial would find nothing."""
 def cached_readings(
     live: LiveTeacher, shared: Sequence[TeacherReading], budget_bytes: int
 ) -> tuple[TeacherReading, ...]:
-    """Return what is cached beside the logits: the method's own readings and, if there is room, those of `shared`.
-
-    Args:
-        live: The teacher of a training whose own readings are cached.
-        shared: Readings of all methods of the sweep.
-        budget_bytes: Bytes that the cache may take.
-    """
+    """Return what is cached beside the logits: the method's own readings and, if there is room, those of `shared`."""
     cached = live.use.readings
     if any(each.whole_batch for each in cached) or live.use.network.compile:  # compiled: it returns its own stages only
         return cached

@@ -26,13 +26,10 @@ from kdtrain.teacher.outputs import UNIT_IMAGES, LiveTeacher, TeacherOutputs
 def cached_teacher(
     live: LiveTeacher, cache: Cache | None, shared: Sequence[TeacherReading], check_seed: str
 ) -> TeacherOutputs:
-    """Return cached outputs if they are wanted and possible, else the live teacher, whose `off` then has the reason.
+    """Return cached outputs if wanted and possible, else the live teacher, whose `off_reason` then has the reason.
 
-    Args:
-        live: The teacher.
-        cache: The node's cache; None if nothing is shared.
-        shared: Readings of all methods of the sweep, so that their trials read the same rows.
-        check_seed: A name for this training's draws of what is checked, e.g. its trial_id.
+    `shared` are the readings of all methods of the sweep, so that their trials read the same rows. `check_seed` names
+    this training's draws of what is checked, e.g. its trial_id.
     """
     if cache is None or live.teacher.digest is None:
         return live
@@ -46,7 +43,7 @@ def cached_teacher(
 class CachedTeacher:
     """Outputs from a node's cache. The network computes what is missing there, in whichever trial needs it first.
 
-    If the cache cannot be written or has no room, `off` has the reason, and outputs are computed live from then on.
+    If the cache cannot be written or has no room, `off_reason` says why, and outputs are computed live from then on.
     """
 
     def __init__(

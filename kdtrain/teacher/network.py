@@ -24,14 +24,9 @@ CHUNK_IMAGES = 32
 
 
 class Teacher:
-    """A network that gives Outputs for images [N, C, H, W].
+    """A network that gives Outputs for images [N, C, H, W], with the features of its `stages`.
 
-    Attributes:
-        network: The network, on the device.
-        stages: The stages whose features it returns.
-        digest: Digest of the file that its weights came from; None for weights that no file has.
-        images: Images computed so far.
-        seconds: Time spent on them; on a GPU without what is still running there.
+    `digest` is that of its weights' file, None without a file; `seconds` leaves out what is still running on a GPU.
     """
 
     def __init__(
@@ -105,12 +100,6 @@ def _read_network(
 
 
 def untrained_teacher(config: TeacherConfig, data: Dataset, *, pretrained: bool = False) -> Classifier:
-    """Build a teacher network before its trained weights are read.
-
-    Args:
-        config: The recipe's teacher.
-        data: The recipe's data set.
-        pretrained: Whether to load the weights that its training starts from.
-    """
+    """Build a teacher network without trained weights; `pretrained`: with those that its training starts from."""
     seed, shape, classes = stream(config.seed, "init"), data.image_shape, len(data.classes)
     return build(config, shape, classes, seed, pretrained=pretrained, place="recipe.teacher")

@@ -29,20 +29,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class TeacherUse:
-    """The part of a recipe that decides which teacher outputs a training needs.
-
-    Attributes:
-        network: The teacher's config.
-        data: The data set's config.
-        method: The method's name, for messages.
-        readings: What the method reads of the teacher's features.
-        stages: The stages of these features.
-        mixup: How images are mixed.
-        precision: Of the teacher's forward pass in training.
-        seed: Of views and order.
-        batch_size: Images of a global batch.
-        epochs: Epochs of the training.
-    """
+    """The part of a recipe that decides which teacher outputs a training needs."""
 
     network: TeacherConfig
     data: AnyData
@@ -76,10 +63,8 @@ class TeacherUse:
 class TeacherOutputs(Protocol):
     """What the training loop needs of a teacher.
 
-    Attributes:
-        asked: Images that this rank has asked for.
-        checked: Images that were computed again to compare them with the cache.
-        off: The reason why nothing is cached (any more) although it was wanted, else None.
+    `requested` counts the images of this rank's batches, `checked` those computed again to compare them with the cache.
+    `off_reason`: why nothing is cached (any more) although it was wanted, else None.
     """
 
     asked: int

@@ -37,14 +37,8 @@ def assemble(
 ) -> TrainState:
     """Build a training that has not begun: student, method, optimizers, loader.
 
-    Args:
-        recipe: The recipe; each builder gets the part of it that it needs.
-        data: The recipe's data set.
-        teacher: The recipe's teacher; None if the method reads none.
-        device: Where the networks run.
-        pretrained: Whether the student starts from the weights that the recipe names. False if only time or memory
-            is measured, or if a checkpoint follows.
-        loaders: Processes that make the training's views; 0: this process does.
+    Each builder gets the part of the recipe that it needs. `pretrained` is False if only time or memory is measured;
+    `loaders` is the number of processes that make the training's views, 0 for this process.
 
     Raises:
         UserError: The parts do not fit together, e.g. the method needs maps of one size.
@@ -83,16 +77,7 @@ def assemble(
 def require_statistics(
     total: int, batch_size: int, batch_norm: BatchNorm, student: Classifier, device: torch.device, place: str
 ) -> None:
-    """Raise UserError if a batch leaves a network's batch normalisation one image, which has no statistics.
-
-    Args:
-        total: Number of training images.
-        batch_size: Images of a global batch.
-        batch_norm: Whether statistics are those of the global batch or of each worker's share.
-        student: The network that is trained.
-        device: Where it runs.
-        place: Where the user wrote the batch size, for the message.
-    """
+    """Raise UserError if a batch leaves a network's batch normalisation one image, which has no statistics."""
     workers = distributed.size()
     last = (total - 1) % batch_size + 1
     per_worker = batch_norm == "per_worker"

@@ -21,12 +21,9 @@ from kdtrain.trials.workspace import Workspace
 
 
 def read_test(recipe: Recipe, workspace: Workspace) -> Outcome:
-    """Evaluate a complete training that kept its weights on the test split, once.
+    """Evaluate a complete training that kept its weights on the test split, once; return its outcome with test metrics.
 
-    Test and validation logits are written to predictions.npz, test metrics join the outcome.
-
-    Returns:
-        The outcome with its test metrics.
+    Test and validation logits are written to predictions.npz.
     """
     data, trial = workspace.dataset(recipe.data), workspace.trial(recipe)
     with (

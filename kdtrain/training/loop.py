@@ -35,16 +35,11 @@ def fit(
 ) -> None:
     """Train until `total_epochs` are done or early stopping ends the training.
 
-    Args:
-        state: The training; it continues where it stands.
-        total_epochs: Epochs after which the training ends, counted from its beginning.
-        report: Called once after every epoch, on every rank.
-        checkpoint: Called on every rank after each `every_steps` steps within an epoch.
-        every_steps: Steps between two of these calls; None: no call within an epoch.
+    `report` is called once after every epoch, `checkpoint` after each `every_steps` steps within one, both on every
+    rank.
 
     Raises:
-        NonFiniteLoss: A loss term is NaN or infinite. Raised on all ranks alike, at the latest at the end of the epoch,
-            and names the step.
+        NonFiniteLoss: A loss term is NaN or infinite, on all ranks alike, at the latest at the end of the epoch.
     """
     while state.epoch < total_epochs and not _stops_early(state):
         state.progress.mark(_costs(state))
@@ -62,13 +57,7 @@ def fit(
 def train_epoch(
     state: TrainState, checkpoint: Checkpoint = lambda state: None, every_steps: int | None = None
 ) -> Metrics:
-    """Train the steps of this epoch that are not done yet and return its training metrics.
-
-    A step leaves its loss on the device and never waits for it.
-
-    Returns:
-        The learning rate at the start of the epoch, and the mean of each loss term over the images of all ranks.
-    """
+    """Train the rest of this epoch; return its first learning rate and the mean of each loss term over all ranks."""
     state.distiller.train()
     if state.teacher_outputs is not None:
         state.teacher_outputs.begin(state.epoch)
@@ -87,13 +76,7 @@ def train_epoch(
 def train_step(state: TrainState, indices: Tensor, epoch_step: int = 0) -> dict[str, Tensor]:
     """Make one update from one global batch: of the student, or of the critic if it is the critic's turn.
 
-    Args:
-        state: The training.
-        indices: Image indices [N] of the global batch.
-        epoch_step: Number of the step within its epoch.
-
-    Returns:
-        Each loss term, a mean over this rank's images, still on the device.
+    Return each loss term, a mean over this rank's images, still on the device: no step waits for it.
     """
     images, batch = load_batch(state, indices, epoch_step)
     teacher = state.teacher_outputs.of(images, batch) if state.teacher_outputs else None

@@ -52,19 +52,16 @@ def train(
     """Train a recipe to its outcome; continue a training that was cut off, return the outcome of one that has ended.
 
     A teacher must have been trained before. The test split is never read here; see `final_evaluation.read_test`.
+    Neither the workspace's cache (on a CPU) nor `loaders`, nor where a training is cut, changes a bit of the result.
 
     Args:
         recipe: The recipe.
-        workspace: Store, data root, device and the node's cache. On a CPU the cache changes no bit.
+        workspace: Store, data root, device and the node's cache.
         final: Whether to keep the best epoch's weights.
         on_epoch: Called on every rank after the row and the checkpoint of an epoch are written (see `is_due`).
-        checkpoint_every_steps: Steps between checkpoints within an epoch; every epoch then ends with one too. Where a
-            training is cut changes nothing of its result.
-        loaders: Processes that make the training's views. Their number changes nothing of the result.
+        checkpoint_every_steps: Steps between checkpoints within an epoch; every epoch then ends with one too.
+        loaders: Processes that make the training's views.
         shared_readings: Readings of all methods of the sweep, which share the cached teacher outputs.
-
-    Returns:
-        The outcome: state `complete`, `pruned` or `failed`, and the best epoch's metrics.
 
     Raises:
         UserError: The user can mend it: data, weights or parts of the recipe that do not fit.
@@ -98,15 +95,10 @@ def train(
 
 
 def is_due(checkpoint_bytes: int, seconds: float, writing_s: float) -> bool:
-    """Return True if an epoch ends with a checkpoint.
+    """Return True if an epoch ends with a checkpoint; `seconds` is the time since the last one, `writing_s` it took.
 
     A small one is always written, a large one when what a kill would lose is worth its writing: the 285 MB of a
     ResNet50's training are due every two minutes, or every ten if they take 12 s on their way to a URL.
-
-    Args:
-        checkpoint_bytes: Size of the checkpoint.
-        seconds: Time since the last one, or since the training began.
-        writing_s: Time that writing the last one took; 0 if there was none.
     """
     affordable = checkpoint_bytes <= seconds * CHECKPOINT_BYTES_PER_S and writing_s <= seconds * WRITING_SHARE
     return checkpoint_bytes <= SMALL_CHECKPOINT_BYTES or affordable

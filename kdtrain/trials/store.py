@@ -24,11 +24,7 @@ CHECKPOINTS = "checkpoint-*.safetensors"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object atomically and durably.
-
-    Raises:
-        ValueError: A number is not finite.
-    """
+    """Write an object atomically and durably; ValueError if a number is not finite."""
     write_bytes(path, json_bytes(value), durable=True)
 
 
@@ -68,20 +64,10 @@ def _checked(data: bytes, place: str) -> Row:
 
 
 class Store:
-    """All trials of a folder of results, which sweeps share.
-
-    Attributes:
-        folder: The folder of results.
-        results: Its path on this machine.
-    """
+    """All trials of a folder of results, which sweeps share; `results` is its path on this machine."""
 
     def __init__(self, results: Path | Folder, owner: str = "a training") -> None:
-        """Open the trials of a folder of results.
-
-        Args:
-            results: The folder of results.
-            owner: The name of this process or job in leases, see `Folder.lock`.
-        """
+        """Open the trials of a folder of results; `owner` names this process or job in leases, see `Folder.lock`."""
         self.folder = results if isinstance(results, Folder) else LocalFolder(results)
         self.results = self.folder.path
         self._owner = owner
@@ -107,13 +93,7 @@ class Store:
 
 
 class TrialFolder:
-    """The files of one recipe's training.
-
-    Attributes:
-        files: The folder.
-        path: Its path on this machine.
-        trial_id: The identity of the recipe, which is the folder's name.
-    """
+    """The files of one recipe's training; the folder's name is its `trial_id`."""
 
     def __init__(self, files: Folder, owner: str) -> None:
         self.files, self._owner = files, owner
@@ -178,13 +158,9 @@ class TrialFolder:
         self.files.write("error.txt", text.encode())
 
     def write_checkpoint(self, step: int, data: bytes) -> None:
-        """Write a checkpoint, and remove all others except the newest earlier one.
+        """Write the checkpoint of a step under its digest, and remove all others except the newest earlier one.
 
         Later ones are damaged, or the training would not have gone back to this step.
-
-        Args:
-            step: The number of steps done.
-            data: Its content, whose digest becomes part of the name, so that damage is recognised.
         """
         of_step = f"checkpoint-{step:09d}-"
         written = f"{of_step}{digest(data)}.safetensors"

@@ -15,14 +15,7 @@ from kdtrain.trials.store import Store, TrialFolder
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where trainings read and write: the store, the data root, the device and the node's cache.
-
-    Attributes:
-        store: The trials of a results folder.
-        data_root: The folder that holds the data sets.
-        device: The device that networks run on.
-        cache: The node's cache of decoded images and teacher outputs; None if nothing is shared.
-    """
+    """Where trainings read and write: store, data root, device, and the node's cache of images and outputs."""
 
     store: Store
     data_root: Path
@@ -30,23 +23,11 @@ class Workspace:
     cache: Cache | None = None
 
     def dataset(self, config: AnyData) -> Dataset:
-        """Return the data set of a recipe, which a process reads once.
-
-        Raises:
-            UserError: The data set is absent or damaged.
-        """
+        """Return the data set of a recipe, which a process reads once; UserError if it is absent or damaged."""
         return load(config, self.data_root)
 
     def trial_id(self, recipe: Recipe, place: str = "recipe.student") -> str:
-        """Return the identity of a recipe, 16 hexadecimal digits.
-
-        Args:
-            recipe: A resolved recipe.
-            place: Where the user wrote the student, for error messages.
-
-        Raises:
-            UserError: The data set or a file of weights is absent.
-        """
+        """Return a recipe's identity, 16 hexadecimal digits; see `identity` for `place` and errors."""
         return trial_id(recipe, self.data_root, place)
 
     def trial(self, recipe: Recipe, place: str = "recipe.student") -> TrialFolder:

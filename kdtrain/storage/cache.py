@@ -74,14 +74,23 @@ class Cache:
                     about = {**ingredients, "expected_bytes": wanted}
                     write_bytes(path / "about.json", (json.dumps(about, indent=1) + "\n").encode())
 
-    @property
-    def no_room(self) -> str:
-        """The reason why `folder` has returned None."""
-        return f"no room within {self.budget_bytes:,} bytes (resources.cache_bytes)"
-
-    def unwritable(self, error: OSError) -> str:
-        """Return the reason for an error whose number is in NO_ROOM."""
-        return f"{self.root} cannot be written to ({error.strerror})"
+    def filled_folder(
+        self, ingredients: Row, expected_bytes: Callable[[], int], units: int, compute: Callable[[int], Tensors]
+    ) -> "SharedFolder | str":
+        """Return the folder with all its units, numbered from 0, or the reason why this node has none."""
+        folder = None
+        try:
+            folder = self.folder(ingredients, expected_bytes)
+            if folder is None:
+                return f"no room within {self.budget_bytes:,} bytes (resources.cache_bytes)"
+            folder.fill(range(units), compute)
+        except BaseException as error:
+            if folder is not None:
+                folder.close()
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                return f"{self.root} cannot be written to ({error.strerror})"
+            raise
+        return folder
 
     def _make_room(self, wanted: int) -> bool:
         """Evict unused folders, least recently used first, until `wanted` bytes fit; if they cannot fit, evict none."""

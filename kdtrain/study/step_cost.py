@@ -78,8 +78,8 @@ def image_seconds(recipe: Recipe, classes: int) -> ImageCost:
 class _KnownOutputs:
     """Teacher outputs of the one batch of a state, computed before its first step in `forward_s` seconds."""
 
-    asked = computed = checked = 0
-    off: str | None = None
+    requested = computed = checked = 0
+    off_reason: str | None = None
 
     def __init__(self, state: TrainState) -> None:
         self.seconds = self.forward_seconds = self.forward_s = 0.0

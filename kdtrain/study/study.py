@@ -16,7 +16,7 @@ from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult, UserError
 from kdtrain.storage.folder import Row
 from kdtrain.study.description import recipe_yaml
-from kdtrain.study.journal import JobEnd, StudyJournal
+from kdtrain.study.journal import StudyJournal
 from kdtrain.study.search import Search
 from kdtrain.study.selection import (
     Candidate,
@@ -27,7 +27,7 @@ from kdtrain.study.selection import (
     mean_objectives,
 )
 from kdtrain.trials.outcome import best_epoch, outcome_row, ranking_key, require_own_workers
-from kdtrain.trials.records import EpochRow
+from kdtrain.trials.records import EpochRow, JobEnd
 from kdtrain.trials.workspace import Workspace
 
 FIRST_CONFIRMING_SEED = 1_000_000

@@ -14,7 +14,7 @@ from kdtrain.data.sampling import batches_of
 from kdtrain.methods.base import Batch, Outputs, TeacherReading
 from kdtrain.runtime import distributed
 from kdtrain.runtime.rng import stream
-from kdtrain.storage.cache import NO_ROOM, Cache, Tensors
+from kdtrain.storage.cache import Cache, Tensors
 from kdtrain.storage.folder import Row
 from kdtrain.teacher.cache_check import EPOCHS_PER_CHECK, chunk_to_check, require_equal
 from kdtrain.teacher.cache_key import train_key, val_key
@@ -33,8 +33,8 @@ def cached_teacher(
     """
     if cache is None or live.teacher.digest is None:
         return live
-    live.off = reason_not_cached(live, live.use.readings, len(live.data.train), cache.budget_bytes)
-    if live.off is not None:
+    live.off_reason = reason_not_cached(live, live.use.readings, len(live.data.train), cache.budget_bytes)
+    if live.off_reason is not None:
         return live
     readings = cached_readings(live, shared, cache.budget_bytes)
     return CachedTeacher(live, cache, live.teacher.digest, readings, check_seed)
@@ -53,8 +53,8 @@ class CachedTeacher:
         self.live, self.cache, self.weights, self.readings = live, cache, weights, tuple(readings)
         self.by_batch = any(reading.whole_batch for reading in readings)
         self.wanted = ("logits", *(reading.name for reading in live.use.readings))
-        self.off: str | None = None
-        self.asked = self.checked = 0
+        self.off_reason: str | None = None
+        self.requested = self.checked = 0
         self._check_seed = check_seed
         self._reading_s = 0.0
         self._current: CachedRows | None = None
@@ -83,7 +83,7 @@ class CachedTeacher:
         self._reading_s += time.perf_counter() - started
 
     def of(self, images: Tensor, batch: Batch) -> Outputs:
-        self.asked += len(images)
+        self.requested += len(images)
         if self._current is None:
             return self.live.of(images, batch)
         if self.by_batch:
@@ -132,7 +132,7 @@ class CachedTeacher:
 
         A live teacher runs collective operations (e.g. SP's batch), so one rank falling back alone would deadlock.
         """
-        if self.off is not None:
+        if self.off_reason is not None:
             return None
         rows = self._open(key, epoch, units, compute, readings)
         if distributed.sum_over_ranks(torch.tensor(rows is None, dtype=torch.int, device=self.live.device)):
@@ -146,26 +146,21 @@ class CachedTeacher:
         self, key: Row, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors],
         readings: Sequence[TeacherReading],
     ) -> CachedRows | None:  # fmt: skip
-        folder = None
-        try:
-            folder = self.cache.folder(key, lambda: bytes_per_image(self.live, readings) * sum(map(len, units)))
-            if folder is None:
-                self._turn_off(self.cache.no_room)
-                return None
-            folder.fill(range(len(units)), lambda number: compute(units[number]))
-            loaded = [folder.load(number) for number in range(len(units))]
-        except BaseException as error:
-            if folder is not None:
-                folder.close()
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                self._turn_off(self.cache.unwritable(error))
-                return None
-            raise
+        folder = self.cache.filled_folder(
+            key,
+            lambda: bytes_per_image(self.live, readings) * sum(map(len, units)),
+            len(units),
+            lambda number: compute(units[number]),
+        )
+        if isinstance(folder, str):
+            self._turn_off(folder)
+            return None
+        loaded = [folder.load(number) for number in range(len(units))]
         wanted = self.wanted if key["split"] == "train" else ()
         return CachedRows(folder, epoch, units, loaded, wanted, self.live.device, self.by_batch)
 
     def _turn_off(self, reason: str) -> None:
-        self.off = reason
+        self.off_reason = reason
         self.close()
         self.live.teacher.stages = self.live.use.stages
         logging.getLogger(__name__).warning("teacher outputs are computed live from here on: %s", reason)

@@ -67,9 +67,9 @@ class TeacherOutputs(Protocol):
     `off_reason`: why nothing is cached (any more) although it was wanted, else None.
     """
 
-    asked: int
+    requested: int
     checked: int
-    off: str | None
+    off_reason: str | None
 
     @property
     def computed(self) -> int:
@@ -110,8 +110,8 @@ class LiveTeacher:
         self, teacher: Teacher, use: TeacherUse, data: Dataset, device: torch.device, autocast: Autocast
     ) -> None:
         self.teacher, self.use, self.data, self.device, self.autocast = teacher, use, data, device, autocast
-        self.asked = self.checked = 0
-        self.off: str | None = None
+        self.requested = self.checked = 0
+        self.off_reason: str | None = None
         self.seconds = 0.0
 
     @property
@@ -131,7 +131,7 @@ class LiveTeacher:
         """Do nothing."""
 
     def of(self, images: Tensor, batch: Batch) -> Outputs:
-        self.asked += len(images)
+        self.requested += len(images)
         started = time.perf_counter()
         with self.autocast():
             outputs = self.teacher(images)
@@ -145,8 +145,8 @@ class LiveTeacher:
         started = time.perf_counter()
         split = self.data.val
         own = distributed.share(torch.arange(len(split)))
-        asked = own if len(own) else torch.tensor([0])  # a rank without images joins the gather with no row
-        rows = torch.cat([self.val_unit(indices) for indices in asked.split(UNIT_IMAGES)])
+        computed = own if len(own) else torch.tensor([0])  # a rank without images joins the gather with no row
+        rows = torch.cat([self.val_unit(indices) for indices in computed.split(UNIT_IMAGES)])
         logits = distributed.gather_rows(rows[: len(own)], len(split)).cpu()
         self.seconds += time.perf_counter() - started
         return logits

@@ -1,5 +1,6 @@
 """The one place where a recipe's parts are built and put together as a TrainState."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,7 +18,7 @@ from kdtrain.models.weights import errors_at
 from kdtrain.runtime import distributed
 from kdtrain.runtime.rng import stream
 from kdtrain.teacher.network import Teacher
-from kdtrain.teacher.outputs import LiveTeacher, TeacherUse
+from kdtrain.teacher.outputs import LiveTeacher, TeacherOutputs, TeacherUse
 from kdtrain.training.distiller import Distiller
 from kdtrain.training.ema import ModelEma
 from kdtrain.training.learner import Learner
@@ -34,11 +35,13 @@ def assemble(
     *,
     pretrained: bool = True,
     loaders: int = 0,
+    share_outputs: Callable[[LiveTeacher], TeacherOutputs] = lambda live: live,
 ) -> TrainState:
     """Build a training that has not begun: student, method, optimizers, loader.
 
     Each builder gets the part of the recipe that it needs. `pretrained` is False if only time or memory is measured;
-    `loaders` is the number of processes that make the training's views, 0 for this process.
+    `loaders` is the number of processes that make the training's views, 0 for this process; `share_outputs` puts the
+    teacher's outputs behind a cache.
 
     Raises:
         UserError: The parts do not fit together, e.g. the method needs maps of one size.
@@ -49,9 +52,10 @@ def assemble(
     context = _method_context(recipe, data, student, teacher)
     require_statistics(len(data.train), recipe.batch_size, recipe.batch_norm, student, device, "recipe.batch_size")
     distiller = _distiller(recipe.method, recipe.r_drop, student, context, device).to(device)
-    live = None
+    outputs = None
     if teacher is not None:
         live = LiveTeacher(teacher, TeacherUse.of(recipe), data, device, partial(autocast, recipe.precision, device))
+        outputs = share_outputs(live)
     steps_per_epoch = -(-len(data.train) // recipe.batch_size)
     learner = Learner(
         distiller, recipe.optimizer, recipe.lr_schedule, recipe.clipping, recipe.epochs, steps_per_epoch,
@@ -70,7 +74,7 @@ def assemble(
         ),
         ema=ModelEma(student, recipe.ema) if recipe.ema else None,
         critic=_critic(recipe, context, device, steps_per_epoch),
-        teacher_outputs=live,
+        teacher_outputs=outputs,
     )
 
 

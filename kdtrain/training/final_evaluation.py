@@ -1,7 +1,6 @@
 """The test split, read once for each training that kept its weights."""
 
 import io
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -25,12 +24,8 @@ def read_test(recipe: Recipe, workspace: Workspace) -> Outcome:
 
     Test and validation logits are written to predictions.npz.
     """
-    data, trial = workspace.dataset(recipe.data), workspace.trial(recipe)
-    with (
-        trial.lock() if distributed.rank() == 0 else nullcontext(),
-        backend_settings(recipe.precision, workspace.device),
-    ):
-        distributed.barrier()
+    data = workspace.dataset(recipe.data)
+    with workspace.reserved_trial(recipe) as trial, backend_settings(recipe.precision, workspace.device):
         outcome = trial.outcome()
         assert outcome is not None
         assert outcome["state"] == "complete"

@@ -147,11 +147,11 @@ def evaluate(state: TrainState) -> Metrics:
 def _teacher_val_logits(state: TrainState, outputs: TeacherOutputs) -> Tensor:
     """Return the teacher's logits [N, K] of the validation split, computed once per training."""
     if state.teacher_val_logits is None:
-        asked = outputs.asked
+        requested = outputs.requested
         state.teacher_val_logits = outputs.val_logits()
         # a resumed training computes them again; count them in the first epoch only, so that rows do not show the cut
         own = len(distributed.share(torch.arange(len(state.data.val))))
-        outputs.asked = asked + (own if state.epoch == 0 else 0)
+        outputs.requested = requested + (own if state.epoch == 0 else 0)
     return state.teacher_val_logits
 
 
@@ -195,7 +195,7 @@ def _costs(state: TrainState) -> Metrics:
     """Return what views and teacher outputs have cost so far: images of all ranks, seconds of this rank."""
     costs: Metrics = {"views_seconds": state.loader.seconds}
     outputs = state.teacher_outputs
-    counts = (outputs.asked, outputs.computed, outputs.checked) if outputs is not None else (0, 0, 0)
+    counts = (outputs.requested, outputs.computed, outputs.checked) if outputs is not None else (0, 0, 0)
     of_all_ranks = distributed.sum_over_ranks(torch.tensor(counts, device=state.device)).tolist()
     names = ("teacher_images", "teacher_images_computed", "teacher_images_checked")
     costs |= dict(zip(names, of_all_ranks, strict=True))

@@ -5,28 +5,27 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
+from functools import partial
+from typing import cast
 
 import safetensors.torch
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.data.base import Dataset
+from kdtrain.config.recipe import Recipe
 from kdtrain.errors import UserError
 from kdtrain.methods.base import TeacherReading
 from kdtrain.models.build import parameter_count
 from kdtrain.runtime import distributed, process
-from kdtrain.storage.folder import Row
 from kdtrain.teacher.cached import cached_teacher
 from kdtrain.teacher.network import trained_teacher
-from kdtrain.teacher.outputs import LiveTeacher
 from kdtrain.training.assembly import assemble
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.loop import fit
 from kdtrain.training.precision import backend_settings
 from kdtrain.training.preflight import check_images, require_students_turn
 from kdtrain.training.state import TrainState
-from kdtrain.trials.identity import NUMERICS, file_digest
+from kdtrain.trials.identity import NUMERICS
 from kdtrain.trials.outcome import outcome_row, require_own_workers
-from kdtrain.trials.records import Outcome, State
+from kdtrain.trials.records import DataSummary, Environment, Outcome, RecipeRecord, State
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
@@ -67,12 +66,8 @@ def train(
         UserError: The user can mend it: data, weights or parts of the recipe that do not fit.
         OSError: The disk is full, a connection broke: the training can be continued.
     """
-    data, trial = workspace.dataset(recipe.data), workspace.trial(recipe)
-    with (
-        trial.lock() if distributed.rank() == 0 else nullcontext(),
-        backend_settings(recipe.precision, workspace.device),
-    ):
-        distributed.barrier()
+    data = workspace.dataset(recipe.data)
+    with workspace.reserved_trial(recipe) as trial, backend_settings(recipe.precision, workspace.device):
         require_own_workers(recipe, trial, distributed.size())
         ended = trial.outcome()
         if ended is not None and _serves(ended, final, trial):
@@ -83,13 +78,12 @@ def train(
             logging.getLogger(__name__).warning("images are decoded in every process: %s", decoded_here)
         check_images(data, test=final)
         teacher = trained_teacher(recipe, data, workspace)
-        state = assemble(recipe, data, teacher, workspace.device, loaders=loaders)
+        share_outputs = partial(
+            cached_teacher, cache=workspace.cache, shared=shared_readings, check_seed=trial.trial_id
+        )
+        state = assemble(recipe, data, teacher, workspace.device, loaders=loaders, share_outputs=share_outputs)
         require_students_turn(recipe, len(data.train))
-        if isinstance(state.teacher_outputs, LiveTeacher):
-            state.teacher_outputs = cached_teacher(
-                state.teacher_outputs, workspace.cache, shared_readings, trial.trial_id
-            )
-        _resume(state, trial, _recipe_row(recipe, data, state, trial.trial_id, workspace))
+        _resume(state, trial, _recipe_record(state, trial.trial_id))
         with closing(state.loader), closing(state.teacher_outputs) if state.teacher_outputs else nullcontext():
             return _fit(state, trial, final, on_epoch, checkpoint_every_steps, decoded_here)
 
@@ -111,7 +105,7 @@ def _serves(outcome: Outcome, final: bool, trial: TrialFolder) -> bool:
     return bool(outcome["state"] == "failed")
 
 
-def _resume(state: TrainState, trial: TrialFolder, about: Row) -> None:
+def _resume(state: TrainState, trial: TrialFolder, record: RecipeRecord) -> None:
     """Restore the newest whole checkpoint and prepare the trial's folder.
 
     Epochs that are trained again keep what they have cost of the teacher's time: their outputs may be cached.
@@ -121,12 +115,11 @@ def _resume(state: TrainState, trial: TrialFolder, about: Row) -> None:
         state.restore(saved)
     distributed.barrier()  # all ranks have read what rank 0 now writes
     if distributed.rank() == 0:
-        rows: list[Row] = [{**row} for row in trial.epochs()]
-        for row in rows:
+        for row in cast(list[Metrics], trial.epochs()):
             if row["epoch"] > state.epoch:
                 state.progress.charge({name: row[name] for name in TEACHER_COSTS if name in row})
         trial.remove_outcome()
-        trial.write_recipe(about)
+        trial.write_recipe(record)
         trial.keep_epochs(state.epoch)
 
 
@@ -173,7 +166,7 @@ def _fit(
         ended = "failed"
         reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
     outcome = outcome_row(ended, reason, trial)
-    cache_off = state.teacher_outputs.off if state.teacher_outputs else None
+    cache_off = state.teacher_outputs.off_reason if state.teacher_outputs else None
     outcome |= {"teacher_cache_off": cache_off, "image_cache_off": decoded_here}
     if leads:
         if final and ended == "complete":
@@ -186,20 +179,15 @@ def _fit(
     return outcome
 
 
-def _recipe_row(recipe: Recipe, data: Dataset, state: TrainState, trial_id: str, workspace: Workspace) -> Row:
-    trained_by = teacher_recipe(recipe)
-    teacher: Row | None = None
-    if trained_by is not None:
-        teacher = {"trial_id": workspace.trial_id(trained_by)}
-    elif recipe.teacher is not None and recipe.teacher.file is not None:
-        teacher = {"file": recipe.teacher.file, "sha256": file_digest(recipe.teacher.file)}
+def _recipe_record(state: TrainState, trial_id: str) -> RecipeRecord:
+    recipe = state.recipe
     return {
         "numerics": NUMERICS,
         "trial_id": trial_id,
         "recipe": recipe.model_dump(mode="json"),
-        "teacher": teacher,
+        "teacher": state.teacher.reference if state.teacher is not None else None,
         "weights": list(recipe.method.balance.weights) if hasattr(recipe.method, "balance") else None,
-        "data": data.summary(),
+        "data": cast(DataSummary, state.data.summary()),
         "parameters": parameter_count(state.distiller.student),
-        "environment": process.describe(workspace.device, distributed.size()),
+        "environment": cast(Environment, process.describe(state.device, distributed.size())),
     }

@@ -16,39 +16,22 @@ from pathlib import Path
 from typing import Any, cast
 
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import Folder, LocalFolder, Row, digest, write_bytes
+from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
 from kdtrain.trials.records import EpochRow, Outcome, RecipeRecord
 
 SCHEMA = 1
 CHECKPOINTS = "checkpoint-*.safetensors"
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object atomically and durably; ValueError if a number is not finite."""
-    write_bytes(path, json_bytes(value), durable=True)
-
-
-def read_json(path: Path) -> Row:
-    """Return an object that `write_json` has written.
+def read_object(folder: Folder, name: str) -> Row | None:
+    """Return an object of a folder of results, or None if there is no such file.
 
     Raises:
         UserError: The file is no JSON object with a schema number, or its schema is newer than this code's.
     """
-    return _checked(path.read_bytes(), str(path))
-
-
-def read_object(folder: Folder, name: str) -> Row | None:
-    """Return an object of a folder of results, or None if there is no such file; raises as `read_json`."""
-    data = folder.read(name)
-    return None if data is None else _checked(data, f"{folder}/{name}")
-
-
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Return an object as the bytes of a JSON file; ValueError if a number is not finite."""
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _checked(data: bytes, place: str) -> Row:
+    data, place = folder.read(name), f"{folder}/{name}"
+    if data is None:
+        return None
     try:
         value = json.loads(data)
     except ValueError as error:
@@ -61,6 +44,11 @@ def _checked(data: bytes, place: str) -> Row:
             "upgrade kdtrain or name another folder with --results"
         )
     return value
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Return an object as the bytes of a JSON file; ValueError if a number is not finite."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 class Store:

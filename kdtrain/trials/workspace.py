@@ -1,5 +1,7 @@
 """Workspace: what every training of a process works with, besides its recipe."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import AnyData, load
+from kdtrain.runtime import distributed
 from kdtrain.storage.cache import Cache
 from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store, TrialFolder
@@ -33,3 +36,11 @@ class Workspace:
     def trial(self, recipe: Recipe, place: str = "recipe.student") -> TrialFolder:
         """Return the folder of a recipe's trial, which knows its `trial_id`; see there for arguments and errors."""
         return self.store.trial(self.trial_id(recipe, place))
+
+    @contextmanager
+    def reserved_trial(self, recipe: Recipe) -> Iterator[TrialFolder]:
+        """Reserve a recipe's trial for this process or its group of workers; rank 0 waits for another holder."""
+        trial = self.trial(recipe)
+        with trial.lock() if distributed.rank() == 0 else nullcontext():
+            distributed.barrier()
+            yield trial

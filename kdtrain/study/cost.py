@@ -9,7 +9,7 @@ from kdtrain.config.sweep import Sweep
 from kdtrain.study.search import Search
 from kdtrain.study.step_cost import COUNTED_IMAGES, image_flops, image_seconds, made_up_state
 from kdtrain.study.study import PARTS, TEACHER_PARTS
-from kdtrain.teacher.cache_policy import bytes_per_image, reason_not_cached
+from kdtrain.teacher.cache_policy import bytes_per_image, reads_whole_batch, reason_not_cached
 from kdtrain.teacher.outputs import LiveTeacher
 
 
@@ -98,7 +98,7 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
         fits = total <= sweep.resources.cache_bytes
         cached.append(CachedOutputs(size, streams, epochs, None if images is None else total, fits))
     splits = ["teacher", "data", *(name for name in ("mixup", "precision") if name in sweep.tree)]
-    if any(reading.whole_batch for recipe in bytes_of for reading in recipe.method.teacher_readings):
+    if any(reads_whole_batch(recipe.method.teacher_readings) for recipe in bytes_of):
         splits.append("batch_size")
     splitting = tuple(parameter.name for parameter in sweep.parameters if parameter.path[0] in splits)
     return Sharing(tuple(dict.fromkeys(cached)), tuple(dict.fromkeys(live.values())), splitting)
@@ -123,7 +123,7 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
 
 def _cache_group(recipe: Recipe) -> tuple[object, ...]:
     """Return what recipes must have in common to share cached outputs."""
-    batch_size = recipe.batch_size if any(each.whole_batch for each in recipe.method.teacher_readings) else None
+    batch_size = recipe.batch_size if reads_whole_batch(recipe.method.teacher_readings) else None
     return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, batch_size
 
 
@@ -145,11 +145,8 @@ def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[di
 
 def _streams(sweep: Sweep, recipe: Recipe) -> int:
     """Return the number of seeds whose views differ: the search's and the confirming ones, or one for all."""
-    random = (
-        recipe.data.random_views
-        or recipe.mixup is not None
-        or any(each.whole_batch for each in recipe.method.teacher_readings)
-    )
+    of_batch = reads_whole_batch(recipe.method.teacher_readings)
+    random = recipe.data.random_views or recipe.mixup is not None or of_batch
     return 1 + sweep.study.confirm.seeds if random else 1
 
 

@@ -65,7 +65,7 @@ class StudyJournal:
             self.append(event, **fields)
 
     def is_idle(self) -> bool:
-        """Return True if no training was ever planned; smoke jobs may have been."""
+        """Return True if no training was ever planned; preflight checks may have been."""
         return all(stage == "smoke" for stage, _ in self._plans)
 
     def planned_values(self, stage: str, number: int) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 A Study hands out jobs, and an executor carries them out. The outcomes in the store decide what is left to do: a job
 that has an outcome is never run again, so a study that was cut off continues when it is opened again.
-The smoke stage comes before the teacher: a combination that cannot run must fail before any long training.
+The preflight checks (`smoke`) come first: a combination that cannot run must fail before any long training.
 """
 
 from collections.abc import Generator, Sequence
@@ -28,6 +28,7 @@ from kdtrain.study.selection import (
 )
 from kdtrain.trials.outcome import best_epoch, outcome_row, ranking_key, require_own_workers
 from kdtrain.trials.records import EpochRow, JobEnd
+from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
 FIRST_CONFIRMING_SEED = 1_000_000
@@ -35,7 +36,7 @@ FIRST_CONFIRMING_SEED = 1_000_000
 a recipe also confirms one."""
 STARTING = "starting"
 PARTS = ("data", "method", "teacher", "student")
-"""The parts of a recipe that must fit together: the smoke stage tries each of their combinations."""
+"""The parts of a recipe that must fit together: preflight checks try each of their combinations."""
 TEACHER_PARTS = ("data", "teacher", "student")
 """The parts of a recipe that decide which teacher is trained; its model may be the student's."""
 JobStream = Generator["Job | None", None, None]
@@ -109,7 +110,7 @@ class Study:
         Workers may have run ahead, and a continued training may have skipped a decision. So the trial ends at the first
         epoch at which it would have been pruned, and later rows are dropped.
         """
-        folder = self.workspace.store.trial(job.trial_id)
+        folder = self._trial(job)
         stop = self._pruned_at(job, [row for row in folder.epochs() if row["epoch"] <= epoch])
         if stop is None:
             return False
@@ -178,7 +179,7 @@ class Study:
         for job, values in zip(jobs, points.values(), strict=True):
             end = self._ends[job.key]
             if end["state"] != "complete":
-                folder = self.workspace.store.trial(job.trial_id)
+                folder = self._trial(job)
                 again = f"remove {folder.files} to try again" if folder.outcome() else "the same command tries again"
                 text = f"training {job.recipe.student.model} failed: {end['reason']} ({again})"
                 problems += self.sweep.error(values, ("teacher",), text).problems
@@ -266,6 +267,9 @@ class Study:
     def _maximize(self) -> bool:
         return self.sweep.study.objective == "val/accuracy"
 
+    def _trial(self, job: Job) -> TrialFolder:
+        return self.workspace.store.trial(job.trial_id)
+
     def _job(
         self,
         stage: str,
@@ -302,7 +306,7 @@ class Study:
     def _searched_trial(self, job: Job) -> SearchedTrial:
         key = None
         if self._ends[job.key]["state"] == "complete":
-            outcome = self.workspace.store.trial(job.trial_id).outcome()
+            outcome = self._trial(job).outcome()
             assert outcome is not None
             assert outcome["best"] is not None
             key = ranking_key(outcome["best"], self.sweep.study.objective)
@@ -310,7 +314,7 @@ class Study:
         return SearchedTrial(job.stage, job.number, job.trial_id, values, job.recipe.student, key)
 
     def _is_untested(self, job: Job) -> bool:
-        outcome = self.workspace.store.trial(job.trial_id).outcome()
+        outcome = self._trial(job).outcome()
         return outcome is not None and outcome["state"] == "complete" and outcome["test"] is None
 
     def _run_stage(self, jobs: Sequence[Job]) -> JobStream:
@@ -344,7 +348,7 @@ class Study:
         The outcome of a pruned training serves if this study would have pruned it as well. A final training must have
         kept its weights.
         """
-        folder = self.workspace.store.trial(job.trial_id)
+        folder = self._trial(job)
         require_own_workers(job.recipe, folder, self.sweep.resources.workers)
         outcome = folder.outcome()
         if outcome is None or outcome["state"] == "failed":
@@ -376,7 +380,7 @@ class Study:
         end = self._end(job, broken)
         self._ends[job.key] = end
         if job.stage in ("baselines", "search"):
-            rows = self.workspace.store.trial(job.trial_id).epochs()[: end["epochs"]]
+            rows = self._trial(job).epochs()[: end["epochs"]]
             self._search_of(job).tell(job.number, end["state"], end["value"], rows)
         if job.kind != "test":
             self.journal.note("ended", **job.about, **end)
@@ -386,7 +390,7 @@ class Study:
         another sweep has trained it to its end."""
         if broken or job.kind != "train":
             return {"state": "failed" if broken else "complete", "value": None, "reason": broken, "epochs": 0}
-        folder = self.workspace.store.trial(job.trial_id)
+        folder = self._trial(job)
         outcome, rows = folder.outcome(), folder.epochs()
         assert outcome is not None
         state, reason, epochs, best = outcome["state"], outcome["reason"], outcome["epochs"], outcome["best"]

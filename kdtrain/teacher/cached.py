@@ -18,7 +18,7 @@ from kdtrain.storage.cache import Cache, Tensors
 from kdtrain.storage.folder import Row
 from kdtrain.teacher.cache_check import EPOCHS_PER_CHECK, chunk_to_check, require_equal
 from kdtrain.teacher.cache_key import train_key, val_key
-from kdtrain.teacher.cache_policy import bytes_per_image, cached_readings, reason_not_cached
+from kdtrain.teacher.cache_policy import bytes_per_image, cached_readings, reads_whole_batch, reason_not_cached
 from kdtrain.teacher.cache_rows import CachedRows, to_stored
 from kdtrain.teacher.outputs import UNIT_IMAGES, LiveTeacher, TeacherOutputs
 
@@ -51,7 +51,7 @@ class CachedTeacher:
     ) -> None:
         """weights: digest of the teacher's. readings: what is cached beside the logits, the method's own included."""
         self.live, self.cache, self.weights, self.readings = live, cache, weights, tuple(readings)
-        self.by_batch = any(reading.whole_batch for reading in readings)
+        self.by_batch = reads_whole_batch(readings)
         self.wanted = ("logits", *(reading.name for reading in live.use.readings))
         self.off_reason: str | None = None
         self.requested = self.checked = 0
@@ -98,7 +98,7 @@ class CachedTeacher:
     def val_logits(self) -> Tensor:
         started = time.perf_counter()
         units = list(torch.arange(len(self.live.data.val)).split(UNIT_IMAGES))
-        rows = self._open_on_all_ranks(
+        rows = self._open(
             val_key(self.live, self.weights), 0, units, lambda unit: {"logits": self.live.val_unit(unit)}, readings=()
         )
         self._reading_s += time.perf_counter() - started
@@ -120,11 +120,9 @@ class CachedTeacher:
         else:
             units = list(torch.arange(total).split(UNIT_IMAGES))
         key = train_key(self.live, self.weights, self.readings, epoch)
-        return self._open_on_all_ranks(
-            key, epoch, units, lambda unit: self._train_rows(unit, epoch), readings=self.readings
-        )
+        return self._open(key, epoch, units, lambda unit: self._train_rows(unit, epoch), readings=self.readings)
 
-    def _open_on_all_ranks(
+    def _open(
         self, key: Row, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors],
         readings: Sequence[TeacherReading],
     ) -> CachedRows | None:  # fmt: skip
@@ -134,27 +132,20 @@ class CachedTeacher:
         """
         if self.off_reason is not None:
             return None
-        rows = self._open(key, epoch, units, compute, readings)
-        if distributed.sum_over_ranks(torch.tensor(rows is None, dtype=torch.int, device=self.live.device)):
-            if rows is not None:
-                rows.folder.close()
-                self._turn_off("another worker could not read or write it")
-            return None
-        return rows
-
-    def _open(
-        self, key: Row, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors],
-        readings: Sequence[TeacherReading],
-    ) -> CachedRows | None:  # fmt: skip
         folder = self.cache.filled_folder(
             key,
             lambda: bytes_per_image(self.live, readings) * sum(map(len, units)),
             len(units),
             lambda number: compute(units[number]),
         )
-        if isinstance(folder, str):
+        failed = torch.tensor(isinstance(folder, str), dtype=torch.int, device=self.live.device)
+        if distributed.sum_over_ranks(failed):
+            if not isinstance(folder, str):
+                folder.close()
+                folder = "another worker could not read or write it"
             self._turn_off(folder)
             return None
+        assert not isinstance(folder, str)
         loaded = [folder.load(number) for number in range(len(units))]
         wanted = self.wanted if key["split"] == "train" else ()
         return CachedRows(folder, epoch, units, loaded, wanted, self.live.device, self.by_batch)

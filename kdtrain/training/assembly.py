@@ -9,7 +9,7 @@ from kdtrain.config.recipe import BatchNorm, Recipe
 from kdtrain.config.training import Adam, Constant, RDrop
 from kdtrain.data.base import Dataset
 from kdtrain.errors import UserError
-from kdtrain.methods.base import Criterion, MethodConfig, MethodContext
+from kdtrain.methods.base import MethodConfig, MethodContext
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.freezing import has_randomness
@@ -115,7 +115,9 @@ def _method_context(recipe: Recipe, data: Dataset, student: Classifier, teacher:
 def _distiller(
     method: MethodConfig, r_drop: RDrop | None, student: Classifier, context: MethodContext, device: torch.device
 ) -> Distiller:
-    criterion = _criterion(method, context)
+    with torch.random.fork_rng(devices=[]):  # for the initial weights of a projector or generator
+        torch.manual_seed(stream(context.seed, "criterion"))
+        criterion = method.criterion(context)
     if device.type == "cuda":  # on a CPU a generator's convolutions are faster with contiguous weights
         criterion = criterion.to(memory_format=student.layout)
     if r_drop is None:
@@ -125,12 +127,6 @@ def _distiller(
             f"recipe.r_drop: compares two passes with dropout, but {student.name} has none; write student.dropout"
         )
     return Distiller(student, criterion, method.needed_stages, r_drop.weight, summed=r_drop.convention == "published")
-
-
-def _criterion(method: MethodConfig, context: MethodContext) -> Criterion:
-    with torch.random.fork_rng(devices=[]):  # for the initial weights of a projector or generator
-        torch.manual_seed(stream(context.seed, "criterion"))
-        return method.criterion(context)
 
 
 def _critic(recipe: Recipe, context: MethodContext, device: torch.device, steps_per_epoch: int) -> CriticState | None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import cast
 
 import safetensors.torch
+from torch import Tensor
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.errors import UserError
@@ -69,9 +70,9 @@ def train(
     data = workspace.dataset(recipe.data)
     with workspace.reserved_trial(recipe) as trial, backend_settings(recipe.precision, workspace.device):
         require_own_workers(recipe, trial, distributed.size())
-        ended = trial.outcome()
-        if ended is not None and _serves(ended, final, trial):
-            return ended
+        earlier = trial.outcome()
+        if earlier is not None and _serves(earlier, final, trial):
+            return earlier
         # searched trials leave the test split's images alone; preflight checks them
         decoded_here = data.share(workspace.cache, test=final) if workspace.cache is not None else None
         if decoded_here is not None:
@@ -85,7 +86,14 @@ def train(
         require_students_turn(recipe, len(data.train))
         _resume(state, trial, _recipe_record(state, trial.trial_id))
         with closing(state.loader), closing(state.teacher_outputs) if state.teacher_outputs else nullcontext():
-            return _fit(state, trial, final, on_epoch, checkpoint_every_steps, decoded_here)
+            ended, reason = _fit(state, trial, on_epoch, checkpoint_every_steps)
+        outcome = outcome_row(ended, reason, trial)
+        cache_off = state.teacher_outputs.off_reason if state.teacher_outputs else None
+        outcome |= {"teacher_cache_off": cache_off, "image_cache_off": decoded_here}
+        if distributed.rank() == 0:
+            _finish(trial, outcome, state.best_weights if final and ended == "complete" else None)
+        distributed.barrier()
+        return outcome
 
 
 def is_due(checkpoint_bytes: int, seconds: float, writing_s: float) -> bool:
@@ -123,60 +131,60 @@ def _resume(state: TrainState, trial: TrialFolder, record: RecipeRecord) -> None
         trial.keep_epochs(state.epoch)
 
 
-def _fit(
-    state: TrainState,
-    trial: TrialFolder,
-    final: bool,
-    on_epoch: Callable[[Metrics], None],
-    checkpoint_every_steps: int | None,
-    decoded_here: str | None,
-) -> Outcome:
-    """decoded_here: the reason why this process decoded its images itself although they were to be shared."""
-    leads = distributed.rank() == 0
-    written_at, writing_s = time.monotonic(), 0.0
+class _Checkpoints:
+    """The writing of a trial's checkpoints by rank 0."""
 
-    def checkpoint(state: TrainState) -> None:
-        nonlocal written_at, writing_s
-        if leads:
+    def __init__(self, trial: TrialFolder) -> None:
+        self._trial = trial
+        self._written_at, self._writing_s = time.monotonic(), 0.0
+
+    def write(self, state: TrainState) -> None:
+        if distributed.rank() == 0:
             started = time.monotonic()
-            trial.write_checkpoint(state.step, state.checkpoint())
-            written_at = time.monotonic()
-            writing_s = written_at - started
+            self._trial.write_checkpoint(state.step, state.checkpoint())
+            self._written_at = time.monotonic()
+            self._writing_s = self._written_at - started
+
+    def is_due(self, state: TrainState) -> bool:
+        return is_due(state.checkpoint_bytes(), time.monotonic() - self._written_at, self._writing_s)
+
+
+def _fit(
+    state: TrainState, trial: TrialFolder, on_epoch: Callable[[Metrics], None], every_steps: int | None
+) -> tuple[State, str | None]:
+    """Train with rows and checkpoints in the trial's folder; return how the training has ended, and why."""
+    checkpoints = _Checkpoints(trial)
 
     def report(metrics: Metrics, state: TrainState) -> None:
         metrics["peak_memory_bytes"] = process.peak_memory_bytes(state.device)
-        if leads:
+        if distributed.rank() == 0:
             trial.append_epoch(metrics)
-            if checkpoint_every_steps or is_due(state.checkpoint_bytes(), time.monotonic() - written_at, writing_s):
-                checkpoint(state)
+            if every_steps or checkpoints.is_due(state):
+                checkpoints.write(state)
         distributed.barrier()  # every rank sums up the rows in the end
         on_epoch(metrics)
 
-    ended: State = "complete"
-    reason = None
     try:
-        fit(state, state.recipe.epochs, report, checkpoint=checkpoint, every_steps=checkpoint_every_steps)
+        fit(state, state.recipe.epochs, report, checkpoint=checkpoints.write, every_steps=every_steps)
     except (UserError, OSError):  # a full disk or a closed pipe is no outcome of the recipe: it can be continued
         raise
     except Exception as error:
         if distributed.size() > 1 and not isinstance(error, NonFiniteLoss):
             raise  # the other ranks wait for this one, so the group must end
-        if leads:
+        if distributed.rank() == 0:
             trial.write_error(traceback.format_exc())
-        ended = "failed"
-        reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
-    outcome = outcome_row(ended, reason, trial)
-    cache_off = state.teacher_outputs.off_reason if state.teacher_outputs else None
-    outcome |= {"teacher_cache_off": cache_off, "image_cache_off": decoded_here}
-    if leads:
-        if final and ended == "complete":
-            weights = {name: value.cpu().contiguous() for name, value in state.best_weights.items()}
-            trial.write_weights(safetensors.torch.save(weights))
-        if trial.outcome() is None:  # otherwise the study has pruned it meanwhile
-            trial.write_outcome(outcome)
-        trial.remove_checkpoints()
-    distributed.barrier()
-    return outcome
+        return "failed", str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
+    return "complete", None
+
+
+def _finish(trial: TrialFolder, outcome: Outcome, best_weights: dict[str, Tensor] | None) -> None:
+    """Write the weights that are kept, then the outcome, and remove the checkpoints."""
+    if best_weights is not None:
+        weights = {name: value.cpu().contiguous() for name, value in best_weights.items()}
+        trial.write_weights(safetensors.torch.save(weights))
+    if trial.outcome() is None:  # otherwise the study has pruned it meanwhile
+        trial.write_outcome(outcome)
+    trial.remove_checkpoints()
 
 
 def _recipe_record(state: TrainState, trial_id: str) -> RecipeRecord:

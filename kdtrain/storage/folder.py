@@ -23,8 +23,8 @@ TRANSFERS = 8
 def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
     """Write a file atomically: a reader sees the old file or the whole new one, even after a kill.
 
-    `durable` survives a power cut too, which costs some milliseconds. A checkpoint does not need it: a damaged one is
-    recognised by its digest.
+    If `durable`, it survives a power cut too, which costs some milliseconds. A checkpoint does not need that: a damaged
+    one is recognised by its digest.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

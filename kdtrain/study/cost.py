@@ -25,9 +25,10 @@ class StageCost:
 
 @dataclass(frozen=True)
 class CachedOutputs:
-    """Teacher outputs that all trials of a node share: of so many seeds and epochs whose views differ.
+    """Teacher outputs that all trials of a node share.
 
-    `total_bytes` is None if the number of images is unknown; `fits` is False if the cache holds fewer.
+    `streams` and `epochs` are the numbers of seeds and epochs whose views differ. `total_bytes` is None if the number
+    of images is unknown. `fits` is False if the cache holds fewer bytes.
     """
 
     bytes_per_image: int

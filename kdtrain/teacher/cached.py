@@ -43,7 +43,7 @@ def cached_teacher(
 class CachedTeacher:
     """Outputs from a node's cache. The network computes what is missing there, in whichever trial needs it first.
 
-    If the cache cannot be written or has no room, `off_reason` says why, and outputs are computed live from then on.
+    If the cache cannot be written or has no room, `off_reason` has the reason, and outputs are computed live.
     """
 
     def __init__(

@@ -8,7 +8,10 @@ from kdtrain.models.classifier import Classifier
 
 
 class Distiller(nn.Module):
-    """A student, the criterion of its method, and the stages that it needs; `summed`: R-Drop's term is no mean."""
+    """A student, the criterion of its method, and the student's stages that the criterion needs.
+
+    R-Drop's term is a sum over the batch if `summed`, as in the published setup, otherwise a mean.
+    """
 
     def __init__(
         self,

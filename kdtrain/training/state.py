@@ -46,7 +46,7 @@ class TrainState:
     device: torch.device
     teacher: Teacher | None
     distiller: Distiller
-    wrapped: nn.Module  # the distiller, under DDP with several workers; freed before backward, no gradient is averaged
+    wrapped: nn.Module  # the distiller, under DDP with several workers; must exist until backward has run
     learner: Learner
     loader: BatchLoader
     ema: ModelEma | None

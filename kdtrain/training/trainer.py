@@ -97,7 +97,7 @@ def train(
 
 
 def is_due(checkpoint_bytes: int, seconds: float, writing_s: float) -> bool:
-    """Return True if an epoch ends with a checkpoint; `seconds` is the time since the last one, `writing_s` it took.
+    """Return True if an epoch ends with a checkpoint, `seconds` after the last one, whose writing took `writing_s`.
 
     A small one is always written, a large one when what a kill would lose is worth its writing: the 285 MB of a
     ResNet50's training are due every two minutes, or every ten if they take 12 s on their way to a URL.

@@ -2,24 +2,12 @@
 
 import json
 import shlex
-from dataclasses import dataclass
 from typing import Any
-
-import pandas as pd
 
 from analysis.frame import NOT_ENDED, STAGES, TRAINING, Study, flatten
 from analysis.tables import MISSING, Rows, count, listed, missing, one_line, sampled
 
 STATES = ("complete", "pruned", "failed", "not ended")
-
-
-@dataclass(frozen=True)
-class Equal:
-    """Two trials of one seed with equal metrics in every epoch, and what differs between their recipes."""
-
-    first: str
-    second: str
-    differing: str
 
 
 def trial_counts(study: Study) -> Rows:
@@ -34,36 +22,31 @@ def trial_counts(study: Study) -> Rows:
 def reasons(study: Study) -> Rows:
     """Return failures by their reason, and prunings by the epoch at which they ended."""
     ended = study.trials[study.trials["state"].isin(["pruned", "failed"])]
-    why = [
-        f"after epoch {count(row['epochs'])}"
-        if row["state"] == "pruned" and not missing(row["epochs"])
-        else one_line(row["reason"])
-        for row in ended.to_dict("records")
+    grouped: dict[tuple[Any, ...], list[int]] = {}
+    for row in ended.to_dict("records"):
+        at_epoch = row["state"] == "pruned" and not missing(row["epochs"])
+        why = f"after epoch {count(row['epochs'])}" if at_epoch else one_line(row["reason"])
+        order = (STAGES.index(row["stage"]), row["state"], row["epochs"] if at_epoch else -1, why)
+        grouped.setdefault(order, []).append(row["number"])
+    return [
+        {"stage": STAGES[stage], "state": state, "reason": why, "count": len(numbers), "trials": listed(numbers)}
+        for (stage, state, _, why), numbers in sorted(grouped.items())
     ]
-    grouped = ended.assign(why=pd.Series(why, index=ended.index, dtype=object)).groupby(
-        ["stage", "state", "why"], sort=False
-    )
-    order = {(stage, state): (i, state) for i, stage in enumerate(STAGES) for state in ("failed", "pruned")}
-    rows = [
-        {"stage": stage, "state": state, "reason": why, "count": len(group), "trials": listed(group["number"])}
-        for (stage, state, why), group in grouped
-    ]
-    return sorted(rows, key=lambda row: (order[row["stage"], row["state"]], _by_epoch(str(row["reason"]))))
 
 
 def stages_ended(study: Study) -> str:
     """Return `teacher 1 of 1, search 3 of 24 ended`."""
-    ended = []
-    for stage in STAGES:
-        trials = study.stage(stage)
-        planned = max(len(trials), study.description["study"]["trials"] if stage == "search" else 0)
-        if planned:
-            ended.append(f"{stage} {(trials['state'] != NOT_ENDED).sum()} of {planned}")
-    return f"{', '.join(ended)} ended"
+    planned = {stage: len(study.stage(stage)) for stage in STAGES}
+    planned["search"] = max(planned["search"], study.description["study"]["trials"])
+    ended = {stage: (study.stage(stage)["state"] != NOT_ENDED).sum() for stage in STAGES}
+    return f"{', '.join(f'{stage} {ended[stage]} of {number}' for stage, number in planned.items() if number)} ended"
 
 
-def equal_trials(study: Study) -> list[Equal]:
-    """Return pairs of trials that differ in hyperparameters without effect: each trial with the first equal one."""
+def equal_trials(study: Study) -> Rows:
+    """Return pairs of trials that differ in hyperparameters without effect: each trial with the first equal one.
+
+    Both have one seed and equal metrics in every epoch; `differing` is what differs between their recipes.
+    """
     names = {
         row["trial_id"]: f"{row['stage']} {row['number']}"
         for row in study.trials.iloc[::-1].to_dict("records")
@@ -79,7 +62,8 @@ def equal_trials(study: Study) -> list[Equal]:
         first = first_of.setdefault(key, trial_id)
         if first != trial_id:
             other = study.recipes.get(first, {}).get("recipe", {})
-            found.append(Equal(names[first], names[trial_id], _differing(flatten(other), flatten(recipe))))
+            differing = _differing(flatten(other), flatten(recipe))
+            found.append({"first": names[first], "second": names[trial_id], "differing": differing})
     return found
 
 
@@ -91,15 +75,9 @@ def continue_command(study: Study) -> str:
     return shlex.join([*words, "--trials", str(fields["trials"]), "--seed", str(fields["seed"])])
 
 
-def last_command(study: Study) -> str:
-    """Return the command that was given last, with its folders."""
-    given = [event["command"] for event in study.record if event["event"] == "opened" and event.get("command")]
-    return str(given[-1]) if given else continue_command(study)
-
-
-def _by_epoch(why: str) -> tuple[int, str]:
-    last = why.rsplit(" ", 1)[-1]
-    return (int(last), "") if why.startswith("after epoch") and last.isdigit() else (-1, why)
+def commands(study: Study) -> list[str]:
+    """Return the commands that started the study."""
+    return [str(event["command"]) for event in study.record if event["event"] == "opened" and event.get("command")]
 
 
 def _differing(first: dict[str, Any], second: dict[str, Any]) -> str:

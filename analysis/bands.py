@@ -30,13 +30,10 @@ def bands_and_zoom(study: Study, curves: Curves) -> Figure | None:
     for column, metric in enumerate(known):
         for number, (label, trial_ids) in enumerate(groups.items()):
             band = band_of(study, trial_ids, metric) * (100 if metric.endswith("accuracy") else 1)
-            look: dict[str, Any] = {
-                "color": style.SERIES[number % len(style.SERIES)],
-                "linestyle": LINES[number % len(LINES)],
-            }
+            look = {"color": style.SERIES[number % len(style.SERIES)], "linestyle": LINES[number % len(LINES)]}
             for row, first in enumerate(parts.values()):
-                part = band.iloc[first:]
-                draw_band(grid[row][column], part, alpha=0.18, label=f"{label}, n = {len(trial_ids)}", **look)
+                axes, of_n = grid[row][column], f"{label}, n = {len(trial_ids)}"
+                draw_band(axes, band.iloc[first:], alpha=0.18, label=of_n, **look)
         grid[0][column].set(title=metrics[metric])
         grid[-1][column].set(xlabel="epoch")
     for row, label in enumerate(parts):

@@ -1,78 +1,52 @@
 """The effect of each method's hyperparameters over all sweeps: one table per method, one row per hyperparameter."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from scipy import stats
 
-from analysis.frame import AXIS, Study
+from analysis.frame import AXIS, Study, complete_trials
 from analysis.importance import Branch, branch_of
 from analysis.results import ranked, searched_range
 from analysis.summary import Summary, method_of
-from analysis.tables import MISSING, Rows, count, listed, missing, number, sampled
+from analysis.tables import MISSING, count, listed, missing, number, sampled
 from kdtrain.storage.folder import Row
 
 VALUES_FOR_A_CORRELATION = 5
 
 
-@dataclass(frozen=True)
-class Note:
-    """A branch of a sweep without importance, with the reason; no reason: no trial has reached it."""
+def methods(summaries: Sequence[Summary]) -> dict[str, Any]:
+    """Return a table for each method that a trial of any search has.
 
-    sweep: str
-    branch: Branch
-
-
-@dataclass(frozen=True)
-class Method:
-    """The hyperparameters of one method, over all sweeps that have a trial of it."""
-
-    name: str
-    rows: Rows
-    notes: Sequence[Note]
-
-
-@dataclass(frozen=True)
-class Methods:
-    """not_begun: sweeps of whose search no trial has begun; unreached: branches without a trial."""
-
-    found: Sequence[Method]
-    not_begun: Sequence[str]
-    unreached: Sequence[Note]
-
-
-def methods(summaries: Sequence[Summary]) -> Methods:
-    """Return a table for each method that a trial of any search has."""
+    found: name and rows of each method, and as notes the sweeps with their branches that have no importance;
+    not_begun: sweeps of whose search no trial has begun; unreached: sweeps with their branches without a trial.
+    """
     read = [(summary, summary.study) for summary in summaries if summary.study]
     names = {summary.name: _methods(study) for summary, study in read}
     found = []
     for method in sorted({name for each in names.values() for name in each.dropna()}):
         rows: list[dict[str, Any]] = []
-        notes: list[Note] = []
+        notes: list[tuple[str, Branch]] = []
         for summary, study in read:
             of_sweep = names[summary.name]
             trials = study.trials.loc[of_sweep.index[of_sweep == method]]
             if len(trials):
-                rows += [{"sweep": summary.name, **row} for row in _rows(summary, study, method, trials)]
-                notes += [
-                    Note(summary.name, branch)
-                    for branch in summary.branches
-                    if branch.reason and len(_inside(study, branch, trials))
-                ]
-        found.append(Method(method, rows, notes))
+                own = [branch for branch in summary.branches if _reached(study, branch, trials)]
+                rows += [{"sweep": summary.name, **row} for row in _rows(summary, study, method, trials, own)]
+                notes += [(summary.name, branch) for branch in own if branch.reason]
+        found.append({"name": method, "rows": rows, "notes": notes})
     begun = {summary.name: study.stage("search")[names[summary.name].notna()] for summary, study in read}
-    return Methods(
-        found=found,
-        not_begun=[sweep for sweep, trials in begun.items() if trials.empty],
-        unreached=[
-            Note(summary.name, branch)
+    return {
+        "found": found,
+        "not_begun": [sweep for sweep, trials in begun.items() if trials.empty],
+        "unreached": [
+            (summary.name, branch)
             for summary, study in read
             for branch in summary.branches
-            if len(begun[summary.name]) and not len(_inside(study, branch, begun[summary.name]))
+            if len(begun[summary.name]) and not _reached(study, branch, begun[summary.name])
         ],
-    )
+    }
 
 
 def rank_correlation(values: pd.Series, merit: pd.Series) -> float | None:
@@ -91,37 +65,32 @@ def _methods(study: Study) -> pd.Series:
     return search["trial_id"].map(lambda trial_id: method_of(study, trial_id)).astype(object)
 
 
-def _rows(summary: Summary, study: Study, method: str, trials: pd.DataFrame) -> list[dict[str, Any]]:
+def _rows(summary: Summary, study: Study, method: str, trials: pd.DataFrame, own: list[Branch]) -> Iterator[Row]:
     best, source = _best(summary, study, method, trials)
-    own = [branch for branch in summary.branches if len(_inside(study, branch, trials))]
-    rows = []
     for parameter in study.parameters:
         name = parameter["name"]
         values = study.values.loc[trials.index, name].dropna()
         if values.empty or name == "method":  # the table is that of one method
             continue
         published = dict.fromkeys(map(sampled, values[trials.loc[values.index, "published"]]))
-        complete = _complete(study, trials.loc[values.index])
-        rows.append(
-            {
-                "hyperparameter": f"`{name}`",
-                "searched": searched_range(parameter),
-                "best value": sampled(best.get(name)),
-                "of": source,
-                "published": listed(published) or MISSING,
-                "importance": _importance(own, name),
-                "association": _association(study, parameter, values[complete.index], complete),
-                "n": count(len(complete)),
-            }
-        )
-    return rows
+        complete = complete_trials(trials.loc[values.index], study.objective)
+        yield {
+            "hyperparameter": f"`{name}`",
+            "searched": searched_range(parameter),
+            "best value": sampled(best.get(name)),
+            "of": source,
+            "published": listed(published) or MISSING,
+            "importance": _importance(own, name),
+            "association": _association(study, parameter, values[complete.index], complete),
+            "n": count(len(complete)),
+        }
 
 
 def _best(summary: Summary, study: Study, method: str, trials: pd.DataFrame) -> tuple[Mapping[str, Any], str]:
     """Return the best values and their source."""
     if summary.winner and method_of(study, (study.winner or {}).get("trial_id")) == method:
         return summary.winner.values, "winner"
-    order = _complete(study, ranked(study)).index
+    order = complete_trials(ranked(study), study.objective).index
     first = next((index for index in order if index in trials.index), None)
     if first is None:
         return {}, MISSING
@@ -154,9 +123,6 @@ def _mean(study: Study, objective: pd.Series) -> str:
     return f"{number(mean, 2 if scale > 1 else 4)}{'' if missing(mean) else f' {unit}'} ({len(objective)})"
 
 
-def _inside(study: Study, branch: Branch, trials: pd.DataFrame) -> list[Any]:
-    return [i for i in trials.index if branch_of(study.values.loc[i], study.parameters) == branch.labels]
-
-
-def _complete(study: Study, trials: pd.DataFrame) -> pd.DataFrame:
-    return trials[(trials["state"] == "complete") & trials[study.objective].notna()]
+def _reached(study: Study, branch: Branch, trials: pd.DataFrame) -> bool:
+    """Return True if a trial belongs to the branch."""
+    return any(branch_of(study.values.loc[i], study.parameters) == branch.labels for i in trials.index)

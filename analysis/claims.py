@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from analysis.frame import Study
+from analysis.frame import Study, complete_trials
 from analysis.statistics import (
     SEEDS_FOR_A_CLAIM,
     Estimate,
@@ -74,8 +74,7 @@ class Single:
     interval: Interval | None
 
 
-@dataclass(frozen=True)
-class ImageBootstrap:
+class ImageBootstrap(NamedTuple):
     """The bootstrap interval of a difference over the test images, averaged over the seeds."""
 
     interval: Interval
@@ -107,7 +106,8 @@ def find(found: list[Candidate], key: str | None) -> Candidate | None:
 def teachers(study: Study) -> list[Single]:
     """Return the trained teachers, that of the winner first; a teacher from a file has no trial."""
     rows = study.stage("teacher")
-    of_winner = _teacher_of(study, (study.winner or {}).get("trial_id"))
+    won = study.recipes.get((study.winner or {}).get("trial_id", ""), {})
+    of_winner = (won.get("teacher") or {}).get("trial_id")
     found = [_single(study, row) for _, row in rows[rows["trial_id"].notna()].iterrows()]
     return sorted(found, key=lambda single: single.trial_id != of_winner)
 
@@ -145,7 +145,7 @@ def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
     first = group.iloc[0]
     about = study.recipes.get(first["trial_id"], {})
     recipe = about.get("recipe")
-    complete = group[(group["state"] == "complete") & group["test/accuracy"].notna()]
+    complete = complete_trials(group, "test/accuracy")
     return Candidate(
         key=key,
         role=str(first["role"]),
@@ -153,7 +153,7 @@ def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
         source=f"{first['source_stage']} {first['source_number']:.0f}" if not pd.isna(first["source_number"]) else "",
         values=study.values.loc[first.name].dropna().to_dict(),  # type: ignore[call-overload]
         weights=about.get("weights"),
-        trial_ids={int(row["seed"]): row["trial_id"] for row in complete.to_dict("records")},
+        trial_ids=dict(zip(complete["seed"].astype(int).tolist(), complete["trial_id"], strict=True)),
         planned=len(group),
         model=student_name(recipe),
         parameters=float(group["parameters"].dropna().iloc[0]) if group["parameters"].notna().any() else math.nan,
@@ -163,7 +163,7 @@ def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
 
 
 def _by_seed(group: pd.DataFrame, metric: str) -> dict[int, float]:
-    known = group[(group["state"] == "complete") & group[metric].notna()]
+    known = complete_trials(group, metric)
     return {int(seed): float(value) for seed, value in zip(known["seed"], known[metric], strict=True)}
 
 
@@ -187,10 +187,6 @@ def student_name(recipe: Mapping[str, Any] | None) -> str:
     student = (recipe or {}).get("student") or {}
     mark = " (random weights, frozen)" if student.get("allow_random_frozen") else ""
     return str(student.get("model", "unknown")) + mark
-
-
-def _teacher_of(study: Study, trial_id: str | None) -> str | None:
-    return ((study.recipes.get(trial_id or "") or {}).get("teacher") or {}).get("trial_id")
 
 
 def _right(study: Study, trial_id: str) -> np.ndarray | None:

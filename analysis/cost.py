@@ -1,87 +1,48 @@
 """Times, computation and versions of a study: the only part of a report that differs when the study is repeated."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
+from analysis.accounts import commands
 from analysis.frame import Study
 from analysis.tables import MISSING
 from kdtrain.storage.folder import Row
 
 
-@dataclass(frozen=True)
-class TeacherOutputs:
-    """Images whose teacher outputs were computed, read from the cache, and computed again to check the cache.
+def cost(study: Study) -> Row:
+    """Return sums over every training that a study rests on; None is unknown.
 
-    seconds_per_image is None on a GPU, which still computes when the time is taken.
+    bare_s is the training time without teacher and data loading, i.e. what training on ready batches and targets would
+    take, and overhead the training time over bare_s. caches_off has the reasons by the name of the cache, one for each
+    training that had to do without.
     """
-
-    computed: float
-    read: float
-    checked: float
-    seconds_per_image: float | None
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Sums over every training that a study rests on; None is unknown.
-
-    teacher_images: images for which trainings needed teacher outputs. bare_s: training time without teacher and data
-    loading, i.e. what training on ready batches and targets would take; overhead: training time over bare_s.
-    caches_off: reasons by the name of the cache, one for each training that had to do without.
-    """
-
-    trainings: int
-    epochs: float
-    images: float
-    teacher_images: float
-    teacher_outputs: TeacherOutputs | None
-    caches_off: Mapping[str, list[str]]
-    skipped_steps: float | None
-    wall_s: float
-    training_s: float
-    bare_s: float | None
-    overhead: float | None
-    peak_memory_bytes: float | None
-    devices: str
-    threads: str
-    workers: str
-    commits: str
-    versions: str
-    commands: list[str]
-
-
-def cost(study: Study) -> Cost:
-    """Return what a study has cost."""
     outcomes = list(study.outcomes.values())
     in_half = [outcome for outcome in outcomes if "skipped_steps" in outcome]
     bare_s, overhead = _bare_seconds(outcomes)
-    return Cost(
-        trainings=sum(bool(outcome.get("epochs")) for outcome in outcomes),
-        epochs=_total(outcomes, "epochs"),
-        images=_total(outcomes, "images"),
-        teacher_images=_total(outcomes, "teacher_images"),
-        teacher_outputs=_teacher_outputs(outcomes),
-        caches_off={
+    return {
+        "trainings": sum(bool(outcome.get("epochs")) for outcome in outcomes),
+        **{name: _total(outcomes, name) for name in ("epochs", "images", "teacher_images")},
+        "teacher_outputs": _teacher_outputs(outcomes),
+        "caches_off": {
             name: [str(o[f"{name}_cache_off"]) for o in outcomes if o.get(f"{name}_cache_off")]
             for name in ("teacher", "image")
         },
-        skipped_steps=_total(in_half, "skipped_steps") if in_half else None,
-        wall_s=wall_seconds(study),
-        training_s=_total(outcomes, "seconds"),
-        bare_s=bare_s,
-        overhead=overhead,
-        peak_memory_bytes=max((o["peak_memory_bytes"] for o in outcomes if o.get("peak_memory_bytes")), default=None),
-        devices=distinct(outcome.get("device") for outcome in outcomes),
-        threads=distinct(outcome.get("threads") for outcome in outcomes),
-        workers=distinct(outcome.get("workers") for outcome in outcomes),
-        commits=distinct(outcome.get("git_commit") for outcome in outcomes),
-        versions=distinct(_versions(outcome.get("versions") or {}) for outcome in outcomes),
-        commands=[
-            str(event["command"]) for event in study.record if event["event"] == "opened" and event.get("command")
-        ],
-    )
+        "skipped_steps": _total(in_half, "skipped_steps") if in_half else None,
+        "wall_s": wall_seconds(study),
+        "training_s": _total(outcomes, "seconds"),
+        "bare_s": bare_s,
+        "overhead": overhead,
+        "peak_memory_bytes": max(
+            (o["peak_memory_bytes"] for o in outcomes if o.get("peak_memory_bytes")), default=None
+        ),
+        **{name: _distinct(o.get(name) for o in outcomes) for name in ("device", "threads", "workers", "git_commit")},
+        "versions": _distinct(
+            ", ".join(f"{name} {version}" for name, version in sorted((outcome.get("versions") or {}).items()))
+            for outcome in outcomes
+        ),
+        "commands": commands(study),
+    }
 
 
 def wall_seconds(study: Study) -> float:
@@ -91,23 +52,24 @@ def wall_seconds(study: Study) -> float:
     return sum(times[end - 1] - times[start] for start, end in pairwise([*starts, len(times)]))
 
 
-def distinct(values: Iterable[Any]) -> str:
+def _distinct(values: Iterable[Any]) -> str:
     return "; ".join(sorted({str(value) for value in values if value not in (None, "")})) or MISSING
 
 
-def _teacher_outputs(outcomes: list[Row]) -> TeacherOutputs | None:
+def _teacher_outputs(outcomes: list[Row]) -> Row | None:
+    """Count images whose teacher outputs were computed, read from the cache, and computed again to check the cache."""
     known = [outcome for outcome in outcomes if outcome.get("teacher_images_computed") is not None]
     if not known or not _total(outcomes, "teacher_images"):
         return None
     computed, checked = _total(known, "teacher_images_computed"), _total(known, "teacher_images_checked")
     seconds = _total(known, "teacher_forward_seconds")
     timed = seconds > 0 and all(_on_cpu(outcome) for outcome in known)
-    return TeacherOutputs(
-        computed=computed,
-        read=max(_total(known, "teacher_images") - computed, 0.0),
-        checked=checked,
-        seconds_per_image=seconds / (computed + checked) if timed else None,
-    )
+    return {
+        "computed": computed,
+        "read": max(_total(known, "teacher_images") - computed, 0.0),
+        "checked": checked,
+        "seconds_per_image": seconds / (computed + checked) if timed else None,
+    }
 
 
 def _bare_seconds(outcomes: list[Row]) -> tuple[float | None, float | None]:
@@ -124,7 +86,3 @@ def _on_cpu(outcome: Row) -> bool:
 
 def _total(outcomes: list[Row], name: str) -> float:
     return sum(outcome.get(name) or 0 for outcome in outcomes)
-
-
-def _versions(versions: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))

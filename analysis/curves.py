@@ -1,5 +1,7 @@
 """Learning curves of the confirming runs."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,6 +11,9 @@ from analysis import style
 from analysis.bands import band_of, draw_band
 from analysis.claims import Candidate, Single
 from analysis.frame import AXIS, Study
+
+ALONE: dict[str, Any] = {"color": style.ORANGE, "linestyle": "--"}
+DISTILLED: dict[str, Any] = {"color": style.BLUE}
 
 
 def learning_curves(study: Study, winner: Candidate, baseline: Candidate, teacher: Single | None) -> Figure | None:
@@ -20,21 +25,13 @@ def learning_curves(study: Study, winner: Candidate, baseline: Candidate, teache
     for axes, metric in zip(panels, ("val/accuracy", "val/nll"), strict=True):
         label, factor = AXIS[metric]
         highest = 100.5 if metric == "val/accuracy" else np.inf
-        alone, distilled = (
-            band_of(study, list(candidate.trial_ids.values()), metric) * factor for candidate in (baseline, winner)
-        )
-        draw_band(
-            axes,
-            alone,
-            alpha=0.22,
-            color=style.ORANGE,
-            linestyle="--",
-            label=f"student alone, n = {len(baseline.trial_ids)}",
-        )
-        draw_band(
-            axes, distilled, color=style.BLUE, alpha=0.22, label=f"student distilled, n = {len(winner.trial_ids)}"
-        )
-        _frame_late_epochs(axes, pd.concat([_late(alone), _late(distilled)]), highest)
+        late = []
+        for who, candidate, look in (("alone", baseline, ALONE), ("distilled", winner, DISTILLED)):
+            trial_ids = list(candidate.trial_ids.values())
+            band = band_of(study, trial_ids, metric) * factor
+            draw_band(axes, band, alpha=0.22, label=f"student {who}, n = {len(trial_ids)}", **look)
+            late.append(band.iloc[len(band) // 10 :])
+        _frame_late_epochs(axes, pd.concat(late), highest)
         axes.set(xlabel="epoch", ylabel=label)
     if teacher is not None and not np.isnan(teacher.validation):
         reached = 100 * teacher.validation
@@ -42,15 +39,9 @@ def learning_curves(study: Study, winner: Candidate, baseline: Candidate, teache
         low, high = panels[0].get_ylim()
         panels[0].set_ylim(min(low, reached - 0.05 * (high - low)), max(high, reached + 0.05 * (high - low)))
     made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    title = (
-        "Learning curves of the confirming runs, to the end of the shortest: mean and its 95 % t interval over seeds"
-    )
-    made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    shown = "mean and its 95 % t interval over seeds"
+    style.title(made, f"Learning curves of the confirming runs, to the end of the shortest: {shown}")
     return made
-
-
-def _late(band: pd.DataFrame) -> pd.DataFrame:
-    return band.iloc[len(band) // 10 :]
 
 
 def _frame_late_epochs(axes: Axes, late: pd.DataFrame, highest: float) -> None:

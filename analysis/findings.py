@@ -67,10 +67,9 @@ def _arrays(study: Study) -> tuple[dict[str, np.ndarray], str | None]:
         return {}, str(error).replace(str(path), path.name)
     jobs = study.stage("pictures")
     state = None if jobs.empty else jobs["state"].iloc[-1]
-    if state is None:
-        return {}, "the study has not computed its arrays"
-    if state == NOT_ENDED:
-        return {}, "the job that computes its arrays has not ended"
     if state == "failed":
         return {}, f"the job that computes its arrays failed ({one_line(jobs['reason'].iloc[-1])})"
-    return {}, "pictures.npz is absent"
+    known = {
+        None: "the study has not computed its arrays", NOT_ENDED: "the job that computes its arrays has not ended",
+    }  # fmt: skip
+    return {}, known.get(state, "pictures.npz is absent")

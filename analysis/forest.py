@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,22 +44,16 @@ def forest(summaries: Sequence[Summary]) -> Figure | None:
     made = style.figure(9.6, 1.35 + ROW * len(summaries))
     axes = made.subplots()
     low, high = limits(summaries)
-    axes.set(
-        xlim=(low, high),
-        ylim=(len(summaries) - 0.4, -0.6),
-        xlabel="winner minus student alone, percentage points of test accuracy",
-    )
+    axes.set(xlim=(low, high), ylim=(len(summaries) - 0.4, -0.6))
+    axes.set_xlabel("winner minus student alone, percentage points of test accuracy")
     axes.axvline(0, color=style.INK, linewidth=1.0)
     for row, summary in enumerate(summaries):
         _draw(axes, row, summary, low, high)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0, pad=9)
-    axes.set_yticks(range(len(summaries)), [_wrapped(summary.name, 26) for summary in summaries])
+    axes.set_yticks(range(len(summaries)), [_wrapped(summary.name, 26, lines=3) for summary in summaries])
     _texts_at_the_right(axes, summaries)
-    made.suptitle(
-        "Does distillation beat the student alone? Primary claim of each sweep: mean and 95 % t interval",
-        x=0.01, ha="left", fontsize=10, fontweight="bold",
-    )  # fmt: skip
+    style.title(made, "Does distillation beat the student alone? Primary claim of each sweep: mean and 95 % t interval")
     handles, labels = axes.get_legend_handles_labels()
     once = dict(sorted(zip(labels, handles, strict=True), key=lambda item: list(LOOKS).index(item[0].split(",")[0])))
     made.legend(list(once.values()), list(once), loc="outside lower center", ncols=3 if len(once) > 4 else 4)
@@ -93,17 +88,10 @@ def _draw(axes: Axes, row: int, summary: Summary, low: float, high: float) -> No
                 axes.scatter(edge, row, marker=arrow, s=44, color=colour, clip_on=False, zorder=4)
             else:
                 axes.plot((end, end), (row - 0.1, row + 0.1), color=colour, linewidth=1.2)
-    axes.scatter(
-        100 * summary.difference.mean,
-        row,
-        marker=marker,
-        s=46,
-        facecolor="white" if is_open else colour,
-        edgecolor=colour,
-        linewidths=1.4,
-        zorder=5,
-        label=summary.verdict.name + (", no interval" if ends is None else ""),
-    )
+    label = summary.verdict.name + (", no interval" if ends is None else "")
+    look: dict[str, Any] = {"marker": marker, "s": 46, "edgecolor": colour, "linewidths": 1.4, "zorder": 5}
+    face = "white" if is_open else colour
+    axes.scatter(100 * summary.difference.mean, row, facecolor=face, label=label, **look)
 
 
 def _texts_at_the_right(axes: Axes, summaries: Sequence[Summary]) -> None:
@@ -112,19 +100,17 @@ def _texts_at_the_right(axes: Axes, summaries: Sequence[Summary]) -> None:
     right.set_ylim(axes.get_ylim())
     right.grid(visible=False)
     right.tick_params(axis="y", length=0, pad=9, labelsize=SMALL)
-    right.set_yticks(range(len(summaries)), [_text(summary) for summary in summaries])
-    for label, summary in zip(right.get_yticklabels(), summaries, strict=True):
+    right.set_yticks(range(len(summaries)))
+    texts = []
+    for summary in summaries:
+        difference = summary.difference
+        above = f"{estimate_points(difference)}, n = {difference.n}\n" if difference else ""
+        texts.append(above + _wrapped(str(summary.verdict), 52, lines=2))
+    for label, summary in zip(right.set_yticklabels(texts), summaries, strict=True):
         label.set_fontweight("bold" if summary.decided else "normal")
 
 
-def _text(summary: Summary) -> str:
-    verdict = _wrapped(str(summary.verdict), 52, lines=2)
-    if summary.difference is None:
-        return verdict
-    return f"{estimate_points(summary.difference)}, n = {summary.difference.n}\n{verdict}"
-
-
-def _wrapped(text: str, width: int, lines: int = 3) -> str:
+def _wrapped(text: str, width: int, lines: int) -> str:
     return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
 
 

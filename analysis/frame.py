@@ -128,12 +128,11 @@ def read_study(folder: Path) -> Study:
     recipes: dict[str, Row] = {key: {**row} for key, trial in trials_by_id.items() if (row := trial.recipe())}
     outcomes: dict[str, Row] = {key: {**end} for key, trial in trials_by_id.items() if (end := trial.outcome())}
     rows = [_trial_row(row, recipes.get(row["trial_id"]), _outcome(row, outcomes, store)) for row in planned]
-    trials = pd.DataFrame(rows, columns=[*PLANNED, *MEASURED])
-    trials = trials.astype(dict.fromkeys(MEASURED, float))
-    names = list(
-        dict.fromkeys([p["name"] for p in description["parameters"]] + [n for r in planned for n in r["values"]])
+    trials = pd.DataFrame(rows, columns=[*PLANNED, *MEASURED]).astype(dict.fromkeys(MEASURED, float))
+    names = dict.fromkeys(
+        [p["name"] for p in description["parameters"]] + [n for row in planned for n in row["values"]]
     )
-    values = pd.DataFrame([row["values"] for row in planned], columns=names, index=trials.index, dtype=object)
+    values = pd.DataFrame([row["values"] for row in planned], columns=list(names), index=trials.index, dtype=object)
     return Study(folder, description, record, trials, values, recipes, outcomes)
 
 
@@ -155,23 +154,23 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def trials_csv(study: Study) -> str:
     """Return a CSV with one row per trial; a searched value has the column `recipe.<name>`, unlike any metric."""
     columns = ["stage", "number", "trial_id", "state", "candidate", "seed"]
-    measured = ["best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "epochs"]
+    measured = ["best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "epochs", "reason", "seconds"]
     counts = study.trials.astype(dict.fromkeys(("best_epoch", "epochs", "seed"), "Int64"))
-    frame = pd.concat(
-        [counts[columns], study.values.add_prefix("recipe."), counts[[*measured, "reason", "seconds"]]], axis="columns"
-    )
+    frame = pd.concat([counts[columns], study.values.add_prefix("recipe."), counts[measured]], axis="columns")
     return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def complete_trials(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the complete trials that have a value of the metric."""
+    return trials[(trials["state"] == "complete") & trials[metric].notna()]
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Return the leaves of a tree by dotted path: {"optimizer": {"lr": 1}} -> {"optimizer.lr": 1}; a list is a leaf."""
     if not isinstance(tree, Mapping):
         return {prefix: tree}
-    return {
-        path: leaf
-        for key, value in tree.items()
-        for path, leaf in flatten(value, f"{prefix}.{key}" if prefix else key).items()
-    }
+    below = [flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()]
+    return {path: leaf for leaves in below for path, leaf in leaves.items()}
 
 
 def _check_is_a_sweep(folder: Path) -> None:
@@ -204,7 +203,8 @@ def _planned(record: list[Row]) -> list[Row]:
         elif event["event"] == "ended" and key in rows:
             rows[key] |= {name: event.get(name) for name in ("state", "reason", "value", "epochs")}
             rows[key]["trial_id"] = event.get("trial_id") or rows[key]["trial_id"]
-    latest = {row["candidate"]: row.get("source") for row in sorted(rows.values(), key=_time) if row.get("candidate")}
+    by_time = sorted(rows.values(), key=lambda row: float(row.get("time", 0.0)))
+    latest = {row["candidate"]: row.get("source") for row in by_time if row.get("candidate")}
     current = [row for row in rows.values() if row.get("source") == latest.get(row.get("candidate"), row.get("source"))]
     return sorted(current, key=lambda row: (STAGES.index(row["stage"]), row["number"]))
 
@@ -220,10 +220,6 @@ def _outcome(planned: Row, outcomes: Mapping[str, Row], store: Store) -> Row | N
         return outcome
     best = next((row for row in rows if planned.get("value") in (row["val/accuracy"], row["val/nll"])), None)
     return outcome | {"epochs": epochs, "best": best, "test": None}
-
-
-def _time(row: Row) -> float:
-    return float(row.get("time", 0.0))
 
 
 def _trial_row(planned: Row, recipe: Row | None, outcome: Row | None) -> Row:

@@ -25,11 +25,9 @@ LETTERS = 20
 
 def drawings(arrays: Arrays) -> dict[str, Callable[[], Figure | None]]:
     """Return what draws each picture, by file name; it returns None if there are no arrays for the picture."""
-
-    def drawn(array: str, draw: Callable[[Arrays], Figure]) -> Figure | None:
-        return draw(arrays) if array in arrays else None
-
-    return {name: partial(drawn, *picture) for name, picture in PICTURES.items()}
+    return {
+        name: partial(draw, arrays) if array in arrays else lambda: None for name, (array, draw) in PICTURES.items()
+    }
 
 
 def reasons(arrays: Arrays) -> list[tuple[str, str]]:
@@ -77,10 +75,8 @@ def lr_schedule(arrays: Arrays) -> Figure:
     total = per_epoch * int(arrays["lr_epochs"])
     made = style.figure(7.2, 3.4)
     axes = made.subplots()
-    # a step lasts until the next one, the last step until the end
-    axes.plot(
-        [*steps_P, total], [*rates_P, rates_P[-1]], drawstyle="steps-post", color=style.BLUE, label="learning rate"
-    )
+    until = [*steps_P, total], [*rates_P, rates_P[-1]]  # a step lasts until the next one, the last step until the end
+    axes.plot(*until, drawstyle="steps-post", color=style.BLUE, label="learning rate")
     title = f"Learning rate of the winner: {count(total)} steps, {count(per_epoch)} per epoch"
     if warmup >= total:
         title += f"\nthe warm-up of {count(warmup)} steps does not end"
@@ -100,26 +96,18 @@ def mixed_images(arrays: Arrays) -> Figure:
     made = style.figure(7.0, 7.7)
     for axes in (panels := made.subplots(GRID, GRID).ravel()):
         axes.set_axis_off()
-    shown = zip(
-        panels, arrays["mixed_images"], shares_N, labels_N2, strict=False
-    )  # a small data set does not fill the grid
-    for axes, image, share, (own, partner) in shown:
+    shown = zip(panels, arrays["mixed_images"], shares_N, labels_N2, strict=False)
+    for axes, image, share, (own, partner) in shown:  # a small data set does not fill the grid
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         title = f"{share:.2f} of {own}, {1 - share:.2f} of {partner}"
         axes.set_title(title, fontsize=7.5, fontweight="normal", loc="center")
-    made.suptitle(
-        "Mixed images of the first epoch: l of an image's class, 1 - l of its partner's",
-        x=0.01, ha="left", fontsize=10, fontweight="bold",
-    )  # fmt: skip
+    style.title(made, "Mixed images of the first epoch: l of an image's class, 1 - l of its partner's")
     return made
 
 
 PICTURES: Mapping[str, tuple[str, Callable[[Arrays], Figure]]] = {
     "softened.png": ("softened_image", softened),
-    **{
-        f"gradcam_{freeze}.png": (f"gradcam_{freeze}_maps", partial(heatmaps.gradcam, freeze=freeze))
-        for freeze in FREEZES
-    },
+    **{f"gradcam_{kind}.png": (f"gradcam_{kind}_maps", partial(heatmaps.gradcam, freeze=kind)) for kind in FREEZES},
     "attention.png": ("attention_images", heatmaps.attention),
     "lr_schedule.png": ("lr_steps", lr_schedule),
     "mixed_images.png": ("mixed_images", mixed_images),

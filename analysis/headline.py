@@ -1,15 +1,13 @@
 """The first part of a report: the primary claim with its conditions, and the networks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from analysis.accounts import last_command, stages_ended
-from analysis.claims import Candidate, ImageBootstrap, Single, Verdict, bootstrap, verdict
+from analysis.accounts import commands, continue_command, stages_ended
+from analysis.claims import Candidate, Single, bootstrap, verdict
 from analysis.frame import Study
 from analysis.tables import (
     MISSING,
-    Rows,
     bold_if,
     count,
     estimate_percent,
@@ -21,68 +19,34 @@ from analysis.tables import (
 )
 
 
-@dataclass(frozen=True)
-class TeacherBelow:
-    """A teacher that is less accurate than the student alone; fractions on `split`."""
-
-    split: str
-    teacher: float
-    alone: float
-
-
-@dataclass(frozen=True)
-class Lost:
-    """The number of a candidate's confirming runs that have no test result."""
-
-    runs: int
-    planned: int
-    key: str
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The primary claim and its conditions.
-
-    networks: rows of the table of networks; binomial_images: numbers of test images of the teachers' intervals.
-    """
-
-    title: str
-    stages: str
-    command: str
-    winner: Candidate | None
-    baseline: Candidate | None
-    verdict: Verdict
-    bootstrap: ImageBootstrap | None
-    teacher_below: TeacherBelow | None
-    lost: list[Lost]
-    networks: Rows
-    binomial_images: list[float]
-
-
 def headline(
     study: Study, winner: Candidate | None, baseline: Candidate | None, teachers: Sequence[Single]
-) -> Headline:
-    """Return the first part of the report."""
-    return Headline(
-        title=(study.description.get("report") or {}).get("title") or study.name,
-        stages=stages_ended(study),
-        command=last_command(study),
-        winner=winner,
-        baseline=baseline,
-        verdict=verdict(winner.difference if winner else None),
-        bootstrap=bootstrap(study, winner, baseline) if winner and baseline else None,
-        teacher_below=_teacher_below(study, baseline, teachers[0]) if teachers else None,
-        lost=[
-            Lost(each.planned - len(each.trial_ids), each.planned, each.key)
+) -> dict[str, Any]:
+    """Return the primary claim with its conditions, and the rows of the table of networks.
+
+    binomial_images: numbers of test images of the teachers' intervals; lost: confirming runs without a test result.
+    """
+    given = commands(study)
+    return {
+        "title": (study.description.get("report") or {}).get("title") or study.name,
+        "stages": stages_ended(study),
+        "command": given[-1] if given else continue_command(study),
+        "winner": winner,
+        "baseline": baseline,
+        "verdict": verdict(winner.difference if winner else None),
+        "bootstrap": bootstrap(study, winner, baseline) if winner and baseline else None,
+        "teacher_below": _teacher_below(study, baseline, teachers[0]) if teachers else None,
+        "lost": [
+            {"runs": each.planned - len(each.trial_ids), "planned": each.planned, "key": each.key}
             for each in (winner, baseline)
             if each is not None and len(each.trial_ids) < each.planned
         ],
-        networks=_networks(study, winner, baseline, teachers),
-        binomial_images=sorted({single.test_images for single in teachers if single.interval}),
-    )
+        "networks": _networks(study, winner, baseline, teachers),
+        "binomial_images": sorted({single.test_images for single in teachers if single.interval}),
+    }
 
 
-def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) -> TeacherBelow | None:
+def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) -> dict[str, Any] | None:
     """Compare on test if both are measured there, and else by the validation accuracy of the best epoch."""
     alone = baseline.test.mean if baseline and baseline.test else None
     split, of_teacher = "test", teacher.test
@@ -92,52 +56,43 @@ def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) ->
         of_teacher = teacher.validation
     if missing(alone) or missing(of_teacher) or of_teacher >= alone:
         return None
-    return TeacherBelow(split, of_teacher, alone)
+    return {"split": split, "teacher": of_teacher, "alone": alone}
 
 
 def _networks(
     study: Study, winner: Candidate | None, baseline: Candidate | None, teachers: Sequence[Single]
-) -> list[dict[str, Any]]:
-    rows = [_teacher(study, single, "other teacher" if i else "teacher") for i, single in enumerate(teachers)]
+) -> list[dict[str, str]]:
+    rows = []
+    for i, teacher in enumerate(teachers):
+        accuracy = percent(teacher.test)
+        if teacher.interval is not None:
+            accuracy = f"{percent_interval(teacher.test, teacher.interval)} \\*"
+        rows.append(_row(study, "other teacher" if i else "teacher", teacher, accuracy, "1"))
     if not rows:
         from_file = any((recipe.get("teacher") or {}).get("file") for recipe in study.recipes.values())
-        rows.append(_row("teacher (from a file, not measured here)" if from_file else "teacher (not trained yet)"))
-    return [
-        *rows,
-        _student(study, "student alone (baseline)", baseline),
-        _student(study, "student distilled (winner)", winner),
-    ]
+        rows.append(_row(study, f"teacher ({'from a file, not measured here' if from_file else 'not trained yet'})"))
+    for network, student in (("student alone (baseline)", baseline), ("student distilled (winner)", winner)):
+        if student is None:
+            rows.append(_row(study, network, accuracy="not confirmed yet"))
+            continue
+        n, difference = str(student.test.n) if student.test else "0", student.difference
+        gain = bold_if(difference is not None and difference.decided, estimate_points(difference))
+        rows.append(_row(study, network, student, estimate_percent(student.test), n, gain))
+    return rows
 
 
-def _row(network: str, **cells: Any) -> dict[str, Any]:
-    columns = (
-        "model", "parameters", "MFLOP per image", "test accuracy, %", "n", "difference to the student alone, points"
-    )  # fmt: skip
-    return {"network": network} | dict.fromkeys(columns, MISSING) | cells
-
-
-def _model(study: Study, network: Single | Candidate) -> dict[str, str]:
-    flops = study.description.get("models", {}).get(network.model, {}).get("flops_per_image")
-    mflop = MISSING if missing(flops) else thousands(flops / 1e6, 2)
-    return {"model": network.model, "parameters": count(network.parameters), "MFLOP per image": mflop}
-
-
-def _teacher(study: Study, teacher: Single, network: str) -> dict[str, Any]:
-    accuracy = percent(teacher.test)
-    if teacher.interval is not None:
-        accuracy = f"{percent_interval(teacher.test, teacher.interval)} \\*"
-    return _row(network, **_model(study, teacher), **{"test accuracy, %": accuracy, "n": "1"})
-
-
-def _student(study: Study, network: str, candidate: Candidate | None) -> dict[str, Any]:
-    if candidate is None:
-        return _row(network, **{"test accuracy, %": "not confirmed yet"})
-    difference = candidate.difference
-    cells = {
-        "test accuracy, %": estimate_percent(candidate.test),
-        "n": str(candidate.test.n) if candidate.test else "0",
-        "difference to the student alone, points": bold_if(
-            difference is not None and difference.decided, estimate_points(difference)
-        ),
+def _row(
+    study: Study, network: str, measured: Single | Candidate | None = None,
+    accuracy: str = MISSING, n: str = MISSING, difference: str = MISSING,
+) -> dict[str, str]:  # fmt: skip
+    models = study.description.get("models", {})
+    flops: Any = models.get(measured.model, {}).get("flops_per_image") if measured else None
+    return {
+        "network": network,
+        "model": measured.model if measured else MISSING,
+        "parameters": count(measured.parameters if measured else None),
+        "MFLOP per image": MISSING if missing(flops) else thousands(flops / 1e6, 2),
+        "test accuracy, %": accuracy,
+        "n": n,
+        "difference to the student alone, points": difference,
     }
-    return _row(network, **_model(study, candidate), **cells)

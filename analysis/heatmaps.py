@@ -81,4 +81,4 @@ def _image(axes: Axes, image: Any, below: str) -> None:
 def _title(made: Figure, title: str, roles: Any) -> None:
     if "alone" not in roles:
         title += "\n(no student alone of this model completed all its seeds)"
-    made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    style.title(made, title)

@@ -12,7 +12,7 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from analysis.frame import Study
+from analysis.frame import Study, complete_trials
 from kdtrain.storage.folder import Row
 
 TRIALS_NEEDED = 20
@@ -39,8 +39,7 @@ class Branch:
 
 def branches(study: Study) -> list[Branch]:
     """Return the importances by branch: over all branches at once the share of a decisive choice is near 0."""
-    search = study.stage("search")
-    complete = search[(search["state"] == "complete") & search[study.objective].notna()]
+    complete = complete_trials(study.stage("search"), study.objective)
     found = []
     for labels in branch_labels(study.parameters):
         active = [p for p in study.parameters if p["name"] not in labels and _holds(p["conditions"], labels)]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis import style
-from analysis.frame import AXIS, Study
+from analysis.frame import AXIS, Study, complete_trials
 from analysis.importance import Branch
 from analysis.tables import short_names
 
@@ -22,9 +22,8 @@ def history(study: Study) -> Figure | None:
     made = style.figure(7.2, 3.9)
     axes = made.subplots()
     _scores(axes, study, search, "complete", marker="o", color=style.BLUE, label="complete")
-    _scores(
-        axes, study, search[search["published"]], "complete", marker="D", color=style.VERMILION, label="published point"
-    )
+    published = search[search["published"]]
+    _scores(axes, study, published, "complete", marker="D", color=style.VERMILION, label="published point")
     _scores(axes, study, search, "pruned", marker="v", facecolor="white", edgecolor=style.GREY, label="pruned")
     _scores(axes, study, baselines, "complete", marker="s", color=style.ORANGE, label="student alone", s=20)
     last = max(search["number"].max(), baselines["number"].max() if len(baselines) else 0)
@@ -50,14 +49,12 @@ def importances(branches: list[Branch]) -> Figure | None:
         assert branch.shares is not None
         names = short_names([p["name"] for p in branch.parameters])
         ordered = sorted(branch.shares.items(), key=lambda item: item[1])
-        drawn_bars = axes.barh(
-            [names[name] for name, _ in ordered], [share for _, share in ordered], color=style.BLUE, height=0.62
-        )
-        axes.bar_label(drawn_bars, [f"{share:.2f}" for _, share in ordered], padding=4, fontsize=8)
+        labels, shares = [names[name] for name, _ in ordered], [share for _, share in ordered]
+        drawn_bars = axes.barh(labels, shares, color=style.BLUE, height=0.62)
+        axes.bar_label(drawn_bars, [f"{share:.2f}" for share in shares], padding=4, fontsize=8)
+        is_titled = len(drawn) > 1 or branch.labels
         axes.set_title(
-            f"{branch.title}  (n = {branch.complete})"
-            if len(drawn) > 1 or branch.labels
-            else f"n = {branch.complete} complete trials"
+            f"{branch.title}  (n = {branch.complete})" if is_titled else f"n = {branch.complete} complete trials"
         )
         axes.set_xlim(0, 1.08)
         axes.grid(visible=False, axis="y")
@@ -78,7 +75,7 @@ def _scores(axes: Axes, study: Study, trials: pd.DataFrame, state: str, *, label
 
 def _best_so_far(axes: Axes, study: Study, trials: pd.DataFrame, last: int, **look: Any) -> None:
     """Draw the best of the complete trials so far, up to the number of the last trial."""
-    known = trials[(trials["state"] == "complete") & trials[study.objective].notna()]
+    known = complete_trials(trials, study.objective)
     if len(known) == 0:
         return
     scores = known[study.objective] * AXIS[study.objective][1]
@@ -90,18 +87,8 @@ def mark_failed(axes: Axes, trials: pd.DataFrame, x: pd.Series) -> None:
     """Draw failed trials, which have no score, as crosses on the axis."""
     failed = trials[trials["state"] == "failed"].index
     if len(failed):
-        on_axis = axes.get_xaxis_transform()
-        axes.scatter(
-            x.loc[failed],
-            [0.02] * len(failed),
-            transform=on_axis,
-            marker="x",
-            color=style.INK,
-            s=26,
-            clip_on=False,
-            label="failed",
-            zorder=4,
-        )
+        look: dict[str, Any] = {"marker": "x", "color": style.INK, "s": 26, "clip_on": False, "zorder": 4}
+        axes.scatter(x.loc[failed], [0.02] * len(failed), transform=axes.get_xaxis_transform(), label="failed", **look)
 
 
 def scores_of(study: Study, trials: pd.DataFrame) -> pd.Series:

@@ -11,12 +11,7 @@ from analysis import tables
 
 
 def render(template: str, **data: Any) -> str:
-    """Return the text of a template, with single blank lines between its parts.
-
-    Args:
-        template: Name of a file in `analysis/templates`.
-        data: The variables of the template; an undefined one raises an error.
-    """
+    """Return the text of a template of `analysis/templates`, with single blank lines between its parts."""
     text = _environment().get_template(template).render(data)
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
 

@@ -53,15 +53,9 @@ def ranked(study: Study) -> pd.DataFrame:
     """Return the trials of the search: complete, pruned, failed; each by the objective, then lower NLL, then number."""
     search = study.stage("search")
     sign = -1.0 if study.larger_is_better else 1.0
-    keys = pd.DataFrame(
-        {
-            "state": search["state"].map(STATES.index),
-            "objective": sign * search[study.objective],
-            "nll": search["val/nll"],
-            "accuracy": -search["val/accuracy"],
-            "number": search["number"],
-        }
-    )
+    state, objective = search["state"].map(STATES.index), sign * search[study.objective]
+    keys = pd.concat([state, objective, search["val/nll"], -search["val/accuracy"], search["number"]], axis=1)
+    keys.columns = pd.RangeIndex(5)
     return search.loc[keys.sort_values(list(keys.columns)).index]
 
 
@@ -79,10 +73,8 @@ def searched_range(parameter: dict[str, Any]) -> str:
     """Return `1 to 20 (log)`, or the options of a choice."""
     if parameter["kind"] == "choice":
         return ", ".join(str(label) for label in parameter["choices"])
-    kind = {"uniform": "", "loguniform": " (log)", "int": " (integers)", "logint": " (integers, log)"}[
-        parameter["kind"]
-    ]
-    return f"{sampled(parameter['low'])} to {sampled(parameter['high'])}{kind}"
+    kinds = {"uniform": "", "loguniform": " (log)", "int": " (integers)", "logint": " (integers, log)"}
+    return f"{sampled(parameter['low'])} to {sampled(parameter['high'])}{kinds[parameter['kind']]}"
 
 
 def _candidate_row(study: Study, candidate: Candidate, names: list[str], weighted: bool) -> dict[str, Any]:
@@ -96,17 +88,13 @@ def _candidate_row(study: Study, candidate: Candidate, names: list[str], weighte
         row["val accuracy, %"] = estimate_percent(candidate.validation)
     else:
         row["val NLL, nats"] = estimate_number(candidate.validation)
+    is_decided = candidate.difference is not None and candidate.difference.decided
     return row | {
         "test accuracy, %": estimate_percent(candidate.test),
         "n": str(len(candidate.trial_ids)),
         "minus": candidate.baseline or MISSING,
-        "difference, points": _difference(candidate),
+        # an exploratory interval is not corrected for being one of several, so only the primary claim is bold
+        "difference, points": bold_if(candidate.primary and is_decided, estimate_points(candidate.difference)),
         "p (Holm)": p_value(candidate.p_holm),
         "claim": "primary" if candidate.primary else "exploratory" if candidate.difference else MISSING,
     }
-
-
-def _difference(candidate: Candidate) -> str:
-    """Print only the primary claim in bold: an exploratory interval is not corrected for being one of several."""
-    bold = candidate.primary and candidate.difference is not None and candidate.difference.decided
-    return bold_if(bold, estimate_points(candidate.difference))

@@ -1,6 +1,7 @@
 """The objective by each searched hyperparameter."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,15 @@ from analysis.importance import LOG_KINDS, branch_labels, branch_of
 from analysis.plots import axis_label, frame_scores, mark_failed, scores_of
 from analysis.tables import short_names
 from kdtrain.storage.folder import Row
+
+PRUNED: dict[str, Any] = {"marker": "v", "s": 22, "facecolor": "white", "linewidths": 0.9, "alpha": 0.75}
+PUBLISHED: dict[str, Any] = {
+    "marker": "D", "s": 62, "facecolor": "none", "edgecolor": style.VERMILION, "linewidths": 1.3,
+}  # fmt: skip
+SCALES = {
+    "choice": "choice", "loguniform": "log scale", "logint": "log scale, integers", "int": "linear scale, integers",
+    "uniform": "linear scale",
+}  # fmt: skip
 
 
 def slices(study: Study) -> Figure | None:
@@ -29,16 +39,13 @@ def slices(study: Study) -> Figure | None:
     colours = {
         _title(labels): style.SERIES[i % len(style.SERIES)] for i, labels in enumerate(branch_labels(study.parameters))
     }
-    branch = pd.Series(
-        [_title(branch_of(study.values.loc[i], study.parameters)) for i in search.index],
-        index=search.index,
-        dtype=object,
-    )
+    titles = [_title(branch_of(study.values.loc[i], study.parameters)) for i in search.index]
+    branch = pd.Series(titles, index=search.index, dtype=object)
     names = short_names([p["name"] for p in study.parameters])
     for axes, parameter in zip(panels, drawn, strict=False):
         _slice(axes, study, parameter, search, branch, colours)
         axes.set_title(names[parameter["name"]])
-        axes.set_xlabel(_scale(parameter))
+        axes.set_xlabel(SCALES[parameter["kind"]])
     for axes in panels[len(drawn) :]:
         axes.set_axis_off()
     for axes in panels[::columns]:
@@ -71,41 +78,14 @@ def _slice(
     y = trials[study.objective] * AXIS[study.objective][1]
     for title, colour in colours.items():
         inside = trials[(branch.loc[x.index] == title) & y.notna()]
-        complete = inside[inside["state"] == "complete"].index
-        pruned = inside[inside["state"] == "pruned"].index
-        axes.scatter(
-            x.loc[pruned],
-            y.loc[pruned],
-            marker="v",
-            s=22,
-            facecolor="white",
-            edgecolor=colour,
-            linewidths=0.9,
-            alpha=0.75,
-            label=f"{title}pruned",
-        )
-        axes.scatter(
-            x.loc[complete],
-            y.loc[complete],
-            marker="o",
-            s=24,
-            color=colour,
-            edgecolor="white",
-            linewidths=0.4,
-            label=f"{title}complete",
-        )
+        complete: dict[str, Any] = {"marker": "o", "s": 24, "color": colour, "edgecolor": "white", "linewidths": 0.4}
+        pruned = PRUNED | {"edgecolor": colour}
+        for state, look in (("pruned", pruned), ("complete", complete)):
+            at = inside[inside["state"] == state].index
+            axes.scatter(x.loc[at], y.loc[at], label=f"{title}{state}", **look)
     published = trials[trials["published"] & y.notna()].index
     if len(published):
-        axes.scatter(
-            x.loc[published],
-            y.loc[published],
-            marker="D",
-            s=62,
-            facecolor="none",
-            edgecolor=style.VERMILION,
-            linewidths=1.3,
-            label="published point",
-        )
+        axes.scatter(x.loc[published], y.loc[published], label="published point", **PUBLISHED)
     mark_failed(axes, trials, x)
 
 
@@ -117,15 +97,6 @@ def _log_axis(axes: Axes, parameter: Row) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _scale(parameter: Row) -> str:
-    return {
-        "choice": "choice",
-        "loguniform": "log scale",
-        "logint": "log scale, integers",
-        "int": "linear scale, integers",
-    }.get(parameter["kind"], "linear scale")
 
 
 def _title(labels: Mapping[str, str]) -> str:

@@ -97,11 +97,7 @@ def bootstrap_over_images(
 ) -> Interval | None:
     """Return the percentile interval of mean(first - second) (Efron 1979); images are resampled, seeds averaged.
 
-    Args:
-        first_SN: Right (1) or wrong (0) for each of S seeds and N images.
-        second_SN: The same of the other recipe.
-        resamples: Number of bootstrap resamples.
-        seed: Of the random generator.
+    first_SN, second_SN: right (1) or wrong (0) for each of S seeds and N images.
     """
     difference_N = np.asarray(first_SN, float).mean(axis=0) - np.asarray(second_SN, float).mean(axis=0)
     n_images = difference_N.size

@@ -45,6 +45,11 @@ def figure(width: float, height: float) -> Figure:
     return made
 
 
+def title(made: Figure, text: str) -> None:
+    """Write the title of a figure of several panels."""
+    made.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold")
+
+
 def save(made: Figure, path: Path) -> None:
     """Write a PNG file atomically, without the version of matplotlib, so that equal data gives an equal file."""
     buffer = io.BytesIO()

@@ -62,18 +62,13 @@ def _summary(folder: Path) -> Summary:
     try:
         return _of_study(folder.name, read_study(folder))
     except UserError as error:
-        return _unreadable(folder, *error.problems)
+        problems = tuple(error.problems)
     except OSError as error:
-        return _unreadable(folder, f"{error.filename or folder}: {error.strerror or error}")
+        problems = (f"{error.filename or folder}: {error.strerror or error}",)
     except (LookupError, TypeError, ValueError, AttributeError) as error:  # valid JSON in another form
-        return _unreadable(
-            folder,
-            f"{folder}: is damaged ({type(error).__name__}: {error}); `python -m analysis` on this folder shows where",
-        )
-
-
-def _unreadable(folder: Path, *problems: str) -> Summary:
-    """Give a reason that does not depend on the path of the results folder."""
+        what = f"{folder}: is damaged ({type(error).__name__}: {error})"
+        problems = (f"{what}; `python -m analysis` on this folder shows where",)
+    # the reason does not depend on the path of the results folder
     reason = "; ".join(problems).replace(str(folder.parent / "trials"), "trials").replace(str(folder), folder.name)
     return Summary(folder.name, Verdict(UNREADABLE, reason), problems=problems)
 

@@ -84,20 +84,17 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only validate each sweep with its settings")
     arguments = parser.parse_args()
     results = str(Path(arguments.results).absolute())
-    failed, total = [], 0.0
-    for name in arguments.only:
-        words = command(name, results) + (["--check"] if arguments.check else [])
+    commands = {name: command(name, results) + (["--check"] if arguments.check else []) for name in arguments.only}
+    if not arguments.check:
+        commands["the overview"] = [sys.executable, "-m", "analysis", results]
+    failed = []
+    for name, words in commands.items():
         print(f"$ {shlex.join(words)}", flush=True)
         started = time.perf_counter()
         code = subprocess.run(words, cwd=ROOT, check=False).returncode
-        seconds = time.perf_counter() - started
-        total += seconds
         failed += [name] if code else []
-        print(f"== {name}: {seconds:.0f} s, exit code {code}\n", flush=True)
-    if not arguments.check:
-        code = subprocess.run([sys.executable, "-m", "analysis", results], cwd=ROOT, check=False).returncode
-        failed += ["the overview"] if code else []
-    print(f"{len(arguments.only)} sweeps in {total / 60:.1f} minutes; failed: {', '.join(failed) or 'none'}")
+        print(f"== {name}: {time.perf_counter() - started:.0f} s, exit code {code}\n", flush=True)
+    print(f"failed: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 
 

@@ -1,10 +1,8 @@
 """The pairs of teacher and student of the five setups, as kdtrain's TrainState and for the plain loop."""
 
 import copy
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch.nn import functional
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import load_recipe
 from kdtrain.config.training import Adam, AdamW, Sgd
-from kdtrain.data.base import Dataset, Split, tensor_dataset
+from kdtrain.data.base import Dataset, TensorImages, tensor_dataset
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.registry import MODELS
 from kdtrain.runtime.rng import generator
@@ -68,15 +66,8 @@ PAIRS = [
 def made_up(pair: Pair, px: int, images: int) -> Dataset:
     """Return a data set of random bytes, classes in turn. Validation and test are two images; nobody reads them."""
     pixels = torch.randint(0, 256, (images, pair.channels, px, px), dtype=torch.uint8)
-    few, names = torch.arange(min(images, 2)), tuple(map(str, range(pair.classes)))
-    return tensor_dataset(
-        "made up", pixels, torch.arange(images) % pair.classes, names, (torch.arange(images), few, few)
-    )
-
-
-def beginning(data: Dataset, images: int) -> Dataset:
-    """Return a data set with only the first training images."""
-    return dataclasses.replace(data, train=Split(data.train.images, data.train.labels[:images]))
+    few, names, labels = torch.arange(2), tuple(map(str, range(pair.classes))), torch.arange(images) % pair.classes
+    return tensor_dataset("made up", pixels, labels, names, (torch.arange(images), few, few))
 
 
 class Ours:
@@ -122,23 +113,14 @@ class ByHand:
             clip_norm=recipe.clipping.norm if recipe.clipping else None,
         )
         images = state.data.train.images
-        small = getattr(images, "pixels", None)
-        self.pixels: Tensor | None = small.to(state.device) if small is not None else None
-        self.labels = state.data.train.labels.to(state.device) if small is not None else state.data.train.labels
+        assert isinstance(images, TensorImages)
+        self.pixels, self.labels = images.pixels.to(state.device), state.data.train.labels.to(state.device)
 
     def epoch(self) -> float:
-        loss = plain_epoch(self.plain, self._batches())
+        order = torch.randperm(len(self.labels), generator=generator(self.state.recipe.seed, "order", self.epochs))
+        batches = order.to(self.labels.device).split(self.state.recipe.batch_size)
         self.epochs += 1
-        return loss
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        recipe, split = self.state.recipe, self.state.data.train
-        order = torch.randperm(len(split), generator=generator(recipe.seed, "order", self.epochs))
-        for batch in order.to(self.labels.device).split(recipe.batch_size):
-            if self.pixels is not None:
-                yield self.pixels[batch], self.labels[batch]
-            else:
-                yield split.images.train_view(batch, recipe.seed, self.epochs), self.labels[batch]
+        return plain_epoch(self.plain, ((self.pixels[batch], self.labels[batch]) for batch in batches))
 
 
 class Tapped(nn.Module):
@@ -171,10 +153,12 @@ def loss_of(recipe: Recipe, criterion: Any) -> Any:
     """Return the loss written by hand: cross-entropy and the method's own term with the recipe's weights."""
     method: Any = recipe.method
     hard, soft = method.balance.weights
-    own: dict[str, Callable[[Answer, Answer], Tensor]] = {
-        "kd": partial(_kd, method),
+    own: dict[str, Callable[[Any, Any], Tensor]] = {
+        "kd": lambda student, teacher: kd(student[0], teacher[0], method.temperature),
         "logit_mse": lambda student, teacher: functional.mse_loss(student[0].float(), teacher[0].float()),
-        "mgd": partial(_mgd, method, criterion),
+        "mgd": lambda student, teacher: mgd(
+            student[1], teacher[1], criterion.align, criterion.generation, method.mask_ratio, method.alpha
+        ),
     }
     term = own[method.name]
 
@@ -186,16 +170,6 @@ def loss_of(recipe: Recipe, criterion: Any) -> Any:
         return distillation.add(labels, alpha=hard)
 
     return loss
-
-
-def _kd(method: Any, student: Answer, teacher: Answer) -> Tensor:
-    return kd(student[0], teacher[0], method.temperature)
-
-
-def _mgd(method: Any, criterion: Any, student: Answer, teacher: Answer) -> Tensor:
-    assert student[1] is not None
-    assert teacher[1] is not None
-    return mgd(student[1], teacher[1], criterion.align, criterion.generation, method.mask_ratio, method.alpha)
 
 
 def optimizer_of(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:

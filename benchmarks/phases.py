@@ -1,9 +1,8 @@
 """The shares of data, teacher, student, optimizer and the rest in the time of kdtrain's steps."""
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -17,46 +16,22 @@ from kdtrain.training.state import TrainState
 PHASES = ("data", "teacher", "student", "optimizer")
 
 
-class Stopwatch:
-    """Seconds by phase: CPU time of the process, or on a GPU the time of its stream between two events."""
+def shares(state: TrainState, epoch: Callable[[], Any], now: Callable[[], float]) -> dict[str, float]:
+    """Return each phase's share of the time of an epoch: epoch() trains `state`, and now() is a time in s.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+    `student` is forward, loss and backward; `rest` is the loop itself.
+    """
+    seconds: Counter[str] = Counter()
 
-    def now(self) -> Any:
-        if self.device.type == "cpu":
-            return time.process_time()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    @contextmanager
-    def span(self, phase: str) -> Iterator[None]:
-        started = self.now()
-        yield
-        self.spans[phase].append((started, self.now()))
-
-    def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            with self.span(phase):
-                return function(*arguments, **named)
+            started = now()
+            result = function(*arguments, **named)
+            seconds[phase] += now() - started  # type: ignore[assignment]
+            return result
 
         return call
 
-    def seconds(self, phase: str) -> float:
-        if self.device.type == "cpu":
-            return float(sum(ended - started for started, ended in self.spans[phase]))
-        torch.cuda.synchronize()
-        return float(sum(started.elapsed_time(ended) for started, ended in self.spans[phase])) / 1e3
-
-
-def shares(state: TrainState, epoch: Callable[[], Any]) -> dict[str, float]:
-    """Return each phase's share of the time of an epoch.
-
-    `student` is forward, loss and backward; `rest` is the loop itself. epoch() trains one epoch of `state`.
-    """
-    watch = Stopwatch(state.device)
     own: list[tuple[Any, str, str]] = [
         (kdtrain.training.loop, "load_batch", "data"),
         (state.distiller, "forward", "student"),
@@ -64,18 +39,11 @@ def shares(state: TrainState, epoch: Callable[[], Any]) -> dict[str, float]:
         (kdtrain.training.learner, "clip_gradients", "optimizer"),
         (state.learner.optimizer, "step", "optimizer"),
     ]
-    answer = Teacher.__call__
-
-    def answered(teacher: Teacher, images: torch.Tensor) -> Any:
-        with watch.span("teacher"):
-            return answer(teacher, images)
-
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(Teacher, "__call__", answered))
+    answer = timed("teacher", Teacher.__call__)
+    with ExitStack() as stack:  # a special method must be a function to be bound
+        stack.enter_context(patch.object(Teacher, "__call__", lambda teacher, images: answer(teacher, images)))
         for owner, name, phase in own:
-            stack.enter_context(patch.object(owner, name, watch.timed(phase, getattr(owner, name))))
-        with watch.span("epoch"):
-            epoch()
-    whole = watch.seconds("epoch")
-    parts = {phase: watch.seconds(phase) / whole for phase in PHASES}
+            stack.enter_context(patch.object(owner, name, timed(phase, getattr(owner, name))))
+        timed("epoch", epoch)()
+    parts = {phase: seconds[phase] / seconds["epoch"] for phase in PHASES}
     return {**parts, "rest": 1 - sum(parts.values())}

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ HERE = Path(__file__).parent
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.1
 TICKS = os.sysconf("SC_CLK_TCK")
+NAMES = ["floor", "kdtrain", "obvious"]
 
 
 def main() -> None:
@@ -36,16 +36,14 @@ def main() -> None:
     parser.add_argument("--setup", choices=list(SETUPS), default="mnist_small")
     parser.add_argument("--data", required=True, type=Path, help="folder of the data sets")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--only", nargs="+", choices=["floor", "kdtrain", "obvious"], default=["floor", "kdtrain", "obvious"]
-    )
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--trials", type=int, nargs="+", default=[16])
     parser.add_argument("--images", type=int, help="of training (default: the setup's)")
     chosen = parser.parse_args()
     # Ray's processes outlive their parents; they become children of this process, so that their CPU time is counted
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     one = SETUPS[chosen.setup]
-    setups = [replace(one, trials=trials, images=chosen.images or one.images) for trials in chosen.trials]
+    setups = [one._replace(trials=trials, images=chosen.images or one.images) for trials in chosen.trials]
     data = chosen.data.absolute()
     with tempfile.TemporaryDirectory(prefix="sweep-cost-") as folder:
         scratch = Path(folder)
@@ -54,15 +52,13 @@ def main() -> None:
         torch.save(network(one.teacher, one.class_count).state_dict(), teacher)
         (scratch / "ready").mkdir()
         teacher_s = prepare(setups[0], teacher, data, scratch / "ready")
-        print(f"{setups[0].text()}\nT {teacher_s * 1e3:.4f} ms an image", flush=True)
+        print(f"{setups[0]}\nT {teacher_s * 1e3:.4f} ms an image", flush=True)
         spent: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for number in range(chosen.rounds):
             for setup, name in itertools.product(setups, chosen.only):
-                of_this = measured(command(name, setup, teacher, data, scratch, number))
-                spent.setdefault((name, setup.trials), []).append(of_this)
-                print(
-                    f"round {number + 1} {name}, {setup.trials} trials: {of_this[0]:.1f} CPU s, {of_this[1]:.1f} s wall"
-                )
+                cpu, wall = measured(command(name, setup, teacher, data, scratch, number))
+                spent.setdefault((name, setup.trials), []).append((cpu, wall))
+                print(f"round {number + 1} {name}, {setup.trials} trials: {cpu:.1f} CPU s, {wall:.1f} s wall")
     report(spent)
 
 
@@ -125,34 +121,25 @@ def cpu_seconds_below() -> dict[tuple[int, int], float]:
 
 def report(spent: dict[tuple[str, int], list[tuple[float, float]]]) -> None:
     """Print medians, ranges and ratios."""
-    print(
-        "\n| sweep | trials | CPU s, median (range) | wall s, median (range) | CPU / floor | wall / floor |"
-        "\n|---|--:|--:|--:|--:|--:|"
-    )
+    print("\n| sweep | trials | CPU s, median (range) | wall s, median (range) | CPU / floor | wall / floor |")
+    print("|---|--:|--:|--:|--:|--:|")
     medians = {key: [statistics.median(each) for each in zip(*rows, strict=True)] for key, rows in spent.items()}
+    unknown = [math.nan, math.nan]
     for (name, trials), rows in spent.items():
-        shown = [
-            f"{statistics.median(each):.1f} ({min(each):.1f} to {max(each):.1f})" for each in zip(*rows, strict=True)
-        ]
-        floor = medians.get(("floor", trials), [math.nan, math.nan])
+        columns = zip(*rows, strict=True)
+        shown = [f"{statistics.median(each):.1f} ({min(each):.1f} to {max(each):.1f})" for each in columns]
+        floor = medians.get(("floor", trials), unknown)
         ratios = [f"{mine / its:.2f}" for mine, its in zip(medians[name, trials], floor, strict=True)]
         print(f"| {name} | {trials} | {' | '.join([*shown, *ratios])} |")
-    for trials in sorted(
-        {trials for name, trials in spent if {("kdtrain", trials), ("obvious", trials)} <= set(spent)}
-    ):
-        cpu, wall = (
-            other / ours for other, ours in zip(medians["obvious", trials], medians["kdtrain", trials], strict=True)
-        )
-        print(f"\nobvious / kdtrain at {trials} trials: {cpu:.2f} in CPU time, {wall:.2f} in wall time")
-    for fewer, more in itertools.pairwise(sorted({trials for _, trials in spent})):
-        each = {
-            name: (medians[name, more][0] - medians[name, fewer][0]) / (more - fewer)
-            for name in dict.fromkeys(name for name, _ in spent)
-        }
-        shown = ", ".join(f"{name} {seconds:.3f}" for name, seconds in each.items())
-        print(f"\nCPU s for each trial from {fewer} to {more}: {shown}")
-        if {"floor", "kdtrain"} <= set(each):
-            print(f"kdtrain beyond the floor: Ray, study, store, teacher: {each['kdtrain'] - each['floor']:.3f}")
+    counts = sorted({trials for _, trials in spent})
+    for trials in counts:
+        pair = [medians.get((name, trials), unknown) for name in ("obvious", "kdtrain")]
+        cpu, wall = (other / ours for other, ours in zip(*pair, strict=True))
+        print(f"obvious / kdtrain at {trials} trials: {cpu:.2f} in CPU time, {wall:.2f} in wall time")
+    for fewer, more in itertools.pairwise(counts):
+        for name in dict.fromkeys(name for name, _ in spent):
+            each = (medians[name, more][0] - medians[name, fewer][0]) / (more - fewer)
+            print(f"CPU s for each trial of {name} from {fewer} to {more}: {each:.3f}")
 
 
 if __name__ == "__main__":

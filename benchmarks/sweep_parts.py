@@ -2,13 +2,13 @@
 
 import json
 import random
-from dataclasses import asdict, dataclass
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset, Subset
 from torchvision.transforms import v2
 
@@ -16,8 +16,7 @@ EPOCHS = 3
 HELD_OUT = 5_000
 
 
-@dataclass(frozen=True)
-class Setup:
+class Setup(NamedTuple):
     """A pair of networks, by their names in a recipe; images is the number of training images."""
 
     name: str
@@ -32,11 +31,11 @@ class Setup:
 
     def text(self) -> str:
         """Return the setup as a command-line argument, which `setup_from` reads."""
-        return json.dumps(asdict(self))
+        return json.dumps(self)
 
 
 def setup_from(text: str) -> Setup:
-    return Setup(**json.loads(text))
+    return Setup(*json.loads(text))
 
 
 SETUPS = {
@@ -61,35 +60,23 @@ def hyperparameters(trials: int) -> list[dict[str, float]]:
 def network(name: str, classes: int) -> nn.Module:
     """Return the libraries' own network with random weights."""
     if name.startswith("lenet5"):
-        return LeNet5(*{"lenet5_teacher": (16, 120, 84), "lenet5_student": (12, 90, 64)}[name], classes)
+        return lenet5(*{"lenet5_teacher": (16, 120, 84), "lenet5_student": (12, 90, 64)}[name], classes)
     if name in ("bit_resnet50x1", "resnet50v2"):
         import timm
 
-        built: nn.Module = timm.create_model(
-            {"bit_resnet50x1": "resnetv2_50x1_bit", "resnet50v2": "resnetv2_50"}[name], num_classes=classes
-        )
-        return built
-    plain = {"mobilenetv2": "mobilenet_v2"}.get(name, name)
-    without = {"dropout": 0.0} if plain == "mobilenet_v2" else {}  # as the recipe has it
-    return torchvision.models.get_model(plain, num_classes=classes, **without)
+        plain = {"bit_resnet50x1": "resnetv2_50x1_bit", "resnet50v2": "resnetv2_50"}[name]
+        return timm.create_model(plain, num_classes=classes)  # type: ignore[no-any-return]
+    if name == "mobilenetv2":
+        return torchvision.models.mobilenet_v2(num_classes=classes, dropout=0.0)  # as the recipe has it
+    return torchvision.models.get_model(name, num_classes=classes)
 
 
-class LeNet5(nn.Module):
-    """LeCun et al. 1998 as the MNIST document has it."""
-
-    def __init__(self, channels: int, first: int, second: int, classes: int) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Conv2d(1, 6, 3), nn.MaxPool2d(2), nn.ReLU(),
-            nn.Conv2d(6, channels, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(),
-        )  # fmt: skip
-        self.head = nn.Sequential(
-            nn.Linear(channels * 36, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, classes)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(images))
-        return logits
+def lenet5(channels: int, first: int, second: int, classes: int) -> nn.Module:
+    """Return LeNet5 (LeCun et al. 1998) as the MNIST document has it."""
+    first_stage = (nn.Conv2d(1, 6, 3), nn.MaxPool2d(2), nn.ReLU())
+    encoder = nn.Sequential(*first_stage, nn.Conv2d(6, channels, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
+    head = (nn.Linear(channels * 36, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, classes))
+    return nn.Sequential(OrderedDict(encoder=encoder, head=nn.Sequential(*head)))
 
 
 def image_sets(setup: Setup, root: Path) -> tuple[Dataset[Any], Dataset[Any]]:
@@ -105,10 +92,7 @@ def image_sets(setup: Setup, root: Path) -> tuple[Dataset[Any], Dataset[Any]]:
     larger = setup.px * 5 // 4
     train = v2.Compose([v2.Resize((larger, larger)), v2.RandomCrop(setup.px), v2.RandomHorizontalFlip(), *to_tensor])
     evaluation = v2.Compose([v2.Resize((larger, larger)), v2.CenterCrop(setup.px), *to_tensor])
-    sets = [
-        torchvision.datasets.Flowers102(root, split, transform=view)
-        for split, view in (("train", train), ("val", evaluation))
-    ]
+    sets = [torchvision.datasets.Flowers102(root, *each) for each in (("train", train), ("val", evaluation))]
     return Subset(sets[0], range(setup.images)), Subset(sets[1], range(setup.images))
 
 
@@ -128,10 +112,10 @@ def sweep(setup: Setup, teacher_file: Path) -> dict[str, Any]:
     }
     points = [
         {
-            "method": {"balance": {"alpha": chosen["alpha"]}, "temperature": chosen["temperature"]},
-            "optimizer": {"lr": chosen["lr"]},
+            "method": {"balance": {"alpha": own["alpha"]}, "temperature": own["temperature"]},
+            "optimizer": {"lr": own["lr"]},
         }
-        for chosen in hyperparameters(setup.trials)
+        for own in hyperparameters(setup.trials)
     ]
     study = {"trials": setup.trials, "published": points, "confirm": {"best": 1, "seeds": 1}}
     return {"recipe": recipe, "study": study}

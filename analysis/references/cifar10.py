@@ -2,7 +2,7 @@
 
 from analysis.references.claims import Claim, alone, compare, own_teacher, pick
 from analysis.references.measured import Measured
-from analysis.references.published_tables import one_run, published
+from analysis.references.published_tables import one_run, published, published_row
 from analysis.references.reference import Measurements, Reference, yes_or_no
 from analysis.tables import MISSING, Rows
 
@@ -65,16 +65,13 @@ def _beats_teacher(rows: Measurements, method: str) -> Claim:
 
 def _pair(rows: Measurements, method: str, kind: str) -> Measured | None:
     """Pick a frozen student with a frozen teacher, or an unfrozen one with an unfrozen, as in the reference."""
-    return pick(
-        rows, NETWORKS, method=method, student="resnet18", teacher="resnet50", freeze=FREEZE[kind],
-        teacher_freeze=FREEZE[kind],
-    )  # fmt: skip
+    wanted = {"student": "resnet18", "teacher": "resnet50", "freeze": FREEZE[kind], "teacher_freeze": FREEZE[kind]}
+    return pick(rows, NETWORKS, method=method, **wanted)
 
 
 def _reported(method: str, kind: str, student: str = "resnet18") -> float:
-    table = published("cifar10_resnet")
-    rows = table[(table["method"] == method) & (table["student"] == student)]
-    return float(rows[rows["freeze_encoder"] == (kind == "frozen")]["test_accuracy"].iloc[0]) / 100
+    row = published_row("cifar10_resnet", method=method, student=student, freeze_encoder=kind == "frozen")
+    return float(row["test_accuracy"]) / 100
 
 
 def _measured(row: Measured) -> dict[str, str | None]:
@@ -96,16 +93,10 @@ CIFAR10 = Reference(
     title="Setup 1, CIFAR-10: maximzubkov/cnn-distillation",
     networks=NETWORKS,
     setting={
-        "data.resolution": 128,
-        "data.limit_per_class": None,
-        "epochs": 15,
-        "batch_size": 32,
-        "student.weights": "imagenet",
-        "student.head": "hidden",
-        "optimizer.name": "adam",
-        "lr_schedule.name": "exponential",
-        "lr_schedule.factor": (0.7, 0.65),
+        "data.resolution": 128, "data.limit_per_class": None, "epochs": 15, "batch_size": 32,
+        "student.weights": "imagenet", "student.head": "hidden", "optimizer.name": "adam",
+        "lr_schedule.name": "exponential", "lr_schedule.factor": (0.7, 0.65),
     },
     tables=tables,
     claims=claims,
-)
+)  # fmt: skip

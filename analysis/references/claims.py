@@ -35,13 +35,7 @@ def compare(
 ) -> Claim:
     """Return the claim that `first` is higher than `second`, or not higher if the reported difference is at most 0.
 
-    Args:
-        text: The conclusion.
-        published: The reported difference, a fraction.
-        first: A measured row, None if there is none.
-        second: The row that is subtracted.
-        metric: The metric of both rows.
-        higher: Replaces the direction of the reported difference.
+    `higher` replaces the direction of the reported difference.
     """
     upward = higher if higher is not None else bool(published and published > 0)
     if first is None or second is None:
@@ -77,10 +71,7 @@ def claim_rows(claims: Sequence[Claim]) -> Rows:
 def pick(rows: Iterable[Measured], networks: Mapping[str, set[str]], **wanted: Any) -> Measured | None:
     """Return the row of a published point with these facts, or else of the best searched recipe.
 
-    Args:
-        rows: The measured rows.
-        networks: The reference's models by "student" and "teacher"; if the sweep has none of them, any model will do.
-        **wanted: Values of method, student, teacher, freeze.
+    networks: the reference's models by "student" and "teacher"; if the sweep has none of them, any model will do.
     """
     distilled = [row for row in rows if row.role in ("published", "best")]
     fixed = [name for name in wanted if name not in networks or not is_substituted(rows, networks, name)]

@@ -6,9 +6,8 @@ from typing import Any
 
 from analysis.references.claims import Claim, alone, compare, is_substituted, own_teacher, pick
 from analysis.references.measured import Measured
-from analysis.references.published_tables import one_run, published
+from analysis.references.published_tables import one_run, published, published_row
 from analysis.references.reference import Measurements, Reference, yes_or_no
-from analysis.statistics import Estimate
 from analysis.tables import MISSING, missing, percent, sampled
 
 IMAGES = {"val": 1_781, "test": 2_323, "test_tta": 2_323}
@@ -18,14 +17,16 @@ NETWORKS = {
     "teacher": {"mobilenetv2", "resnet50", "ghostnet", "efficientnet_v2_s"},
 }
 SELF = "self_distillation"
+STRONGEST = "efficientnet_v2_s"
 COLUMNS = {
-    "val accuracy, %": "val/accuracy",
-    "val MPA, %": "val/mpa",
-    "test accuracy, %": "test/accuracy",
-    "test MPA, %": "test/mpa",
-    "test accuracy (TTA), %": "test_tta/accuracy",
-    "test MPA (TTA), %": "test_tta/mpa",
+    "val accuracy, %": ("val/accuracy", "val_accuracy"),
+    "val MPA, %": ("val/mpa", "val_mpa"),
+    "test accuracy, %": ("test/accuracy", "test_accuracy"),
+    "test MPA, %": ("test/mpa", "test_mpa"),
+    "test accuracy (TTA), %": ("test_tta/accuracy", "test_accuracy_tta"),
+    "test MPA (TTA), %": ("test_tta/mpa", "test_mpa_tta"),
 }
+"""Metric and reported column by the head of a column of the table."""
 
 
 def tables(rows: Measurements) -> dict[str, Any]:
@@ -49,10 +50,9 @@ def _each_method(rows: Measurements) -> Iterator[Claim]:
         if method in measured:
             ours = None
             if not is_substituted(rows, NETWORKS, "teacher"):
-                ours = pick(
-                    rows, NETWORKS, method=method, student=row["student"], teacher=row["teacher"], freeze="none"
-                )
-            gain = row["test_accuracy"] - _in_block(row["block"], row["student"])["test_accuracy"]
+                networks = {"student": row["student"], "teacher": row["teacher"]}
+                ours = pick(rows, NETWORKS, method=method, freeze="none", **networks)
+            gain = row["test_accuracy"] - _alone(row["block"], row["student"])["test_accuracy"]
             does = "raises" if gain > 0 else "does not raise"
             text = f"{row['method']} from {row['teacher']} {does} the student's accuracy"
             yield compare(text, gain, ours, alone(rows, ours))
@@ -69,24 +69,15 @@ def _stronger_teacher(rows: Measurements) -> Iterator[Claim]:
     for method, better in (("kd", "ghostnet"), ("mgd", "resnet50")):
         if not any(row.method == method for row in rows):
             continue
-        strongest, weaker = (
-            next((r for r in rows if r.role == "published" and (r.method, r.teacher) == (method, teacher)), None)
-            for teacher in ("efficientnet_v2_s", better)
-        )
-        gap = _distilled(METHODS[method], "efficientnet_v2_s") - _distilled(METHODS[method], better)
-        text = (
-            f"A stronger teacher does not give a better student: {METHODS[method]} from efficientnet_v2_s or {better}"
-        )
-        claim = compare(text, gap, strongest, weaker)
-        teachers = [own_teacher(rows, row) for row in (strongest, weaker)]
-        accuracies = [row.estimate("test/accuracy") if row else None for row in teachers]
-        if claim.ours is not None and not _is_stronger(*accuracies):
-            claim = replace(claim, ours=None, compared="efficientnet_v2_s is not the stronger teacher here")
+        own = {row.teacher: row for row in reversed(rows) if row.role == "published" and row.method == method}
+        pair = [own.get(STRONGEST), own.get(better)]
+        gap = _distilled(METHODS[method], STRONGEST) - _distilled(METHODS[method], better)
+        text = f"A stronger teacher does not give a better student: {METHODS[method]} from {STRONGEST} or {better}"
+        claim = compare(text, gap, *pair)
+        first, second = ((taught := own_teacher(rows, row)) and taught.estimate("test/accuracy") for row in pair)
+        if claim.ours is not None and not (first and second and first.mean > second.mean):
+            claim = replace(claim, ours=None, compared=f"{STRONGEST} is not the stronger teacher here")
         yield claim
-
-
-def _is_stronger(first: Estimate | None, second: Estimate | None) -> bool:
-    return first is not None and second is not None and first.mean > second.mean
 
 
 def _over_teacher(rows: Measurements) -> Iterator[Claim]:
@@ -95,10 +86,9 @@ def _over_teacher(rows: Measurements) -> Iterator[Claim]:
     stand_in = is_substituted(rows, NETWORKS, "teacher")
     ours = pick(rows, NETWORKS, method="mgd", student="mobilenetv2", teacher="resnet50", freeze="none")
     for split in ("val", "test"):
-        column = f"{split}_accuracy"
-        block = published("cub200")[published("cub200")["block"] == "resnet50_to_mobilenetv2"]
-        student = float(block[block["method"] == "MGD"][column].iloc[0])
-        teacher = float(block[block["student"] == "resnet50"][column].iloc[0])
+        column, block = f"{split}_accuracy", "resnet50_to_mobilenetv2"
+        student = published_row("cub200", block=block, method="MGD")[column]
+        teacher = published_row("cub200", block=block, student="resnet50")[column]
         text = f"MGD's student beats its teacher resnet50 on {split}"
         if stand_in and ours is not None:
             yield Claim(text, student - teacher, True)
@@ -115,14 +105,12 @@ def _self(rows: Measurements) -> Iterator[Claim]:
         ours = next(
             (r for r in rows if r.role == "published" and r.method == "at" and r.teacher == r.student == model), None
         )
-        block = published("cub200")[published("cub200")["block"] == SELF]
-        taught = block[(block["student"] == model) & (block["method"] == "AT")].iloc[0]
-        for metric, column in COLUMN_OF.items():
-            gain = float(taught[column]) - float(_in_block(SELF, model)[column])
+        taught = published_row("cub200", block=SELF, student=model, method="AT")
+        for metric, column in (pair for pair in COLUMNS.values() if pair[0].endswith("/accuracy")):
+            gain = taught[column] - _alone(SELF, model)[column]
             name = metric.partition("/")[0].replace("_tta", " with TTA")
-            text = (
-                f"Self-distillation of {model} (AT) {'raises' if gain > 0 else 'does not raise'} its accuracy on {name}"
-            )
+            does = "raises" if gain > 0 else "does not raise"
+            text = f"Self-distillation of {model} (AT) {does} its accuracy on {name}"
             yield compare(text, gain, ours, alone(rows, ours), metric=metric)
 
 
@@ -133,29 +121,20 @@ def _averaged(rows: Measurements) -> Iterator[Claim]:
     plain = [row for row in rows if row.role == "published" and row.method == "mgd" and not row.r_drop]
     with_ema = next((row for row in plain if row.ema), None)
     like = [row for row in plain if not row.ema and with_ema and row.teacher == with_ema.teacher]
-    table = published("cub200")
-    mgd = table[(table["method"] == "MGD") & (table["teacher"] == "efficientnet_v2_s") & ~table["rdrop"]]
-    gain = float(mgd[mgd["ema"]]["test_accuracy"].iloc[0]) - float(mgd[~mgd["ema"]]["test_accuracy"].iloc[0])
+    gain = _distilled("MGD", STRONGEST, ema=True) - _distilled("MGD", STRONGEST)
     yield compare("EMA raises the accuracy of MGD's student", gain, with_ema, like[0] if like else None)
-
-
-COLUMN_OF = {"val/accuracy": "val_accuracy", "test/accuracy": "test_accuracy", "test_tta/accuracy": "test_accuracy_tta"}
 
 
 def _is_self(row: Measured) -> bool:
     return row.teacher is not None and row.teacher == row.student
 
 
-def _distilled(method: str, teacher: str) -> float:
-    table = published("cub200")
-    plain = table[(table["method"] == method) & (table["teacher"] == teacher) & ~(table["ema"] | table["rdrop"])]
-    return float(plain["test_accuracy"].iloc[0])
+def _distilled(method: str, teacher: str, *, ema: bool = False) -> float:
+    return float(published_row("cub200", method=method, teacher=teacher, ema=ema, rdrop=False)["test_accuracy"])
 
 
-def _in_block(block: str, student: str) -> dict[str, Any]:
-    """Return the row of a network alone in a block."""
-    table = published("cub200")
-    return dict(table[(table["block"] == block) & table["teacher"].isna() & (table["student"] == student)].iloc[0])
+def _alone(block: str, student: str) -> dict[Any, Any]:
+    return published_row("cub200", block=block, student=student, teacher=None)
 
 
 def _reported_rows(rows: Measurements) -> list[dict[str, Any]]:
@@ -191,10 +170,9 @@ def _reported_cells(row: dict[str, Any]) -> dict[str, Any]:
         "EMA": yes_or_no(row["ema"]),
         "R-Drop": yes_or_no(row["rdrop"]),
     }
-    for title, metric in COLUMNS.items():
+    for title, (metric, column) in COLUMNS.items():
         split, _, name = metric.partition("/")
-        value = row[f"{split.removesuffix('_tta')}_{name}{'_tta' if split.endswith('_tta') else ''}"]
-        cells[title] = one_run(value, IMAGES[split]) if name == "accuracy" else percent(value)
+        cells[title] = one_run(row[column], IMAGES[split]) if name == "accuracy" else percent(row[column])
     return cells | {"n": "1"}
 
 
@@ -210,7 +188,7 @@ def _measured(row: Measured) -> dict[str, Any]:
         "EMA": yes_or_no(row.ema),
         "R-Drop": yes_or_no(row.r_drop),
     }
-    return cells | {title: row.cell(metric) for title, metric in COLUMNS.items()} | {"n": str(row.n)}
+    return cells | {title: row.cell(metric) for title, (metric, _) in COLUMNS.items()} | {"n": str(row.n)}
 
 
 CUB200 = Reference(
@@ -218,18 +196,10 @@ CUB200 = Reference(
     title="Setup 4, CUB-200-2011: z1069614715/pytorch-classifier",
     networks=NETWORKS,
     setting={
-        "data.resolution": 224,
-        "classes": 200,
-        "data.limit_per_class": None,
-        "epochs": 150,
-        "batch_size": 64,
-        "precision": "fp16",
-        "student.weights": "imagenet",
-        "optimizer.name": "adamw",
-        "lr_schedule.name": "cosine",
-        "lr_schedule.warmup_epochs": 7,
-        "label_smoothing": 0.1,
+        "data.resolution": 224, "classes": 200, "data.limit_per_class": None, "epochs": 150, "batch_size": 64,
+        "precision": "fp16", "student.weights": "imagenet", "optimizer.name": "adamw", "lr_schedule.name": "cosine",
+        "lr_schedule.warmup_epochs": 7, "label_smoothing": 0.1,
     },
     tables=tables,
     claims=claims,
-)
+)  # fmt: skip

@@ -85,12 +85,8 @@ FLOWERS102 = Reference(
     title="Setup 5, Flowers102: function matching, the Keras example",
     networks={"student": {"resnet50v2", "bit_resnet50x1"}, "teacher": {"bit_resnet101x3"}},
     setting={
-        "data.resolution": 128,
-        "data.limit_per_class": None,
-        "epochs": 30,
-        "batch_size": 64,
-        "optimizer.name": "adamw",
-        "lr_schedule.name": "cosine_in_steps",
+        "data.resolution": 128, "data.limit_per_class": None, "epochs": 30, "batch_size": 64,
+        "optimizer.name": "adamw", "lr_schedule.name": "cosine_in_steps",
     },
     tables=tables,
-)
+)  # fmt: skip

@@ -14,21 +14,20 @@ from analysis.tables import MISSING, Rows
 OURS = {"epoch_loss": "loss", "epoch_acc": "accuracy", "epoch_acc_teacher": "teacher_accuracy", "diff_t_s": "diff_t_s"}
 LAST_BATCH = "diff_t_s_published"
 ZOOMED_EPOCHS = 15
-RUNS = {"runs x epochs": "4 x 25"}
 FROM_RECORDS = (0.0, 1.0)
 AXES = {"val/loss": "validation loss", "val/accuracy": "validation accuracy, %", "val/diff_t_s": "mean |t - s|, logits"}
 
 
 def tables(rows: Measurements) -> dict[str, Rows]:
     """Return means and deviations pooled over all epochs, and means and intervals over the runs."""
+    tables = {"reported": published("hymenoptera_mse"), "from the records": pooled(hymenoptera_records()).reset_index()}
     reported = [
-        {"": "reported", "encoder frozen": "yes", "alpha": f"{row['alpha']:g}"} | _pairs(row) | RUNS
-        for row in published("hymenoptera_mse").to_dict("records")
-    ]
-    reported += [
-        {"": "from the records", "encoder frozen": "yes", "alpha": f"{alpha:g}"} | _pairs(row.to_dict()) | RUNS
-        for alpha, row in pooled(hymenoptera_records()).iterrows()
-        if alpha in FROM_RECORDS
+        {"": source, "encoder frozen": "yes", "alpha": f"{row['alpha']:g}"}
+        | {name: _plus_minus(row[f"{name}_mean"], row[f"{name}_std"]) for name in POOLED}
+        | {"runs x epochs": "4 x 25"}
+        for source, table in tables.items()
+        for row in table.to_dict("records")
+        if source == "reported" or row["alpha"] in FROM_RECORDS
     ]
     measured = [row for row in rows if row.method == "logit_mse"]
     return {"pooled": [*reported, *map(_pooled, measured)], "over_runs": [_over_runs(row) for row in rows]}
@@ -109,10 +108,6 @@ def _pooled(row: Measured) -> dict[str, Any]:
     return cells | {"runs x epochs": f"{row.n} x {' or '.join(map(str, lengths))}"}
 
 
-def _pairs(row: dict[Any, Any]) -> dict[str, str]:
-    return {name: _plus_minus(row[f"{name}_mean"], row[f"{name}_std"]) for name in POOLED}
-
-
 def _plus_minus(mean: float, deviation: float) -> str:
     return f"{mean:.6f} ± {deviation:.6f}"
 
@@ -139,15 +134,10 @@ HYMENOPTERA = Reference(
     title="Setup 2, hymenoptera: anvelezec/distillation",
     networks={"student": {"resnet18"}, "teacher": {"resnet50"}},
     setting={
-        "data.resolution": 224,
-        "data.limit_per_class": None,
-        "epochs": 25,
-        "batch_size": 32,
-        "student.weights": "imagenet",
-        "optimizer.name": "sgd",
-        "lr_schedule.name": "step",
+        "data.resolution": 224, "data.limit_per_class": None, "epochs": 25, "batch_size": 32,
+        "student.weights": "imagenet", "optimizer.name": "sgd", "lr_schedule.name": "step",
     },
     tables=tables,
     claims=claims,
     curves=curves,
-)
+)  # fmt: skip

@@ -100,10 +100,12 @@ class Measured:
 def measured_rows(study: Study, candidates: Sequence[Candidate], teachers: Sequence[Single]) -> list[Measured]:
     """Return the rows: teachers, baselines, distilled students."""
     order = {"baseline": 0, "published": 1, "best": 2}
-    rows = [
-        _row(study, _teacher_key(study, each), "teacher", {_seed(study, each.trial_id): each.trial_id})
-        for each in teachers
-    ]
+    rows = []
+    for teacher in teachers:
+        recipe = study.recipes.get(teacher.trial_id, {}).get("recipe", {})
+        freeze = recipe.get("student", {}).get("freeze", "none")
+        key = f"teacher {teacher.model}{'' if freeze == 'none' else f' ({freeze} frozen)'}"
+        rows.append(_row(study, key, "teacher", {int(recipe.get("seed", 0)): teacher.trial_id}))
     confirmed = sorted(candidates, key=lambda candidate: order[candidate.role])
     rows += [_row(study, each.key, each.role, each.trial_ids) for each in confirmed]
     return [row for row in rows if row is not None]
@@ -153,12 +155,3 @@ def _metrics(outcome: Row, rows: Sequence[Row]) -> dict[str, float]:
         found["mean/accuracy"] = sum(row["val/accuracy"] for row in rows) / len(rows)
     found |= {name: value for name, value in (outcome.get("test") or {}).items() if "/" in name}
     return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _teacher_key(study: Study, teacher: Single) -> str:
-    freeze = study.recipes.get(teacher.trial_id, {}).get("recipe", {}).get("student", {}).get("freeze", "none")
-    return f"teacher {teacher.model}{'' if freeze == 'none' else f' ({freeze} frozen)'}"
-
-
-def _seed(study: Study, trial_id: str) -> int:
-    return int(study.recipes.get(trial_id, {}).get("recipe", {}).get("seed", 0))

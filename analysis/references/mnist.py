@@ -25,12 +25,8 @@ MNIST = Reference(
     title="Setup 3, MNIST: LeNet5 teaches a smaller LeNet5",
     networks={"student": {"lenet5_student"}, "teacher": {"lenet5_teacher"}},
     setting={
-        "data.resolution": 32,
-        "data.limit_per_class": None,
-        "epochs": 50,
-        "batch_size": 128,
-        "optimizer.name": "sgd",
+        "data.resolution": 32, "data.limit_per_class": None, "epochs": 50, "batch_size": 128, "optimizer.name": "sgd",
         "lr_schedule.name": "constant",
     },
     tables=tables,
-)
+)  # fmt: skip

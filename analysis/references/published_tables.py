@@ -2,11 +2,12 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from analysis.statistics import clopper_pearson
-from analysis.tables import percent_interval
+from analysis.tables import missing, percent_interval
 
 FOLDER = Path(__file__).parent.parent / "published"
 POOLED = ("epoch_loss", "epoch_acc", "epoch_acc_teacher", "diff_t_s")
@@ -19,13 +20,16 @@ def published(name: str) -> pd.DataFrame:
     return pd.read_csv(FOLDER / f"{name}.csv")
 
 
-def one_run(accuracy: float, images: int) -> str:
-    """Return `73.48 [71.64 to 75.27]`: the accuracy of one run with its binomial 95 % interval.
+def published_row(name: str, **wanted: Any) -> dict[Any, Any]:
+    """Return the first row of a table with these values; None stands for a missing cell."""
+    for row in published(name).to_dict("records"):
+        if all(missing(row[key]) if value is None else row[key] == value for key, value in wanted.items()):
+            return row
+    raise LookupError(f"{name}: no row with {wanted}")
 
-    Args:
-        accuracy: A fraction.
-        images: Number of test images.
-    """
+
+def one_run(accuracy: float, images: int) -> str:
+    """Return `73.48 [71.64 to 75.27]`: the accuracy of one run, a fraction, with its binomial 95 % interval."""
     interval = clopper_pearson(round(accuracy * images), images)
     assert interval is not None, images
     return percent_interval(accuracy, interval)

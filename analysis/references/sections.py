@@ -6,11 +6,18 @@ from typing import Any
 
 from analysis.claims import Candidate, Single, candidates, teachers
 from analysis.frame import Study
-from analysis.references.claims import Claim, claim_rows
+from analysis.references.cifar10 import CIFAR10
+from analysis.references.claims import claim_rows
+from analysis.references.cub200 import CUB200
+from analysis.references.flowers102 import FLOWERS102
+from analysis.references.hymenoptera import HYMENOPTERA
 from analysis.references.measured import Measured, measured_rows
+from analysis.references.mnist import MNIST
 from analysis.references.reference import Curves, Measurements, Reference, differences, substitutes
-from analysis.references.registry import REFERENCES
 from analysis.tables import Rows
+
+REFERENCES = {each.name: each for each in (CIFAR10, HYMENOPTERA, MNIST, CUB200, FLOWERS102)}
+"""`report: {published: cub200}` in a sweep file selects one."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +30,11 @@ class Section:
 
     name: str
     title: str
-    tables: Mapping[str, Any] | None
-    differing: list[str]
-    substitutes: list[str]
-    claims: Rows
-    curves: list[Curves]
+    tables: Mapping[str, Any] | None = None
+    differing: Sequence[str] = ()
+    substitutes: Sequence[str] = ()
+    claims: Rows = ()
+    curves: Sequence[Curves] = ()
 
 
 def reference_section(study: Study, found: Sequence[Candidate], single: Sequence[Single]) -> Section | None:
@@ -39,10 +46,10 @@ def reference_section(study: Study, found: Sequence[Candidate], single: Sequence
 def section(reference: Reference, rows: Measurements) -> Section:
     """Return the section about a reference and the measured rows."""
     if not _has_students(rows):
-        return Section(reference.name, reference.title, None, [], [], [], [])
+        return Section(reference.name, reference.title)
     return Section(
-        name=reference.name,
-        title=reference.title,
+        reference.name,
+        reference.title,
         tables=reference.tables(rows),
         differing=differences(reference, rows),
         substitutes=substitutes(reference, rows),
@@ -56,14 +63,13 @@ def all_references(studies: Sequence[Study]) -> list[Section]:
     sections = []
     for name, reference in REFERENCES.items():
         named = [study for study in studies if study.published == name]
-        by_sweep = {study.folder.name: measured_rows(study, candidates(study), teachers(study)) for study in named}
-        by_sweep = {sweep: rows for sweep, rows in by_sweep.items() if _has_students(rows)}
-        if by_sweep:
-            sections.append(_over_sweeps(reference, by_sweep))
+        rows = {study.folder.name: measured_rows(study, candidates(study), teachers(study)) for study in named}
+        if confirmed := {sweep: own for sweep, own in rows.items() if _has_students(own)}:
+            sections.append(_over_sweeps(reference, confirmed))
     return sections
 
 
-def once(by_sweep: Mapping[str, Measurements]) -> list[Measured]:
+def _once(by_sweep: Mapping[str, Measurements]) -> list[Measured]:
     """Return all rows, teachers and baselines first, with the keys of all their sweeps; equal trainings once."""
     found: dict[tuple[str, ...], Measured] = {}
     for sweep, row in ((sweep, row) for sweep, rows in by_sweep.items() for row in rows):
@@ -78,20 +84,18 @@ def _over_sweeps(reference: Reference, by_sweep: Mapping[str, Measurements]) -> 
     otherwise = {
         sweep: [*differences(reference, rows), *substitutes(reference, rows)] for sweep, rows in by_sweep.items()
     }
-    claims: list[Claim] = [
+    claims = [
         replace(claim, compared=f"{sweep}: {claim.compared}")
         for sweep, rows in by_sweep.items()
         for claim in reference.claims(rows)
         if claim.ours is not None
     ]
     return Section(
-        name=reference.name,
-        title=reference.title,
-        tables=reference.tables(once(by_sweep)),
+        reference.name,
+        reference.title,
+        tables=reference.tables(_once(by_sweep)),
         differing=[f"{sweep}: {', '.join(found)}" for sweep, found in otherwise.items() if found],
-        substitutes=[],
         claims=claim_rows(claims),
-        curves=[],
     )
 
 

@@ -14,19 +14,7 @@ from kdtrain.visualization.networks import Arrays, Networks, class_names, drawab
 
 
 def attention(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, networks: Networks) -> Arrays:
-    """Return the attention maps of the networks, or {} if the recipe's method reads no feature maps.
-
-    Args:
-        recipe: The recipe of the picture.
-        compared: The recipes among which the student alone is found.
-        data: The recipe's data set.
-        networks: The trained networks.
-
-    Returns:
-        Under `attention_...`: `images` uint8 [N, H, W, 3] of the validation split, the names of their `classes` [N];
-        `roles`, `models` and `freezes` of the networks [M]; `stages` [S]; `maps_<stage>_<role>` float32 [N, H, W], with
-        the same units for all networks of a stage.
-    """
+    """Return the attention maps [N, H, W] of each network and stage, or {} if the recipe's method reads no maps."""
     if recipe.teacher is None:
         return {}
     shapes = networks.of(recipe).stage_shapes(recipe.method.needed_stages)
@@ -41,7 +29,6 @@ def attention(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, network
         "classes": class_names(data, data.val.labels[indices]),
         "roles": np.array(list(shown)),
         "models": np.array([network.name for _, network in shown.values()]),
-        "freezes": np.array([own.student.freeze for own, _ in shown.values()]),
         "stages": np.array(stages),
     }
     for role, (_, network) in shown.items():
@@ -52,15 +39,6 @@ def attention(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, network
 
 @torch.inference_mode()
 def attention_maps(network: Classifier, stages: tuple[str, ...], images_NCHW: Tensor) -> dict[str, Tensor]:
-    """Return q(F) = vec(mean_C F^2) / ||.||_2 at each stage, the map that `at` compares.
-
-    Args:
-        network: The network.
-        stages: The names of the stages.
-        images_NCHW: float32 [N, C, H, W] in [0, 1].
-
-    Returns:
-        float32 [N, h, w] for each stage, with the height and width of its feature map.
-    """
+    """Return q(F) = vec(mean_C F^2) / ||.||_2 [N, h, w] at each stage, the map that `at` compares."""
     _, features = network.outputs(images_NCHW, stages)
     return {stage: attention_map(maps).unflatten(1, maps.shape[2:]) for stage, maps in features.items()}

@@ -13,20 +13,7 @@ from kdtrain.visualization.networks import Arrays, Networks, class_names, drawab
 
 
 def gradcam(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, networks: Networks) -> Arrays:
-    """Return the Grad-CAM++ maps of M networks for N images.
-
-    Args:
-        recipe: The recipe of the distilled student.
-        compared: The recipes among which the student alone is found.
-        data: The recipe's data set.
-        networks: The trained networks.
-
-    Returns:
-        Under `gradcam_<student.freeze>_...`: `images` uint8 [N, H, W, 3] of the test split, the names of their
-        `classes` [N]; of each network `roles`, `models`, `freezes`, `stages` [M], the (H, W) of the stage's map `sizes`
-        [M, 2], the predicted class `named` [M, N] and its correctness `right` bool [M, N]; `maps` float32 [M, N, H, W]
-        in [0, 1]. Or `gradcam_<student.freeze>_reason`.
-    """
+    """Return the Grad-CAM++ maps of M networks for N test images, with the classes that they predict [M, N]."""
     name = f"gradcam_{recipe.student.freeze}"
     shown = networks.trio(recipe, compared)
     stages = {role: deepest_stage(network) for role, (_, network) in shown.items()}
@@ -47,7 +34,7 @@ def gradcam(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, networks:
         "classes": class_names(data, labels),
         "roles": np.array(list(shown)),
         "models": np.array([network.name for _, network in shown.values()]),
-        "freezes": np.array([_freeze(role, recipe) for role, (recipe, _) in shown.items()]),
+        "freezes": np.array([freeze for freeze, _ in shown.values()]),
         "stages": np.array(list(stages.values())),
         "sizes": np.array([_size(network, stages[role] or "") for role, (_, network) in shown.items()]),
         "named": class_names(data, named),
@@ -58,20 +45,7 @@ def gradcam(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, networks:
 
 
 def gradcam_maps(network: Classifier, stage: str, images_NCHW: Tensor, labels_N: Tensor) -> Tensor:
-    """Return Grad-CAM++ (Chattopadhyay et al. 2018, arXiv:1710.11063, equations 10 and 19) of the labels' logits.
-
-    Args:
-        network: The network.
-        stage: The stage whose feature map is weighted.
-        images_NCHW: float32 [N, C, H, W] in [0, 1].
-        labels_N: int64 [N].
-
-    Returns:
-        float32 [N, H, W], resized to the images; each map is scaled to [0, 1].
-
-    Raises:
-        ImportError: The extra `pictures` is not installed.
-    """
+    """Return Grad-CAM++ (Chattopadhyay et al. 2018, arXiv:1710.11063, equations 10 and 19), each map in [0, 1]."""
     from pytorch_grad_cam import GradCAMPlusPlus
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -90,8 +64,3 @@ def deepest_stage(network: Classifier) -> str | None:
 
 def _size(network: Classifier, stage: str) -> tuple[int, ...]:
     return network.stage_shapes((stage,))[stage][1:]
-
-
-def _freeze(role: str, recipe: Recipe) -> str:
-    assert recipe.teacher is not None or role != "teacher"
-    return recipe.teacher.freeze if role == "teacher" and recipe.teacher else recipe.student.freeze

@@ -59,11 +59,15 @@ class Networks:
                     return torch.from_numpy(kept["val_logits"])
         return logits_of(self.teacher_of(recipe), self._workspace.dataset(recipe.data).val, torch.device("cpu"))
 
-    def trio(self, recipe: Recipe, compared: Sequence[Recipe]) -> dict[str, tuple[Recipe, Classifier]]:
-        """Return {role: (its recipe, network)} of the networks; "alone" is absent if there is no such student."""
-        shown = {"distilled": (recipe, self.of(recipe)), "teacher": (recipe, self.teacher_of(recipe))}
+    def trio(self, recipe: Recipe, compared: Sequence[Recipe]) -> dict[str, tuple[str, Classifier]]:
+        """Return {role: (what is frozen, network)}; the role "alone" is absent if there is no such student."""
+        assert recipe.teacher is not None
+        shown: dict[str, tuple[str, Classifier]] = {
+            "distilled": (recipe.student.freeze, self.of(recipe)),
+            "teacher": (recipe.teacher.freeze, self.teacher_of(recipe)),
+        }
         alone = student_alone(recipe, compared)
-        return shown if alone is None else shown | {"alone": (alone, self.of(alone))}
+        return shown if alone is None else shown | {"alone": (alone.student.freeze, self.of(alone))}
 
 
 def _for_evaluation(network: Classifier) -> Classifier:

@@ -11,17 +11,7 @@ from kdtrain.visualization.networks import Arrays, Networks, drawable
 
 
 def softened(recipe: Recipe, data: Dataset, networks: Networks) -> Arrays:
-    """Return softmax(logits / T) of teacher and student at T = 1 and at the recipe's T, or {} if it has no T.
-
-    Args:
-        recipe: The recipe of the picture.
-        data: The recipe's data set.
-        networks: The trained networks.
-
-    Returns:
-        `softened_teacher` and `softened_student` float32 [2, K], `softened_temperatures` [2], `softened_image` uint8
-        [H, W, 3], `softened_label`, and the names `softened_classes` [K]; or `softened_reason`.
-    """
+    """Return softmax(logits / T) [2, K] of both networks at T = 1 and at the recipe's T, or {} if it has no T."""
     temperature = getattr(recipe.method, "temperature", None)
     if recipe.teacher is None or temperature is None:
         return {}

@@ -18,16 +18,7 @@ MIXED_SHOWN = 25
 
 
 def lr_schedule(recipe: Recipe, data: Dataset) -> Arrays:
-    """Return the learning rate of a recipe by step, or {} if it is constant.
-
-    Args:
-        recipe: The recipe of the picture.
-        data: The recipe's data set.
-
-    Returns:
-        `lr_steps` int64 [P], `lr_rates` float64 [P], and the numbers `lr_epochs`, `lr_steps_per_epoch`,
-        `lr_warmup_steps`.
-    """
+    """Return the learning rate of a recipe at P steps, or {} if it is constant."""
     steps_per_epoch = -(-len(data.train) // recipe.batch_size)
     total = steps_per_epoch * recipe.epochs
     steps = np.unique(np.linspace(0, total - 1, min(total, POINTS)).round().astype(np.int64))
@@ -45,16 +36,7 @@ def lr_schedule(recipe: Recipe, data: Dataset) -> Arrays:
 
 
 def mixed_images(recipe: Recipe, data: Dataset) -> Arrays:
-    """Return the first 25 mixed images of the first epoch as the networks get them, or {} without mixup.
-
-    Args:
-        recipe: The recipe of the picture.
-        data: The recipe's data set.
-
-    Returns:
-        `mixed_images` uint8 [N, H, W, 3], `mixed_shares` float32 [N], and `mixed_labels` of image and partner, int64
-        [N, 2].
-    """
+    """Return the first 25 mixed images of the first epoch as the networks receive them, or {} without mixup."""
     if recipe.mixup is None:
         return {}
     seed, batch_size, mixup, total = recipe.seed, recipe.batch_size, recipe.mixup, len(data.train)

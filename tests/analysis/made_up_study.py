@@ -15,13 +15,12 @@ RUN = {
 }  # fmt: skip
 
 
-def number(name: str, kind: str = "uniform", low: float = 0.1, high: float = 10.0, **conditions: str) -> dict[str, Any]:
+def number(name: str, kind: str = "uniform", low: Any = 0.1, high: Any = 10.0, **conditions: str) -> dict[str, Any]:
     return {"name": name, "kind": kind, "low": low, "high": high, "choices": None, "conditions": conditions}
 
 
 def choice(name: str, *options: Any, **conditions: str) -> dict[str, Any]:
-    fields = {"kind": "choice", "low": None, "high": None, "choices": list(options), "conditions": conditions}
-    return {"name": name} | fields
+    return number(name, "choice", None, None, **conditions) | {"choices": list(options)}
 
 
 SPACE = (
@@ -47,20 +46,14 @@ class MadeUpStudy:
             "batch": 4,
         }  # fmt: skip
         self.description = {
-            "schema": 1,
-            "name": folder.name,
-            "file": f"sweeps/{folder.name}.yaml",
-            "overrides": ["recipe.epochs=3"],
-            "recipe": {},
-            "study": fields | study,
-            "resources": {"workers": 1},
-            "report": {},
+            "schema": 1, "name": folder.name, "file": f"sweeps/{folder.name}.yaml", "overrides": ["recipe.epochs=3"],
+            "recipe": {}, "study": fields | study, "resources": {"workers": 1}, "report": {},
             "parameters": list(parameters),
             "models": {
                 "lenet5_teacher": {"parameters": 81194, "flops_per_image": 1_096_000},
                 "lenet5_student": {"parameters": 46164, "flops_per_image": 560_000},
             },
-        }
+        }  # fmt: skip
         self.describe()
         self.event("opened", command=f"python run_sweep.py sweeps/{folder.name}.yaml")
 
@@ -115,13 +108,10 @@ class MadeUpStudy:
         tree = {"student": {"model": model}, "method": {"name": "none"}, "seed": seed} | (recipe or {"note": trial_id})
         alpha_ce = tree["method"].get("balance", {}).get("alpha_ce")
         about = {
-            "numerics": 1,
-            "weights": None if alpha_ce is None else [alpha_ce, 1 - alpha_ce],
-            "trial_id": trial_id,
-            "recipe": tree,
-            "teacher": {"trial_id": teacher} if teacher else None,
+            "numerics": 1, "weights": None if alpha_ce is None else [alpha_ce, 1 - alpha_ce], "trial_id": trial_id,
+            "recipe": tree, "teacher": {"trial_id": teacher} if teacher else None,
             "data": {"name": "digits", "fingerprint": "f", "classes": 10, "train": 1077, "val": 360, "test": IMAGES},
-        }
+        }  # fmt: skip
         folder.write_recipe(about)
         accuracies = accuracies or []
         nlls = nlls or [2.3 * (1 - accuracy) + 0.05 for accuracy in accuracies]
@@ -133,25 +123,19 @@ class MadeUpStudy:
             test = float(right_N.mean())
             labels_N = np.arange(IMAGES) % 10
             logits_NK = np.eye(10, dtype=np.float32)[np.where(right_N, labels_N, (labels_N + 1) % 10)]
-            arrays = {"test_logits": logits_NK, "test_labels": labels_N}
-            np.savez(folder.predictions, **arrays)  # type: ignore[arg-type]
+            np.savez(folder.predictions, test_logits=logits_NK, test_labels=labels_N)
         best, value = None, None
         if accuracies and state != "failed":
             at = int(np.argmax(accuracies))
             value = accuracies[at]
             best = {"epoch": at + 1, "val/accuracy": value, "val/nll": nlls[at]}
         outcome = {
-            "state": state,
-            "reason": reason,
-            "epochs": len(accuracies),
-            "best": best,
+            "state": state, "reason": reason, "epochs": len(accuracies), "best": best,
             "test": None if test is None else {"test/accuracy": test, "test/nll": 0.1, "images": IMAGES},
             "parameters": 81194 if model == "lenet5_teacher" else 46164,
-            "images": 1077 * len(accuracies),
-            "teacher_images": 1077 if teacher else 0,
-            "seconds": seconds * len(accuracies),
-            "images_per_s": 1077 / seconds,
-        }
+            "images": 1077 * len(accuracies), "teacher_images": 1077 if teacher else 0,
+            "seconds": seconds * len(accuracies), "images_per_s": 1077 / seconds,
+        }  # fmt: skip
         folder.write_outcome(outcome | RUN)
         self.end(stage, number, trial_id, state, value=value, reason=reason)
         return trial_id
@@ -230,3 +214,37 @@ def whole_study(
     made.event("winner", candidate="best 1", baseline="baseline 1", trial_id=first[0])
     made.event("finished")
     return made
+
+
+ROLES, MODELS = np.array(["distilled", "teacher", "alone"]), np.array(["resnet18", "resnet50", "resnet18"])
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).random(shape, dtype=np.float32)
+
+
+def gradcam_arrays(freeze: str, networks: int = 3) -> dict[str, Any]:
+    parts = {
+        "images": (noise(4, 32, 32, 3) * 255).astype(np.uint8), "maps": noise(networks, 4, 32, 32),
+        "classes": np.array(["ants", "bees", "012.Yellow_headed_Blackbird", "cat"]),
+        "roles": ROLES[:networks], "models": MODELS[:networks], "stages": np.array(["16"] * networks),
+        "freezes": np.array([freeze, "none", freeze])[:networks], "sizes": np.array([[2, 2]] * networks),
+        "named": np.array([["ants"] * 4] * networks), "right": np.array([[True, False, False, False]] * networks),
+    }  # fmt: skip
+    return {f"gradcam_{freeze}_{name}": array for name, array in parts.items()}
+
+
+def every_array() -> dict[str, Any]:
+    """Return the content of pictures.npz with an array for every picture."""
+    maps = {f"attention_maps_{s}_{role}": noise(4, 64 // int(s), 64 // int(s)) for s in ("16", "32") for role in ROLES}
+    return {
+        "softened_image": np.arange(64, dtype=np.uint8).reshape(8, 8), "softened_temperatures": np.array([1.0, 5.0]),
+        "softened_classes": np.array([f"species {k}" for k in range(20)]), "softened_label": np.array(3),
+        "softened_teacher": np.full((2, 20), 0.05), "softened_student": np.full((2, 20), 0.05),
+        "attention_images": (noise(4, 32, 32, 3) * 255).astype(np.uint8), "attention_classes": np.array(["a"] * 4),
+        "attention_roles": ROLES, "attention_models": MODELS, "attention_stages": np.array(["16", "32"]),
+        "lr_steps": np.arange(40), "lr_rates": np.linspace(0.1, 0.0, 40), "lr_epochs": np.array(4),
+        "lr_steps_per_epoch": np.array(10), "lr_warmup_steps": np.array(0),
+        "mixed_images": (noise(25, 16, 16) * 255).astype(np.uint8), "mixed_shares": noise(25),
+        "mixed_labels": np.arange(50).reshape(25, 2),
+    } | maps | gradcam_arrays("none")  # fmt: skip

@@ -1,24 +1,20 @@
 """The references: reported rows beside measured rows, conclusions and their verdicts. Golden files hold the words."""
 
-import math
 import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from analysis.bands import bands_and_zoom
-from analysis.claims import candidates, teachers
 from analysis.findings import Pictures
-from analysis.frame import read_study
+from analysis.frame import Study, read_study
 from analysis.references.claims import Claim, verdict
 from analysis.references.measured import Measured, difference
-from analysis.references.published_tables import hymenoptera_records, one_run, pooled, published
+from analysis.references.published_tables import hymenoptera_records, pooled, published
 from analysis.references.reference import Curves, differences, substitutes
-from analysis.references.registry import REFERENCES
-from analysis.references.sections import all_references, reference_section, section
+from analysis.references.sections import REFERENCES, all_references, section
 from analysis.rendering import render
 from analysis.statistics import Estimate, mean_estimate
 from analysis.tables import missing
@@ -33,27 +29,19 @@ def row(key: str, test: list[float] | float, **facts: Any) -> Measured:
     role = key.split()[0]
     tests = [test] if isinstance(test, float) else test
     values = {metric: dict(enumerate(tests)) for metric in METRICS}
-    method = {"name": facts.pop("method", "none")}
     student, freeze = facts.pop("student", "resnet18"), facts.pop("freeze", "none")
     recipe = {
-        "data": {"resolution": 128},
-        "epochs": facts.pop("epochs", 15),
-        "batch_size": 32,
+        "data": {"resolution": 128}, "epochs": facts.pop("epochs", 15), "batch_size": 32,
         "student": {"model": student, "weights": "imagenet", "freeze": freeze, "head": "hidden"},
         "teacher": {"model": facts.pop("teacher"), "freeze": freeze} if "teacher" in facts else None,
         "optimizer": {"name": facts.pop("optimizer", "adam")},
-        "lr_schedule": {"name": "exponential", "factor": 0.7},
-        "method": method,
+        "lr_schedule": {"name": "exponential", "factor": 0.7}, "method": {"name": facts.pop("method", "none")},
         "ema": facts.pop("ema", None),
-    }
+    }  # fmt: skip
     about = {
-        "weights": None,
-        "parameters": 11e6,
-        "trial_ids": {seed: f"{key}-{seed}" for seed in range(len(tests))},
-        "teacher_id": None,
-        "images": {"val": 100, "test": 10_000},
-        "epochs": facts.pop("runs", {}),
-    }
+        "weights": None, "parameters": 11e6, "trial_ids": {seed: f"{key}-{seed}" for seed in range(len(tests))},
+        "teacher_id": None, "images": {"val": 100, "test": 10_000}, "epochs": facts.pop("runs", {}),
+    }  # fmt: skip
     return Measured(key=key, role=role, recipe=recipe, values=values, **about | facts)
 
 
@@ -63,47 +51,6 @@ def test_the_hymenoptera_rows_follow_from_the_references_own_records_to_the_last
     for alpha in (0.0, 1.0):
         assert computed.loc[alpha].to_dict() == printed.loc[alpha].to_dict()
     assert computed.loc[0.5].to_dict() != printed.loc[0.5].to_dict()  # one of its runs was overwritten
-
-
-def test_pooling_takes_every_epoch_of_every_run_with_n_minus_1() -> None:
-    others = {"alpha": 0.0, "epoch_acc": 1.0, "epoch_acc_teacher": 1.0, "diff_t_s": 0.0}
-    rows = pd.DataFrame([others | {"epoch_loss": loss} for loss in (1.0, 2.0, 4.0)])
-    assert pooled(rows).loc[0.0, "epoch_loss_mean"] == pytest.approx(7 / 3)
-    assert pooled(rows).loc[0.0, "epoch_loss_std"] == pytest.approx(math.sqrt((16 / 9 + 1 / 9 + 25 / 9) / 2))
-
-
-def test_a_published_run_carries_the_binomial_interval_of_its_test_images() -> None:
-    assert one_run(0.73483, 2_323) == "73.48 [71.64 to 75.27]"
-
-
-@pytest.mark.parametrize(
-    "name", ["cifar10_resnet", "cub200", "flowers102_funmatch", "hymenoptera_mse", "hymenoptera_runs"]
-)
-def test_every_published_table_is_read_and_belongs_to_the_package(name: str) -> None:
-    assert len(published(name)) >= 3
-    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    assert settings["tool"]["setuptools"]["package-data"]["*"] == ["py.typed", "published/*", "templates/*"]
-
-
-@pytest.mark.parametrize(
-    ("estimate", "higher", "name", "reason"),
-    [
-        (None, True, "not measured here", ""),
-        (Estimate(0.01, 0.004, 2), True, "undecided", "2 seeds"),
-        (Estimate(0.01, None, 5), True, "undecided", "equal"),
-        (Estimate(0.01, 0.02, 5), True, "undecided", "contains 0"),
-        (Estimate(0.01, 0.004, 5), True, "supported", ""),
-        (Estimate(0.01, 0.004, 5), False, "contradicted", ""),
-        (Estimate(-0.01, 0.004, 5), True, "contradicted", ""),
-        (Estimate(-0.01, 0.004, 5), False, "supported", ""),
-    ],
-)
-def test_a_verdict_needs_an_interval_on_one_side(
-    estimate: Estimate | None, higher: bool, name: str, reason: str
-) -> None:
-    found = verdict(Claim("x", 0.0, higher, "a minus b", estimate))
-    assert found.name == name
-    assert reason in found.reason
 
 
 def test_a_teachers_one_run_is_subtracted_from_every_seed() -> None:
@@ -129,15 +76,9 @@ def verdicts(name: str, rows: list[Measured]) -> dict[str, str]:
     return {claim.text: verdict(claim).name for claim in REFERENCES[name].claims(rows)}
 
 
-def test_without_a_published_point_the_best_searched_recipe_is_compared() -> None:
-    searched = REFERENCES["cifar10"].claims([each for each in cifar_rows() if each.role != "published"])
-    assert searched[1].compared == "best 1 (searched) minus baseline 1"
-
-
 def test_a_reported_absence_of_gain_is_supported_by_a_loss() -> None:
-    rows = [row("baseline 1", [0.9, 0.91, 0.9, 0.91, 0.9])]
-    rows += [row("published 1", [0.88, 0.88, 0.88, 0.885, 0.88], method="logits_discriminator", teacher="resnet50")]
-    found = verdicts("cifar10", rows)
+    loss = row("published 1", [0.88, 0.88, 0.88, 0.885, 0.88], method="logits_discriminator", teacher="resnet50")
+    found = verdicts("cifar10", [row("baseline 1", [0.9, 0.91, 0.9, 0.91, 0.9]), loss])
     assert found["The logits discriminator does not raise the accuracy of the unfrozen student"] == "supported"
 
 
@@ -186,16 +127,6 @@ def test_a_teacher_that_is_not_stronger_here_decides_nothing_about_stronger_teac
     assert verdicts("cub200", cub_rows())[STRONGER] == "supported"
 
 
-def test_hymenopteras_table_pools_the_epochs_of_all_runs() -> None:
-    table = REFERENCES["hymenoptera"].tables(hymenoptera_rows())["pooled"]
-    assert [(cells[""], cells["alpha"]) for cells in table[:5]] == [
-        ("reported", "0"), ("reported", "0.5"), ("reported", "1"), ("from the records", "0"), ("from the records", "1"),
-    ]  # fmt: skip
-    losses = pd.Series([1.0, 0.5] * 5)
-    assert table[5]["epoch_loss"] == f"{losses.mean():.6f} ± {losses.std(ddof=1):.6f}"
-    assert (table[5]["epoch_acc"], table[5]["runs x epochs"]) == ("—", "5 x 2")
-
-
 def hymenoptera_rows(epochs: int = 2) -> list[Measured]:
     run = [{"epoch": epoch, "val/loss": 1 / epoch} for epoch in range(1, epochs + 1)]
     about: dict[str, Any] = {"method": "logit_mse", "freeze": "encoder", "teacher": "resnet50"}
@@ -210,126 +141,126 @@ def flowers_rows() -> list[Measured]:
     return [row("published 1", [0.02, 0.03], method="kd", teacher="bit_resnet50x1", runs={0: log})]
 
 
-def test_kd_ratio_is_the_references_spelling_of_the_weight() -> None:
-    def ratio(method: str, weights: tuple[float, float]) -> float | None:
-        return row("best 1", [0.5], method=method, weights=weights).kd_ratio
-
-    assert ratio("mgd", (1.0, 7 / 3)) == pytest.approx(0.7)
-    assert ratio("at", (1.0, 100.0)) == pytest.approx(100.0)
-    assert ratio("sp", (1.0, 10.0)) == pytest.approx(10.0)
-    assert ratio("sp", (1.0, 0.25)) == pytest.approx(0.2)
-    assert ratio("mgd", (0.0, 1.0)) is None
-    assert ratio("none", (1.0, 0.0)) is None
+ROWS = {
+    "cifar10": cifar_rows(), "cub200": cub_rows(), "flowers102": flowers_rows(), "hymenoptera": hymenoptera_rows(),
+    "mnist": [row("teacher", 0.99, student="lenet5_teacher"), row("best 1", [0.98, 0.97], student="lenet5_student")],
+}  # fmt: skip
 
 
-def test_hyperparameters_that_differ_from_the_reference_are_listed() -> None:
-    assert differences(REFERENCES["cifar10"], cifar_rows()) == []
-    other = row("best 1", [0.5], epochs=2, optimizer="sgd")
-    assert differences(REFERENCES["cifar10"], [other]) == ["epochs 2 (15)", "optimizer.name sgd (adam)"]
-    limited = replace(other, recipe=cifar_rows()[1].recipe | {"data": {"resolution": 128, "limit_per_class": 20}})
-    assert differences(REFERENCES["cifar10"], [limited]) == ["data.limit_per_class 20 (None)"]
-
-
-def test_networks_that_the_reference_lacks_are_listed() -> None:
-    ours = row("best 1", [0.5, 0.6], method="kd", student="tf_efficientnet_lite0", teacher="resnet50")
-    assert substitutes(REFERENCES["cifar10"], [ours]) == ["tf_efficientnet_lite0 as student"]
-    assert substitutes(REFERENCES["cifar10"], cifar_rows()) == []
-
-
-def reported_rows(name: str, rows: list[Measured]) -> list[list[str]]:
-    """Return the cells of the reported rows."""
-    table = REFERENCES[name].tables(rows)["results"]
-    return [
-        ["—" if missing(cell) else cell for cell in cells.values()]
-        for cells in table
-        if cells[""].startswith("reported")
-    ]
-
-
-def test_cubs_table_has_the_published_rows_of_the_methods_and_teachers_that_are_here() -> None:
-    alone, mobilenet = row("baseline 1", [0.7, 0.71], student="mobilenetv2"), {"student": "mobilenetv2"}
-
-    def shown(**facts: Any) -> list[tuple[str, str, str]]:
-        cells = reported_rows("cub200", [alone, row("published 1", [0.7, 0.72], **mobilenet | facts)])
-        return [(each[0].removeprefix("reported: "), each[2], each[4]) for each in cells]
-
-    block = "ghostnet_to_mobilenetv2"
-    assert shown(method="mgd", teacher="ghostnet") == [
-        (block, "—", "none"), (block, "—", "none"), (block, "ghostnet", "MGD"),
-    ]  # fmt: skip
-    itself = shown(method="at", teacher="mobilenetv2")
-    assert {name for name, _, _ in itself} == {"self_distillation"}
-    assert [teacher for _, teacher, _ in itself if teacher != "—"] == ["mobilenetv2"]
-    assert {name for name, _, _ in shown(method="sp", teacher="tf_efficientnet_lite2")} == {
-        "ghostnet_to_mobilenetv2_sp", "resnet50_to_mobilenetv2_sp",
-    }  # fmt: skip
-    assert {method for _, _, method in shown(method="dkd", teacher="resnet50")} == {"none"}
-
-
-def mnist_rows() -> list[Measured]:
-    return [row("teacher", 0.99, student="lenet5_teacher"), row("best 1", [0.98, 0.97], student="lenet5_student")]
-
-
-@pytest.mark.parametrize(
-    ("name", "rows"),
-    [
-        ("cifar10", cifar_rows()),
-        ("cub200", cub_rows()),
-        ("flowers102", flowers_rows()),
-        ("hymenoptera", hymenoptera_rows()),
-        ("mnist", mnist_rows()),
-    ],
-)
-def test_the_section_of_a_report_with_tables_and_conclusions(name: str, rows: list[Measured], golden: Any) -> None:
-    found = section(REFERENCES[name], rows)
+@pytest.mark.parametrize("name", ROWS)
+def test_the_section_of_a_report_with_tables_and_conclusions(name: str, golden: Any) -> None:
+    found = section(REFERENCES[name], ROWS[name])
     pictures = Pictures(drawn=frozenset(curves.file for curves in found.curves))
     golden(f"reference_{name}.md", render("report_reference.md.j2", section=found, pictures=pictures))
 
 
+def test_published_tables_belong_to_the_package() -> None:
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert settings["tool"]["setuptools"]["package-data"]["*"] == ["py.typed", "published/*", "templates/*"]
+
+
+@pytest.mark.parametrize(
+    ("mean", "half_width", "n", "higher", "name", "reason"),
+    [
+        (0.01, 0.004, 2, True, "undecided", "2 seeds"),
+        (0.01, None, 5, True, "undecided", "equal"),
+        (0.01, 0.02, 5, True, "undecided", "contains 0"),
+        (0.01, 0.004, 5, True, "supported", ""),
+        (0.01, 0.004, 5, False, "contradicted", ""),
+        (-0.01, 0.004, 5, True, "contradicted", ""),
+        (-0.01, 0.004, 5, False, "supported", ""),
+    ],
+)
+def test_a_verdict_needs_an_interval_on_one_side(
+    mean: float, half_width: float | None, n: int, higher: bool, name: str, reason: str
+) -> None:
+    found = verdict(Claim("x", 0.0, higher, "a minus b", Estimate(mean, half_width, n)))
+    assert found.name == name
+    assert reason in found.reason
+
+
+def test_without_a_published_point_the_best_searched_recipe_is_compared() -> None:
+    searched = REFERENCES["cifar10"].claims([each for each in cifar_rows() if each.role != "published"])
+    assert searched[1].compared == "best 1 (searched) minus baseline 1"
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "ratio"),
+    [
+        ("mgd", (1.0, 7 / 3), 0.7),
+        ("at", (1.0, 100.0), 100.0),
+        ("sp", (1.0, 10.0), 10.0),
+        ("sp", (1.0, 0.25), 0.2),
+        ("mgd", (0.0, 1.0), None),
+        ("none", (1.0, 0.0), None),
+    ],
+)
+def test_kd_ratio_is_the_references_spelling_of_the_weight(
+    method: str, weights: tuple[float, float], ratio: float | None
+) -> None:
+    assert row("best 1", [0.5], method=method, weights=weights).kd_ratio == pytest.approx(ratio)
+
+
+def test_hyperparameters_and_networks_that_differ_from_the_reference_are_listed() -> None:
+    cifar10, rows = REFERENCES["cifar10"], cifar_rows()
+    assert differences(cifar10, rows) == substitutes(cifar10, rows) == []
+    other = row("best 1", [0.5], method="kd", epochs=2, optimizer="sgd", student="lite", teacher="resnet50")
+    assert differences(cifar10, [other]) == ["epochs 2 (15)", "optimizer.name sgd (adam)"]
+    assert substitutes(cifar10, [other]) == ["lite as student"]
+    limited = replace(other, recipe=rows[1].recipe | {"data": {"resolution": 128, "limit_per_class": 20}})
+    assert differences(cifar10, [limited]) == ["data.limit_per_class 20 (None)"]
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher", "blocks", "methods"),
+    [
+        ("mgd", "ghostnet", {"ghostnet_to_mobilenetv2"}, ["none", "none", "MGD"]),
+        ("at", "mobilenetv2", {"self_distillation"}, None),
+        ("sp", "tf_efficientnet_lite2", {"ghostnet_to_mobilenetv2_sp", "resnet50_to_mobilenetv2_sp"}, None),
+        ("dkd", "resnet50", None, None),
+    ],
+)
+def test_cubs_table_has_the_published_rows_of_the_methods_and_teachers_that_are_here(
+    method: str, teacher: str, blocks: set[str] | None, methods: list[str] | None
+) -> None:
+    alone = row("baseline 1", [0.7, 0.71], student="mobilenetv2")
+    rows = [alone, row("published 1", [0.7, 0.72], student="mobilenetv2", method=method, teacher=teacher)]
+    cells = [each for each in REFERENCES["cub200"].tables(rows)["results"] if each[""].startswith("reported")]
+    if blocks is not None:
+        assert {each[""].removeprefix("reported: ") for each in cells} == blocks
+    if methods is not None:
+        assert [each["method"] for each in cells] == methods
+    taught = {each["teacher"] for each in cells if not missing(each["teacher"])}
+    assert taught == {"mgd": {"ghostnet"}, "at": {"mobilenetv2"}, "sp": {"ghostnet", "resnet50"}, "dkd": set()}[method]
+
+
 def test_nothing_confirmed_makes_no_table() -> None:
-    found = section(REFERENCES["cub200"], [])
-    assert (found.tables, found.claims) == (None, [])
-    assert "|" not in render("report_reference.md.j2", section=found, pictures=Pictures())
-
-
-def test_a_report_shows_the_reference_that_its_sweep_names(whole: Any) -> None:
-    made = whole()
-    study = read_study(made.folder)
-    assert reference_section(study, candidates(study), teachers(study)) is None
-    made.describe(report={"published": "mnist"})
-    study = read_study(made.folder)
-    found = reference_section(study, candidates(study), teachers(study))
-    assert found is not None
-    assert found.tables is not None
-    parameters = {cells["network"]: cells["parameters"] for cells in found.tables["results"]}
-    assert parameters["student distilled (best 1)"] == "46 164"
+    assert "|" not in render("report_reference.md.j2", section=section(REFERENCES["cub200"], []), pictures=Pictures())
 
 
 def test_the_overview_has_each_reference_once_with_the_trainings_that_sweeps_share_once(whole: Any) -> None:
     studies = []
     for name in ("one", "other"):
-        made = whole(name=name)
+        made = whole(name=name, searched=6)
         made.describe(report={"published": "mnist"})
         studies.append(read_study(made.folder))
-    found = all_references(studies)
-    assert [each.name for each in found] == ["mnist"]
-    assert found[0].tables is not None
-    networks = [cells["network"] for cells in found[0].tables["results"]]
+    (found,) = all_references(studies)
+    assert found.name == "mnist"
+    assert found.tables is not None
+    networks = [cells["network"] for cells in found.tables["results"]]
     assert networks.count("teacher") == 1
     assert "student alone (one: baseline 1, other: baseline 1)" in networks  # both studies wrote the same trainings
-    assert all_references([read_study(whole(name="without").folder)]) == []
 
 
-@pytest.mark.parametrize(("zoomed_epochs", "panels"), [(5, 2), (None, 1)])
-def test_curves_are_drawn_once_more_if_they_are_zoomed(whole: Any, zoomed_epochs: int | None, panels: int) -> None:
-    study = read_study(whole(searched=1).folder)  # 12 epochs
-    runs = {"best": list(study.stage("confirm")["trial_id"][:5])}
+def test_curves_are_drawn_once_more_if_they_are_zoomed(finished: Study) -> None:  # 12 epochs
+    runs = {"best": list(finished.stage("confirm")["trial_id"][:5])}
     metrics = {"val/accuracy": "accuracy", "val/absent": "absent"}
-    drawn = bands_and_zoom(study, Curves("a.png", "frozen", runs, metrics, zoomed_epochs))
-    assert drawn is not None
-    assert len(drawn.axes) == panels
-    assert len(drawn.axes[0].lines[0].get_xdata()) == 12
-    assert bands_and_zoom(study, Curves("a.png", "frozen", runs, {"val/absent": "absent"}, 5)) is None
+    for zoomed_epochs, panels in ((5, 2), (None, 1)):
+        drawn = bands_and_zoom(finished, Curves("a.png", "frozen", runs, metrics, zoomed_epochs))
+        assert drawn is not None
+        assert len(drawn.axes) == panels
+        assert len(drawn.axes[0].lines[0].get_xdata()) == 12
+    assert bands_and_zoom(finished, Curves("a.png", "frozen", runs, {"val/absent": "absent"}, 5)) is None
 
 
 @pytest.mark.parametrize(("epochs", "zoomed_epochs"), [(15, None), (16, 15)])

@@ -70,7 +70,7 @@ def equal_trials(study: Study) -> Rows:
 def continue_command(study: Study) -> str:
     """Return the command that continues the sweep, with --trials and --seed, which its file may leave out."""
     fields = study.description["study"]
-    words = ["python", "run_sweep.py", study.description["file"]]
+    words = ["kdtrain", "sweep", study.description["file"]]
     words += [word for override in study.description.get("overrides", []) for word in ("--set", override)]
     return shlex.join([*words, "--trials", str(fields["trials"]), "--seed", str(fields["seed"])])
 

@@ -67,7 +67,7 @@ def _summary(folder: Path) -> Summary:
         problems = (f"{error.filename or folder}: {error.strerror or error}",)
     except (LookupError, TypeError, ValueError, AttributeError) as error:  # valid JSON in another form
         what = f"{folder}: is damaged ({type(error).__name__}: {error})"
-        problems = (f"{what}; `python -m analysis` on this folder shows where",)
+        problems = (f"{what}; `kdtrain report` on this folder shows where",)
     # the reason does not depend on the path of the results folder
     reason = "; ".join(problems).replace(str(folder.parent / "trials"), "trials").replace(str(folder), folder.name)
     return Summary(folder.name, Verdict(UNREADABLE, reason), problems=problems)

@@ -29,6 +29,7 @@ def run_sweep(
     data: str | Path | None = None,
     executor: Literal["ray", "local"] = "ray",
     address: str | None = None,
+    raise_errors: bool = False,
 ) -> StudyResult:
     """Run a sweep, or continue it, and write its report.
 
@@ -42,6 +43,8 @@ def run_sweep(
         executor: "ray" runs trials in processes of Ray, several at once; "local" runs one job after another in this
             process, for a debugger, a notebook or a test. Both give the same numbers.
         address: Address of a running Ray cluster; None starts a Ray on this machine. For the executor "ray" only.
+        raise_errors: If true, an unexpected exception of a job is raised, for a debugger; otherwise the job counts as
+            failed, its reason is noted, and the same call tries it again. For the executor "local" only.
 
     Returns:
         The study's winner, comparison and trials.
@@ -59,6 +62,8 @@ def run_sweep(
         raise UserError(f"executor: must be ray or local, got {executor!r}")
     if executor == "local" and address is not None:
         raise UserError(f"address: needs the executor ray, got {address!r} with the executor local")
+    if executor == "ray" and raise_errors:
+        raise UserError("raise_errors: needs the executor local, got the executor ray")
     where, source = str(results), None if data is None else str(data)
     command = f"kdtrain.run_sweep(sweep, results={where!r}, executor={executor!r})"
     failure: NoResult | None = None
@@ -68,7 +73,7 @@ def run_sweep(
                 from kdtrain.executors import local
 
                 with cpu_threads(sweep.resources.cpus_per_worker):  # as in a process of Ray
-                    local.execute(study)
+                    local.execute(study, raise_errors)
             else:
                 from kdtrain.executors import ray_tune
 
@@ -83,16 +88,9 @@ def run_sweep(
 
 @contextmanager
 def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_capacity: bool) -> Iterator[Study]:
-    """Open the study of a sweep for this process alone.
+    """Open the study of a sweep for this process alone; its journal names the `command` that continues it.
 
     If the study is refused with a UserError before anything was trained, its new folder is removed again.
-
-    Args:
-        sweep: The sweep.
-        results: Folder or URL of the results.
-        data: Folder or URL of the data sets, or None.
-        command: What continues the study, for its journal.
-        check_capacity: Whether the trials must fit this machine.
     """
     store, data_root = results_folder(results), data_folder(data)
     if check_capacity:

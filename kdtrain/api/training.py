@@ -58,10 +58,10 @@ def train(
         check_before_teacher(recipe, workspace)
         *teachers, (_, student) = parts_of(recipe)
         for title, part in teachers:
-            outcome = train_part(part, workspace, on_epoch or _ignore)
+            outcome = train_part(part, workspace, on_epoch)
             if outcome["state"] != "complete":
                 raise NoResult(f"{title}: {outcome['state']}: {outcome['reason']}")
-        return train_part(student, workspace, on_epoch or _ignore)
+        return train_part(student, workspace, on_epoch)
 
 
 def parts_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
@@ -81,27 +81,17 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train_part(part: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], None], **options: Any) -> Outcome:
-    """Train one recipe, whose teacher is there, and read the test split; return its outcome.
-
-    Args:
-        part: The recipe.
-        workspace: Where it reads and writes.
-        on_epoch: Called after each epoch with its metrics.
-        **options: Further arguments of `trainer.train`.
-
-    Raises:
-        UserError: The results cannot be written, besides what the training raises.
-    """
+def train_part(
+    part: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], None] | None, **options: Any
+) -> Outcome:
+    """Train one recipe, whose teacher is there, and read the test split; return its outcome."""
     try:
-        outcome = trainer.train(part, workspace, final=True, on_epoch=on_epoch, **options)
+        if on_epoch is not None:
+            options["on_epoch"] = on_epoch
+        outcome = trainer.train(part, workspace, final=True, **options)
         return read_test(part, workspace) if outcome["state"] == "complete" else outcome
     except OSError as error:
         if error.filename is None:
             raise
         text = f"cannot be written ({error.strerror}); name another folder with --results"
         raise UserError(f"{workspace.store.folder}: {text}") from None
-
-
-def _ignore(metrics: Metrics) -> None:
-    pass

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdtrain.errors import UserError
@@ -23,6 +24,12 @@ def sweep_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the results."""
+    help_text = "folder or URL of results (default: results)"
+    parser.add_argument("--results", default="results", metavar="DIR", help=help_text)
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add the option that names the data sets."""
     parser.add_argument("--data", metavar="DIR", help="folder or URL of the data sets (default: KDTRAIN_DATA)")
@@ -37,6 +44,8 @@ def read_sweep(chosen: argparse.Namespace) -> "Sweep":
     """Return the sweep that the parsed options describe; raise UserError for every mistake in it."""
     from kdtrain.config.sweep import load_sweep
 
+    if not Path(chosen.file).exists():
+        raise UserError(f"{chosen.file}: no such file; `kdtrain example` lists sweeps and prints one")
     return load_sweep(chosen.file, chosen.set, chosen.trials, chosen.seed)
 
 

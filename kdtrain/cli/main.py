@@ -21,14 +21,9 @@ USAGE = """usage: kdtrain COMMAND ...
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a sub-command.
+    """Run a sub-command with the words after `kdtrain`, by default those of this process; return the exit code.
 
-    Args:
-        arguments: The words after `kdtrain`; None takes those of this process.
-
-    Returns:
-        The exit code. 0: done, 1: the study ended without a result or the training failed, 2: the user has something to
-        correct, 130: interrupted.
+    0: done; 1: no result, or the training failed; 2: the user has something to correct; 130: interrupted.
     """
     words = sys.argv[1:] if arguments is None else arguments
     first = words[0] if words else ""

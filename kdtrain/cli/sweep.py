@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from kdtrain.cli.common import add_address, add_data, read_sweep, sweep_parser
+from kdtrain.cli.common import add_address, add_data, add_results, read_sweep, sweep_parser
 from kdtrain.errors import NoResult, UserError
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = sweep_parser("sweep", "Searches, confirms and reports: one sweep file in, results/<sweep>/report.md out.")
     parser.add_argument("--check", action="store_true", help="the same as kdtrain check FILE")
     parser.add_argument("--plan", action="store_true", help="the same as kdtrain plan FILE")
-    parser.add_argument(
-        "--results", default="results", metavar="DIR", help="folder or URL of results (default: results)"
-    )
+    add_results(parser)
     add_data(parser)
     add_address(parser)
     chosen = parser.parse_args(arguments)

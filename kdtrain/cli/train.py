@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from kdtrain.cli.common import add_data, add_results
 from kdtrain.errors import UserError
 from kdtrain.runtime.torchrun import Group
 
@@ -52,20 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="such as epochs=3 or data.resolution=64"
     )
-    parser.add_argument(
-        "--results", default="results", metavar="DIR", help="folder or URL of results (default: results)"
-    )
-    parser.add_argument("--data", metavar="DIR", help="folder or URL of the data sets (default: KDTRAIN_DATA)")
+    add_results(parser)
+    add_data(parser)
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads of each process; another number changes float rounding"
     )
     parser.add_argument("--device", help="such as cpu or cuda (default: cuda if there is a GPU)")
-    parser.add_argument(
-        "--checkpoint-every-steps",
-        type=int,
-        metavar="N",
-        help="checkpoints within epochs, too (default: after each epoch, large ones less often)",
-    )
+    help_text = "checkpoints within epochs, too (default: after each epoch, large ones less often)"
+    parser.add_argument("--checkpoint-every-steps", type=int, metavar="N", help=help_text)
     parser.add_argument(
         "--loaders", type=int, default=0, metavar="N", help="processes that read and augment images (default: none)"
     )

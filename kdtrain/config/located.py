@@ -3,40 +3,26 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from numbers import Integral, Real
+from pathlib import Path, PurePath
 from typing import Any
 
 from kdtrain.config.parameter import space_kind
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value
-from kdtrain.config.python_data import read_python
-from kdtrain.config.yaml_reader import dump_yaml, read_yaml
+from kdtrain.config.yaml_reader import Reading, dump_yaml, read_yaml
 from kdtrain.errors import UserError
 
 
 @dataclass(frozen=True)
 class Located:
-    """Plain data, the place of each of its values, and the mistakes found while it was read.
+    """Plain data, the place of each of its values, and the mistakes found while it was read."""
 
-    Attributes:
-        file: The file as the user named it; the name of the data if it comes from Python.
-        text: The text of the file; data from Python as YAML.
-        data: The mapping at the top level.
-        places: For each value its line in the file (its position in data from Python), or the option that set it.
-        problems: Mistakes such as repeated keys.
-        has_lines: True for a file.
-    """
-
-    file: str
-    text: str
+    file: str  # the name of the data if it comes from Python
+    text: str  # data from Python as YAML
     data: dict[str, Any]
-    places: Mapping[KeyPath, int | str]
+    places: Mapping[KeyPath, int | str]  # line in the file or position in the Python data, or the option that set it
     problems: tuple[Problem, ...] = ()
     has_lines: bool = True
-
-    def line_of(self, path: KeyPath) -> int:
-        """Return the line of a value, or of the nearest value around it; 0 if the value is not from a file."""
-        place = self._place(path)
-        return place if isinstance(place, int) and self.has_lines else 0
 
     def error(self, problems: Iterable[Problem]) -> UserError:
         """Return the error with every problem once, in the order of the file; those of the command line come last."""
@@ -51,16 +37,7 @@ class Located:
         return UserError(*(text for _, text in sorted(found, key=lambda entry: entry[0])))
 
     def with_value(self, path: KeyPath, value: Any, place: str) -> "Located":
-        """Return the same data with one value (or subtree) replaced or added.
-
-        Args:
-            path: The value's path. The last key, and mappings on the way, may be new.
-            value: Plain data.
-            place: The option that sets the value, such as `--set recipe.epochs`.
-
-        Raises:
-            ValueError: The path leads through a value that has no such item.
-        """
+        """Return the same data with one value or subtree replaced or added; ValueError if its path cannot exist."""
         places = {other: old for other, old in self.places.items() if other[: len(path)] != path}
         return replace(self, data=_put(self.data, path, value, ()), places=places | {path: place})
 
@@ -74,11 +51,7 @@ class Located:
 
 
 def load_located(file: str | Path) -> Located:
-    """Return the mapping in a YAML file, with its line numbers.
-
-    Raises:
-        UserError: The file cannot be read, or has no mapping at its top level.
-    """
+    """Return the mapping in a YAML file, with its line numbers."""
     try:
         text = Path(file).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -95,23 +68,55 @@ def load_located(file: str | Path) -> Located:
 
 
 def locate(data: object, name: str) -> Located:
-    """Return a mapping from Python as if it came from a file; messages begin with `name` in place of file and line.
-
-    Raises:
-        UserError: `data` is not a mapping.
-    """
-    reading = read_python(data)
+    """Return a mapping from Python as if it came from a file; messages begin with `name` in place of file and line."""
+    reading = _read_python(data)
     if not isinstance(reading.data, dict):
         raise UserError(f"{name}: must be a mapping of keys to values at the top level, got {type(data).__name__}")
     return Located(name, dump_yaml(reading.data), reading.data, reading.lines, reading.problems, has_lines=False)
 
 
-def parse_value(text: str, place: str) -> Any:
-    """Return the plain data of a YAML value from the command line.
+def _read_python(data: object) -> Reading:
+    """Return Python data as the plain data that a file would give; the `lines` number the values in their order."""
+    order: dict[KeyPath, int] = {}
+    problems: list[Problem] = []
 
-    Raises:
-        UserError: The text is not a YAML value; the message begins with `place`.
-    """
+    def report(path: KeyPath, text: str) -> None:
+        order.setdefault(path, len(order) + 1)
+        problems.append(Problem(path, text))
+
+    def read(value: Any, path: KeyPath, enclosing: frozenset[int]) -> Any:
+        order.setdefault(path, len(order) + 1)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return str.__str__(value)  # a subclass becomes plain text
+        if isinstance(value, Integral):
+            return int(value)
+        if isinstance(value, Real):
+            if not math.isfinite(value):
+                return report(path, f"must be a finite number, got {float(value)}")
+            return float(value)
+        if isinstance(value, PurePath):
+            return str(value)
+        if id(value) in enclosing:
+            return report(path, "must not contain itself")
+        enclosing |= {id(value)}
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str):
+                    report((*path, str(key)), f"a key must be text, got {format_value(key)}")
+            texts = {str.__str__(key): child for key, child in value.items() if isinstance(key, str)}
+            return {key: read(child, (*path, key), enclosing) for key, child in texts.items()}
+        if isinstance(value, list | tuple):
+            return [read(item, (*path, i), enclosing) for i, item in enumerate(value)]
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        return report(path, f"must be text, a number, true, false, null, a list or a mapping, got {kind}")
+
+    return Reading(read(data, (), frozenset()), order, tuple(problems))
+
+
+def parse_value(text: str, place: str) -> Any:
+    """Return the plain data of a YAML value from the command line; error messages begin with `place`."""
     reading = read_yaml(text, place)
     if reading.problems:
         raise UserError(*(f"{place}: {problem.text}" for problem in reading.problems))
@@ -121,14 +126,7 @@ def parse_value(text: str, place: str) -> Any:
 def apply_overrides(
     located: Located, overrides: Sequence[str], parts: Collection[str], example: str
 ) -> tuple[Located, list[Problem]]:
-    """Return the data with every valid override applied, and the problems of the others.
-
-    Args:
-        located: A sweep or a plain recipe.
-        overrides: Texts `path=value`; the value is YAML.
-        parts: The keys of the top level that exist.
-        example: A valid override, for error messages.
-    """
+    """Return the data with every valid override `path=value` applied, and the problems of the others."""
     if isinstance(overrides, str):
         raise UserError(f"overrides: must be a list, such as ['{example}'], got {format_value(overrides)}")
     problems = []

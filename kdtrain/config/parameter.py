@@ -1,11 +1,12 @@
-"""One search space, written as `{uniform: [a, b]}` in place of a value, and the Parameter that it defines."""
+"""One search space, written as `{uniform: [a, b]}` in place of a value: its checks, and its Parameter."""
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kdtrain.config.problems import KeyPath, format_unquoted, format_value
+from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value
 
 Label = str | int | float | bool | None
 Values = dict[str, Label]
@@ -16,36 +17,23 @@ KINDS = (*RANGE_KINDS, "choice")
 
 @dataclass(frozen=True)
 class Parameter:
-    """One searched hyperparameter.
+    """One searched hyperparameter. It exists only while earlier choices have the labels in `conditions`."""
 
-    Attributes:
-        name: Its path in the recipe, with the chosen label in brackets after each choice: `method[kd].temperature`.
-        path: Its path in a recipe without spaces: ("method", "temperature").
-        source: The path of its space in the file: ("method", "choice", 0, "temperature").
-        kind: `uniform`, `loguniform`, `int`, `logint` or `choice`.
-        low: Lower bound of a range, included; NaN for a choice.
-        high: Upper bound of a range, included; NaN for a choice.
-        labels: One label for each option of a choice.
-        conditions: The labels that earlier choices must have, by parameter name; otherwise it does not exist.
-    """
-
-    name: str
-    path: KeyPath
-    source: KeyPath
+    name: str  # the path in the recipe, with the chosen label after each choice: `method[kd].temperature`
+    path: KeyPath  # in a recipe without spaces: ("method", "temperature")
+    source: KeyPath  # in the file: ("method", "choice", 0, "temperature")
     kind: str
-    low: float = math.nan
+    low: float = math.nan  # NaN for a choice
     high: float = math.nan
-    labels: tuple[Label, ...] = ()
+    labels: tuple[Label, ...] = ()  # one for each option of a choice
     conditions: Mapping[str, Label] = field(default_factory=dict)
 
     @property
     def is_int(self) -> bool:
-        """True for `int` and `logint`."""
         return self.kind in INT_KINDS
 
     @property
     def is_log(self) -> bool:
-        """True for `loguniform` and `logint`."""
         return self.kind in ("loguniform", "logint")
 
     @property
@@ -61,25 +49,14 @@ class Parameter:
         return f"{self.kind} [{self.low!r}, {self.high!r}]"
 
     def grid_values(self, points: int | None) -> tuple[Label, ...]:
-        """Return every label of a choice, or evenly spaced values of a range.
-
-        Args:
-            points: Number of values of a range, at least 2, bounds included, on a log scale if the range has one.
-                Whole numbers that coincide are given once.
-
-        Raises:
-            ValueError: A range got fewer than 2 points.
-        """
+        """Return every label of a choice, or `points` evenly spaced values of a range, with both bounds."""
         if self.kind == "choice":
             return self.labels
         if points is None or points < 2:
             raise ValueError(f"a grid over {self.name} needs at least 2 points, got {points}")
-        shares = [i / (points - 1) for i in range(1, points - 1)]
-        if self.is_log:
-            inner = [self.low * (self.high / self.low) ** share for share in shares]
-        else:
-            inner = [self.low + (self.high - self.low) * share for share in shares]
-        values = [self.low, *inner, self.high]
+        low, high, shares = self.low, self.high, [i / (points - 1) for i in range(1, points - 1)]
+        inner = [low * (high / low) ** share if self.is_log else low + (high - low) * share for share in shares]
+        values = [low, *inner, high]
         return tuple(sorted({round(value) for value in values})) if self.is_int else tuple(values)
 
     def contains(self, value: object) -> bool:
@@ -183,3 +160,69 @@ def _label(option: Any) -> Label:
     return ", ".join(
         key if isinstance(value, dict | list) else f"{key}: {format_unquoted(value)}" for key, value in option.items()
     )
+
+
+def check_spaces(tree: Any) -> tuple[Any, list[Problem]]:
+    """Return the tree with every invalid space replaced by a plain value, and the problems of those spaces."""
+    problems: list[Problem] = []
+
+    def visit(node: Any, source: KeyPath, path: KeyPath) -> Any:
+        if isinstance(node, list):
+            return [visit(child, (*source, i), (*path, i)) for i, child in enumerate(node)]
+        if not isinstance(node, dict):
+            return node
+        found = list(_space_problems(node))
+        problems.extend(Problem((*source, *below), text, path) for below, text in found)
+        if any(not below for below, _ in found):
+            return _first_number(next(iter(node.values())))
+        if space_kind(node) == "choice":
+            return {"choice": [visit(option, (*source, "choice", i), path) for i, option in enumerate(node["choice"])]}
+        return {key: visit(child, (*source, key), (*path, key)) for key, child in node.items()}
+
+    return visit(tree, (), ()), problems
+
+
+def _space_problems(node: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Yield (path below the node, sentence) for a mapping that is a space or resembles one."""
+    words = [key for key in node if key in KINDS]
+    if words and len(node) > 1:
+        others = ", ".join(key for key in node if key != words[0])
+        yield (), f"a search space must be the only key, as in {{{words[0]}: [...]}}; remove {others}"
+        return
+    word, written = next(iter(node.items())) if len(node) == 1 else ("", None)
+    if word == "choice":
+        yield from _choice_problems(written)
+    elif word in RANGE_KINDS:
+        yield from (((), text) for text in _range_problems(word, written))
+    elif isinstance(written, list) and (near := difflib.get_close_matches(word, KINDS, n=1, cutoff=0.76)):
+        yield (), f"unknown search space '{word}'; nearest: {near[0]} (choices: {', '.join(KINDS)})"
+
+
+def _choice_problems(options: Any) -> Iterator[tuple[KeyPath, str]]:
+    if not isinstance(options, list) or not options:
+        yield (), f"choice must be a list of at least one option, got {format_value(options)}"
+        return
+    for i, option in enumerate(options):
+        first = next(j for j, other in enumerate(options) if yaml_equal(other, option))
+        if first < i:
+            yield ("choice", i), f"option {i + 1} repeats option {first + 1}: {format_value(option)}"
+
+
+def _range_problems(kind: str, ends: Any) -> Iterator[str]:
+    whole = kind in INT_KINDS
+    if not isinstance(ends, list) or len(ends) != 2 or not all(is_number(end, whole) for end in ends):
+        yield f"{kind} must be two {'whole ' if whole else ''}numbers, [low, high], got {format_value(ends)}"
+        return
+    low, high = ends
+    if low > high:
+        yield f"{kind} must go from low to high, got {format_value(ends)}; write [{high!r}, {low!r}]"
+    if low == high:
+        yield f"{kind} must have two different ends, got {format_value(ends)}; for a fixed value write {low!r}"
+    if kind == "loguniform" and min(ends) <= 0:
+        yield f"loguniform must be > 0, got {format_value(ends)}"
+    if kind == "logint" and min(ends) < 1:
+        yield f"logint must be >= 1, got {format_value(ends)}"
+
+
+def _first_number(written: Any) -> Any:
+    return next((item for item in written if is_number(item)), None) if isinstance(written, list) else None

@@ -1,12 +1,33 @@
-"""Mistakes in a file, and the parts of sentences that describe them."""
+"""Mistakes in a file, the parts of sentences that describe them, and pydantic's validation errors as such sentences."""
 
 import difflib
+import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 KeyPath = tuple[str | int, ...]
 """The path of a value in plain data: ("recipe", "method", "choice", 0, "temperature")."""
+M = TypeVar("M", bound=BaseModel)
+Model = type[BaseModel]
+
+RULES = {
+    **dict.fromkeys(("int_type", "int_from_float", "int_parsing"), "must be a whole number"),
+    "float_type": "must be a number",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a mapping, {{key: value}}"),
+    "finite_number": "must be a finite number",
+    "greater_than": "must be > {gt}",
+    "greater_than_equal": "must be >= {ge}",
+    "less_than": "must be < {lt}",
+    "less_than_equal": "must be <= {le}",
+}
 
 
 @dataclass(frozen=True)
@@ -60,3 +81,107 @@ def format_value(value: Any) -> str:
 def format_unquoted(value: Any) -> str:
     """Return a value as `format_value` does, but text without quotes and uncut."""
     return value if isinstance(value, str) else format_value(value)
+
+
+def validate(model: type[M], data: Any, noun: str) -> tuple[M | None, list[Problem]]:
+    """Return plain data as a model or None, and its problems, which call the whole data `noun`, such as "a recipe"."""
+    try:
+        return model.model_validate_json(json.dumps(data)), []
+    except ValidationError as error:
+        texts_at: dict[KeyPath, list[str]] = {}
+        for details in error.errors(include_url=False):
+            path, text = _sentence(model, data, details, noun)
+            texts_at.setdefault(path, []).append(text)
+    return None, [Problem(path, _join(texts)) for path, texts in texts_at.items()]
+
+
+def _sentence(model: Model, data: Any, details: ErrorDetails, noun: str) -> tuple[KeyPath, str]:
+    """Return the path in `data` and the sentence of one of pydantic's errors."""
+    kind, context, value = details["type"], details.get("ctx", {}), details["input"]
+    path, node = _path_in_data(data, details["loc"])
+    if kind == "missing":
+        return (*path, details["loc"][-1]), "is missing"
+    if kind == "extra_forbidden":
+        return path, _unknown_key(model, data, path, noun)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        names = [name for option in _models_at(model, data, path)[0] for name in _names(option)]
+        if kind == "union_tag_not_found":
+            return path, f"needs a name; {choices_hint(names)}"
+        tag = str(context["tag"])
+        return (*path, "name"), f"unknown {path[-1] if path else 'name'} '{tag}'; {choices_hint(names, tag)}"
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", context["expected"])
+        got = f"{format_value(value)}{nearest_hint(allowed, str(value))}"
+        return path, f"must be one of {', '.join(allowed)}, got {got}"
+    if kind in ("value_error", "assertion_error"):
+        return _move_to_field(path, node, str(context.get("error", details["msg"])))
+    if kind in RULES:
+        rule = RULES[kind].format(**{key: str(limit).removesuffix(".0") for key, limit in context.items()})
+    else:
+        rule = details["msg"][:1].lower() + details["msg"][1:]
+    return path, f"{rule}, got {format_value(value)}"
+
+
+def _path_in_data(data: Any, loc: KeyPath) -> tuple[KeyPath, Any]:
+    path: KeyPath = ()
+    for part in loc:
+        known = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
+        if known:  # otherwise the part is the tag of a union, or a missing key
+            path, data = (*path, part), data[part]
+    return path, data
+
+
+def _unknown_key(model: Model, data: Any, path: KeyPath, noun: str) -> str:
+    options, node = _models_at(model, data, path[:-1])
+    owner, key = _select_model(options, node), str(path[-1])
+    known = list(owner.model_fields) if owner else []
+    name = node.get("name") if "name" in known else None
+    hint = nearest_hint(known, key) or f"; it has: {', '.join(known) or 'nothing'}"
+    return f"{name or (path[-2] if len(path) > 1 else noun)} has no '{key}'{hint}"
+
+
+def _models_at(model: Model, data: Any, path: KeyPath) -> tuple[list[Model], Any]:
+    """Return the models that are allowed at a path, and the data there."""
+    options = [model]
+    for key in path:
+        owner = _select_model(options, data)
+        field = owner.model_fields.get(str(key)) if owner else None
+        options, data = _models(field.annotation) if field else [], data[key]
+    return options, data
+
+
+def _models(annotation: Any) -> list[Model]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _select_model(options: list[Model], node: Any) -> Model | None:
+    """Return the model with the mapping's `name`; the first one if no model has it."""
+    named = [option for option in options if isinstance(node, dict) and node.get("name") in _names(option)]
+    return next(iter(named or options), None)
+
+
+def _names(model: Model) -> list[str]:
+    field = model.model_fields.get("name")
+    return [str(name) for name in get_args(field.annotation)] if field else []
+
+
+def _move_to_field(path: KeyPath, node: Any, text: str) -> tuple[KeyPath, str]:
+    """Move a model's problem to a field if its sentence begins with one (`lr_schedule.warmup_epochs must ...`)."""
+    first, _, rest = text.partition(" ")
+    below: KeyPath = ()
+    for key in first.split("."):
+        if not isinstance(node, dict) or key not in node:
+            return path, text
+        below, node = (*below, key), node[key]
+    return (*path, *below), rest
+
+
+def _join(texts: list[str]) -> str:
+    """Join the rules of a union's members to one sentence: `must be auto or a whole number, got 'all'`."""
+    if len(texts) == 1 or not all(text.startswith("must be ") and ", got " in text for text in texts):
+        return "; ".join(dict.fromkeys(texts))
+    rules, got = [text.rpartition(", got ")[0] for text in texts], texts[0].rpartition(", got ")[2]
+    allowed = " or ".join(dict.fromkeys(rule.removeprefix("must be ").removeprefix("one of ") for rule in rules))
+    return f"must be {allowed}, got {got}"

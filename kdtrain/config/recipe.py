@@ -61,17 +61,7 @@ class Teacher(Network):
         return self
 
 
-INHERITED = (
-    "epochs",
-    "batch_size",
-    "optimizer",
-    "lr_schedule",
-    "clipping",
-    "early_stopping",
-    "label_smoothing",
-    "precision",
-    "batch_norm",
-)
+INHERITED = tuple(name for name in Teacher.model_fields if name not in {*Network.model_fields, "file", "seed"})
 """The fields of a recipe that its teacher has too; if the teacher leaves one out, the recipe's value counts."""
 
 AS_STUDENT = "as_student"
@@ -114,12 +104,10 @@ class Recipe(Config):
     @model_validator(mode="before")
     @classmethod
     def _teacher_as_student(cls, written: Any) -> Any:
-        if not isinstance(written, dict):
-            return written
-        teacher, student = written.get("teacher"), written.get("student")
-        if not isinstance(teacher, dict) or not isinstance(student, dict) or teacher.get("model") != AS_STUDENT:
-            return written
-        return {**written, "teacher": {**teacher, "model": student.get("model")}}
+        teacher, student = (written.get(key) if isinstance(written, dict) else None for key in ("teacher", "student"))
+        if isinstance(teacher, dict) and isinstance(student, dict) and teacher.get("model") == AS_STUDENT:
+            return {**written, "teacher": {**teacher, "model": student.get("model")}}
+        return written
 
     @model_validator(mode="after")
     def _teacher_if_needed(self) -> Self:
@@ -160,11 +148,7 @@ class Recipe(Config):
 
 
 def teacher_recipe(recipe: Recipe) -> Recipe | None:
-    """Return the whole recipe by which a recipe's teacher is trained, or None if no teacher is trained.
-
-    Raises:
-        pydantic.ValidationError: What the teacher inherits does not fit its own fields.
-    """
+    """Return the whole recipe by which a recipe's teacher is trained, or None if no teacher is trained."""
     teacher = recipe.teacher
     if teacher is None or teacher.file is not None:
         return None

@@ -32,12 +32,10 @@ def match_points(tree: Any, points: Sequence[Any]) -> tuple[tuple[Values, ...], 
 
 
 def match_point(tree: Any, point: Any) -> Match:
-    """Return the values at which the tree equals a reference point, and the point's problems.
+    """Return the values at which the tree, a recipe with spaces, equals a reference point, and the point's problems.
 
-    Args:
-        tree: A recipe with spaces.
-        point: Plain data with everything that is searched; it may repeat the rest. At a choice it equals an option,
-            or has the `name` or `model` of one. Its `balance` may use another spelling than the tree's.
+    The point has everything that is searched and may repeat the rest. At a choice it equals an option, or has the
+    `name` or `model` of one. Its `balance` may use another spelling than the tree's.
     """
     return _match(tree, ROOT, point)
 

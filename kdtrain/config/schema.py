@@ -1,4 +1,4 @@
-"""The JSON schema of a sweep file, for editors: `python -m kdtrain.config.schema > sweeps/schema.json`."""
+"""The JSON schema of a sweep file, for editors: `kdtrain schema > sweeps/schema.json`."""
 
 import json
 from typing import Any
@@ -21,20 +21,15 @@ def sweep_schema() -> dict[str, Any]:
     schema = SweepFile.model_json_schema()
     recipe = Recipe.model_json_schema()
     shared = recipe.pop("$defs")
-    recipe["properties"] = {
-        key: value for key, value in recipe["properties"].items() if key not in ("objective", "seed")
-    }
+    for key in ("objective", "seed"):
+        del recipe["properties"][key]
     recipe["required"] = [*recipe["required"], "teacher"]
     defs: dict[str, Any] = {**schema.pop("$defs"), **{kind: _range(kind) for kind in RANGE_KINDS}}
     for name, model in {**shared, "Recipe": recipe}.items():
         defs[name] = _with_spaces(name, model, defs)
     schema["properties"]["recipe"] = {"$ref": "#/$defs/Recipe"}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "kdtrain sweep",
-        "$defs": dict(sorted(defs.items())),
-    }
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, **schema, "title": "kdtrain sweep", "$defs": dict(sorted(defs.items()))}
 
 
 def schema_text() -> str:
@@ -63,14 +58,9 @@ def _ranges(value: dict[str, Any]) -> tuple[str, ...]:
 
 def _range(kind: str) -> dict[str, Any]:
     number: dict[str, Any] = {"type": "integer" if kind in INT_KINDS else "number"}
-    if kind == "loguniform":
-        number["exclusiveMinimum"] = 0
-    if kind == "logint":
-        number["minimum"] = 1
-    return _space(
-        kind,
-        {"type": "array", "prefixItems": [number, number], "items": number, "minItems": 2, "maxItems": 2},
-    )
+    number |= {"loguniform": {"exclusiveMinimum": 0}, "logint": {"minimum": 1}}.get(kind, {})
+    ends = {"type": "array", "prefixItems": [number, number], "items": number, "minItems": 2, "maxItems": 2}
+    return _space(kind, ends)
 
 
 def _choice(place: str) -> dict[str, Any]:
@@ -79,13 +69,8 @@ def _choice(place: str) -> dict[str, Any]:
 
 
 def _space(word: str, written: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "description": DESCRIPTIONS[word],
-        "properties": {word: written},
-        "required": [word],
-        "additionalProperties": False,
-    }
+    properties = {"properties": {word: written}, "required": [word], "additionalProperties": False}
+    return {"type": "object", "description": DESCRIPTIONS[word], **properties}
 
 
 if __name__ == "__main__":

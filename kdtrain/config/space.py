@@ -21,17 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A tree whose spaces are replaced by values.
-
-    Attributes:
-        tree: The plain data of a recipe, without spaces.
-        values: The value of every parameter that exists at this point.
-        sources: For each path of the tree the path in the file where its value is written.
-    """
+    """A tree whose spaces are replaced by the values of the parameters that exist at this point."""
 
     tree: Any
     values: Values
-    sources: dict[KeyPath, KeyPath]
+    sources: dict[KeyPath, KeyPath]  # for each path of the tree the path in the file where its value is written
 
     def at_source(self, problem: Problem) -> Problem:
         """Return a problem of the resolved tree at the place in the file that its value comes from."""
@@ -51,11 +45,7 @@ def parameters(tree: Any, position: Position = ROOT) -> list[Parameter]:
 
 
 def resolve(tree: Any, values: Mapping[str, Label]) -> Resolved:
-    """Return the tree with each space replaced by its value.
-
-    Raises:
-        ValueError: A value is missing, outside its space, or belongs to no parameter that exists at this point.
-    """
+    """Return the tree with a value in place of each space; raise ValueError if one is missing, wrong or superfluous."""
 
     def value_of(parameter: Parameter) -> Label:
         if parameter.name not in values:
@@ -115,9 +105,8 @@ def distributions(tree: Any, values: Mapping[str, Label]) -> "dict[str, BaseDist
     def distribution(parameter: Parameter) -> "BaseDistribution":
         if parameter.kind == "choice":
             return CategoricalDistribution(parameter.labels)
-        if parameter.is_int:
-            return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.is_log)
-        return FloatDistribution(parameter.low, parameter.high, log=parameter.is_log)
+        kind = IntDistribution if parameter.is_int else FloatDistribution
+        return kind(parameter.low, parameter.high, log=parameter.is_log)  # type: ignore[arg-type]
 
     return {parameter.name: distribution(parameter) for parameter in parameters(tree) if parameter.name in values}
 
@@ -131,9 +120,8 @@ def probe_points(tree: Any) -> list[Values]:
     def probe(chosen: Mapping[str, Label]) -> Values:
         return resolve_with(tree, lambda parameter: chosen.get(parameter.name, parameter.extremes[0])).values
 
-    points = [probe({})]
-    for parameter in parameters(tree):
-        points += [probe({**parameter.conditions, parameter.name: value}) for value in parameter.extremes]
+    changes = [{}, *({**p.conditions, p.name: value} for p in parameters(tree) for value in p.extremes)]
+    points = [probe(change) for change in changes]
     return [values for i, values in enumerate(points) if values not in points[:i]]
 
 
@@ -148,12 +136,7 @@ def combinations(tree: Any, subtrees: Sequence[str]) -> list[Values]:
 
 
 def grid(tree: Any, points: int | None) -> list[Values]:
-    """Return every combination of all options and of `points` values of each range, in the order of the file.
-
-    Args:
-        tree: A recipe with spaces.
-        points: Number of values of each range; None if there is no range.
-    """
+    """Return every combination of all options and of `points` values of each range, in the order of the file."""
     return list(_product(tree, lambda parameter: parameter.grid_values(points)))
 
 

@@ -6,17 +6,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.error_messages import validate
 from kdtrain.config.located import Located, apply_overrides, load_located, locate
-from kdtrain.config.parameter import Label, Parameter, Values, space_kind
-from kdtrain.config.problems import KeyPath, Problem, format_value
+from kdtrain.config.parameter import Label, Parameter, Values, check_spaces, space_kind
+from kdtrain.config.problems import KeyPath, Problem, format_value, validate
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.reference_points import match_points
 from kdtrain.config.space import combinations, parameters, probe_points, resolve
-from kdtrain.config.space_checks import check_spaces
 from kdtrain.config.study_settings import Report, Resources, StudySettings, SweepFile
-from kdtrain.config.sweep_checks import recipe_problems, report_problems, study_problems, teacher_problems
-from kdtrain.config.teacher_defaults import with_inherited
+from kdtrain.config.sweep_checks import (
+    recipe_problems,
+    report_problems,
+    study_problems,
+    teacher_problems,
+    with_inherited,
+)
 from kdtrain.errors import UserError
 from kdtrain.methods.base import TeacherReading
 
@@ -107,10 +110,6 @@ class Sweep:
         problem = resolve(self.tree, values).at_source(Problem(path, text))
         return self.located.error([problem.under(("recipe",))])
 
-    def line_of(self, path: KeyPath) -> int:
-        """Return the line of a value such as ("recipe", "method"); 0 if the value is not from a file."""
-        return self.located.line_of(path)
-
 
 def load_sweep(
     file: str | Path, overrides: Sequence[str] = (), trials: int | None = None, seed: int | None = None
@@ -161,7 +160,7 @@ def _checked_sweep(
 ) -> Sweep:
     """Return the sweep, or raise all mistakes; `study_options` are values of `study` set by options of their own."""
     if "recipe" not in located.data and {"method", "student"} & set(located.data):
-        command = f"; train it with: python -m kdtrain {located.file}" if located.has_lines else ""
+        command = f"; train it with: kdtrain train {located.file}" if located.has_lines else ""
         raise UserError(f"{located.file}: is a plain recipe, not a sweep{command}")
     located, problems = apply_overrides(located, overrides, SweepFile.model_fields, "recipe.epochs=3")
     for option, value in study_options.items():
@@ -188,7 +187,7 @@ def _checked_sweep(
 
 def _checked_recipe(located: Located, overrides: Sequence[str]) -> Recipe:
     if "recipe" in located.data and "method" not in located.data:
-        command = f"; run it with: python run_sweep.py {located.file}" if located.has_lines else ""
+        command = f"; run it with: kdtrain sweep {located.file}" if located.has_lines else ""
         raise UserError(f"{located.file}: is a sweep, not a plain recipe{command}")
     located, refused = apply_overrides(located, overrides, Recipe.model_fields, "epochs=3")
     tree, wrong = check_spaces(located.data)

@@ -1,4 +1,7 @@
-"""Checks of a sweep's recipe at points that contain everything written in it, and of its study and report."""
+"""Checks of a sweep's recipe at points that contain everything written in it, and of its study and report.
+
+A teacher that inherits a searched field takes the value of the first published point, in every trial.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -6,22 +9,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdtrain.config.error_messages import validate
 from kdtrain.config.parameter import Parameter, Values
-from kdtrain.config.problems import KeyPath, Problem, format_value
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
+from kdtrain.config.recipe import INHERITED, Recipe, teacher_recipe
 from kdtrain.config.space import grid_size, parameters, probe_points, resolve
 from kdtrain.config.study_settings import GridSampler, NoPruner, Report, StudySettings
-from kdtrain.config.teacher_defaults import inherited_searches, inherited_values, with_inherited
 
 
 def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheriting: bool) -> list[Problem]:
     """Return every problem of the recipes that the space contains, each once, where it is written.
 
-    Args:
-        tree: The recipe with its spaces.
-        published: The reference points as values.
-        inheriting: True if no published point defines the searched fields that a teacher inherits.
+    `inheriting` is True if no published point defines the searched fields that a teacher inherits.
     """
     ranges = {parameter.source: parameter for parameter in parameters(tree) if parameter.kind != "choice"}
     found: dict[tuple[KeyPath, str], Problem] = {}
@@ -96,7 +94,7 @@ def _problems_at(
     method = recipe.get("method")
     if isinstance(method, dict) and method.get("name") == "none":
         text = "none is the student alone, which every sweep trains as its baseline"
-        yield Problem(("method", "name"), f"{text}; to train only that use python -m kdtrain")
+        yield Problem(("method", "name"), f"{text}; to train only that use kdtrain train")
         recipe = {key: value for key, value in recipe.items() if key != "teacher"}
     elif recipe.get("teacher") is None:
         text = "is missing: a sweep compares a student that has a teacher with the same student alone"
@@ -121,3 +119,39 @@ def _range_hint(parameter: Parameter | None, text: str) -> str:
 def _data_name(recipe: dict[str, Any]) -> object:
     data = recipe.get("data")
     return data.get("name") if isinstance(data, dict) else data
+
+
+def with_inherited(recipe: dict[str, Any], tree: Any, published: Sequence[Values]) -> dict[str, Any]:
+    """Return a recipe of the tree whose teacher has the searched fields that it inherits."""
+    values = inherited_values(recipe, tree, published)
+    return {**recipe, "teacher": {**recipe["teacher"], **values}} if values else recipe
+
+
+def inherited_values(recipe: dict[str, Any], tree: Any, published: Sequence[Values]) -> dict[str, Any]:
+    """Return the searched fields that the teacher leaves out, with the first published point's values."""
+    searched = {parameter.path[0] for parameter in parameters(tree)}
+    names = [name for name in _inherited(recipe) if name in searched]
+    point = resolve(tree, published[0]).tree if published and names else {}
+    return {name: point[name] for name in names if name in point}
+
+
+def inherited_searches(recipe: dict[str, Any], tree: Any) -> list[Problem]:
+    """Return the problems of a study without published points: each searched field that the teacher inherits."""
+    inherited = _inherited(recipe)
+    return [
+        Problem(
+            ("teacher", *parameter.path),
+            f"is inherited from recipe.{dotted(parameter.path)}, which is searched; write teacher.{parameter.path[0]},"
+            " or a study.published point, whose value the teacher then takes",
+        )
+        for parameter in parameters(tree)
+        if parameter.path[0] in inherited
+    ]
+
+
+def _inherited(recipe: dict[str, Any]) -> list[str]:
+    """Return the fields that the teacher takes from the recipe; none if it is not trained."""
+    teacher = recipe.get("teacher")
+    if not isinstance(teacher, dict) or teacher.get("file") is not None:
+        return []
+    return [name for name in INHERITED if teacher.get(name) is None]

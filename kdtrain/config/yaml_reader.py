@@ -24,15 +24,7 @@ class Reading:
 
 
 def read_yaml(text: str, place: str) -> Reading:
-    """Return the plain data of one YAML document.
-
-    Args:
-        text: The document.
-        place: The name of the text in error messages: a file, or an option of the command line.
-
-    Raises:
-        UserError: The text is not YAML. Mistakes inside YAML, such as a repeated key, are in the result's `problems`.
-    """
+    """Return the plain data of one YAML document, which messages call `place`; raise UserError if it is not YAML."""
     node = _compose(text, place)
     reader = _Reader(place)
     data = None if node is None else reader.read(node, (), frozenset())

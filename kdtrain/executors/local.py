@@ -1,13 +1,17 @@
 """Carry a study out in this process, one job after another, without Ray: for a debugger, notebooks and tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from kdtrain.config.recipe import Recipe
 from kdtrain.errors import UserError
+from kdtrain.storage.folder import Folder
 from kdtrain.study.study import Job, Study
-from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import smoke
 from kdtrain.training.trainer import train
+from kdtrain.trials.workspace import Workspace
 from kdtrain.visualization.pictures import draw_arrays
 
 
@@ -15,14 +19,11 @@ class _Stopped(BaseException):
     """The end of a training that the study has pruned; the trainer takes it for no failure of the recipe."""
 
 
-def execute(study: Study) -> None:
-    """Carry out every job of a study that is still to do.
+def execute(study: Study, raise_errors: bool = False) -> None:
+    """Carry out every job of a study that is still to do, with the caller's number of threads and precision.
 
-    A job that breaks counts as failed, as in every executor, and is tried again when the study is opened again. Nothing
-    of the process is set: the number of threads and the precision are the caller's.
-
-    Args:
-        study: An opened study; its trainings run on the device of its workspace.
+    A job that breaks counts as failed, as in every executor, and is tried again when the study is opened again. With
+    `raise_errors` its exception is raised instead, for a debugger, unless it is a UserError or a non-finite loss.
 
     Raises:
         UserError: A combination of the space cannot run, or the sweep wants several workers for a trial.
@@ -33,46 +34,49 @@ def execute(study: Study) -> None:
         raise UserError(f"resources.workers: must be 1 if a sweep runs in one process, got {workers}")
     for job in study.jobs():
         assert job is not None, "the study waits for a running job, but none runs"
-        study.ended(job, run_job(study, job))
+        study.ended(job, run_job(study, job, raise_errors))
 
 
-def run_job(study: Study, job: Job) -> str | None:
-    """Carry out one job in this process.
-
-    Args:
-        study: The study that has handed the job out.
-        job: The job.
-
-    Returns:
-        The reason why the job broke, or None.
-    """
+def run_job(study: Study, job: Job, raise_errors: bool = False) -> str | None:
+    """Carry out one job in this process; return the reason why it broke, or None."""
+    resources = study.sweep.resources
+    options = {
+        "final": job.final,
+        "on_epoch": _pruning(study, job),
+        "checkpoint_every_steps": resources.checkpoint_every_steps,
+        "loaders": resources.loaders,
+        "shared_readings": study.sweep.readings() if job.kind == "train" else (),
+    }
     try:
-        _carry_out(study, job)
+        carry_out(job.kind, job.recipe, job.trained, study.workspace, study.journal.files, options)
     except _Stopped:
         pass
     except Exception as error:
+        if raise_errors and not isinstance(error, UserError | NonFiniteLoss):
+            raise
         return str(error) or type(error).__name__
     return None
 
 
-def _carry_out(study: Study, job: Job) -> None:
-    workspace = study.workspace
-    match job.kind:
+def carry_out(
+    kind: str,
+    recipe: Recipe,
+    trained: Sequence[Recipe],
+    workspace: Workspace,
+    pictures: Folder,
+    options: Mapping[str, Any],
+) -> None:
+    """Do the work of one job; `options` are the arguments of `train`, `trained` the recipes that a job reads."""
+    match kind:
         case "smoke":
-            smoke(job.recipe, workspace)
+            smoke(recipe, workspace)
         case "train":
-            resources = study.sweep.resources
-            train(
-                job.recipe, workspace,
-                final=job.final, on_epoch=_pruning(study, job),
-                checkpoint_every_steps=resources.checkpoint_every_steps, loaders=resources.loaders,
-                shared_readings=study.sweep.readings(),
-            )  # fmt: skip
+            train(recipe, workspace, **options)
         case "test":
-            for recipe in job.trained:
-                read_test(recipe, workspace)
+            for each in trained:
+                read_test(each, workspace)
         case "pictures":
-            draw_arrays(job.recipe, workspace, study.journal.files, job.trained)
+            draw_arrays(recipe, workspace, pictures, trained)
 
 
 def _pruning(study: Study, job: Job) -> Callable[[Metrics], None]:

@@ -52,15 +52,7 @@ OWN_ENVIRONMENT = {
 
 @contextmanager
 def connected(resources: Resources, address: str | None) -> Iterator[None]:
-    """Connect this process to Ray for as long as the context lasts.
-
-    Args:
-        resources: The resources of a trial; several workers need Ray's dashboard.
-        address: Address of a running cluster; None starts a Ray on this machine, which ends with the context.
-
-    Raises:
-        UserError: No cluster answers at `address`, or this process is already connected to a Ray.
-    """
+    """Connect this process to the Ray cluster at `address`, or to a Ray of its own, while the context lasts."""
     if ray.is_initialized():
         raise UserError("executor: this process is already connected to a Ray; call ray.shutdown() first")
     start = _own_ray(resources) if address is None else _running_ray(address)
@@ -69,11 +61,7 @@ def connected(resources: Resources, address: str | None) -> Iterator[None]:
 
 
 def cluster_nodes(address: str) -> tuple[list[Mapping[str, float]], list[Mapping[str, float]]]:
-    """Return the resources of the nodes that a cluster has, and of those that it may grow to.
-
-    Raises:
-        UserError: No cluster answers at `address`.
-    """
+    """Return the resources of the nodes that a cluster has, and of those that it may grow to."""
     with connected(Resources(), address):
         there = alive_nodes()
         return list(there), nodes_at_most(there, bootstrap())

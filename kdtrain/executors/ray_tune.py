@@ -35,17 +35,13 @@ def execute(
     data: str | None = None,
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run every job of the study.
+    """Run every job of the study on the cluster at `address`, or on a Ray of this machine that ends with the study.
 
     Args:
         study: An open study.
-        address: Address of a running Ray cluster; None starts a Ray on this machine, which ends with the study.
+        address: Address of a running Ray cluster, or None.
         data: The URL from which each node fetches the data sets; None if they are in the workspace's data root.
         check_interrupted: Called at each of Tune's events; what it raises ends the study.
-
-    Raises:
-        UserError: The user can correct the cause, such as a node without the data.
-        NoResult: The study ended without a result.
     """
     resources = study.sweep.resources
     with connected(resources, address):
@@ -105,14 +101,7 @@ class StudySearcher(Searcher):
     def __init__(
         self, study: Study, keep_warm: int, settings: dict[str, Any], check_interrupted: Callable[[], None]
     ) -> None:
-        """Take the study's jobs.
-
-        Args:
-            study: An open study.
-            keep_warm: How many processes to start at once and to keep; 0 leaves both to Tune.
-            settings: What the config of every job contains, see `_job_settings`.
-            check_interrupted: Called at each of Tune's events.
-        """
+        """Take the study's jobs; `keep_warm` processes are started at once and kept, 0 leaves both to Tune."""
         super().__init__()
         self.study = study
         self.settings = settings

@@ -27,17 +27,14 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import Resources
 from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import UserError
+from kdtrain.executors.local import carry_out
 from kdtrain.runtime.process import compile_into, prepare_process
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
 from kdtrain.training.epoch_metrics import Metrics
-from kdtrain.training.final_evaluation import read_test
-from kdtrain.training.preflight import smoke
-from kdtrain.training.trainer import train
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
-from kdtrain.visualization.pictures import draw_arrays
 
 WORKER_RESTARTS = 2
 WARM_UP_S = 60.0
@@ -52,11 +49,7 @@ class UnfitNode(UserError):
 
 
 def run_job(config: dict[str, Any]) -> None:
-    """Run one job as a Tune trial; report each epoch, and once more if the job broke or has no epochs.
-
-    Args:
-        config: The job's kind, key and recipe, and what `ray_tune` adds for all jobs.
-    """
+    """Run one job as a Tune trial; report each epoch, and once more if the job broke or has no epochs."""
     report = tune.report
     if config["kind"] in ("warm", "idle"):
         _wait(config)
@@ -120,22 +113,15 @@ def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[st
     def on_epoch(metrics: Metrics) -> None:
         report({"epoch": metrics["epoch"], recipe.objective: metrics[recipe.objective]})
 
-    match config["kind"]:
-        case "train":
-            train(
-                recipe, workspace,
-                final=config["final"], on_epoch=on_epoch,
-                checkpoint_every_steps=resources.checkpoint_every_steps, loaders=resources.loaders,
-                shared_readings=config["readings"],
-            )  # fmt: skip
-        case "smoke":
-            smoke(recipe, workspace)
-        case "test":
-            for trained in config["also"]:
-                read_test(Recipe.model_validate(trained), workspace)
-        case "pictures":
-            compared = [Recipe.model_validate(trained) for trained in config["also"]]
-            draw_arrays(recipe, workspace, results.folder(config["sweep"]), compared)
+    options = {
+        "final": config["final"],
+        "on_epoch": on_epoch,
+        "checkpoint_every_steps": resources.checkpoint_every_steps,
+        "loaders": resources.loaders,
+        "shared_readings": config["readings"],
+    }
+    trained = [Recipe.model_validate(each) for each in config["also"]]
+    carry_out(config["kind"], recipe, trained, workspace, results.folder(config["sweep"]), options)
 
 
 def _wait(config: dict[str, Any]) -> None:

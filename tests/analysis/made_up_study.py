@@ -55,7 +55,7 @@ class MadeUpStudy:
             },
         }  # fmt: skip
         self.describe()
-        self.event("opened", command=f"python run_sweep.py sweeps/{folder.name}.yaml")
+        self.event("opened", command=f"kdtrain sweep sweeps/{folder.name}.yaml")
 
     def describe(self, **changes: Any) -> None:
         """Write study.json."""

@@ -131,6 +131,8 @@ def test_mistakes_are_user_errors_with_place_and_value(study: kd.StudyResult, tm
         kd.run_sweep(sweep, results=tmp_path / "results", executor="slurm")  # type: ignore[arg-type]
     with pytest.raises(kd.UserError, match="address: needs the executor ray"):
         kd.run_sweep(sweep, results=tmp_path / "results", executor="local", address="auto")
+    with pytest.raises(kd.UserError, match="raise_errors: needs the executor local"):
+        kd.run_sweep(sweep, results=tmp_path / "results", raise_errors=True)
     two = kd.load_sweep(sweep_file(tmp_path, resources={"workers": 2}))
     with pytest.raises(kd.UserError, match=r"resources\.workers: must be 1"):
         kd.run_sweep(two, results=tmp_path / "results", executor="local")

@@ -1,43 +1,36 @@
-"""Bad input through the real commands: exit code 2, one sentence with place and cause, and nothing is trained."""
+"""What `kdtrain train` refuses before anything is trained: with place and cause, and exit code 2."""
 
-import re
 import socket
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import made_up_data
-import numpy as np
 import pytest
-import timm
 import torch
 import yaml
 from safetensors.torch import save_file
-from studies import sweep_file
+from trainings import workspace
 
-from kdtrain.cli import check
 from kdtrain.cli.train import main
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.sweep import recipe_from_dict
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.models import timm_source, torchvision_source
 from kdtrain.models.build import build
 from kdtrain.models.config import Network
-from kdtrain.runtime import distributed
-from kdtrain.training.assembly import assemble
+from kdtrain.training.preflight import check_before_teacher
 
 HYMENOPTERA = {"name": "hymenoptera", "resolution": 16}
-IMAGE_FOLDER = {"name": "image_folder", "folder": "hymenoptera_data", "resolution": 16}
-CUB200 = {"name": "cub200", "resolution": 16}
 DIGITS = {"name": "digits", "resolution": 16, "limit_per_class": 4}
 LENET = {"model": "lenet5_student"}
 RESNET = {"model": "test_resnet", "weights": None}  # timm's, of 370,000 parameters
-LARGER = {"name": "hymenoptera", "resolution": 64}
+LARGER = HYMENOPTERA | {"resolution": 64}
 KD = {"name": "kd", "temperature": 4.0, "balance": {"alpha": 0.5}}
 LABELLED = {"balance": {"weight": 1.0}}
-ONE_STEP_EACH = {"critic_steps": 1, "student_steps": 1}
+CRITIC = {"name": "logits_discriminator", **LABELLED, "temperature": 2.0, "critic_steps": 1, "student_steps": 1}
+SP = {"name": "sp", **LABELLED, "stages": ["4"]}
 PLAIN: dict[str, Any] = {
     "data": HYMENOPTERA,
     "student": LENET,
@@ -63,160 +56,52 @@ class Command:
         out, err = self.capsys.readouterr()
         return code, out, err
 
-    def refuses(self, *expected: str, **changes: Any) -> str:
+    def refuses(self, *expected: str, **changes: Any) -> None:
         """Before anything is trained: not the teacher either."""
         code, out, err = self(**changes)
         assert code == 2, out + err
         assert err.count("\n") == 1, err
         assert all(words in err for words in expected), err
-        assert "Traceback" not in out + err
-        assert trained_files() == []
-        return err
+        assert [path for path in Path("results").rglob("*") if path.is_file() and path.name != ".lock"] == []
 
     def trains(self, **changes: Any) -> None:
         code, _, err = self(**changes)
         assert (code, err) == (0, "")
-        assert "outcome.json" in {path.name for path in trained_files()}
 
 
-def trained_files() -> list[Path]:
-    """Everything below results but the locks, which hold nothing."""
-    return [path for path in Path("results").rglob("*") if path.is_file() and path.name != ".lock"]
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of data sets that no test changes."""
+    folder = tmp_path_factory.mktemp("data")
+    made_up_data.hymenoptera(folder)
+    return folder
 
 
 @pytest.fixture
-def kdtrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+def kdtrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: Path) -> Command:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KDTRAIN_DATA", raising=False)
-    made_up_data.hymenoptera(Path("data"))
-    yield Command(capsys)
-    load.cache_clear()
+    Path("data").symlink_to(data)
+    return Command(capsys)
 
 
-# Images
-
-
-def cut_off(file: Path) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-
-
-def text(file: Path) -> None:
-    file.write_text("not an image")
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def sixteen_bits(file: Path) -> None:
-    from PIL import Image
-
-    Image.new("I;16", (30, 24), 1000).save(file, format="png")
-
-
-def as_jpg(file: Path) -> None:
-    """A JPEG cut off in its pixels, whatever its name says: PIL goes by the content."""
-    from PIL import Image
-
-    with Image.open(file) as image:
-        pixels = image.convert("RGB")
-    pixels.save(file, format="jpeg")
-    cut_off(file)
-
-
-@pytest.mark.parametrize(
-    ("data", "split", "damage"),
-    [*((data, split, cut_off) for data in (HYMENOPTERA, IMAGE_FOLDER, CUB200) for split in ("train", "val", "test")),
-     *((HYMENOPTERA, "val", damage) for damage in (as_jpg, text, empty))],
-)  # fmt: skip
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("changes", [{}, DISTILLING], ids=["student alone", "with a teacher"])
 def test_a_damaged_image_of_any_split_is_named_before_training(
-    kdtrain: Command, data: dict[str, Any], split: str, damage: Callable[[Path], None]
+    kdtrain: Command, changes: dict[str, Any], split: str
 ) -> None:
-    made_up_data.cub200(Path("data"))
-    config = Recipe.model_validate(PLAIN | {"data": data}).data
-    file = getattr(load(config, Path("data").absolute()), split).images.source.files[-1]
-    whole = file.read_bytes()
-    damage(file)
-    kdtrain.refuses(f"{file}: is not a whole image", data=data)
-    if damage is text:
-        kdtrain.refuses(f"{file}: is not a whole image", data=data, **DISTILLING)
-        file.write_bytes(whole)
-        kdtrain.trains(data=data)
-
-
-def test_an_image_of_16_bits_is_named_before_training(kdtrain: Command) -> None:
-    file = Path("data/hymenoptera_data/val/bees/val_005.png").absolute()
-    sixteen_bits(file)
-    kdtrain.refuses(f"{file}: has grey values of more than 8 bits", "save it with 8 bits per channel")
-    made_up_data.paint(file)
-    kdtrain.trains()
-
-
-def test_an_mnist_of_disagreeing_files_is_named_before_training(kdtrain: Command) -> None:
-    raw = made_up_data.mnist(Path("data")).absolute()
-    data = {"name": "mnist", "resolution": 16}
-    labels = raw / "train-labels-idx1-ubyte"
-    whole = labels.read_bytes()
-    made_up_data.idx(labels, np.zeros(30, np.uint8))
-    kdtrain.refuses(f"recipe.data: {labels} has 30 labels", data=data)
-    text(labels)
-    kdtrain.refuses(f"recipe.data: {labels} is no whole idx file", data=data, **DISTILLING)
-    labels.write_bytes(whole)
-    kdtrain.trains(data=data)
-
-
-@pytest.mark.parametrize(("data", "part"), [(HYMENOPTERA, "train"), (IMAGE_FOLDER, "val")])
-def test_an_empty_class_folder_is_named(kdtrain: Command, data: dict[str, Any], part: str) -> None:
-    for file in Path("data/hymenoptera_data", part, "ants").iterdir():
-        file.unlink()
-    kdtrain.refuses(f"hymenoptera_data/{part}/ants holds no image", data=data, **DISTILLING)
+    Path("data").unlink()
     made_up_data.hymenoptera(Path("data"))
-    kdtrain.trains(data=data)
+    config = recipe_from_dict(PLAIN).data
+    file = getattr(load(config, Path("data").absolute()), split).images.source.files[-1]
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    kdtrain.refuses(f"{file}: is not a whole image", **changes)
 
 
-@pytest.mark.parametrize("data", [HYMENOPTERA, IMAGE_FOLDER], ids=lambda data: str(data["name"]))
-def test_a_class_that_one_part_lacks_is_named(kdtrain: Command, data: dict[str, Any]) -> None:
-    made_up_data.paint(Path("data/hymenoptera_data/train/wasps/1.png"))
-    made_up_data.paint(Path("data/hymenoptera_data/train/wasps/2.png"))
-    kdtrain.refuses("hymenoptera_data/val", "hymenoptera_data/train", "different classes", "wasps", data=data)
-    made_up_data.paint(Path("data/hymenoptera_data/val/wasps/1.png"))
-    kdtrain.trains(data=data)
-
-
-def test_labels_that_disagree_with_the_images_are_named_by_list_and_line(kdtrain: Command) -> None:
-    labels = made_up_data.cub200(Path("data")) / "image_class_labels.txt"
-    whole = labels.read_text()
-    first, *rest, last = whole.splitlines()
-    for lines, expected in (
-        ([first.replace(" 1", " 2"), *rest, last], "image_class_labels.txt:1: image 1 has label 2"),
-        ([first, *rest], "images.txt:29: image_class_labels.txt has no label for image 29"),
-        ([first, *rest, last, "30 1"], "image_class_labels.txt:30: images.txt has no image 30"),
-        ([first, *rest, "29 9"], "image_class_labels.txt:29: label 9 of image 29 is not in classes.txt"),
-        ([first, *rest, "29"], "image_class_labels.txt:29: must be a number, a space and a text"),
-    ):
-        labels.write_text("\n".join(lines))
-        kdtrain.refuses(expected, data=CUB200)
-    labels.write_text(whole)
-    kdtrain.trains(data=CUB200)
-
-
-@pytest.mark.parametrize(
-    ("name", "fetch", "lies"),
-    [
-        ("mnist", "torchvision.datasets.MNIST(", "MNIST/raw"),
-        ("cifar10", "torchvision.datasets.CIFAR10(", "cifar-10-batches-py"),
-        ("hymenoptera", "hymenoptera_data.zip", "hymenoptera_data/train"),
-        ("cub200", "CUB_200_2011.tgz", "CUB_200_2011/images"),
-        ("flowers102", "torchvision.datasets.Flowers102(", "flowers-102/jpg"),
-    ],
-)
-def test_absent_data_says_what_to_fetch_and_where(kdtrain: Command, name: str, fetch: str, lies: str) -> None:
-    Path("data/hymenoptera_data").rename("elsewhere")
-    data = {"name": name, "resolution": 16}
-    shown = kdtrain.refuses(f"recipe.data: {name} is not there", fetch, str(Path("data", lies)), data=data)
-    assert "--data DIR or KDTRAIN_DATA" in shown
-    kdtrain.refuses(f"recipe.data: {name} is not there", data=data, **DISTILLING)
+def test_absent_data_is_named_with_its_place_and_the_option(kdtrain: Command) -> None:
+    at = str(Path("data", "CUB_200_2011/images"))
+    kdtrain.refuses("recipe.data: cub200 is not there", "CUB_200_2011.tgz", at, "--data DIR or KDTRAIN_DATA",
+                    data={"name": "cub200", "resolution": 16}, **DISTILLING)  # fmt: skip
 
 
 # Weights
@@ -229,90 +114,52 @@ class Intruder:
         return Path.touch, (Path("intruded"),)
 
 
-def weights_of(model: str, file: str, classes: int = 2) -> Path:
+def write_weights(model: str, file: str, classes: int = 2) -> None:
     network = build(Network(model=model), (3, 16, 16), classes, seed=5)
     (save_file if file.endswith(".safetensors") else torch.save)(made_up_data.packed(network), file)
-    return Path(file)
 
 
-PLACES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
-    "student, network": (
-        "recipe.student.weights.file",
-        lambda file: DISTILLING | {"student": LENET | {"weights": {"file": file}}},
-    ),
-    "student, encoder": (
-        "recipe.student.weights.file",
-        lambda file: {"student": LENET | {"weights": {"file": file, "part": "encoder"}}},
-    ),
-    "teacher, trained first": (
-        "recipe.teacher.weights.file",
-        lambda file: DISTILLING | {"teacher": LENET | {"weights": {"file": file}}},
-    ),
-    "teacher": ("recipe.teacher.file", lambda file: DISTILLING | {"teacher": LENET | {"file": file}}),
+def in_place(place: str, file: str) -> dict[str, Any]:
+    """The changes of a recipe that name a weights file at one of the places below."""
+    weights = LENET | {"weights": {"file": file, **({"part": "encoder"} if "encoder" in place else {})}}
+    role = place.partition(",")[0]
+    if place == "teacher":
+        weights = LENET | {"file": file}
+    return DISTILLING | {role: weights}
+
+
+PLACES = {
+    "student": "recipe.student.weights.file",
+    "student, encoder": "recipe.student.weights.file",
+    "teacher, trained first": "recipe.teacher.weights.file",
+    "teacher": "recipe.teacher.file",
 }
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("place", PLACES)
-def test_weights_that_cannot_be_used_are_named_and_never_run(kdtrain: Command, place: str, suffix: str) -> None:
-    knob, changes = PLACES[place]
-    file = f"weights{suffix}"
-    asked = changes(file)
-    kdtrain.refuses(f"{knob}: {file} cannot be read (No such file or directory)", **asked)
-    cut_off(weights_of("lenet5_student", file))
-    kdtrain.refuses(f"{knob}: {file} is no whole weights file", **asked)
-    weights_of("lenet5_teacher", file)
-    kdtrain.refuses(f"{knob}: {file} does not fit", "encoder.3.weight", **asked)
-    if suffix == ".pth":
-        torch.save({"encoder.0.weight": Intruder()}, file)
-        kdtrain.refuses(f"{knob}: {file} holds more than tensors", "pickled code is never run", **asked)
-        assert not Path("intruded").exists()
-        Path(file).write_text("house")  # torch's reader: KeyError
-        kdtrain.refuses(f"{knob}: {file} is no whole weights file", **asked)
-        torch.save({0: torch.zeros(1)}, file)
-        kdtrain.refuses(f"{knob}: {file} holds no state_dict", "but dict with the name 0: int", **asked)
-    weights_of("lenet5_student", file)
-    kdtrain.trains(**asked)
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_a_weights_file_below_the_home_folder_is_found(
+def test_weights_that_cannot_be_used_are_named_and_never_run(
     kdtrain: Command, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    name, changes = PLACES[place], in_place(place, "weights.pth")
     monkeypatch.setenv("HOME", str(Path.cwd() / "home"))
-    Path("home").mkdir()
-    knob, changes = PLACES[place]
-    asked = changes("~/weights.safetensors")
-    kdtrain.refuses(f"{knob}: {Path.cwd()}/home/weights.safetensors cannot be read (No such file", **asked)
-
-
-def test_a_teachers_file_of_the_library_is_read_and_one_of_other_classes_refused(kdtrain: Command) -> None:
-    asked = DISTILLING | {"teacher": RESNET | {"file": "library.safetensors"}}
-    save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), "library.safetensors")
-    told = "recipe.teacher.file: library.safetensors does not fit test_resnet: the file has 5 classes, the data 2"
-    assert "part:" not in kdtrain.refuses(told, **asked)  # which a teacher's file has not
-    save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), "library.safetensors")
-    kdtrain.trains(**asked)
-
-
-def test_the_intruder_would_intrude(kdtrain: Command) -> None:
+    absent = f"{name}: {Path.cwd()}/home/weights.pth cannot be read (No such file or directory)"
+    kdtrain.refuses(absent, **in_place(place, "~/weights.pth"))
+    write_weights("lenet5_teacher", "weights.pth")
+    kdtrain.refuses(f"{name}: weights.pth does not fit", "encoder.3.weight", **changes)
     torch.save({"encoder.0.weight": Intruder()}, "weights.pth")
+    kdtrain.refuses(f"{name}: weights.pth holds more than tensors", "pickled code is never run", **changes)
+    assert not Path("intruded").exists()
     torch.load("weights.pth", weights_only=False)
-    assert Path("intruded").exists()
-
-
-@pytest.mark.parametrize("place", ["student, network", "teacher, trained first", "teacher"])
-def test_a_head_of_other_classes_is_refused(kdtrain: Command, place: str) -> None:
-    knob, changes = PLACES[place]
-    classes = 1000
-    weights_of("lenet5_student", "weights.safetensors", classes)
-    told = f"{knob}: weights.safetensors does not fit lenet5_student: the file has {classes} classes, the data 2"
-    kdtrain.refuses(told, **changes("weights.safetensors"))
-
-
-def test_the_encoder_of_a_network_of_1000_classes_trains(kdtrain: Command) -> None:
-    weights_of("lenet5_student", "weights.safetensors", 1000)
-    kdtrain.trains(student=LENET | {"weights": {"file": "weights.safetensors", "part": "encoder"}})
+    assert Path("intruded").exists(), "the file would do harm"
+    Path("intruded").unlink()
+    write_weights("lenet5_student", "weights.pth", classes=1000)
+    if "encoder" in place:
+        kdtrain.trains(**changes)
+    else:
+        told = f"{name}: weights.pth does not fit lenet5_student: the file has 1000 classes, the data 2"
+        kdtrain.refuses(told, **changes)
+        write_weights("lenet5_student", "weights.pth")
+        kdtrain.trains(**changes)
 
 
 @pytest.fixture
@@ -335,193 +182,89 @@ def proxied(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-PRETRAINED = {
-    "resnet18": "place resnet18-f37072fd.pth at {home}/torch/hub/checkpoints/resnet18-f37072fd.pth",
-    "ghostnet": "fetch model.safetensors of timm/ghostnet_100.in1k",
-}
-
-
-@pytest.mark.parametrize("model", PRETRAINED)
-@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(
+    ("role", "model", "file"),
+    [
+        ("student", "resnet18", "place resnet18-f37072fd.pth at {home}/torch/hub/checkpoints/resnet18-f37072fd.pth"),
+        ("teacher", "ghostnet", "fetch model.safetensors of timm/ghostnet_100.in1k"),
+    ],
+)
 def test_imagenet_weights_without_a_network_name_the_file_to_place(
-    kdtrain: Command, no_weights: Path, role: str, model: str
+    kdtrain: Command, no_weights: Path, role: str, model: str, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = DISTILLING | {role: {"model": model, "weights": "imagenet"}}
-    place_of_file = PRETRAINED[model].format(home=no_weights)
-    kdtrain.refuses(f"recipe.{role}.weights: imagenet of {model}", place_of_file, "weights: null", **asked)
-
-
-@pytest.mark.parametrize("model", PRETRAINED)
-def test_a_network_that_never_answers_is_waited_for_no_longer_than_patience(
-    kdtrain: Command, no_weights: Path, monkeypatch: pytest.MonkeyPatch, model: str
-) -> None:
+    changes = DISTILLING | {role: {"model": model, "weights": "imagenet"}}
+    told = f"recipe.{role}.weights: imagenet of {model}"
+    kdtrain.refuses(told, file.format(home=no_weights), "weights: null", **changes)
     assert torchvision_source.TIMEOUT_S <= 15
     for module in (torchvision_source, timm_source):
         monkeypatch.setattr(module, "TIMEOUT_S", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a network that never answers is not waited for
         proxied(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.perf_counter()
-        kdtrain.refuses("recipe.student.weights: imagenet of", student={"model": model, "weights": "imagenet"})
+        kdtrain.refuses(told, **changes)
     assert time.perf_counter() - began < 5
 
 
-# What does not go together
+# What does not go together: (changes, texts of the error, changes that correct it)
 
-
-NEEDS_DATA = {
+BATCH_NORM = ("leaves 1 of 17 images for the last batch", "batch normalisation head.2 of test_resnet")
+BAD: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "at on maps of two sizes": (
-        {"method": {"name": "at", **LABELLED, "stages": ["4"]}, "teacher": RESNET},
+        {"method": SP | {"name": "at"}, "teacher": RESNET},
         ("recipe.method.stages: at compares maps of one height and width", "stage '4'", "12 x 2 x 2", "32 x 4 x 4"),
-        {"student": RESNET},
-    ),
-    "mgd on maps of two sizes": (
-        {"method": {"name": "mgd", **LABELLED, "stage": "4"}, "teacher": RESNET},
-        ("recipe.method.stage: mgd compares maps of one height and width", "stage '4'"),
-        {"student": RESNET},
-    ),
+        {"student": RESNET}),
     "a stage that the student lacks": (
-        {"method": {"name": "sp", **LABELLED, "stages": ["4", "32"]}, "teacher": RESNET},
-        ("recipe.method", "lenet5_student has no stage '32'; it has", "4, pool"),
-        {"method": {"name": "sp", **LABELLED, "stages": ["4"]}},
-    ),
+        {"method": SP | {"stages": ["4", "32"]}, "teacher": RESNET},
+        ("recipe.method", "lenet5_student has no stage '32'; it has", "4, pool"), {"method": SP}),
     "a stage that the teacher lacks": (
-        {"method": {"name": "sp", **LABELLED, "stages": ["8"]}, "student": RESNET},
-        ("recipe.method", "lenet5_teacher has no stage '8'; it has", "4, pool"),
-        {"method": {"name": "sp", **LABELLED, "stages": ["4"]}},
-    ),
+        {"method": SP | {"stages": ["8"]}, "student": RESNET},
+        ("recipe.method", "lenet5_teacher has no stage '8'; it has", "4, pool"), {"method": SP}),
     "sp of one image": (
-        {"method": {"name": "sp", **LABELLED, "stages": ["4"]}, "batch_size": 1},
-        ("recipe.batch_size: sp compares images", "at least 2, got 1"),
-        {"batch_size": 2},
-    ),
+        {"method": SP, "batch_size": 1},
+        ("recipe.batch_size: sp compares images", "at least 2, got 1"), {"batch_size": 2}),
     "angles of one image": (
         {"method": {"name": "rkd_angle", **LABELLED}, "batch_size": 1},
-        ("recipe.batch_size: rkd_angle compares images", "at least 2, got 1"),
-        {"batch_size": 2},
-    ),
-    "dkd of two classes": (
-        {"method": {"name": "dkd", **LABELLED}},
-        ("recipe.method", "dkd needs at least 3 classes, got 2"),
-        {"data": DIGITS},
-    ),
+        ("recipe.batch_size: rkd_angle compares images", "at least 2, got 1"), {"batch_size": 2}),
     "a critic of two logits": (
-        {"method": {"name": "logits_discriminator", **LABELLED, "temperature": 2.0, **ONE_STEP_EACH}},
-        ("recipe.method: logits_discriminator needs at least", "classes", "got 2"),
-        {"data": DIGITS},
-    ),
-    "two logits standardised": (
-        {"method": KD | {"standardise": True}},
-        ("recipe.method: kd with standardise needs at least 3 classes, got 2",),
-        {"data": DIGITS},
-    ),
+        {"method": CRITIC},
+        ("recipe.method: logits_discriminator needs at least", "classes", "got 2"), {"data": DIGITS}),
     "r_drop without dropout": (
         {"r_drop": {"weight": 0.3}},
         ("recipe.r_drop: compares two passes with dropout, but lenet5_student has none; write student.dropout",),
-        {"student": RESNET | {"dropout": 0.2}},
-    ),
+        {"student": RESNET | {"dropout": 0.2}}),
     "one image for the student's batch norm": (
         {"data": LARGER, "student": RESNET | {"head": "hidden"}, "batch_size": 16},
-        ("recipe.batch_size: 16 leaves 1 of 17 images for the last batch", "batch normalisation head.2 of test_resnet"),
-        {"batch_size": 6},
-    ),
+        ("recipe.batch_size: 16", *BATCH_NORM), {"batch_size": 6}),
     "one image for the teacher's batch norm": (
         {"data": LARGER, "teacher": RESNET | {"head": "hidden"}, "batch_size": 16},
-        (
-            "recipe.teacher.batch_size: 16 leaves 1 of 17 images for the last batch",
-            "batch normalisation head.2 of test_resnet",
-        ),
-        {"batch_size": 6},
-    ),
+        ("recipe.teacher.batch_size: 16", *BATCH_NORM), {"batch_size": 6}),
     "one image for the batch norm of maps of one pixel": (
         {"student": RESNET, "batch_size": 8},
         ("recipe.batch_size: 8 leaves 1 of 17 images", "batch normalisation encoder.layer3", "of test_resnet"),
-        {"data": LARGER},
-    ),
-    "too few pixels": (
-        {"data": {"name": "hymenoptera", "resolution": 8}},
-        ("recipe.data.resolution: LeNet5 needs at least 10 px, got 8",),
-        {"data": HYMENOPTERA},
-    ),
-}
-
-
-@pytest.mark.parametrize("case", NEEDS_DATA)
-def test_what_the_data_or_the_networks_rule_out_is_said_before_the_teacher_is_trained(
-    kdtrain: Command, case: str
-) -> None:
-    changes, expected, mended = NEEDS_DATA[case]
-    kdtrain.refuses(*expected, **DISTILLING | changes)
-    kdtrain.trains(**DISTILLING | changes | mended)
-
-
-def test_a_last_batch_of_one_image_trains_where_its_own_maps_or_kept_statistics_suffice(kdtrain: Command) -> None:
-    kdtrain.trains(data=LARGER, student=RESNET, batch_size=16)
-    kdtrain.trains(student=RESNET | {"batch_norm_statistics": "keep"}, batch_size=16)
-
-
-def test_with_statistics_per_worker_each_needs_two_images_of_the_last_batch(
-    kdtrain: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Checked before a worker waits for another: so one process that takes itself for one of three shows it."""
-    of_each = {"student": RESNET, "batch_norm": "per_worker"}
-    recipe = Recipe.model_validate(PLAIN | of_each)  # 17 = 6 + 6 + 5 images, and 5 = 2 + 2 + 1
-    data = load(recipe.data, Path("data").absolute())
-    monkeypatch.setattr(distributed, "size", lambda: 3)
-    with pytest.raises(UserError, match=r"batch_size: 6 leaves 5 of 17 images for the last batch, shared by 3 workers"):
-        assemble(recipe, data, None, torch.device("cpu"))
-
-
-FILE_ALONE: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
+        {"data": LARGER}),
     "mixup with dkd": (
         {"mixup": {}, "method": {"name": "dkd", **LABELLED}, "data": DIGITS},
-        ("method: dkd needs one class per image; remove recipe.mixup",),
-        {"mixup": None},
-    ),
-    "a frozen random encoder": (
-        {"student": LENET | {"freeze": "encoder"}},
-        ("student.freeze: encoder with weights null would freeze random weights", "allow_random_frozen: true"),
-        {"student": LENET | {"freeze": "encoder", "allow_random_frozen": True}},
-    ),
+        ("r: method: dkd needs one class per image; remove recipe.mixup",), {"mixup": None}),
     "a frozen random encoder of the teacher": (
         {"teacher": LENET | {"freeze": "encoder"}},
-        ("teacher.freeze: encoder with weights null would freeze random weights", "allow_random_frozen: true"),
-        {"teacher": LENET | {"freeze": "encoder", "allow_random_frozen": True}},
-    ),
-    "published r_drop beside a teacher": (
-        {"student": RESNET | {"dropout": 0.2}, "r_drop": {"convention": "published"}},
-        ("r_drop.convention: published never reached distillation",),
-        {"r_drop": None},
-    ),
-    "a stage of no network": (
-        {"method": {"name": "at", **LABELLED, "stages": ["5"]}},
-        ("method.stages", "5", "4, 8, 16, 32"),
-        {"method": {"name": "sp", **LABELLED, "stages": ["4"]}},
-    ),
-    "features without labels": (
-        {"method": {"name": "sp", "balance": {"alpha": 1}, "stages": ["4"]}},
-        ("method.balance: must leave cross-entropy a weight above 0",),
-        {"method": {"name": "sp", "balance": {"alpha": 0.9}, "stages": ["4"]}},
-    ),
-}
+        ("r: teacher.freeze: encoder with weights null would freeze random weights", "allow_random_frozen: true"),
+        {"teacher": LENET | {"freeze": "encoder", "allow_random_frozen": True}}),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", FILE_ALONE)
-def test_what_the_file_alone_rules_out_is_said_with_its_line(kdtrain: Command, case: str) -> None:
-    changes, expected, mended = FILE_ALONE[case]
-    shown = kdtrain.refuses(*expected, **DISTILLING | changes)
-    assert re.match(r"recipe\.yaml(:\d+)?: ", shown), shown
-    assert not Path("results").exists()
-    kdtrain.trains(**DISTILLING | changes | mended)
-
-
-@pytest.mark.parametrize("case", [name for name in FILE_ALONE if "published" not in name])
-def test_a_sweeps_check_finds_what_can_be_found_without_data(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_go_together_is_refused_before_the_teacher_is_trained(
+    case: str, data: Path, tmp_path: Path
 ) -> None:
-    changes, expected, _ = FILE_ALONE[case]
-    file = sweep_file(tmp_path, recipe={**DISTILLING, "optimizer": PLAIN["optimizer"], **changes})
-    assert check.main([str(file)]) == 2
-    shown = capsys.readouterr().err
-    assert all(words in shown for words in expected), shown
-    assert "Traceback" not in shown
-    assert all(line.startswith(str(file)) for line in shown.splitlines())
+    changes, expected, correction = BAD[case]
+    place = workspace(tmp_path, data)
+    with pytest.raises(UserError) as caught:
+        check_before_teacher(recipe_from_dict(PLAIN | DISTILLING | changes, "r"), place)
+    assert all(text in str(caught.value) for text in expected), caught.value
+    check_before_teacher(recipe_from_dict(PLAIN | DISTILLING | changes | correction, "r"), place)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_last_batch_of_one_image_trains_if_its_own_maps_or_kept_statistics_suffice(kdtrain: Command) -> None:
+    kdtrain.trains(data=LARGER, student=RESNET, batch_size=16)
+    kdtrain.trains(student=RESNET | {"batch_norm_statistics": "keep"}, batch_size=16)

@@ -40,7 +40,10 @@ def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatc
     assert "pip install 'kdtrain[aws]'" in said
 
 
-def test_a_cluster_that_does_not_answer_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cluster_that_does_not_answer_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdtrain.cli.cluster._ray", lambda: "false")  # `ray` takes seconds to fail
     file = tmp_path / "cluster.yaml"
     file.write_text("cluster_name: nobody\nprovider: {type: none}\n")
     assert main([str(file), "sweeps/digits_kd.yaml"]) == 2

@@ -1,4 +1,4 @@
-"""On a host of its own: a cluster of a head alone, whose real autoscaler adds a node when trials wait for one.
+"""Starts a cluster of a head alone, whose real autoscaler adds a node when trials wait for one; runs a sweep on it.
 
 `python grow.py SWEEP RESULTS`: the nodes that Ray's fake provider starts are real raylets of this host.
 """

@@ -1,7 +1,7 @@
-"""Three machines on one: network namespaces on a bridge, each with its own processes, temporary folder, home and sshd.
+"""Three machines simulated on one: network namespaces on a bridge, each with its own processes, folders and sshd.
 
-What is seen of one another is the network, and one folder, as a shared mount would be. Needs root, `ip` (iproute2),
-`sshd` (openssh-server) and `rsync`. Whatever is started here ends with it, and all traffic stays on the bridge.
+They share the network and one folder, as machines share a mount. The module needs root, `ip` (iproute2), `sshd`
+(openssh-server) and `rsync`. Every process that is started here ends with it, and all traffic stays on the bridge.
 """
 
 import os
@@ -25,7 +25,7 @@ ALONE = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-pro
 
 
 def lacking() -> str | None:
-    """Why there can be no such machines here."""
+    """Return why such machines cannot be made here, or None."""
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
     for tool, package in TOOLS.items():
@@ -49,7 +49,7 @@ def _call(*words: str, check: bool = True) -> None:
 
 
 class Host:
-    """One machine: its first process is sshd's, and with it all others end."""
+    """One machine. Its first process is sshd; when that ends, all others end."""
 
     def __init__(self, number: int, base: Path) -> None:
         self.name, self.address = f"kd{number}", f"{NETWORK}.{10 + number}"

@@ -31,7 +31,7 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def documented_roles() -> dict[str, list[dict[str, Any]]]:
-    """What docs/cluster.md has the user allow each role: made as its shell lines make them."""
+    """Make the roles by the shell lines of docs/cluster.md; return what each is allowed."""
     import boto3
 
     text = (ROOT / "docs" / "cluster.md").read_text().replace("\\\n", " ")

@@ -1,4 +1,4 @@
-"""`ray up cluster.local.yaml` on three hosts, a sweep from the laptop, a host that dies in its middle, `ray down`.
+"""`ray up cluster.local.yaml` on three hosts, a sweep from the laptop, a host that is killed during it, `ray down`.
 
 The hosts are network namespaces of this machine (hosts.py); ssh, Ray, the sweep and the kill are real. `-s` shows the
 log.
@@ -61,7 +61,7 @@ QUICK = {
 
 
 class Laptop:
-    """Where the user sits: a copy of the project, a home, the cluster file, a clock."""
+    """The user's machine: a copy of the project, a home, the cluster file, a clock."""
 
     def __init__(self, base: Path, hosts: list[Host], s3: str) -> None:
         self.base, self.hosts, self.s3 = base, hosts, s3
@@ -71,7 +71,7 @@ class Laptop:
         subprocess.run(["git", "clone", "-q", str(ROOT), str(self.project)], check=True)
         changed = ["--exclude=.git", "--filter=:- .gitignore", f"{ROOT}/", f"{self.project}/"]
         subprocess.run(["rsync", "-a", *changed], check=True)
-        # there is no index on the bridge: the versions are those that lie here
+        # the bridge reaches no package index: install the versions of this machine
         there = sorted({f"{package.name}=={package.version}" for package in metadata.distributions()})
         (self.project / "constraints.txt").write_text("\n".join(there) + "\n")
         self.environment = {**os.environ, **QUICK, "HOME": str(self.home), "PYTHONPATH": str(self.project)}
@@ -109,7 +109,7 @@ class Laptop:
         return self.run(str(Path(sys.executable).with_name("ray")), *words, quietly=quietly)
 
     def await_nodes(self, count: int, seconds: float) -> None:
-        """Until `ray status` says so; shows what it says."""
+        """Wait until `ray status` lists this many nodes, and print its output."""
         command = ". ~/venv/bin/activate && RAY_AUTH_MODE=token ray status"
         text = ""
 

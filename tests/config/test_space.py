@@ -4,7 +4,7 @@ from typing import Any
 import optuna
 import pytest
 
-from kdtrain.config.parameter import Values
+from kdtrain.config.parameter import Values, check_spaces
 from kdtrain.config.reference_points import match_point
 from kdtrain.config.space import (
     combinations,
@@ -16,7 +16,6 @@ from kdtrain.config.space import (
     resolve,
     suggest,
 )
-from kdtrain.config.space_checks import check_spaces
 
 KD = {"name": "kd", "temperature": {"loguniform": [1, 20]}, "balance": {"alpha_ce": {"uniform": [0, 1]}}}
 NESTED = {
@@ -44,12 +43,9 @@ def test_a_name_is_the_path_with_the_chosen_labels() -> None:
         "critic_steps": {},
         "batch_size": {},
     }
-
-
-def test_a_parameter_knows_where_it_stands_in_the_recipe_and_in_the_file() -> None:
     mask = next(p for p in parameters(NESTED) if p.name == "method[mgd].mask[uniform]")
-    assert mask.path == ("method", "mask")
-    assert mask.source == ("method", "choice", 1, "mask", "choice", 1)
+    assert (mask.path, mask.source) == (("method", "mask"), ("method", "choice", 1, "mask", "choice", 1))
+    assert parameters({"method": {"choice": [KD]}})[1].name == "method[kd].temperature"
 
 
 @pytest.mark.parametrize(
@@ -60,17 +56,12 @@ def test_a_parameter_knows_where_it_stands_in_the_recipe_and_in_the_file() -> No
         ([None, "a"], ("null", "a")),
         ([None, "null"], ("null", "null (2)")),
         ([{"name": "kd", "a": 1}, {"name": "kd", "a": 2}, {"name": "kd (2)"}], ("kd", "kd (2)", "kd (2) (2)")),
-        ([{"model": "resnet18"}], ("resnet18",)),
         ([{"weight": 1}, {"alpha": {"uniform": [0, 1]}}], ("weight: 1", "alpha")),
         ([[16, 32], [32]], ("[16, 32]", "[32]")),
     ],
 )
 def test_labels_are_names_models_or_values_and_unique(options: list[Any], labels: tuple[Any, ...]) -> None:
     assert parameters({"a": {"choice": options}})[0].labels == labels
-
-
-def test_a_single_option_still_brackets_its_label() -> None:
-    assert [p.name for p in parameters({"method": {"choice": [KD]}})][1] == "method[kd].temperature"
 
 
 def test_resolving_gives_the_chosen_tree_and_where_each_value_was_written() -> None:
@@ -143,30 +134,20 @@ def test_suggested_values_resolve_and_only_active_parameters_are_drawn() -> None
     assert branches == {("kd", None), ("mgd", 0.1), ("mgd", "uniform")}
 
 
-def test_a_trial_can_be_rebuilt_from_its_values() -> None:
-    for values in probe_points(NESTED):
-        rebuilt = optuna.create_trial(params=values, distributions=distributions(NESTED, values), value=0.5)
-        assert rebuilt.params == values
-
-
 @pytest.mark.parametrize(
     ("space", "rule", "hint"),
     [
         ({"uniform": [3, 1]}, "uniform must go from low to high, got [3, 1]", "write [1, 3]"),
         ({"uniform": [2, 2]}, "uniform must have two different ends, got [2, 2]", "write 2"),
         ({"loguniform": [0, 1]}, "loguniform must be > 0, got [0, 1]", ""),
-        ({"loguniform": [-1, 1]}, "loguniform must be > 0, got [-1, 1]", ""),
         ({"logint": [0, 8]}, "logint must be >= 1, got [0, 8]", ""),
         ({"int": [1.5, 3]}, "int must be two whole numbers, [low, high], got [1.5, 3]", ""),
         ({"uniform": 3}, "uniform must be two numbers, [low, high], got 3", ""),
-        ({"uniform": [1, 2, 3]}, "uniform must be two numbers, [low, high], got [1, 2, 3]", ""),
         ({"uniform": ["a", True]}, "uniform must be two numbers, [low, high], got [a, true]", ""),
         ({"choice": []}, "choice must be a list", "got []"),
-        ({"choice": 3}, "choice must be a list", "got 3"),
         ({"choice": [4, 5, 4.0]}, "option 3 repeats option 1: 4.0", ""),
         ({"uniform": [1, 2], "name": "kd"}, "a search space must be the only key", "remove name"),
         ({"logunform": [1, 20]}, "unknown search space 'logunform'", "nearest: loguniform (choices: uniform, "),
-        ({"choises": [1, 20]}, "unknown search space 'choises'", "nearest: choice (choices: uniform, "),
     ],
 )
 def test_an_invalid_space_is_refused(space: dict[str, Any], rule: str, hint: str) -> None:
@@ -176,9 +157,6 @@ def test_an_invalid_space_is_refused(space: dict[str, Any], rule: str, hint: str
     assert problem.path[:4] == ("method", "choice", 0, "a")
     assert problem.shown_path == ("method", "a")
     assert probe_points(tree)  # the rest can be checked all the same
-
-
-def test_two_mistakes_of_one_range_are_two_problems() -> None:
     assert len(check_spaces({"a": {"loguniform": [1, 0]}})[1]) == 2
 
 
@@ -241,10 +219,11 @@ def test_a_published_balance_may_be_spelt_in_another_way() -> None:
     assert problems == []
     assert values["balance.weight"] == pytest.approx(0.7 / 0.3)
     alpha = {"balance": {"alpha_ce": {"uniform": [0, 0.1]}}}
-    assert match_point(alpha, {"balance": {"alpha": 0.9}})[0] == {
-        "balance.alpha_ce": 0.1
-    }  # not a hair outside by rounding
+    assert match_point(alpha, {"balance": {"alpha": 0.9}})[0] == {"balance.alpha_ce": 0.1}  # not above it by rounding
     assert match_point({"balance": {"alpha": 0.9}}, {"balance": {"alpha_ce": 0.1}}) == ({}, [])
+    either = {"balance": {"choice": [{"alpha": {"uniform": [0, 1]}}, alpha["balance"]]}}
+    values = {"balance": "alpha_ce", "balance[alpha_ce].alpha_ce": 0.1}
+    assert match_point(either, {"balance": {"alpha_ce": 0.1}})[0] == values
 
 
 def test_a_published_balance_that_cannot_be_respelt_is_a_problem() -> None:
@@ -255,14 +234,6 @@ def test_a_published_balance_that_cannot_be_respelt_is_a_problem() -> None:
     assert outside.startswith("balance: weight must be in the searched range, loguniform [0.05, 20.0], got 9")
     assert "{kd_ratio: 0.99}" in outside
     assert texts(weight, {"balance": {"kd_ratio": "x"}})[0].startswith("balance: must be one of weight, kd_ratio")
-
-
-def test_a_choice_of_spellings_takes_the_one_that_is_written() -> None:
-    tree = {"balance": {"choice": [{"alpha": {"uniform": [0, 1]}}, {"alpha_ce": {"uniform": [0, 1]}}]}}
-    assert match_point(tree, {"balance": {"alpha_ce": 0.1}})[0] == {
-        "balance": "alpha_ce",
-        "balance[alpha_ce].alpha_ce": 0.1,
-    }
 
 
 @pytest.mark.parametrize(

@@ -63,20 +63,11 @@ def test_the_example_loads_with_everything_resolved(tmp_path: Path) -> None:
     sweep = load(tmp_path)
     assert sweep.name == "x"
     assert sweep.located.text == SWEEP
-    assert sweep.tree["optimizer"]["lr"] == {"loguniform": [3e-4, 1e-1]}
     names = "method, method[kd].balance.weight, method[kd].temperature, method[kd (2)].balance.alpha, optimizer.lr"
     assert ", ".join(parameter.name for parameter in sweep.parameters) == names
-    assert sweep.study.model_dump(mode="json", exclude={"published", "pruner", "sampler"}) == {
-        "objective": "val/accuracy", "trials": 24, "confirm": {"best": 2, "seeds": 5, "published": True},
-        "seed": 0, "order": "batches", "batch": 4,
-    }  # fmt: skip
-    assert sweep.study.sampler.model_dump() == {"name": "tpe", "startup_trials": 10}
+    assert (sweep.study.objective, sweep.study.trials, sweep.study.order) == ("val/accuracy", 24, "batches")
     assert sweep.study.pruner.model_dump() == {"name": "asha", "min_epochs": 2, "reduction": 3}
-    assert sweep.resources.model_dump() == {
-        "workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0.0, "concurrent_trials": "auto",
-        "loaders": 0, "checkpoint_every_steps": None, "teacher_cache": "auto", "cache_bytes": 20 << 30,
-    }  # fmt: skip
-    assert (sweep.line_of(("recipe", "method")), sweep.line_of(("study", "pruner", "min_epochs"))) == (5, 16)
+    assert (sweep.resources.cpus_per_worker, sweep.resources.teacher_cache) == (1, "auto")
 
 
 def test_a_published_point_becomes_values_and_a_recipe(tmp_path: Path) -> None:
@@ -89,14 +80,10 @@ def test_a_published_point_becomes_values_and_a_recipe(tmp_path: Path) -> None:
 
 
 def test_whatever_is_suggested_is_a_recipe(tmp_path: Path) -> None:
-    batches = "recipe.batch_size={logint: [8, 128]}", "recipe.teacher.batch_size=32"
-    sweep = load(tmp_path, SWEEP, *batches, *NO_POINTS)
-    baseline = sweep.baseline()
-    searches = [optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)) for seed in range(2)]
-    recipes = [sweep.recipe_for(suggest(searches[0].ask(), sweep.tree), seed) for seed in range(50)]
-    alone = [baseline.recipe_for(suggest(searches[1].ask(), baseline.tree), seed) for seed in range(20)]
-    assert {recipe.method.convention for recipe in recipes} == {"corrected", "published_mnist"}
-    assert {(recipe.method.name, recipe.teacher) for recipe in alone} == {("none", None)}
+    sweep = load(tmp_path, SWEEP, "recipe.batch_size={logint: [8, 128]}", "recipe.teacher.batch_size=32", *NO_POINTS)
+    for searched in (sweep, sweep.baseline()):
+        search = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        assert all(searched.recipe_for(suggest(search.ask(), searched.tree), seed) for seed in range(30))
 
 
 def test_the_baseline_searches_only_what_it_shares(tmp_path: Path) -> None:
@@ -141,18 +128,12 @@ RANGED = "would train a teacher for every trial"
     [
         ("batch_size: 64", "batchsize: 64", "11: recipe.batchsize", "nearest: batch_size"),
         ("epochs: 8", "epochs: eight", "12: recipe.epochs", "must be a whole number, got 'eight'"),
-        ("epochs: 8", "epochs: 8.5", "12: recipe.epochs", "must be a whole number, got 8.5"),
-        ("epochs: 8", "epochs: true", "12: recipe.epochs", "must be a whole number, got true"),
-        ("batch_size: 64", "batch_size: 0", "11: recipe.batch_size", "must be >= 1, got 0"),
         ("batch_size: 64", "batch_size: {choice: [64, 0]}", "11: recipe.batch_size", "must be >= 1, got 0"),
         ("batch_size: 64", "batch_size: {uniform: [8, 64]}", "11: recipe.batch_size",
          "must be a whole number, got 8.0 in uniform [8.0, 64.0]; for whole numbers write int or logint"),
         ("momentum: 0.9", "momentum: {uniform: [0.5, 1.5]}", "9: recipe.optimizer.momentum",
          "must be < 1, got 1.5 in uniform [0.5, 1.5]"),
         ("name: digits", "name: digts", "2: recipe.data.name", "unknown data 'digts'; choices: digits, mnist, "),
-        ("model: lenet5_student", "model: lenet5_studnt", "4: recipe.student.model", "nearest: lenet5_student"),
-        ("name: sgd", "name: sdg", "9: recipe.optimizer.name",
-         "unknown optimizer 'sdg'; choices: sgd, adam, adamw; nearest: sgd"),
         ("name: asha", "name: hyperband", "16: study.pruner.name",
          "unknown pruner 'hyperband'; choices: asha, median, none"),
         ("{name: digits}", "{}", "2: recipe.data", "needs a name; choices: digits, "),
@@ -162,34 +143,25 @@ RANGED = "would train a teacher for every trial"
          "must be below epochs 8, got 8"),
         (TEACHER, TEACHER.replace("20", "1"), "3: recipe.teacher",
          "lr_schedule.warmup_epochs must be below epochs 1, got 1"),
-        (TEACHER, "{model: lenet5_teacher, label_smoothing: 1.0}", "3: recipe.teacher.label_smoothing",
-         "must be < 1, got 1.0"),
         (TEACHER, "{model: lenet5_teacher, epochs: {int: [5, 20]}}", "3: recipe.teacher.epochs", RANGED),
         ("{name: digits}", "{name: digits, limit_per_class: {int: [5, 20]}}", "2: recipe.data.limit_per_class", RANGED),
         ("{name: digits}", "{choice: [{name: digits}, {name: mnist}]}", "2: recipe.data", "'digits', 'mnist'"),
         ("  epochs: 8\n", "  epochs: 8\n  seed: 3\n", "13: recipe.seed", "write study.seed"),
-        ("  epochs: 8\n", "  epochs: 8\n  objective: val/nll\n", "13: recipe.objective", "write study.objective"),
         (f"  teacher: {TEACHER}\n", "", "1: recipe.teacher", NEEDED),
         (TEACHER, "{choice: [null, {model: lenet5_teacher}]}", "3: recipe.teacher", NEEDED),
         ("study:", "studies:", "13: studies", "nearest: study"),
-        ("trials: 24", "trials: 0", "14: study.trials", "must be >= 1, got 0"),
         ("trials: 24", "trials: {int: [1, 9]}", "14: study.trials", "must be a whole number, got {int: [1, 9]}"),
         ("  trials: 24\n", "  trials: 24\n  seed: 1000000\n", "15: study.seed", "must be < 1000000, got 1000000"),
         ("  trials: 24\n", "  trials: 24\n  order: free\n  batch: 8\n", "16: study.batch", "order free; remove it"),
         ("  trials: 24\n", "  trials: 24\n  objective: val/acc\n", "15: study.objective",
          "must be one of val/accuracy, val/nll, got 'val/acc'; nearest: val/accuracy"),
         ("min_epochs: 2", "min_epochs: 8", "16: study.pruner.min_epochs", "must be below recipe.epochs 8, "),
-        ("seeds: 5", "sedes: 5", "18: study.confirm.sedes", "nearest: seeds"),
         ("workers: 1", "gpus_per_worker: 1.5", "19: resources.gpus_per_worker", "got 1.5"),
         ("concurrent_trials: auto", "concurrent_trials: atuo", "19: resources.concurrent_trials",
          "must be auto or a whole number, got 'atuo'; nearest: auto"),
         ("resources:", "report: {published: cub200}\nresources:", "19: report.published", "digits, got cub200"),
         ("published: [{method", "published: [{epochs: 30, method", "17: study.published.0.epochs",
          "is fixed to 8 in the recipe, got 30"),
-        ("optimizer: {lr: 1e-3}}]", "optimizer: {lr: 1}}]", "17: study.published.0.optimizer.lr",
-         "loguniform [0.0003, 0.1], got 1"),
-        (", optimizer: {lr: 1e-3}}]", "}]", "17: study.published.0.optimizer.lr",
-         "is searched (loguniform [0.0003, 0.1])"),
         ("published: [{", "published: [3, {", "17: study.published.0", "must be a mapping, {key: value}, got 3"),
     ],
 )  # fmt: skip
@@ -210,17 +182,11 @@ def test_a_mistake_is_reported_with_place_rule_value_and_choices(
         (f"{{name: kdd, {KD}}}", ["6: recipe.method.name: unknown method 'kdd'; choices: none, kd, "]),
         (f"{{name: kd, temprature: 3, {KD}}}",
          ["6: recipe.method.temprature: kd has no 'temprature'; nearest: temperature"]),
-        ("{name: kd, temperature: 0, balance: {weight: 1}}", ["6: recipe.method.temperature: must be > 0, got 0"]),
         ("{name: kd, temperature: 1, balance: {weight: 1, alpha: 1}}",
          ["6: recipe.method.balance: takes exactly one of weight, kd_ratio, alpha, alpha_ce, got weight, alpha"]),
-        ("{name: kd, temperature: {logunform: [1, 20]}, balance: {weight: 1}}",
-         ["6: recipe.method.temperature: unknown search space 'logunform'; nearest: loguniform"]),
         (f"{{choice: [{{name: kd, {KD}}}, {{name: none, temperature: {{uniform: [1, 4]}}}}]}}",
          ["6: recipe.method.name: none is the student alone",
           "6: recipe.method.temperature: none has no 'temperature'; it has: name"]),
-        (f"{{choice: [{{name: kd, {KD}}}, {{name: kd, {KD}}}]}}",
-         ["6: recipe.method: option 2 repeats option 1: {name: kd, balance: {weight: 1}, temperature: 4}"]),
-        ("{choice: []}", ["5: recipe.method: choice must be a list of at least one option, got []"]),
         ("{choice: [kd]}", ["6: recipe.method: must be a mapping, {key: value}, got 'kd'"]),
     ],
 )  # fmt: skip
@@ -231,47 +197,30 @@ def test_a_mistake_in_a_method_names_the_method(tmp_path: Path, method: str, exp
 
 
 def test_every_mistake_of_a_file_is_reported_at_once_in_the_order_of_its_lines(tmp_path: Path) -> None:
-    text = """\
-recipe:
-  data: {name: digts}
-  teacher: {model: lenet5_teacher, optimizer: {name: adam, lr: 0.1}}
-  student: {model: lenet5_studnt}
-  method:
-    choice:
-      - {name: kd, temperatur: 4, balance: {weight: {loguniform: [0, 20]}}}
-      - name: kd
-        temperature: {uniform: [8, 2]}
-        balance: {weight: 1, alpha: 0.5}
-  optimizer: {name: sgd, lr: {uniform: [-1, 0.1]}}
-  lr_schedule: {name: cosine}
-  batch_size: 1.5
-  batch_size: 3
-  epochs: {int: [1, 10]}
-  seed: 3
-study:
-  trails: 3
-  pruner: {name: asha, min_epochs: 0}
-resources: {concurrent_trials: 0, gpus_per_worker: .nan}
-"""
+    text = with_method("{name: kd, temperatur: 4, balance: {weight: {loguniform: [0, 20]}}}")
+    for old, new in (
+        ("{name: digits}", "{name: digts}"),
+        ("epochs: 20, ", ""),
+        ("momentum: 0.9", "momentum: {uniform: [-1, 0.1]}"),
+        ("batch_size: 64", "batch_size: 1.5\n  batch_size: 3"),
+        ("trials: 24", "trails: 3"),
+        ("workers: 1", "workers: 0, gpus_per_worker: .nan"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
     places = [problem.split(": ")[:2] for problem in problems_of(tmp_path, text, "study.confirm.seeds=0", "lr=3")]
     assert places == [
         ["x.yaml:2", "recipe.data.name"],
-        ["x.yaml:3", "recipe.teacher.epochs"],
-        ["x.yaml:4", "recipe.student.model"],
-        ["x.yaml:7", "recipe.method.balance.weight"],
-        ["x.yaml:7", "recipe.method.temperature"],
-        ["x.yaml:7", "recipe.method.temperatur"],
-        ["x.yaml:9", "recipe.method.temperature"],
-        ["x.yaml:10", "recipe.method.balance"],
-        ["x.yaml:11", "recipe.optimizer.lr"],
-        ["x.yaml:13", "recipe.batch_size"],
-        ["x.yaml:14", "recipe.batch_size"],
-        ["x.yaml:16", "recipe.seed"],
-        ["x.yaml:17", "study.trials"],
-        ["x.yaml:18", "study.trails"],
-        ["x.yaml:19", "study.pruner.min_epochs"],
-        ["x.yaml:20", "resources.gpus_per_worker"],
-        ["x.yaml:20", "resources.concurrent_trials"],
+        ["x.yaml:5", "recipe.method.temperature"],
+        ["x.yaml:6", "recipe.method.balance.weight"],
+        ["x.yaml:6", "recipe.method.temperatur"],
+        ["x.yaml:7", "recipe.optimizer.momentum"],
+        ["x.yaml:9", "recipe.batch_size"],
+        ["x.yaml:10", "recipe.batch_size"],
+        ["x.yaml:12", "study.trials"],
+        ["x.yaml:13", "study.trails"],
+        ["x.yaml:17", "resources.gpus_per_worker"],
+        ["x.yaml:17", "resources.workers"],
         ["--set lr", "must begin with recipe., study., resources., report."],
         ["--set study.confirm.seeds", "must be >= 1, got 0"],
     ]
@@ -290,7 +239,6 @@ resources: {concurrent_trials: 0, gpus_per_worker: .nan}
         ("epochs=3", "epochs: ", "must begin with recipe., study., resources., report.; did you mean recipe.epochs?"),
         ("recipe.epochs", "recipe.epochs: ", "must be written as recipe.epochs=3"),
         ("=3", ": ", "must be written as recipe.epochs=3"),
-        ("recipe.epochs=[1", "recipe.epochs:1: ", "is not YAML: expected ',' or ']'"),
     ],
 )
 def test_a_wrong_override_is_reported_with_its_option(tmp_path: Path, override: str, place: str, rule: str) -> None:
@@ -309,7 +257,17 @@ def test_overrides_replace_values_subtrees_and_spaces(tmp_path: Path) -> None:
     assert "label_smoothing" in [parameter.name for parameter in sweep.parameters]
     assert (sweep.study.trials, sweep.study.seed) == (5, 9)
     assert sweep.overrides[0] == "recipe.epochs=3"
-    assert sweep.line_of(("recipe", "epochs")) == 0
+
+
+def test_a_plain_recipe_takes_no_spaces_and_reports_every_mistake(tmp_path: Path) -> None:
+    plain = load(tmp_path, PLAIN, trials=1).tree
+    method = plain["method"] | {"temperature": {"uniform": [-3, 1]}}
+    tree = {key: value for key, value in plain.items() if key != "epochs"}
+    (tmp_path / "plain.yaml").write_text(dump_yaml(tree | {"method": method, "epoch": 3}))
+    with pytest.raises(UserError) as caught:
+        load_recipe(tmp_path / "plain.yaml")
+    rules = "epochs: is missing", "method.temperature: is a search space", "epoch: a recipe has no 'epoch'; nearest"
+    assert all(rule in text for rule, text in zip(rules, caught.value.problems, strict=True)), caught.value
 
 
 def test_trials_and_seed_of_the_command_line_are_checked_as_such(tmp_path: Path) -> None:
@@ -378,33 +336,10 @@ def test_a_sweep_and_a_recipe_are_told_apart(tmp_path: Path) -> None:
     recipe = tmp_path / "plain.yaml"
     recipe.write_text(dump_yaml(load(tmp_path, PLAIN, trials=1).tree))
     assert load_recipe(recipe).epochs == 8
-    with pytest.raises(UserError, match="is a plain recipe, not a sweep; train it with: python -m kdtrain"):
+    with pytest.raises(UserError, match="is a plain recipe, not a sweep; train it with: kdtrain train"):
         load_sweep(recipe)
-    with pytest.raises(UserError, match="is a sweep, not a plain recipe; run it with: python run_sweep"):
+    with pytest.raises(UserError, match="is a sweep, not a plain recipe; run it with: kdtrain sweep"):
         load_recipe(tmp_path / "x.yaml")
-    (tmp_path / "trials.yaml").write_text(SWEEP)
-    with pytest.raises(UserError, match="cannot be named trials"):
-        load_sweep(tmp_path / "trials.yaml")
-
-
-def test_a_plain_recipe_takes_no_spaces_and_reports_every_mistake(tmp_path: Path) -> None:
-    file = tmp_path / "plain.yaml"
-    file.write_text(
-        "data: {name: digits}\nteacher: {model: lenet5_teacher}\nstudent: {model: lenet5}\n"
-        "method: {name: kd, balance: {weight: 1}, temperature: {uniform: [-3, 1]}}\nlr_schedule: {name: constant}\n"
-        "optimizer: {name: sgd, lr: 0.1}\nepoch: 3\nbatch_size: 32\n"
-    )
-    with pytest.raises(UserError) as caught:
-        load_recipe(file)
-    expected = [
-        ":1: epochs: is missing",
-        ":3: student.model: unknown model 'lenet5'; choices: ",
-        ":4: method.temperature: is a search space",
-        ":7: epoch: a recipe has no 'epoch'; nearest: epochs",
-    ]
-    found = [problem.removeprefix(str(file)) for problem in caught.value.problems]
-    assert len(found) == len(expected)
-    assert all(text.startswith(start) for text, start in zip(found, expected, strict=True)), found
 
 
 @pytest.mark.parametrize(
@@ -413,16 +348,11 @@ def test_a_plain_recipe_takes_no_spaces_and_reports_every_mistake(tmp_path: Path
         "recipe: 3\nstudy: {trials: 3}\n",
         "recipe:\nstudy:\n",
         "recipe: {choice: [{}]}\nstudy: 3\n",
-        "recipe: {}\nstudy: {}\n",
-        "a: 1\n",
         "recipe: {method: {choice: [{choice: [1]}]}}\n",
         "recipe: {teacher: 3, student: [], data: {choice: [1, {name: [1]}]}}\nstudy: {published: 3}\n",
         "recipe: {method: {name: {choice: [kd, none]}}}\nstudy: {published: [{method: 3}]}\n",
         "recipe: {optimizer: {uniform: [1, 2]}, epochs: {choice: [{a: 1}]}}\nstudy: {trials: x}\n",
-        "recipe: {}\nstudy: {trials: 1}\n",
         "recipe: {uniform: [0, 1], epochs: 3}\nstudy: {trials: 1}\n",
-        "!x {a: 1}\n",
-        "recipe: []\nstudy: {trials: 1}\n",
         changed("balance: {weight:", "balance: {wieght:"),
     ],
 )
@@ -430,12 +360,14 @@ def test_any_wrong_shape_is_a_user_error(tmp_path: Path, text: str) -> None:
     assert problems_of(tmp_path, text)
 
 
-def test_a_published_ratio_of_attention_is_its_weight_below_one_too(tmp_path: Path) -> None:
-    for method, weight in (("at", 0.5), ("sp", 1.0)):
-        text = with_method(f"{{name: {method}, balance: {{weight: {{loguniform: [0.05, 20]}}}}}}")
-        point = f"{{method: {{name: {method}, balance: {{kd_ratio: 0.5}}}}, optimizer: {{lr: 1e-3}}}}"
-        sweep = load(tmp_path, text, f"study.published=[{point}]")
-        assert sweep.published[0]["method.balance.weight"] == pytest.approx(weight)
+@pytest.mark.parametrize(("method", "weight"), [("at", 0.5), ("sp", 1.0)])
+def test_a_published_ratio_is_converted_as_the_points_method_defines_it(
+    tmp_path: Path, method: str, weight: float
+) -> None:
+    text = with_method(f"{{name: {method}, balance: {{weight: {{loguniform: [0.05, 20]}}}}}}")
+    point = f"{{method: {{name: {method}, balance: {{kd_ratio: 0.5}}}}, optimizer: {{lr: 1e-3}}}}"
+    sweep = load(tmp_path, text, f"study.published=[{point}]")
+    assert sweep.published[0]["method.balance.weight"] == pytest.approx(weight)
 
 
 def test_a_frozen_encoder_has_no_features_to_teach(tmp_path: Path) -> None:
@@ -456,11 +388,8 @@ def test_a_teacher_as_student_is_the_students_model_in_every_trial(tmp_path: Pat
     assert trainings(sweep)["teacher"] == 2
     written_out = load(tmp_path, SWEEP, *NO_POINTS)
     assert recipes[1].model_copy(update={"student": recipes[0].student}) == written_out.recipe_for(point, 0)
-
-
-def test_as_student_without_a_known_student_is_a_problem_of_the_student(tmp_path: Path) -> None:
-    problems = problems_of(tmp_path, SWEEP, "recipe.teacher.model=as_student", "recipe.student.model=lenet6")
-    assert any("recipe.student.model" in problem and "lenet6" in problem for problem in problems)
+    unknown = problems_of(tmp_path, SWEEP, "recipe.teacher.model=as_student", "recipe.student.model=lenet6")
+    assert any("recipe.student.model" in problem and "lenet6" in problem for problem in unknown)
 
 
 def test_a_published_point_need_not_name_a_model_that_all_options_share(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""python one_trial.py CONFIG.json ROWS.jsonl: one job of a study on a Ray of its own; writes what reaches Tune."""
+"""python one_trial.py CONFIG.json ROWS.jsonl: runs one job on a Ray of its own, and writes the rows that reach Tune."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ CPUS = 2
 
 
 class Rows(tune.Callback):
-    """Every result that Tune hears of, in order."""
+    """Write every result that Tune gets, in order."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -1,6 +1,6 @@
-"""A training of two workers on Ray Train: one is killed and replaced, and nobody could tell from the numbers.
+"""A training of two workers on Ray Train whose numbers do not change when one is killed and replaced.
 
-It was begun under torchrun, and killed there: Ray Train wraps exactly that.
+It was begun and killed under torchrun before, because Ray Train continues the same training.
 """
 
 import json
@@ -36,7 +36,7 @@ def workers_below(pid: int) -> list[int]:
 def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_an_undisturbed_one(
     checkpoints: str, tmp_path: Path
 ) -> None:
-    """lost: epochs that Ray has heard of are done again, as where large checkpoints are not written after each."""
+    """lost: epochs that Ray knows are trained again, as if large checkpoints are not written after each epoch."""
     case = KILLABLE["kd at an epoch's end"]
     config, undisturbed = case.config, tmp_path / "undisturbed"
     leave_alone([config], undisturbed, WORKERS)

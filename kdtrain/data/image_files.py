@@ -22,7 +22,7 @@ from torch import Tensor
 from kdtrain.data.base import Dataset, Split, fingerprint
 from kdtrain.data.views import Transform, ViewedImages, Views, transform_repr
 from kdtrain.errors import UserError
-from kdtrain.storage.cache import NO_ROOM, Cache, SharedFolder
+from kdtrain.storage.cache import Cache, SharedFolder
 from kdtrain.storage.folder import Row
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -113,20 +113,11 @@ class FileSource:
             sample = [self._decode(index, self.pre_transform) for index in range(min(SAMPLE_IMAGES, len(self.files)))]
             return round(3 * sum(image.width * image.height for image in sample) / len(sample) * len(self.files))
 
-        folder = None
-        try:
-            folder = cache.folder(self._ingredients(), estimate_bytes)
-            if folder is None:
-                return cache.no_room
-            folder.fill(range(len(units)), decode)
-            for unit in range(len(units)):
-                self._map(unit, folder.file(unit))
-        except BaseException as error:
-            if folder is not None:
-                folder.close()
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                return cache.unwritable(error)
-            raise
+        folder = cache.filled_folder(self._ingredients(), estimate_bytes, len(units), decode)
+        if isinstance(folder, str):
+            return folder
+        for unit in range(len(units)):
+            self._map(unit, folder.file(unit))
         self._cache_folder = folder
         self.shared = True
         self.checked = True  # this process or another one has decoded every file

@@ -1,4 +1,4 @@
-"""The contract suite of data sets: what holds for each of them, on made-up files. Real files: the tests marked `data`."""
+"""The contract suite of data sets: what holds for each of them, on made-up files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -109,11 +109,11 @@ def test_the_fingerprint_changes_with_the_images_and_not_with_the_views(name: st
 
 FETCH = "torchvision.datasets.{}('{{root}}', download=True)"
 ABSENT = [
-    *(("mnist", part, FETCH.format("MNIST")) for part in ("MNIST/raw",)),
+    ("mnist", "MNIST/raw", FETCH.format("MNIST")),
     ("cifar10", "cifar-10-batches-py", FETCH.format("CIFAR10")),
     *(("flowers102", f"flowers-102/{part}", FETCH.format("Flowers102"))
       for part in ("jpg", "imagelabels.mat", "setid.mat")),
-    *(("hymenoptera", f"hymenoptera_data/{part}", "hymenoptera_data.zip of PyTorch's transfer learning tutorial in {root}")
+    *(("hymenoptera", f"hymenoptera_data/{part}", "hymenoptera_data.zip of PyTorch's transfer learning tutorial")
       for part in ("train", "val")),
     *(("cub200", f"CUB_200_2011/{part}", "CUB_200_2011.tgz, the archive of Caltech-UCSD Birds-200-2011, in {root}")
       for part in ("images.txt", "image_class_labels.txt", "classes.txt", "images")),

@@ -12,7 +12,7 @@ from kdtrain.data.cub200 import split
 def test_the_split_takes_a_fifth_of_each_class_and_a_fifth_of_the_rest_rounded_down() -> None:
     counts = torch.arange(1, 61)
     labels = torch.arange(60).repeat_interleave(counts)
-    train, val, test = (torch.bincount(labels[part], minlength=60) for part in split(labels, 0))
+    _, val, test = (torch.bincount(labels[part], minlength=60) for part in split(labels, 0))
     assert torch.equal(test, counts // 5)
     assert torch.equal(val, (counts - test) // 5)
     assert torch.equal(torch.cat(split(labels, 0)).sort().values, torch.arange(len(labels)))

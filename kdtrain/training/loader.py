@@ -89,7 +89,7 @@ class BatchLoader:
         """The time spent on making views or waiting for them; work that a GPU has not finished is not in it."""
 
     def images(self, part: RankBatch, epoch: int, epoch_step: int, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return the views of the step's batch and of its partners (None without mixup), float32 [N, C, H, W] in 0 to 1.
+        """Return the views of the step's batch and of its partners (None without mixup), float32 [N, C, H, W].
 
         A UserError tells of a damaged image or a killed loader process.
         """

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from kdtrain.data.base import Dataset
-from kdtrain.data.registry import Data
+from kdtrain.data.registry import AnyData, Data
 from kdtrain.errors import UserError
 
 
@@ -84,10 +84,15 @@ def flowers102(root: Path, classes: int = 3, train: int = 4, val: int = 4, test:
     return folder
 
 
+def config_of(name: str, **options: Any) -> AnyData:
+    """Return the config of a data set, at 16 pixels unless the options say otherwise."""
+    config: AnyData = TypeAdapter(Data).validate_python({"name": name, "resolution": 16, **options})
+    return config
+
+
 def loaded(root: Path, name: str, **options: Any) -> Dataset:
-    """Load a data set below `root`, at 16 pixels unless the options say otherwise."""
-    config = TypeAdapter(Data).validate_python({"name": name, "resolution": 16, **options})
-    return config.load(root)
+    """Load a data set below `root`; see `config_of`."""
+    return config_of(name, **options).load(root)
 
 
 def refusal(root: Path, name: str, **options: Any) -> str:

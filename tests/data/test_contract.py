@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_up_data import cub200, flowers102, hymenoptera, loaded, mnist, paint, refusal
+from made_up_data import config_of, cub200, flowers102, hymenoptera, loaded, mnist, paint, refusal
 from PIL import Image
 
 from kdtrain.data.base import Dataset
@@ -75,8 +75,9 @@ def test_labels_are_those_of_the_class_folders(made: tuple[str, Path]) -> None:
 
 
 def test_views_are_bytes_of_the_shape_that_the_config_promises(made: tuple[str, Path]) -> None:
-    data = load(made)
-    assert data.image_shape[1:] == (16, 16)
+    data, config = load(made), config_of(made[0], **SETS[made[0]][1])
+    assert data.image_shape == config.image_shape == (1 if made[0] in ("digits", "mnist") else 3, 16, 16)
+    assert data.train.images.random_views == config.random_views
     for split in data.splits():
         for view in (split.images.train_view(torch.arange(3), 0, 0), split.images.eval_view(torch.arange(3))):
             assert (view.dtype, view.shape) == (torch.uint8, (3, *data.image_shape))
@@ -131,3 +132,20 @@ def test_an_absent_part_is_named_with_how_to_get_it(name: str, part: str, how: s
     assert problem.startswith(f"recipe.data: {name} is not there (looked for {tmp_path / part})")
     assert how.format(root=tmp_path) in problem
     assert "--data DIR or KDTRAIN_DATA" in problem
+
+
+REAL = [
+    ("digits", {}),
+    ("mnist", {}),
+    ("flowers102", {}),
+    *((name, {"convention": kind}) for name in ("cifar10", "hymenoptera") for kind in ("corrected", "published")),
+]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "options"), REAL, ids=str)
+def test_the_real_files_have_the_sizes_that_the_config_promises(
+    name: str, options: dict[str, Any], real_data: Path
+) -> None:
+    config, data = config_of(name, **options), loaded(real_data, name, **options)
+    assert (len(data.train), len(data.classes)) == (config.train_images, config.class_count)

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import Row, read_rows
-from kdtrain.trials.store import Store, read_json
+from kdtrain.storage.folder import LocalFolder, Row, read_rows
+from kdtrain.trials.store import Store, read_object
 
 STAGES = ("smoke", "teacher", "baselines", "search", "confirm", "pictures")
 TRAINING = ("teacher", "baselines", "search", "confirm")  # the other stages have a recipe, but train nothing
@@ -184,7 +184,7 @@ def _check_is_a_sweep(folder: Path) -> None:
 
 def _description(path: Path) -> Row:
     """Read study.json and check that it has all fields that are used later."""
-    description = read_json(path)
+    description = read_object(LocalFolder(path.parent), path.name) or {}
     lacking = [name for name in ("name", "study", "parameters") if name not in description]
     for i, parameter in enumerate(description.get("parameters", [])):
         lacking += [f"parameters[{i}].{name}" for name in PARAMETER if name not in parameter]

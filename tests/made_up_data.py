@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from kdtrain.data.base import Dataset
+from kdtrain.data.registry import AnyData, Data
 from kdtrain.errors import UserError
 
 
@@ -81,10 +84,21 @@ def flowers102(root: Path, classes: int = 3, train: int = 4, val: int = 4, test:
     return folder
 
 
-def refusal(root: Path, config: Any) -> str:
+def config_of(name: str, **options: Any) -> AnyData:
+    """Return the config of a data set, at 16 pixels unless the options say otherwise."""
+    config: AnyData = TypeAdapter(Data).validate_python({"name": name, "resolution": 16, **options})
+    return config
+
+
+def loaded(root: Path, name: str, **options: Any) -> Dataset:
+    """Load a data set below `root`; see `config_of`."""
+    return config_of(name, **options).load(root)
+
+
+def refusal(root: Path, name: str, **options: Any) -> str:
     """Return the only problem of the UserError that loading a data set raises."""
     with pytest.raises(UserError) as caught:
-        config.load(root)
+        loaded(root, name, **options)
     (problem,) = caught.value.problems
     return problem
 

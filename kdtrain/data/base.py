@@ -6,7 +6,7 @@ N images, n images of a batch, C channels, H x W pixels, K classes, V views of a
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,14 @@ class DataConfig(Config):
 
     limit_per_class: Count | None = Field(None, description="at most this many images of each class in each split")
     split_seed: Seed = 0
+
+    channels: ClassVar[int] = 3
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a view."""
+        side: int = self.resolution  # type: ignore[attr-defined]  # every data set has this field, with its own bounds
+        return self.channels, side, side
 
     @property
     def random_views(self) -> bool:
@@ -155,7 +163,7 @@ class Dataset:
         return (self.train, self.val, self.test) if test else (self.train, self.val)
 
     def share(self, cache: Cache, *, test: bool = True) -> str | None:
-        """Share the images of all splits (see `Images.share`); return the first reason why that is not possible."""
+        """Share the images of all splits; return the first reason why that is not possible (see `Images.share`)."""
         reasons = [split.images.share(cache) for split in self.splits(test=test)]
         return next(filter(None, reasons), None)
 
@@ -216,15 +224,7 @@ RESIZE_CHUNK = 4096
 
 
 def resize_grey(images_NHW: np.ndarray, resolution: int) -> Tensor:
-    """Return grey images, resized to squares bit for bit as torchvision's Resize does with PIL images (bilinear).
-
-    Args:
-        images_NHW: uint8 [N, H, W].
-        resolution: The side of the squares, in pixels.
-
-    Returns:
-        uint8 [N, 1, resolution, resolution].
-    """
+    """Return grey images uint8 [N, H, W] as squares [N, 1, R, R], bit for bit as torchvision resizes PIL images."""
     pixels = torch.from_numpy(np.ascontiguousarray(images_NHW))[:, None]
     return torch.cat([resize(part, resolution) for part in pixels.split(RESIZE_CHUNK)])
 
@@ -257,14 +257,7 @@ def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> Tensor:
 
 
 def limited(labels: Tensor, indices: Tensor, limit_per_class: int | None, seed: int) -> Tensor:
-    """Return a random sample of `indices` with at most `limit_per_class` images of each class, or all for None.
-
-    Args:
-        labels: The labels of all images, int64 [N].
-        indices: The images of a split, int64.
-        limit_per_class: The most images of a class, or None.
-        seed: The data's split seed.
-    """
+    """Return a random sample of a split's `indices` with at most `limit_per_class` images of each class; None: all."""
     if limit_per_class is None:
         return indices
     own = labels[indices]
@@ -306,15 +299,7 @@ def fingerprint(name: str, content: bytes | np.ndarray, labels: Tensor, *splits:
 def tensor_dataset(
     name: str, pixels: Tensor, labels: Tensor, classes: tuple[str, ...], splits: tuple[Tensor, Tensor, Tensor]
 ) -> Dataset:
-    """Return a Dataset in memory.
-
-    Args:
-        name: The name in a recipe.
-        pixels: uint8 [N, C, H, W].
-        labels: int64 [N].
-        classes: The names of the K classes.
-        splits: The image indices of train, validation and test.
-    """
+    """Return a Dataset in memory from pixels uint8 [N, C, H, W], labels int64 [N] and the indices of each split."""
     train, val, test = (Split(TensorImages(pixels[indices]), labels[indices]) for indices in splits)
     _, channels, height, width = pixels.shape
     mark = fingerprint(name, pixels.numpy(), labels, *splits)
@@ -322,13 +307,7 @@ def tensor_dataset(
 
 
 def missing(name: str, looked_for: Path, how: str) -> str:
-    """Return the error message for a data set that is absent.
-
-    Args:
-        name: The name in a recipe.
-        looked_for: The file or folder that does not exist.
-        how: The command or instruction that creates it.
-    """
+    """Return the error message for an absent data set; `how` is the command or instruction that creates it."""
     return (
         f"recipe.data: {name} is not there (looked for {looked_for}); {how}, "
         "or name the folder that holds it with --data DIR or KDTRAIN_DATA"

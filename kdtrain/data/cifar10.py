@@ -35,11 +35,6 @@ class Cifar10(DataConfig):
         """The size of the training split without limit_per_class."""
         return 50000 if self.convention == "published" else 50000 - self.val_images
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a view."""
-        return 3, self.resolution, self.resolution
-
     def load(self, root: Path) -> Dataset:
         """Return the data set below `root`. Raises UserError if its files are absent or damaged."""
         from torchvision.datasets import CIFAR10

@@ -31,11 +31,6 @@ class Cub200(DataConfig):
     train_images: ClassVar[int | None] = 7684
     class_count: ClassVar[int | None] = 200
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a view."""
-        return 3, self.resolution, self.resolution
-
     def load(self, root: Path) -> Dataset:
         """Return the data set below `root`.
 
@@ -66,12 +61,7 @@ class Cub200(DataConfig):
 
 
 def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sorted indices of train, validation and test; each class is shuffled by its own random stream.
-
-    Args:
-        labels: int64 [N].
-        seed: The data's split seed.
-    """
+    """Return the sorted indices of train, validation and test; each class is shuffled by its own random stream."""
     parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for label in range(int(labels.max()) + 1):
         members = (labels == label).nonzero().flatten()
@@ -86,7 +76,7 @@ def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _read(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
-    """Return (classes, files, labels) of the three lists. A UserError names list, line and mistake."""
+    """Return (classes, files, labels) of the three lists; a UserError names list, line and mistake."""
     class_file, image_file, label_file = (
         folder / name for name in ("classes.txt", "images.txt", "image_class_labels.txt")
     )

@@ -18,11 +18,7 @@ class Digits(DataConfig):
     val_images: ClassVar[int] = 300
     train_images: ClassVar[int | None] = 898
     class_count: ClassVar[int | None] = 10
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a view."""
-        return 1, self.resolution, self.resolution
+    channels: ClassVar[int] = 1
 
     def load(self, root: Path) -> Dataset:
         """Return the data set. It reads nothing below `root`: scikit-learn has the images."""

@@ -36,11 +36,6 @@ class Flowers102(DataConfig):
     random_views: ClassVar[bool] = True
     class_count: ClassVar[int | None] = 102
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a view."""
-        return 3, self.resolution, self.resolution
-
     def load(self, root: Path) -> Dataset:
         """Return the data set below `root`.
 

@@ -32,11 +32,6 @@ class Hymenoptera(DataConfig):
         """The size of the training split without limit_per_class."""
         return 244 if self.convention == "published" else 195
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a view."""
-        return 3, self.resolution, self.resolution
-
     def load(self, root: Path) -> Dataset:
         """Return the data set below `root`. Raises UserError if a folder, a class or its images are absent."""
         folder = root / "hymenoptera_data"

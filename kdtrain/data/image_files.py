@@ -22,7 +22,7 @@ from torch import Tensor
 from kdtrain.data.base import Dataset, Split, fingerprint
 from kdtrain.data.views import Transform, ViewedImages, Views, transform_repr
 from kdtrain.errors import UserError
-from kdtrain.storage.cache import NO_ROOM, Cache, SharedFolder
+from kdtrain.storage.cache import Cache, SharedFolder
 from kdtrain.storage.folder import Row
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -113,20 +113,11 @@ class FileSource:
             sample = [self._decode(index, self.pre_transform) for index in range(min(SAMPLE_IMAGES, len(self.files)))]
             return round(3 * sum(image.width * image.height for image in sample) / len(sample) * len(self.files))
 
-        folder = None
-        try:
-            folder = cache.folder(self._ingredients(), estimate_bytes)
-            if folder is None:
-                return cache.no_room
-            folder.fill(range(len(units)), decode)
-            for unit in range(len(units)):
-                self._map(unit, folder.file(unit))
-        except BaseException as error:
-            if folder is not None:
-                folder.close()
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                return cache.unwritable(error)
-            raise
+        folder = cache.filled_folder(self._ingredients(), estimate_bytes, len(units), decode)
+        if isinstance(folder, str):
+            return folder
+        for unit in range(len(units)):
+            self._map(unit, folder.file(unit))
         self._cache_folder = folder
         self.shared = True
         self.checked = True  # this process or another one has decoded every file
@@ -214,11 +205,7 @@ UNREADABLE = (
 
 @contextmanager
 def open_image(file: Path) -> Iterator[Image.Image]:
-    """Open an image file and read its header; the caller may read the pixels within the context.
-
-    Raises:
-        UserError: The file is damaged, or has grey values of more than 8 bits, which PIL would silently cut off at 255.
-    """
+    """Open an image file; a UserError names a damaged one, and one whose grey values PIL would cut off at 255."""
     try:
         with Image.open(file) as image:
             if image.mode == "F" or image.mode.startswith("I"):  # float32; int32, I;16, I;16B
@@ -240,18 +227,7 @@ def file_dataset(
     The fingerprint names the files by path and size, the labels and the splits, not the views: those are part of the
     recipe.
 
-    Args:
-        name: The data set's name in a recipe.
-        folder: The folder that holds all files.
-        classes: The names of the K classes.
-        files: The N image files.
-        labels: int64 [N].
-        parts: The image indices of train, validation and test.
-        views: The views of training, evaluation and test-time augmentation.
-        image_shape: (C, H, W) of a view.
-
-    Raises:
-        UserError: A split has no image.
+    `parts` are the image indices of train, validation and test. Raises UserError if one of them is empty.
     """
     for split, part in zip(("train", "validation", "test"), parts, strict=True):
         if len(part) == 0:
@@ -269,11 +245,7 @@ def file_dataset(
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Return the sorted names of the class folders in `folder`.
-
-    Raises:
-        UserError: There are fewer than 2.
-    """
+    """Return the sorted names of the class folders in `folder`; raise UserError if there are fewer than 2."""
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
     if len(names) < 2:
         raise UserError(f"recipe.data: {folder} must hold a folder for each of at least 2 classes, got {len(names)}")
@@ -286,11 +258,7 @@ def is_image(path: Path) -> bool:
 
 
 def list_images(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """Return the N image files of the class folders and their labels, int64 [N].
-
-    Raises:
-        UserError: A class has no image.
-    """
+    """Return the N image files of the class folders and their labels, int64 [N]; raise UserError for an empty class."""
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -303,11 +271,7 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Ten
 
 
 def list_both_parts(train: Path, held_out: Path) -> tuple[tuple[str, ...], list[Path], Tensor, Tensor]:
-    """Return (classes, files, labels, indices of the held-out files) of two folders with the same class folders.
-
-    Raises:
-        UserError: The folders have different classes, or a class has no image.
-    """
+    """Return (classes, files, labels, indices of the held-out files) of two folders with the same class folders."""
     classes = class_folders(train)
     if class_folders(held_out) != classes:
         lone = sorted({*classes} ^ {*class_folders(held_out)})[0]

@@ -30,11 +30,6 @@ class ImageFolder(DataConfig):
     train_images: ClassVar[int | None] = None
     class_count: ClassVar[int | None] = None
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a view."""
-        return 3, self.resolution, self.resolution
-
     def load(self, root: Path) -> Dataset:
         """Return the data set below `root`. Raises UserError if the folder, a part, or a class's images are absent."""
         folder = root / self.folder

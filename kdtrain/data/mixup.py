@@ -54,29 +54,13 @@ def pairing(mixup: Mixup, batch: Tensor, total: int, seed: int, epoch: int, step
 
 
 def mixed(images: Tensor, partner_images: Tensor, shares: Tensor) -> Tensor:
-    """Return l x + (1 - l) x'.
-
-    Args:
-        images: x, float [N, C, H, W].
-        partner_images: x', float [N, C, H, W].
-        shares: l, float32 [N].
-    """
+    """Return l x + (1 - l) x' of images x and x', float [N, C, H, W], and shares l, float32 [N]."""
     shares_N111 = shares.to(images.device, images.dtype, non_blocking=True)[:, None, None, None]
     return shares_N111 * images + (1 - shares_N111) * partner_images
 
 
 def mixed_target(labels: Tensor, partner_labels: Tensor, shares: Tensor, classes: int) -> Tensor:
-    """Return target probabilities: l for the image's label, 1 - l for its partner's, 1 if the labels are equal.
-
-    Args:
-        labels: int64 [N].
-        partner_labels: int64 [N].
-        shares: l, float32 [N].
-        classes: K.
-
-    Returns:
-        float32 [N, K].
-    """
+    """Return target probabilities [N, K]: l for the image's label, 1 - l for its partner's, 1 if they are equal."""
     shares_N1 = shares.to(labels.device, torch.float32)[:, None]
     target_NK = torch.zeros(len(labels), classes, device=labels.device)
     target_NK.scatter_add_(1, labels[:, None], shares_N1)

@@ -24,11 +24,7 @@ class Mnist(DataConfig):
     val_images: ClassVar[int] = 5000
     train_images: ClassVar[int | None] = 55000
     class_count: ClassVar[int | None] = 10
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a view."""
-        return 1, self.resolution, self.resolution
+    channels: ClassVar[int] = 1
 
     def load(self, root: Path) -> Dataset:
         """Return the data set below `root`. Raises UserError if its files are absent, damaged or contradictory."""
@@ -85,19 +81,9 @@ def _read(root: Path, file: Path, kind: str, dimensions: int) -> Tensor:
 
 
 def idx(data: bytes, dimensions: int) -> Tensor:
-    """Parse LeCun's idx format: two zeros, a type, the number of sizes, the sizes, the values.
+    """Parse LeCun's idx format: two zeros, a type, the number of sizes, the sizes, the values; or raise ValueError.
 
     torchvision has such a reader too, but its import takes each process seconds.
-
-    Args:
-        data: The file's content.
-        dimensions: The expected number of sizes.
-
-    Returns:
-        uint8 of that many dimensions.
-
-    Raises:
-        ValueError: The content is anything else.
     """
     import torch
 

@@ -22,15 +22,7 @@ CHUNK_VALUES = 1 << 25
 
 
 def resize(pixels_NCHW: Tensor, resolution: int) -> Tensor:
-    """Return images of equal size, resized to squares.
-
-    Args:
-        pixels_NCHW: uint8 [N, C, H, W].
-        resolution: The side of the squares, in pixels.
-
-    Returns:
-        uint8 [N, C, resolution, resolution].
-    """
+    """Return images of equal size, uint8 [N, C, H, W], as squares [N, C, resolution, resolution]."""
     height, width = pixels_NCHW.shape[2:]
     if (height, width) == (resolution, resolution):
         return pixels_NCHW
@@ -47,16 +39,9 @@ def resize(pixels_NCHW: Tensor, resolution: int) -> Tensor:
 
 
 def resize_each(pixels_NCHW: Tensor, heights: Tensor, widths: Tensor, resolution: int) -> Tensor:
-    """Return images of different sizes, resized to squares.
+    """Return images of different sizes as squares uint8 [N, C, resolution, resolution].
 
-    Args:
-        pixels_NCHW: uint8 [N, C, H, W]; each image fills the upper left part of its box.
-        heights: The heights of the images, int64 [N], on the CPU.
-        widths: The widths of the images, int64 [N], on the CPU.
-        resolution: The side of the squares, in pixels.
-
-    Returns:
-        uint8 [N, C, resolution, resolution].
+    Each image fills the upper left part of its box; heights and widths, int64 [N], are on the CPU.
     """
     device = pixels_NCHW.device
     count, channels, padded_height, padded_width = pixels_NCHW.shape
@@ -80,16 +65,7 @@ def _weights_of(size: int, out: int) -> Tensor:
 
 
 def rows_first(heights: Tensor, widths: Tensor, resolution: int) -> Tensor:
-    """Return True for the sizes whose rows Pillow resizes before the columns. Versions before 13 never do so.
-
-    Args:
-        heights: int64 of any shape.
-        widths: int64 of the same shape.
-        resolution: The side of the resized squares, in pixels.
-
-    Returns:
-        bool of the same shape.
-    """
+    """Return True for the sizes whose rows Pillow resizes before the columns. Versions before 13 never do so."""
     if int(PIL.__version__.split(".")[0]) < 13:
         return torch.zeros_like(heights, dtype=torch.bool)
     return (heights > resolution) & (heights - resolution > 2 * (widths - resolution))
@@ -108,16 +84,10 @@ def _weights_on(device: torch.device, sizes: Tensor, out: int, padded: int) -> T
 
 
 def weights(sizes: Tensor, out: int, padded: int | None = None, largest: int | None = None) -> Tensor:
-    """Return the weight of each pixel of a row in each pixel of the resized row.
+    """Return the weight of each pixel of n rows of these lengths in each pixel of the resized row.
 
-    Args:
-        sizes: The lengths of n rows, in pixels, int64 [n].
-        out: The length of a resized row, in pixels.
-        padded: The length to which the rows of weights are padded with zeros; None: the largest size.
-        largest: The largest size, if `sizes` is on a device that should not be waited for.
-
-    Returns:
-        float64 [n, out, padded].
+    It is float64 [n, out, padded], with zeros after the largest size. `largest` is that size, if `sizes` is on a
+    device that should not be waited for.
     """
     largest = int(sizes.max()) if largest is None else largest
     padded = largest if padded is None else padded

@@ -22,12 +22,7 @@ Data = Annotated[AnyData, Field(discriminator="name")]
 
 
 def data_folder(chosen: str | Path | None) -> Path:
-    """Return the folder that holds the data sets.
-
-    Args:
-        chosen: The value of --data: a folder, a URL, or None for KDTRAIN_DATA, else ~/.cache/kdtrain/data. A URL is
-            downloaded; see `download` for the errors.
-    """
+    """Return the folder for the value of --data: a URL is downloaded; None: KDTRAIN_DATA, or ~/.cache/kdtrain/data."""
     if "://" in str(chosen):
         return download(str(chosen))
     return Path(chosen or os.environ.get("KDTRAIN_DATA") or "~/.cache/kdtrain/data").expanduser().absolute()
@@ -35,13 +30,5 @@ def data_folder(chosen: str | Path | None) -> Path:
 
 @lru_cache(maxsize=2)
 def load(config: AnyData, root: Path) -> Dataset:
-    """Return the data set of a recipe, read once per process.
-
-    Args:
-        config: The recipe's data.
-        root: The folder that holds the data sets.
-
-    Raises:
-        UserError: Files are absent or damaged.
-    """
+    """Return the data set of a recipe, read once per process. Raises UserError if files are absent or damaged."""
     return config.load(root)

@@ -275,12 +275,7 @@ def ten_crop(resolution: int) -> MultiView:
 
 
 def resize_and_crop(shorter_side: int, resolution: int) -> View:
-    """Return the view that resizes the shorter side (bilinear, antialiased), then takes the square in the centre.
-
-    Args:
-        shorter_side: The length of the shorter side after the resize, in pixels.
-        resolution: The side of the square, in pixels.
-    """
+    """Return the view that resizes the shorter side (bilinear, antialiased), then takes the square in the centre."""
     from torchvision.transforms import v2
 
     return View(v2.Resize(shorter_side), v2.CenterCrop(resolution))

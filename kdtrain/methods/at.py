@@ -17,14 +17,15 @@ from kdtrain.methods.base import (
     MethodConfig,
     MethodContext,
     Outputs,
+    Stages,
     TeacherReading,
     WeightedCriterion,
     at_least_float32,
     read_teacher,
+    require_equal_map_sizes,
     require_equal_shapes,
 )
 from kdtrain.methods.loss_weights import WithCrossEntropyRatioIsWeight
-from kdtrain.methods.stage_fields import Stages, require_equal_map_sizes
 
 
 def at_loss(student_NCHW: Tensor, teacher_NCHW: Tensor) -> Tensor:

@@ -1,19 +1,21 @@
-"""Base classes of methods: a config, and a criterion from the outputs of two networks to weighted loss terms.
+"""Base classes of methods and their helpers: a config, and a criterion from two networks' outputs to loss terms.
 
 N images, K classes, C channels, H x W positions of a map.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kdtrain.base_config import Config
 from kdtrain.errors import UserError
 from kdtrain.methods.loss_weights import LossWeights
+from kdtrain.runtime import distributed
 
 Shape = tuple[int, ...]
 
@@ -248,3 +250,63 @@ def weighted_sum(terms: dict[str, LossTerm]) -> Tensor:
     for term in others:
         total = total + term.weight * term.value
     return total
+
+
+def gather_global_batch(rows: Tensor, batch: Batch) -> Tensor:
+    """Return the rows [N, ...] of all ranks in at least float32, with gradient if the rows have one."""
+    # the cast comes first, so that the gradients of all ranks are summed in float32, as in one process
+    return distributed.gather_batch(at_least_float32(rows), batch.size)
+
+
+def no_autocast(values: Tensor) -> torch.autocast:
+    """Return a context without autocast on the values' device: Gram matrices overflow float16."""
+    return torch.autocast(values.device.type, enabled=False)
+
+
+def require_two_images(method: str, context: MethodContext) -> None:
+    """Raise UserError if no batch has two images to compare."""
+    if context.batch_size < 2:
+        raise UserError(
+            f"recipe.batch_size: {method} compares images of a batch, so it needs at least 2, got {context.batch_size}"
+        )
+
+
+StageName = Literal["4", "8", "16", "32"]
+
+
+def _require_text(written: Any) -> Any:
+    if isinstance(written, int):
+        raise ValueError(f"a stage is text: write '{written}', got {written}")
+    return written
+
+
+def _tuple_from_list(written: Any) -> Any:
+    # Strict validation refuses a list for a tuple, and YAML has lists only.
+    return tuple(written) if isinstance(written, list) else written
+
+
+def _require_distinct(stages: tuple[StageName, ...]) -> tuple[StageName, ...]:
+    if not stages:
+        raise ValueError("must name at least one of 4, 8, 16, 32, got []")
+    if len(set(stages)) < len(stages):
+        raise ValueError(f"must name each stage once, got [{', '.join(stages)}]")
+    return stages
+
+
+Stage = Annotated[StageName, BeforeValidator(_require_text)]
+Stages = Annotated[tuple[Stage, ...], BeforeValidator(_tuple_from_list), AfterValidator(_require_distinct)]
+
+
+def require_equal_map_sizes(method: str, field: str, stages: tuple[str, ...], context: MethodContext) -> None:
+    """Raise UserError if the maps of student and teacher differ in H or W at a stage; `field` is the config's key."""
+    for stage in stages:
+        student, teacher = context.student_shapes[stage], context.teacher_shapes[stage]
+        if student[1:] != teacher[1:]:
+            raise UserError(
+                f"recipe.method.{field}: {method} compares maps of one height and width, but at stage '{stage}' the"
+                f" student has {_shown(student)} and the teacher {_shown(teacher)} (channels x height x width)"
+            )
+
+
+def _shown(shape: Shape) -> str:
+    return " x ".join(map(str, shape))

@@ -19,9 +19,10 @@ from kdtrain.methods.base import (
     Outputs,
     WeightedCriterion,
     at_least_float32,
+    gather_global_batch,
     require_equal_shapes,
+    require_two_images,
 )
-from kdtrain.methods.batch_relations import gather_global_batch, require_two_images
 from kdtrain.methods.loss_weights import LossWeights
 
 

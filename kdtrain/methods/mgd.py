@@ -17,12 +17,13 @@ from kdtrain.methods.base import (
     MethodConfig,
     MethodContext,
     Outputs,
+    Stage,
     WeightedCriterion,
     at_least_float32,
+    require_equal_map_sizes,
     require_equal_shapes,
 )
 from kdtrain.methods.loss_weights import WithCrossEntropy
-from kdtrain.methods.stage_fields import Stage, require_equal_map_sizes
 from kdtrain.runtime.rng import generator
 
 

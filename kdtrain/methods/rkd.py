@@ -19,9 +19,11 @@ from kdtrain.methods.base import (
     Outputs,
     WeightedCriterion,
     at_least_float32,
+    gather_global_batch,
+    no_autocast,
     require_equal_shapes,
+    require_two_images,
 )
-from kdtrain.methods.batch_relations import gather_global_batch, no_autocast, require_two_images
 from kdtrain.methods.loss_weights import WithCrossEntropy
 
 Features = Literal["pool", "logits"]

@@ -17,14 +17,16 @@ from kdtrain.methods.base import (
     MethodConfig,
     MethodContext,
     Outputs,
+    Stages,
     TeacherReading,
     WeightedCriterion,
     at_least_float32,
+    gather_global_batch,
+    no_autocast,
     require_equal_shapes,
+    require_two_images,
 )
-from kdtrain.methods.batch_relations import gather_global_batch, no_autocast, require_two_images
 from kdtrain.methods.loss_weights import WithCrossEntropy
-from kdtrain.methods.stage_fields import Stages
 
 
 def sp_loss(student_NCHW: Tensor, teacher_NCHW: Tensor, *, row_norm: int = 2) -> Tensor:

@@ -6,12 +6,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdtrain.errors import UserError
 from kdtrain.models.classifier import Classifier
-from kdtrain.models.config import Network
+from kdtrain.models.config import Head, Network
 from kdtrain.models.feature_taps import dry_forward, evaluation_mode
-from kdtrain.models.heads import make_head
 from kdtrain.models.registry import MODELS, model
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import load_network_weights
+
+HIDDEN_FEATURES = 1000
 
 
 def build(
@@ -45,7 +46,7 @@ def build(
         if backbone.head is not None:
             head = backbone.head(backbone.features, classes)
         else:
-            head = make_head(network.head, backbone.features, classes, network.dropout)
+            head = _head(network.head, backbone.features, classes, network.dropout)
     classifier = Classifier(
         network.model,
         backbone.encoder,
@@ -64,6 +65,16 @@ def build(
     if pretrained:
         load_network_weights(classifier, network, backbone, f"{place}.weights")
     return classifier
+
+
+def _head(kind: Head, features: int, classes: int, dropout: float) -> nn.Sequential:
+    """Return a head; hidden is that of setup 1 (maximzubkov/cnn-distillation, `encoder.fc`)."""
+    if kind == "linear":
+        return nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes))
+    return nn.Sequential(
+        nn.Linear(features, HIDDEN_FEATURES), nn.Dropout(dropout), nn.BatchNorm1d(HIDDEN_FEATURES), nn.ReLU(),
+        nn.Linear(HIDDEN_FEATURES, classes),
+    )  # fmt: skip
 
 
 def _check_image_shape(classifier: Classifier, place: str) -> None:

@@ -78,14 +78,7 @@ class Network(Config):
 
 
 def resolved(written: dict[str, Any]) -> dict[str, Any]:
-    """Return the written config with the model's own values for the keys that are left out; null counts as written.
-
-    Args:
-        written: config of a known model.
-
-    Raises:
-        ValueError: if the model needs a written value.
-    """
+    """Return the written config of a known model with the model's own values for what is left out; null is written."""
     entry = model(written["model"])
     if "weights" not in written and entry.default_weights == "written":
         raise ValueError(f"weights must be written for {written['model']}: imagenet, {{file: PATH}} or null")

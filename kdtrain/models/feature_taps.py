@@ -32,12 +32,7 @@ def measure_taps(encoder: nn.Module, channels: int, own_size: Size) -> dict[str,
     """Return {stage: module path} of any network, from dry forwards at two image sizes.
 
     A module that halves its input counts as one step: maps inside it, such as a bottleneck's expansion before its
-    stride, are no stages.
-
-    Args:
-        encoder: the network without its head.
-        channels: of its input.
-        own_size: (H, W) for a network that takes this size only.
+    stride, are no stages. `own_size` is the (H, W) of a network that takes this size only.
     """
     try:
         first, second = (record_calls(encoder, channels, (px, px)) for px in PROBES_PX)

@@ -10,16 +10,9 @@ RANDOM_LAYERS = ("Dropout", "DropPath", "StochasticDepth", "DropBlock")
 
 
 def freeze(encoder: nn.Module, kind: Freeze, name: str) -> None:
-    """Freeze parameters of the encoder in place.
+    """Freeze the encoder in place; encoder_but_norm leaves scale and shift of its normalization layers free.
 
-    Args:
-        encoder: the network without its head.
-        kind: none: everything trains. encoder: only the head trains. encoder_but_norm: scale and shift of the encoder's
-            normalization layers train too (`freeze_encoder` of setup 1).
-        name: of the model, for the error.
-
-    Raises:
-        UserError: if kind is encoder_but_norm and there is no normalization layer.
+    encoder_but_norm is `freeze_encoder` of setup 1. It raises UserError if there is no normalization layer.
     """
     if kind == "none":
         return

@@ -71,11 +71,7 @@ MODELS: dict[str, Model] = {
 
 
 def model(name: str) -> Model:
-    """Return the model of this name from this table, torchvision or timm, in this order.
-
-    Raises:
-        ValueError: if there is none; it names the choices and the nearest name.
-    """
+    """Return the model of this name from this table, torchvision or timm, or raise ValueError with the nearest name."""
     if name in MODELS:
         return MODELS[name]
     if name in torchvision_source.names():
@@ -92,10 +88,6 @@ def model(name: str) -> Model:
 
 
 def known_model(name: str) -> str:
-    """Return the name if there is such a model.
-
-    Raises:
-        ValueError: if there is none; it names the choices and the nearest name.
-    """
+    """Return the name if there is such a model, or raise ValueError with the nearest name."""
     model(name)
     return name

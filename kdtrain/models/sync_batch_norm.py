@@ -22,17 +22,8 @@ def convert_sync_batchnorm(module: nn.Module, device: torch.device) -> nn.Module
 
     On a GPU the new modules are torch's SyncBatchNorm, which refuses a CPU; there they are CpuSyncBatchNorm.
     Parameters and buffers stay the same objects under the same names. A module in evaluation mode stays in it and
-    uses its running statistics.
-
-    Args:
-        module: changed in place, unless it is itself a batch normalization.
-        device: on which it runs.
-
-    Returns:
-        `module`, or the new module if `module` is itself a batch normalization.
-
-    Raises:
-        UserError: if a subclass of batch normalization has a forward that is not known.
+    uses its running statistics. `module` is changed in place, unless it is itself a batch normalization: then the new
+    one is returned. A UserError names a subclass whose forward is not known.
     """
     kind = CpuSyncBatchNorm if device.type == "cpu" else SyncBatchNorm
     new: dict[nn.Module, nn.Module] = {}  # a module with two names stays one module
@@ -91,11 +82,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalize [N, C, ...].
-
-        Raises:
-            ValueError: in training, if the global batch has a single value per channel.
-        """
+        """Normalize [N, C, ...]; raise ValueError in training if the global batch has one value per channel."""
         if self.training:
             return _drop_and_act(self, self._train_forward(images))
         statistics_of_batch = self.running_mean is None
@@ -140,12 +127,6 @@ def global_statistics(images: Tensor) -> Statistics:
 
     Each rank computes its own in two passes. They are combined in float64 by Chan et al. 1983 (The American
     Statistician 37:3), eq. 2.1: var = sum_r n_r (var_r + (mean_r - mean)^2) / n.
-
-    Args:
-        images: [N, C, ...] of this rank.
-
-    Raises:
-        ValueError: if the global batch has a single value per channel.
     """
     wide = _at_least_float32(images)
     own = torch.zeros(1, 2 * wide.shape[1] + 1, dtype=torch.float64)

@@ -31,12 +31,7 @@ TORCH_MAGIC = (b"PK", b"\x80")
 def read_state(path: str | Path, place: str) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors file, or of a file of torch.save, without running code from it.
 
-    Args:
-        path: of the file; ~ is the home folder.
-        place: key of the file in the recipe, e.g. recipe.teacher.file, with which an error begins.
-
-    Raises:
-        UserError: if the file cannot be read or holds no state dict.
+    A UserError begins with `place`, the key of the file in the recipe.
     """
     with _readable(path, place) as path, path.open("rb") as file:
         pickled = path.suffix != ".safetensors"
@@ -65,17 +60,7 @@ def read_state(path: str | Path, place: str) -> dict[str, Tensor]:
 
 
 def load_network_weights(network: Classifier, config: Network, backbone: Backbone, place: str) -> None:
-    """Load the weights that the config names into the network.
-
-    Args:
-        network: changed in place.
-        config: of the network.
-        backbone: from which it was built.
-        place: key of the weights in the recipe, with which an error begins.
-
-    Raises:
-        UserError: if they cannot be read or do not fit.
-    """
+    """Load the weights that the config names into the network, which was built from `backbone`."""
     if config.weights == "imagenet":
         with errors_at(place):
             state = with_own_names(model(config.model).source.imagenet(), backbone)
@@ -89,16 +74,7 @@ def load_network_weights(network: Classifier, config: Network, backbone: Backbon
 
 
 def load_whole_network(network: Classifier, file: Path, place: str) -> None:
-    """Load every tensor of a trained network from a file of this program, or one with the library's names.
-
-    Args:
-        network: changed in place.
-        file: to read.
-        place: key of the file in the recipe, with which an error begins.
-
-    Raises:
-        UserError: if the file cannot be read or does not fit.
-    """
+    """Load every tensor of a trained network from a file of this program, or one with the library's names."""
     state = read_state(file, place)
     if not _has_own_names(state):
         state = with_own_names(state, _library_backbone(network))
@@ -106,17 +82,9 @@ def load_whole_network(network: Classifier, file: Path, place: str) -> None:
 
 
 def load_state(network: Classifier, state: dict[str, Tensor], what: str, part: str, without_head: str = "") -> None:
-    """Load all tensors of a part of the network.
+    """Load all tensors of a part of the network ("network" or "encoder"), or none: then a UserError begins with `what`.
 
-    Args:
-        network: changed in place.
-        state: exactly the tensors of the part, each of its shape.
-        what: with which an error begins.
-        part: "network" or "encoder".
-        without_head: hint at the end of the error if only the head does not fit.
-
-    Raises:
-        UserError: if the tensors do not fit; then nothing is changed.
+    `without_head` is a hint at the end of the error if only the head does not fit.
     """
     own = {name: value for name, value in network.state_dict().items() if part == "network" or _in_encoder(name)}
     # Files from before PyTorch 0.4.1 have no such counter; BatchNorm reads it only without a momentum.
@@ -143,18 +111,7 @@ def load_state(network: Classifier, state: dict[str, Tensor], what: str, part: s
 
 
 def weights_source(network: Network, place: str = "recipe.student") -> str | None:
-    """Return what names the starting weights of a network in the identity of a trial.
-
-    Args:
-        network: the config.
-        place: key of the config in the recipe, with which an error begins.
-
-    Returns:
-        The library's name of the weights, the SHA-256 of their file, or None for random weights.
-
-    Raises:
-        UserError: if the library has no such weights or the file cannot be read.
-    """
+    """Return what names the starting weights in a trial's identity: a library's name or a file's SHA-256; or None."""
     if network.weights is None:
         return None
     if isinstance(network.weights, WeightsFile):
@@ -164,18 +121,7 @@ def weights_source(network: Network, place: str = "recipe.student") -> str | Non
 
 
 def content_digest(path: str | Path, place: str) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits.
-
-    A process reads a file once, as long as it does not change, because the identity of a trial is computed several
-    times.
-
-    Args:
-        path: of the file; ~ is the home folder.
-        place: key of the file in the recipe, with which an error begins.
-
-    Raises:
-        UserError: if the file cannot be read.
-    """
+    """Return the SHA-256 of a file, in hexadecimal digits. A process reads an unchanged file once."""
     with _readable(path, place) as path:
         stat = path.stat()
         stamp = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
@@ -203,13 +149,7 @@ def errors_at(place: str) -> Iterator[None]:
 
 
 def with_own_names(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """Return a state dict under the names of a Classifier.
-
-    Args:
-        state: of a Classifier, which is returned as it is, or of the library's network: its classifier becomes head.1,
-            and every other name gets the prefix `encoder.`.
-        backbone: of the library's network.
-    """
+    """Return a state dict under the names of a Classifier: a library's classifier becomes head.1, the rest encoder."""
     if _has_own_names(state):
         return state
     renamed = {}

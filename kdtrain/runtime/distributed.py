@@ -24,14 +24,7 @@ def size() -> int:
 
 
 def share(indices: Tensor) -> Tensor:
-    """Return this rank's share of the indices.
-
-    Args:
-        indices: [N, ...].
-
-    Returns:
-        [n, ...]: every R-th one, so that the shares of the ranks differ by at most one.
-    """
+    """Return this rank's share of the indices [N, ...]: every R-th one, so that shares differ by at most one."""
     return indices[rank() :: size()]
 
 
@@ -45,10 +38,9 @@ _IDLE: ContextVar[bool] = ContextVar("idle", default=False)
 
 @contextmanager
 def idle(when: bool) -> Iterator[None]:
-    """Mark this rank as idle inside the context, if `when` is True.
+    """Mark this rank as idle in the context if `when`: it has no share of the batch.
 
-    An idle rank has no share of the batch. It runs one image to take part in the collective operations of the others;
-    that image belongs neither to the global batch nor to its BatchNorm statistics.
+    It runs one image to take part in the others' collective operations; that image is in no batch and no statistics.
     """
     before = _IDLE.set(when)
     try:
@@ -63,25 +55,16 @@ def is_idle() -> bool:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Return the elementwise sum over the ranks, on every rank.
-
-    Args:
-        values: [...], of the same shape on every rank; overwritten with the sum.
-    """
+    """Return the elementwise sum over the ranks, on every rank; `values` are overwritten with it."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def gather_rows(local_nK: Tensor, total: int) -> Tensor:
-    """Return the rows of all ranks in the order of the global batch, without gradient.
+    """Return the rows of all ranks [N, K...], in the order of the global batch of `total`, without gradient.
 
-    Args:
-        local_nK: [n, K...], the rows of this rank's `share(arange(total))`.
-        total: N, the number of rows of all ranks.
-
-    Returns:
-        [N, K...] on every rank, exactly: each row is added to zeros.
+    Exact: each row is added to zeros. `local_nK` has the rows of this rank's `share(arange(total))`.
     """
     if not dist.is_initialized():
         return local_nK
@@ -91,18 +74,11 @@ def gather_rows(local_nK: Tensor, total: int) -> Tensor:
 
 
 def gather_batch(local_nK: Tensor, total: int) -> Tensor:
-    """Return the global batch from the shares of all ranks, in order, with gradient.
+    """Return the global batch [N, K...] from the shares of all ranks, as `gather_rows`, with gradient.
 
     The backward pass sums the gradients of all ranks. If every rank adds the same global loss, weighted by its share of
-    the batch, and DDP averages, then parameters get the gradient that one process would compute.
-
-    Args:
-        local_nK: [n, K...], the rows of this rank's `share(arange(total))`. A rank without a share (fewer images than
-            ranks) passes any rows; they are left out.
-        total: N, the number of rows of all ranks.
-
-    Returns:
-        [N, K...] on every rank.
+    the batch, and DDP averages, then parameters get the gradient that one process would compute. A rank without a share
+    passes any rows; they are left out.
     """
     if not dist.is_initialized():
         return local_nK

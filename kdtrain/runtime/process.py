@@ -16,10 +16,7 @@ PACKAGES = ("kdtrain", "torch", "torchvision", "timm", "pillow", "ray", "optuna"
 
 
 def compile_into(folder: Path) -> None:
-    """Set the folder of torch's compiler cache, unless the user has set one.
-
-    It should be a temporary folder: a compiler that is killed may leave broken files.
-    """
+    """Set torch's compiler cache unless the user has. A killed compiler leaves broken files: use a temporary folder."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 

@@ -9,16 +9,7 @@ import torch
 
 
 def stream(seed: int, purpose: str, *indices: int) -> int:
-    """Return the seed of a named random stream.
-
-    Args:
-        seed: The seed of the recipe, the study or the data split.
-        purpose: What the numbers are for, e.g. "order".
-        indices: What distinguishes the streams of one purpose, e.g. the epoch.
-
-    Returns:
-        A 63-bit seed, equal for equal arguments.
-    """
+    """Return the 63-bit seed of the random stream of a purpose, e.g. "order", and indices, e.g. the epoch."""
     text = "/".join([str(seed), purpose, *map(str, indices)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

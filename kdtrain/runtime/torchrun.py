@@ -30,14 +30,7 @@ ERROR_WAIT_S = 5.0
 
 
 class Group:
-    """This process among those that train together. A process that was started alone is rank 0 of 1.
-
-    Attributes:
-        launched: torchrun, or another launcher, has started this process.
-        rank: The number of this process in the group.
-        local_rank: Its number on this machine.
-        size: The number of processes.
-    """
+    """This process among those that train together; alone it is rank 0 of 1. `launched`: torchrun has started it."""
 
     def __init__(self) -> None:
         self.launched = all(name in os.environ for name in ENVIRONMENT)
@@ -52,11 +45,7 @@ class Group:
         return self.rank == 0
 
     def device(self, written: str | None) -> "torch.device":
-        """Return the device that this process uses.
-
-        Args:
-            written: The value of --device; None for the GPU if there is one, else the CPU. For "cuda", each process of
-                a group gets a GPU of its own.
+        """Return the device of --device, by default a GPU of this process's own if there is one, else the CPU.
 
         Raises:
             UserError: The device cannot be used, or there are fewer GPUs than processes.
@@ -87,10 +76,7 @@ class Group:
 
     @contextmanager
     def process_group(self, device: "torch.device") -> Iterator[None]:
-        """Initialise torch.distributed inside the context, with gloo for CPUs and NCCL between GPUs.
-
-        A process that was started alone gets no process group.
-        """
+        """Initialise torch.distributed in the context if launched: gloo for CPUs, NCCL between GPUs."""
         if not self.launched:
             yield
             return
@@ -116,10 +102,7 @@ class Group:
             print(line, flush=True)
 
     def print_error(self, sentence: str) -> None:
-        """Print a sentence on stderr before this process ends, once if several processes have the same error.
-
-        The sentence is also written to the file from which torchrun makes its summary.
-        """
+        """Print a sentence on stderr before this process ends, once per group, and write it to torchrun's summary."""
         if not self.launched:
             print(sentence, file=sys.stderr)
             return

@@ -54,18 +54,10 @@ class Cache:
         self.root, self.budget_bytes = root, budget_bytes
 
     def folder(self, ingredients: Row, expected_bytes: Callable[[], int]) -> "SharedFolder | None":
-        """Return the folder for these ingredients, created if it is missing; close it after use.
+        """Return the folder for these ingredients, created if it is missing, held until it is closed.
 
-        Args:
-            ingredients: Everything that the content of its units depends on.
-            expected_bytes: Returns the size of all its units; called only if the folder is missing.
-
-        Returns:
-            The folder, protected from eviction until it is closed. None if it is missing and does not fit into the
-            budget beside the folders that are in use.
-
-        Raises:
-            OSError: The cache cannot be written to.
+        `expected_bytes` gives the size of all units; it is called only if the folder is missing. None: the folder is
+        missing and does not fit into the budget beside those in use. OSError: the cache cannot be written to.
         """
         path = self.root / key_of(ingredients)
         wanted = None
@@ -82,20 +74,26 @@ class Cache:
                     about = {**ingredients, "expected_bytes": wanted}
                     write_bytes(path / "about.json", (json.dumps(about, indent=1) + "\n").encode())
 
-    @property
-    def no_room(self) -> str:
-        """The reason why `folder` has returned None."""
-        return f"no room within {self.budget_bytes:,} bytes (resources.cache_bytes)"
-
-    def unwritable(self, error: OSError) -> str:
-        """Return the reason for an error whose number is in NO_ROOM."""
-        return f"{self.root} cannot be written to ({error.strerror})"
+    def filled_folder(
+        self, ingredients: Row, expected_bytes: Callable[[], int], units: int, compute: Callable[[int], Tensors]
+    ) -> "SharedFolder | str":
+        """Return the folder with all its units, numbered from 0, or the reason why this node has none."""
+        folder = None
+        try:
+            folder = self.folder(ingredients, expected_bytes)
+            if folder is None:
+                return f"no room within {self.budget_bytes:,} bytes (resources.cache_bytes)"
+            folder.fill(range(units), compute)
+        except BaseException as error:
+            if folder is not None:
+                folder.close()
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                return f"{self.root} cannot be written to ({error.strerror})"
+            raise
+        return folder
 
     def _make_room(self, wanted: int) -> bool:
-        """Evict unused folders, the least recently used first, until `wanted` bytes fit.
-
-        Return False, and evict none, if they cannot fit.
-        """
+        """Evict unused folders, least recently used first, until `wanted` bytes fit; if they cannot fit, evict none."""
         for evicted in self.root.glob(".*.removed"):  # by a process that was killed meanwhile
             shutil.rmtree(evicted, ignore_errors=True)
         sizes = {path: _size_bytes(path) for path in self.root.iterdir() if _is_cache_folder(path)}
@@ -112,12 +110,7 @@ class Cache:
 
 
 class SharedFolder:
-    """The units of one folder of the cache.
-
-    Attributes:
-        path: The folder.
-        computed: The number of units that this object has computed.
-    """
+    """The units of one folder of the cache; `computed` counts those that this object has computed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -143,15 +136,7 @@ class SharedFolder:
         self._in_use = self._leases = None
 
     def fill(self, units: Iterable[int], compute: Callable[[int], Tensors]) -> None:
-        """Compute the missing units that no other process is computing, and wait for the others.
-
-        Args:
-            units: The numbers of all units that are needed.
-            compute: Returns the tensors of a unit.
-
-        Raises:
-            OSError: A unit cannot be written. What `compute` raises is passed on.
-        """
+        """Compute the missing units that no other process is computing, and wait for the others."""
         missing = [unit for unit in units if self._find(unit) is None]
         progress = time.monotonic()
         while missing:
@@ -167,11 +152,7 @@ class SharedFolder:
             missing = left
 
     def load(self, unit: int) -> Tensors:
-        """Return a unit's tensors, which are memory-mapped: do not write to them.
-
-        Raises:
-            KeyError: There is no such unit.
-        """
+        """Return a unit's tensors, memory-mapped (do not write to them); KeyError if there is no such unit."""
         return safetensors.torch.load_file(self.file(unit))
 
     def file(self, unit: int) -> Path:

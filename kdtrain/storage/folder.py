@@ -23,11 +23,8 @@ TRANSFERS = 8
 def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
     """Write a file atomically: a reader sees the old file or the whole new one, even after a kill.
 
-    Args:
-        path: The file; missing parent folders are created.
-        data: Its new content.
-        durable: Survive a power cut too, which costs some milliseconds. A checkpoint does not need it: a damaged one is
-            recognised by its digest.
+    If `durable`, it survives a power cut too, which costs some milliseconds. A checkpoint does not need that: a damaged
+    one is recognised by its digest.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -55,15 +52,7 @@ def user_cache() -> Path:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one line of JSON; a last line that a kill has cut off is ended first, so that it damages no other.
-
-    Args:
-        path: A .jsonl file; it and missing parent folders are created.
-        row: What `json` can write.
-
-    Raises:
-        ValueError: A number is not finite.
-    """
+    """Append one line of JSON, after ending a last line that a kill cut off; ValueError if a number is not finite."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         if file.seek(0, os.SEEK_END):
@@ -94,10 +83,6 @@ def read_rows(path: Path) -> list[Row]:
 @contextmanager
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     """Lock a folder for this process; the operating system unlocks it when the process ends in any way.
-
-    Args:
-        folder: The folder, which is created if it is missing.
-        wait: Wait while another process has locked it.
 
     Raises:
         BlockingIOError: Another process has locked it, and `wait` is False.
@@ -166,10 +151,8 @@ class Folder(ABC):
     def lock(self, owner: str, *, wait: bool) -> AbstractContextManager[None]:
         """Reserve the folder for this process; at a URL with a lease (`storage.lease.Lease`).
 
-        Args:
-            owner: The name of this process or job. A lease of the same owner is taken over at once: the earlier process
-                was considered dead when this one was started.
-            wait: Wait while another process holds it.
+        A lease of the same `owner` is taken over at once: the earlier process was considered dead when this one was
+        started.
 
         Raises:
             BlockingIOError: Another process holds it, and `wait` is False.

@@ -45,24 +45,13 @@ class Lease:
     """
 
     def __init__(self, remote: RemoteFiles, below: str, owner: str, place: str) -> None:
-        """Prepare a lease; `hold` acquires it.
-
-        Args:
-            remote: The files at the URL.
-            below: The folder's name there, empty or with a slash at its end.
-            owner: The name of this process or job.
-            place: The folder's URL, for error messages.
-        """
+        """Prepare a lease of the folder `below`; `hold` acquires it. `place` is its URL, for error messages."""
         self._remote, self._file, self._owner, self._place = remote, f"{below}{LEASE_FILE}", owner, place
         self._id = uuid.uuid4().hex
 
     @contextmanager
     def hold(self, *, wait: bool) -> Iterator[None]:
-        """Acquire the lease, renew it in a thread, and give it back at the end; see `Folder.lock`.
-
-        Raises:
-            BlockingIOError: Another process holds it and renews it, and `wait` is False.
-        """
+        """Acquire the lease, renew it in a thread, and give it back at the end; see `Folder.lock`."""
         self._wait_until_free(wait)
         self._renew(0)
         ended = threading.Event()

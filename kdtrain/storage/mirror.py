@@ -17,10 +17,7 @@ from kdtrain.storage.remote import RemoteFiles, Stamp
 
 
 def results_folder(place: str) -> Folder:
-    """Return the folder of results that --results names.
-
-    Args:
-        place: A path, or a URL, whose copies lie in the user's cache folder.
+    """Return the folder of results at a path, or at a URL, whose copies are in the user's cache folder.
 
     Raises:
         UserError: The URL cannot be reached, or contains a password.
@@ -39,13 +36,7 @@ class MirrorFolder(Folder):
     """
 
     def __init__(self, path: Path, remote: RemoteFiles, below: str = "") -> None:
-        """Open a folder at a URL.
-
-        Args:
-            path: The folder of this machine for copies.
-            remote: The files at the URL.
-            below: This folder's name there, empty or with a slash at its end.
-        """
+        """Open the folder `below` (empty, or with a slash at its end) of the URL, with `path` for copies."""
         super().__init__(path)
         self._remote, self._below = remote, below
         self._lease: Lease | None = None

@@ -18,21 +18,13 @@ class Stamp(NamedTuple):
 
 
 class RemoteFiles:
-    """All files below a URL, by their relative names with slashes. Methods raise OSError if it cannot be reached.
-
-    Attributes:
-        url: The URL as it was given.
-        files: pyarrow's file system.
-        base: The path of the URL in `files`.
-    """
+    """All files below a URL, by their relative names with slashes. Methods raise OSError if it cannot be reached."""
 
     def __init__(self, url: str, option: str) -> None:
-        """Connect to a URL.
+        """Connect to a URL, which the command line's `option` has named.
 
-        Args:
-            url: Its query holds options of the file system, as in
-                s3://bucket/path?endpoint_override=http://127.0.0.1:9000&region=us-east-1
-            option: The command-line option that named the URL, for error messages.
+        Its query holds options of the file system, as in
+        s3://bucket/path?endpoint_override=http://127.0.0.1:9000&region=us-east-1
 
         Raises:
             UserError: The URL cannot be reached, or names no folder.

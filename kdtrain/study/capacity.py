@@ -24,13 +24,7 @@ def per_worker(resources: Resources) -> dict[str, float]:
 
 
 def concurrent_trials(resources: Resources, nodes: Nodes) -> int:
-    """Return how many trials run at once on the nodes.
-
-    A worker fits onto one node; the workers of a trial may be spread over several.
-
-    Args:
-        resources: The resources of the sweep.
-        nodes: The resources of each node.
+    """Return how many trials run at once. A worker fits onto one node; a trial's workers may be on several.
 
     Raises:
         UserError: Not even one trial fits, or fewer than `resources.concurrent_trials`.
@@ -57,16 +51,7 @@ def concurrent_trials(resources: Resources, nodes: Nodes) -> int:
 
 
 def concurrency(resources: Resources, present: Nodes, at_most: Nodes) -> tuple[int, int]:
-    """Return how many trials run at once on the present nodes, and when the cluster has grown as far as it may.
-
-    Args:
-        resources: The resources of the sweep.
-        present: The nodes that a cluster has; a cluster may begin without one.
-        at_most: The nodes that it may have.
-
-    Raises:
-        UserError: Not even one trial ever fits.
-    """
+    """Return how many trials run at once on the present nodes (perhaps none), and on all that the cluster may have."""
     grown = concurrent_trials(resources, at_most)
     try:
         return concurrent_trials(resources, present), grown
@@ -87,12 +72,7 @@ def nodes_at_least(cluster: Mapping[str, Any]) -> int:
 
 
 def nodes_at_most(alive: Nodes, cluster: Mapping[str, Any]) -> list[Mapping[str, float]]:
-    """Return the resources of the nodes when the cluster has grown as far as it may.
-
-    Args:
-        alive: The nodes that the cluster has, which are returned if it cannot grow or does not declare its resources.
-        cluster: The cluster configuration.
-    """
+    """Return the nodes' resources when the cluster is at its largest; those alive if it does not declare that."""
     types = dict(cluster.get("available_node_types", {}))
     head = types.pop(cluster.get("head_node_type"), {})
     if not types or not all(kind.get("resources") for kind in types.values()):

@@ -9,7 +9,7 @@ from kdtrain.config.sweep import Sweep
 from kdtrain.study.search import Search
 from kdtrain.study.step_cost import COUNTED_IMAGES, image_flops, image_seconds, made_up_state
 from kdtrain.study.study import PARTS, TEACHER_PARTS
-from kdtrain.teacher.cache_policy import bytes_per_image, reason_not_cached
+from kdtrain.teacher.cache_policy import bytes_per_image, reads_whole_batch, reason_not_cached
 from kdtrain.teacher.outputs import LiveTeacher
 
 
@@ -27,12 +27,8 @@ class StageCost:
 class CachedOutputs:
     """Teacher outputs that all trials of a node share.
 
-    Attributes:
-        bytes_per_image: The bytes of an image and view.
-        streams: The number of seeds whose views differ.
-        epochs: The number of epochs whose views differ.
-        total_bytes: The bytes of all images and views; None if the number of images is unknown.
-        fits: False if they are more than the cache holds.
+    `streams` and `epochs` are the numbers of seeds and epochs whose views differ. `total_bytes` is None if the number
+    of images is unknown. `fits` is False if the cache holds fewer bytes.
     """
 
     bytes_per_image: int
@@ -44,13 +40,7 @@ class CachedOutputs:
 
 @dataclass(frozen=True)
 class Sharing:
-    """What the trials of a sweep share of their teachers' outputs.
-
-    Attributes:
-        cached: The outputs that are computed once for all trials.
-        live: The reasons why outputs are computed in every trial.
-        splitting: The parameters of which each value has teacher outputs of its own.
-    """
+    """The teacher outputs computed once, the reasons why others run live, and the parameters that split the cache."""
 
     cached: tuple[CachedOutputs, ...]
     live: tuple[str, ...]
@@ -77,11 +67,6 @@ def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
 
     Every training is counted as the most expensive one of the space, and none as pruned. Reading images, validation and
     start-up are left out.
-
-    Args:
-        sweep: The sweep.
-        images: The number of training images.
-        classes: The number of classes.
     """
     counts, epochs = trainings(sweep), _most_epochs(sweep)
     reachable = list(_reachable(sweep, (*PARTS, "r_drop")))
@@ -105,13 +90,7 @@ def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
 
 
 def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
-    """Return what trials share of their teachers' outputs, if `resources.teacher_cache` allows it.
-
-    Args:
-        sweep: The sweep.
-        images: The number of training images, or None if it is unknown.
-        classes: The number of classes.
-    """
+    """Return what trials share of their teachers' outputs, if `resources.teacher_cache` allows it."""
     bytes_of, live = _cached_and_live(sweep, images, classes)
     cached = []
     for recipe, size in bytes_of.items():
@@ -120,7 +99,7 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
         fits = total <= sweep.resources.cache_bytes
         cached.append(CachedOutputs(size, streams, epochs, None if images is None else total, fits))
     splits = ["teacher", "data", *(name for name in ("mixup", "precision") if name in sweep.tree)]
-    if any(reading.whole_batch for recipe in bytes_of for reading in recipe.method.teacher_readings):
+    if any(reads_whole_batch(recipe.method.teacher_readings) for recipe in bytes_of):
         splits.append("batch_size")
     splitting = tuple(parameter.name for parameter in sweep.parameters if parameter.path[0] in splits)
     return Sharing(tuple(dict.fromkeys(cached)), tuple(dict.fromkeys(live.values())), splitting)
@@ -130,11 +109,6 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
     """Return the upper bound of the number of training images that teachers compute outputs of.
 
     Cached outputs are computed once for each view, live ones in every training.
-
-    Args:
-        sweep: The sweep.
-        images: The number of training images.
-        classes: The number of classes.
     """
     counts = trainings(sweep)
     in_every_training = (counts["search"] + counts["confirm"]) * _most_epochs(sweep) * images
@@ -150,7 +124,7 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
 
 def _cache_group(recipe: Recipe) -> tuple[object, ...]:
     """Return what recipes must have in common to share cached outputs."""
-    batch_size = recipe.batch_size if any(each.whole_batch for each in recipe.method.teacher_readings) else None
+    batch_size = recipe.batch_size if reads_whole_batch(recipe.method.teacher_readings) else None
     return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, batch_size
 
 
@@ -172,11 +146,8 @@ def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[di
 
 def _streams(sweep: Sweep, recipe: Recipe) -> int:
     """Return the number of seeds whose views differ: the search's and the confirming ones, or one for all."""
-    random = (
-        recipe.data.random_views
-        or recipe.mixup is not None
-        or any(each.whole_batch for each in recipe.method.teacher_readings)
-    )
+    of_batch = reads_whole_batch(recipe.method.teacher_readings)
+    random = recipe.data.random_views or recipe.mixup is not None or of_batch
     return 1 + sweep.study.confirm.seeds if random else 1
 
 

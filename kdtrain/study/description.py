@@ -1,6 +1,7 @@
 """The files that describe a study: study.json, which the report reads, and best.yaml, which repeats its winner."""
 
 from pathlib import Path
+from typing import cast
 
 from kdtrain.config import space
 from kdtrain.config.recipe import Recipe
@@ -9,7 +10,7 @@ from kdtrain.config.yaml_reader import dump_yaml
 from kdtrain.data.registry import load
 from kdtrain.models.build import build, forward_flops, parameter_count
 from kdtrain.models.config import Network
-from kdtrain.storage.folder import Row
+from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord
 
 
 def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
@@ -19,16 +20,8 @@ def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
     return head + dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
 
 
-def describe(sweep: Sweep, data_root: Path) -> Row:
-    """Return the content of study.json without its schema number.
-
-    Args:
-        sweep: The sweep.
-        data_root: The folder that holds the data sets.
-
-    Raises:
-        UserError: The data set is absent or damaged.
-    """
+def describe(sweep: Sweep, data_root: Path) -> StudyRecord:
+    """Return the content of study.json without its schema number."""
     data = load(sweep.recipe_for(space.probe_points(sweep.tree)[0], 0).data, data_root)
     return {
         "name": sweep.name,
@@ -38,26 +31,17 @@ def describe(sweep: Sweep, data_root: Path) -> Row:
         "study": sweep.study.model_dump(mode="json"),
         "resources": sweep.resources.model_dump(mode="json"),
         "report": sweep.report.model_dump(mode="json"),
-        "parameters": [parameter.as_json() for parameter in sweep.parameters],
+        "parameters": cast(list[ParameterRecord], [parameter.as_json() for parameter in sweep.parameters]),
         "models": network_sizes(sweep, data.image_shape, len(data.classes)),
     }
 
 
-def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, Row]:
-    """Return parameters and FLOPs of each network of the space, by model name.
-
-    Args:
-        sweep: The sweep.
-        image_shape: Channels, height and width of an image.
-        classes: The number of classes.
-
-    Returns:
-        For each model its `parameters`, and the `flops_per_image` of a forward pass.
-    """
+def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, NetworkSize]:
+    """Return parameters and forward FLOPs of each network of the space, by model name."""
     recipes = [sweep.recipe_for(values, 0) for values in space.combinations(sweep.tree, ("teacher", "student"))]
     students: list[Network] = [recipe.student for recipe in recipes]
     teachers: list[Network] = [recipe.teacher for recipe in recipes if recipe.teacher]
-    sizes = {}
+    sizes: dict[str, NetworkSize] = {}
     for network in {network.model: network for network in [*teachers, *students]}.values():
         built = build(network, image_shape, classes, 0, pretrained=False)
         flops = forward_flops(built, image_shape)

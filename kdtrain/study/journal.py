@@ -2,58 +2,38 @@
 
 import time
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, cast
 
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import Folder, LocalFolder, Row
+from kdtrain.trials.records import EndedEvent, PlannedEvent, StudyRecord
 from kdtrain.trials.store import SCHEMA, json_bytes, read_object
 
 FILE = "record.jsonl"
 
 
-class JobEnd(TypedDict):
-    """How a job of a study has ended.
-
-    `state` is "complete", "pruned" or "failed", `value` the objective at the best epoch, `reason` why the job was
-    pruned or failed, `epochs` the number of epochs that count.
-    """
-
-    state: str
-    value: float | None
-    reason: str | None
-    epochs: int
-
-
 class StudyJournal:
-    """The events of a study: what was planned, how it ended, and the winner. It owns the study's folder.
-
-    Args:
-        folder: The folder of the sweep in the results.
-    """
+    """The events of a study: what was planned, how it ended, and the winner. It owns the study's folder."""
 
     def __init__(self, folder: Path | Folder) -> None:
         self.files = folder if isinstance(folder, Folder) else LocalFolder(folder)
         self.folder = self.files.path
         self.path = self.folder / FILE
-        self._plans: dict[tuple[str, int], Row] = {}  # by (stage, number)
-        self._ends: dict[tuple[str, int], Row] = {}
+        self._plans: dict[tuple[str, int], PlannedEvent] = {}  # by (stage, number)
+        self._ends: dict[tuple[str, int], EndedEvent] = {}
         self._others: dict[str, Row] = {}  # the newest of each other event since a job was last planned or ended
         for row in self.files.rows(FILE):
             self._remember(row)
 
-    def open(self, about: Row, file_text: str) -> None:
-        """Take the folder for a study, which must be the one that it already holds, if any.
+    def open(self, about: StudyRecord, file_text: str) -> None:
+        """Take the folder for a study: write its study.json and sweep.yaml.
 
         `study.trials` may have grown; resources, report and the place of the sweep file may differ.
-
-        Args:
-            about: The content of study.json without its schema number.
-            file_text: The text of the sweep file.
 
         Raises:
             UserError: The folder holds another study.
         """
-        earlier = read_object(self.files, "study.json")
+        earlier = cast(StudyRecord | None, read_object(self.files, "study.json"))
         if earlier is not None:
             problems = _differences(_identity(earlier), _identity(about))
             before, now = earlier["study"]["trials"], about["study"]["trials"]
@@ -85,7 +65,7 @@ class StudyJournal:
             self.append(event, **fields)
 
     def is_idle(self) -> bool:
-        """Return True if no training was ever planned; smoke jobs may have been."""
+        """Return True if no training was ever planned; preflight checks may have been."""
         return all(stage == "smoke" for stage, _ in self._plans)
 
     def planned_values(self, stage: str, number: int) -> dict[str, Any] | None:
@@ -97,7 +77,7 @@ class StudyJournal:
         """Return the distinct trial ids of all planned jobs."""
         return list(dict.fromkeys(row["trial_id"] for row in self._plans.values() if row["trial_id"] is not None))
 
-    def ends(self, stage: str) -> dict[int, Row]:
+    def ends(self, stage: str) -> dict[int, EndedEvent]:
         """Return the newest "ended" event of each job of a stage, by number."""
         return {number: row for (own, number), row in self._ends.items() if own == stage}
 
@@ -110,10 +90,10 @@ class StudyJournal:
             self._others.clear()
 
     def _events(self, event: str) -> dict[tuple[str, int], Row]:
-        return self._plans if event == "planned" else self._ends
+        return cast(dict[tuple[str, int], Row], self._plans if event == "planned" else self._ends)
 
 
-def _identity(about: Row) -> Row:
+def _identity(about: StudyRecord) -> Row:
     """Return the part of study.json that must stay the same."""
     study = {key: value for key, value in about["study"].items() if key != "trials"}
     return {"recipe": about["recipe"], "study": study}

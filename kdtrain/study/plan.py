@@ -16,14 +16,9 @@ from kdtrain.study.study import PARTS
 
 
 def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = None) -> str:
-    """Return the plan of a sweep as text: stages, space, networks, shared teacher outputs and cost.
+    """Return the plan of a sweep as text; the cost is timed in this process, with as many threads as it has.
 
-    The cost is timed in this process, with as many threads as it has.
-
-    Args:
-        sweep: The sweep.
-        data: The folder of the data sets, or None for the default one.
-        cluster: The nodes that a cluster has, and those that it may have; None for this machine.
+    `cluster`: the nodes that a cluster has, and those that it may have; None for this machine.
 
     Raises:
         UserError: Not even one trial fits onto the machine or the cluster.

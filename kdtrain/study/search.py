@@ -28,13 +28,7 @@ STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed"
 
 @dataclass
 class RunningTrial:
-    """A running trial beside the trials that the pruner compares it with.
-
-    Attributes:
-        trial: Optuna's trial, to which the epochs are reported.
-        epoch: The last epoch that was reported.
-        stop: The epoch at which the pruner stopped the trial, or None.
-    """
+    """A running trial beside those that the pruner compares it with: last reported epoch, and where it was stopped."""
 
     trial: optuna.Trial
     epoch: int = 0
@@ -43,13 +37,9 @@ class RunningTrial:
 
 @dataclass
 class Search:
-    """A search over the space of a sweep.
+    """The search of a stage ("search" or "baselines") over a sweep's tree; published points are its first trials.
 
-    Attributes:
-        stage: "search" or "baselines".
-        sweep: The sweep whose tree is searched; its published points are the first trials.
-        planned: The values of every planned trial, by number.
-        finished: Every trial that has finished, by number, in the order in which they finished.
+    `planned` and `finished` have the trials by number; `finished` in the order in which they finished.
     """
 
     stage: str
@@ -70,11 +60,7 @@ class Search:
         return study.trials
 
     def recipe(self, number: int) -> Recipe:
-        """Return the recipe of a planned trial, with the study's seed.
-
-        Raises:
-            UserError: The values do not go together.
-        """
+        """Return a planned trial's recipe with the study's seed; UserError if the values do not go together."""
         return self.sweep.recipe_for(self.planned[number], self.sweep.study.seed)
 
     def batch_of(self, number: int) -> range:
@@ -103,10 +89,6 @@ class Search:
         Each epoch is reported once and in order, so the decision does not depend on how many rows there are at a call.
         If there are fewer rows than before, the training has gone back to an earlier checkpoint, perhaps on another
         machine: all its epochs are then reported again.
-
-        Args:
-            number: The number of the trial.
-            rows: The metrics of its epochs so far.
         """
         again = bool(rows) and number in self._running and rows[-1]["epoch"] < self._running[number].epoch
         if number not in self._running or again:
@@ -119,14 +101,7 @@ class Search:
         return running.stop
 
     def tell(self, number: int, state: str, value: float | None, rows: Sequence[EpochRow]) -> None:
-        """Add a trial that has finished.
-
-        Args:
-            number: The number of the trial.
-            state: "complete", "pruned" or "failed".
-            value: The objective at its best epoch.
-            rows: The metrics of its epochs.
-        """
+        """Add a trial that has finished, with the objective at its best epoch and the rows of its epochs."""
         self._running.pop(number, None)
         trial = self._trial_to_prune(number)
         for row in rows:

@@ -11,16 +11,7 @@ from kdtrain.config.recipe import Recipe, Student
 
 @dataclass(frozen=True)
 class SearchedTrial:
-    """A trial of one of the two searches.
-
-    Attributes:
-        stage: "search" or "baselines".
-        number: The trial's number in its stage.
-        trial_id: The identity of its recipe; equal recipes have equal ones.
-        values: The values of its parameters.
-        student: The student of its recipe.
-        ranking_key: The `trials.outcome.ranking_key` of its best epoch, larger is better; None if it is not complete.
-    """
+    """A trial of a search. `ranking_key` (see `trials.outcome`) is its best epoch's; None if it is not complete."""
 
     stage: str
     number: int
@@ -34,13 +25,8 @@ class SearchedTrial:
 class Candidate:
     """A recipe that is trained with every confirming seed.
 
-    Attributes:
-        key: Its name in journal and report: "best 1", "published 2", "baseline 1".
-        role: "best", "published" or "baseline".
-        values: The values of its parameters.
-        stage: The search that has tried it.
-        number: The number of its trial in that search.
-        baseline: The key of the baseline that it is compared with; None for a baseline.
+    Its key ("best 1", "published 2", "baseline 1") names it in journal and report; stage and number are those of the
+    searched trial; `baseline` is the key of the baseline that it is compared with.
     """
 
     key: str
@@ -57,10 +43,7 @@ class Candidate:
 
 
 def ranked(trials: Sequence[SearchedTrial]) -> list[SearchedTrial]:
-    """Return the complete trials of distinct recipes, the best first.
-
-    They are ordered by objective, then by the other validation metric, then by number.
-    """
+    """Return the complete trials of distinct recipes, best first: by objective, other metric, then number."""
     complete = [(trial.ranking_key, trial) for trial in trials if trial.ranking_key is not None]
     complete.sort(key=lambda pair: (*(-part for part in pair[0]), pair[1].number))
     distinct: dict[str, SearchedTrial] = {}
@@ -82,13 +65,6 @@ def choose_candidates(
     A candidate is compared with the best baseline of its student model. If the baselines' search has no complete trial
     of that model, the student is trained alone at the candidate's own values. The best baseline of every other student
     model, and the best one of the exact student of a published recipe, are confirmed as well.
-
-    Args:
-        searched: The trials of the search.
-        alone: The trials of the baselines' search.
-        best: The number of the best trials to confirm.
-        published: The number of published recipes, which are the first trials of the search.
-        baseline_parameters: The names of the parameters that a student alone has.
     """
     ranked_alone = ranked(alone)
     baselines: list[SearchedTrial] = []
@@ -121,41 +97,19 @@ def choose_candidates(
 
 
 def mean_objectives(runs: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
-    """Return the mean objective over the seeds, by candidate, of the candidates whose runs are all complete.
-
-    Args:
-        runs: The objective of each run of each candidate; None for a run that is not complete.
-    """
+    """Return the mean objective over the seeds of each candidate whose runs are all complete (have a value)."""
     complete = {key: [value for value in values if value is not None] for key, values in runs.items()}
     return {key: statistics.fmean(values) for key, values in complete.items() if len(values) == len(runs[key])}
 
 
 def choose_winner(candidates: Sequence[Candidate], means: Mapping[str, float], *, maximize: bool) -> Candidate | None:
-    """Return the best of the candidates with the role "best" by its mean objective, the first of equal ones.
-
-    Args:
-        candidates: All candidates, of whatever role.
-        means: The mean objective of each candidate that has one.
-        maximize: True if a larger objective is better.
-
-    Returns:
-        The winner, or None if no such candidate has a mean.
-    """
+    """Return the candidate with role "best" of the best mean objective, the first of equal ones, or None."""
     best = [candidate for candidate in candidates if candidate.role == "best" and candidate.key in means]
     return max(best, key=lambda candidate: _sign(maximize) * means[candidate.key], default=None)
 
 
 def compared_recipes(recipes: Mapping[str, Recipe], means: Mapping[str, float], *, maximize: bool) -> list[Recipe]:
-    """Return what pictures show side by side.
-
-    Args:
-        recipes: The recipe of each candidate with the first confirming seed.
-        means: The mean objective of each candidate that has one.
-        maximize: True if a larger objective is better.
-
-    Returns:
-        The best distilled recipe of each value of `student.freeze`, then all students alone, the best first.
-    """
+    """Return what pictures compare: the best distilled recipe of each `student.freeze`, then all students alone."""
     keys = sorted((key for key in recipes if key in means), key=lambda key: -_sign(maximize) * means[key])
     distilled: dict[str, Recipe] = {}
     alone = []

@@ -39,10 +39,6 @@ def image_flops(recipe: Recipe, classes: int) -> ImageCost:
 
     The step is the forward and backward pass of student and method, both passes of R-Drop, in the student's turn, which
     costs more than a critic's. Freezing, which saves a part of the backward pass, is left out.
-
-    Args:
-        recipe: A recipe of the space.
-        classes: The number of classes.
     """
     network = {"weights": None, "freeze": "none", "allow_random_frozen": False, "batch_norm_statistics": "update"}
     same = {"optimizer": PLAIN_SGD, "lr_schedule": Constant(name="constant"), "batch_size": COUNTED_IMAGES}
@@ -63,12 +59,7 @@ def _counted(recipe: Recipe, classes: int) -> ImageCost:
 
 @lru_cache(maxsize=16)
 def image_seconds(recipe: Recipe, classes: int) -> ImageCost:
-    """Return the seconds of an image in a training step with known teacher outputs, and in the teacher's forward pass.
-
-    Args:
-        recipe: A recipe of the space.
-        classes: The number of classes.
-    """
+    """Return the seconds of an image in a step with known teacher outputs, and in the teacher's forward pass."""
     images = max(2, min(recipe.batch_size, int(TIMED_FLOPS / sum(image_flops(recipe, classes)))))
     state = made_up_state(recipe, images, classes)
     known = _KnownOutputs(state)
@@ -87,8 +78,8 @@ def image_seconds(recipe: Recipe, classes: int) -> ImageCost:
 class _KnownOutputs:
     """Teacher outputs of the one batch of a state, computed before its first step in `forward_s` seconds."""
 
-    asked = computed = checked = 0
-    off: str | None = None
+    requested = computed = checked = 0
+    off_reason: str | None = None
 
     def __init__(self, state: TrainState) -> None:
         self.seconds = self.forward_seconds = self.forward_s = 0.0
@@ -116,13 +107,7 @@ class _KnownOutputs:
 
 
 def made_up_state(recipe: Recipe, images: int, classes: int) -> TrainState:
-    """Return the state of a training of random images, with networks that have random weights.
-
-    Args:
-        recipe: A recipe of the space.
-        images: The number of training images.
-        classes: The number of classes.
-    """
+    """Return the state of a training of random images, with networks that have random weights."""
     device, shape = torch.device("cpu"), recipe.data.image_shape
     teacher = None
     if recipe.teacher is not None:

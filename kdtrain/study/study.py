@@ -2,7 +2,7 @@
 
 A Study hands out jobs, and an executor carries them out. The outcomes in the store decide what is left to do: a job
 that has an outcome is never run again, so a study that was cut off continues when it is opened again.
-The smoke stage comes before the teacher: a combination that cannot run must fail before any long training.
+The preflight checks (`smoke`) come first: a combination that cannot run must fail before any long training.
 """
 
 from collections.abc import Generator, Sequence
@@ -16,7 +16,7 @@ from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult, UserError
 from kdtrain.storage.folder import Row
 from kdtrain.study.description import recipe_yaml
-from kdtrain.study.journal import JobEnd, StudyJournal
+from kdtrain.study.journal import StudyJournal
 from kdtrain.study.search import Search
 from kdtrain.study.selection import (
     Candidate,
@@ -27,15 +27,16 @@ from kdtrain.study.selection import (
     mean_objectives,
 )
 from kdtrain.trials.outcome import best_epoch, outcome_row, ranking_key, require_own_workers
-from kdtrain.trials.records import EpochRow
+from kdtrain.trials.records import EpochRow, JobEnd
+from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
 FIRST_CONFIRMING_SEED = 1_000_000
 """Seeds of the search lie below it. Each study seed has 1,000 confirming seeds from it on, so no seed that has chosen
 a recipe also confirms one."""
-STARTING = "starting Ray"
+STARTING = "starting"
 PARTS = ("data", "method", "teacher", "student")
-"""The parts of a recipe that must fit together: the smoke stage tries each of their combinations."""
+"""The parts of a recipe that must fit together: preflight checks try each of their combinations."""
 TEACHER_PARTS = ("data", "teacher", "student")
 """The parts of a recipe that decide which teacher is trained; its model may be the student's."""
 JobStream = Generator["Job | None", None, None]
@@ -44,18 +45,10 @@ TrainingStream = Generator["Job | None", None, "list[Job]"]
 
 @dataclass(frozen=True)
 class Job:
-    """A unit of work for an executor.
+    """A unit of work for an executor: "smoke", "train", "test" or "pictures".
 
-    Attributes:
-        stage: The stage that it belongs to.
-        number: Its number in the stage.
-        recipe: The recipe that is trained or tried; the winner's for `test` and `pictures`.
-        trial_id: The identity of the recipe.
-        kind: "smoke", "train", "test" or "pictures".
-        final: True if the training keeps its weights.
-        prunable: True if the pruner may stop the training.
-        trained: The recipes whose test split is read (`test`), or that are shown side by side (`pictures`).
-        details: What the journal tells of it besides.
+    A `final` training keeps its weights. `trained` are the recipes whose test split is read, or that are shown side by
+    side; `recipe` is then the winner's. `details` join the job's "planned" event.
     """
 
     stage: str
@@ -80,13 +73,7 @@ class Job:
 
 
 class Study:
-    """A sweep that is carried out in a folder of results.
-
-    Args:
-        sweep: The sweep.
-        workspace: The store and the data that its jobs work with.
-        journal: The journal of the study's folder.
-    """
+    """A sweep that is carried out in a folder of results."""
 
     def __init__(self, sweep: Sweep, workspace: Workspace, journal: StudyJournal) -> None:
         self.sweep, self.workspace, self.journal = sweep, workspace, journal
@@ -118,16 +105,12 @@ class Study:
         self.journal.append_once("finished")
 
     def should_prune(self, job: Job, epoch: int) -> bool:
-        """Return True if the training has been pruned and is to be stopped; called after each of its epochs.
+        """Return True if the training is pruned and must stop; called after each of its epochs, counted from 1.
 
         Workers may have run ahead, and a continued training may have skipped a decision. So the trial ends at the first
         epoch at which it would have been pruned, and later rows are dropped.
-
-        Args:
-            job: A running training.
-            epoch: The epoch that has ended, from 1.
         """
-        folder = self.workspace.store.trial(job.trial_id)
+        folder = self._trial(job)
         stop = self._pruned_at(job, [row for row in folder.epochs() if row["epoch"] <= epoch])
         if stop is None:
             return False
@@ -138,14 +121,10 @@ class Study:
         return True
 
     def ended(self, job: Job, broken: str | None = None) -> None:
-        """Take note that a job has ended.
+        """Record that a running job has ended, with the reason if it broke.
 
         What breaks outside the training (a full disk, a killed process) is no outcome of the recipe. The job counts as
         failed until the study is opened again, and is then run again.
-
-        Args:
-            job: A job that was running.
-            broken: The reason if it broke; None if its outcome is in the store.
         """
         if job.kind == "train":
             broken = None if self._has_outcome(job) else broken or "its process ended without an outcome"
@@ -200,7 +179,7 @@ class Study:
         for job, values in zip(jobs, points.values(), strict=True):
             end = self._ends[job.key]
             if end["state"] != "complete":
-                folder = self.workspace.store.trial(job.trial_id)
+                folder = self._trial(job)
                 again = f"remove {folder.files} to try again" if folder.outcome() else "the same command tries again"
                 text = f"training {job.recipe.student.model} failed: {end['reason']} ({again})"
                 problems += self.sweep.error(values, ("teacher",), text).problems
@@ -288,6 +267,9 @@ class Study:
     def _maximize(self) -> bool:
         return self.sweep.study.objective == "val/accuracy"
 
+    def _trial(self, job: Job) -> TrialFolder:
+        return self.workspace.store.trial(job.trial_id)
+
     def _job(
         self,
         stage: str,
@@ -324,7 +306,7 @@ class Study:
     def _searched_trial(self, job: Job) -> SearchedTrial:
         key = None
         if self._ends[job.key]["state"] == "complete":
-            outcome = self.workspace.store.trial(job.trial_id).outcome()
+            outcome = self._trial(job).outcome()
             assert outcome is not None
             assert outcome["best"] is not None
             key = ranking_key(outcome["best"], self.sweep.study.objective)
@@ -332,7 +314,7 @@ class Study:
         return SearchedTrial(job.stage, job.number, job.trial_id, values, job.recipe.student, key)
 
     def _is_untested(self, job: Job) -> bool:
-        outcome = self.workspace.store.trial(job.trial_id).outcome()
+        outcome = self._trial(job).outcome()
         return outcome is not None and outcome["state"] == "complete" and outcome["test"] is None
 
     def _run_stage(self, jobs: Sequence[Job]) -> JobStream:
@@ -366,7 +348,7 @@ class Study:
         The outcome of a pruned training serves if this study would have pruned it as well. A final training must have
         kept its weights.
         """
-        folder = self.workspace.store.trial(job.trial_id)
+        folder = self._trial(job)
         require_own_workers(job.recipe, folder, self.sweep.resources.workers)
         outcome = folder.outcome()
         if outcome is None or outcome["state"] == "failed":
@@ -398,7 +380,7 @@ class Study:
         end = self._end(job, broken)
         self._ends[job.key] = end
         if job.stage in ("baselines", "search"):
-            rows = self.workspace.store.trial(job.trial_id).epochs()[: end["epochs"]]
+            rows = self._trial(job).epochs()[: end["epochs"]]
             self._search_of(job).tell(job.number, end["state"], end["value"], rows)
         if job.kind != "test":
             self.journal.note("ended", **job.about, **end)
@@ -408,7 +390,7 @@ class Study:
         another sweep has trained it to its end."""
         if broken or job.kind != "train":
             return {"state": "failed" if broken else "complete", "value": None, "reason": broken, "epochs": 0}
-        folder = self.workspace.store.trial(job.trial_id)
+        folder = self._trial(job)
         outcome, rows = folder.outcome(), folder.epochs()
         assert outcome is not None
         state, reason, epochs, best = outcome["state"], outcome["reason"], outcome["epochs"], outcome["best"]

@@ -15,16 +15,7 @@ TOLERANCE = 1e-4
 
 
 def chunk_to_check(units: list[Tensor], draw: int, whole_unit: bool) -> tuple[int, int, Tensor]:
-    """Choose what is computed again.
-
-    Args:
-        units: Image indices of each unit.
-        draw: A random number.
-        whole_unit: Whether to take a whole unit, which is a batch, rather than a chunk of images.
-
-    Returns:
-        (number of the unit, offset in it, image indices).
-    """
+    """Choose a chunk, or a whole unit, to compute again: return unit number, offset in it, and image indices."""
     number = draw % len(units)
     indices = units[number]
     if whole_unit:
@@ -34,11 +25,7 @@ def chunk_to_check(units: list[Tensor], draw: int, whole_unit: bool) -> tuple[in
 
 
 def require_equal(computed: Tensors, cached: CachedRows, unit: int, first: int, device: torch.device) -> None:
-    """Compare outputs computed again with the cached rows of a unit from `first` on.
-
-    Raises:
-        UserError: They differ.
-    """
+    """Raise UserError if outputs computed again differ from a unit's cached rows from `first` on."""
     near = torch.equal if device.type == "cpu" else _near
     for name, values in computed.items():
         read = cached.loaded[unit][name][first : first + len(values)].to(device)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from kdtrain.methods.base import TeacherReading
 from kdtrain.runtime import process
 from kdtrain.storage.folder import Row
+from kdtrain.teacher.cache_policy import reads_whole_batch
 from kdtrain.teacher.network import CHUNK_IMAGES
 from kdtrain.teacher.outputs import UNIT_IMAGES, LiveTeacher
 from kdtrain.trials.identity import NUMERICS
@@ -14,16 +15,8 @@ NETWORK = {"model", "head", "normalization", "channels_last", "compile"}
 
 
 def train_key(live: LiveTeacher, weights: str, readings: Sequence[TeacherReading], epoch: int) -> Row:
-    """Return the key of the outputs for the training views of an epoch.
-
-    Args:
-        live: The teacher.
-        weights: Digest of its weights.
-        readings: What is cached beside the logits.
-        epoch: The epoch; it counts only if views or batches change with it.
-    """
+    """Return the key of outputs for an epoch's training views; the epoch counts if views or batches change."""
     use = live.use
-    of_batch = any(each.whole_batch for each in readings)
     return {
         **_common(live, weights),
         "split": "train",
@@ -32,7 +25,7 @@ def train_key(live: LiveTeacher, weights: str, readings: Sequence[TeacherReading
         "mixup": use.mixup.model_dump() if use.mixup else None,
         "precision": use.precision,
         "readings": sorted(each.name for each in readings),
-        "batches": {"size": use.batch_size, "seed": use.seed, "epoch": epoch} if of_batch else None,
+        "batches": {"size": use.batch_size, "seed": use.seed, "epoch": epoch} if reads_whole_batch(readings) else None,
     }
 
 

@@ -13,18 +13,17 @@ feature maps are larger and are cached only if all views of a training fit: else
 ones, and the next trial would find nothing."""
 
 
+def reads_whole_batch(readings: Sequence[TeacherReading]) -> bool:
+    """Return True if a reading depends on all images of a batch, so that batches are cached in place of images."""
+    return any(each.whole_batch for each in readings)
+
+
 def cached_readings(
     live: LiveTeacher, shared: Sequence[TeacherReading], budget_bytes: int
 ) -> tuple[TeacherReading, ...]:
-    """Return what is cached beside the logits: the method's own readings and, if there is room, those of `shared`.
-
-    Args:
-        live: The teacher of a training whose own readings are cached.
-        shared: Readings of all methods of the sweep.
-        budget_bytes: Bytes that the cache may take.
-    """
+    """Return what is cached beside the logits: the method's own readings and, if there is room, those of `shared`."""
     cached = live.use.readings
-    if any(each.whole_batch for each in cached) or live.use.network.compile:  # compiled: it returns its own stages only
+    if reads_whole_batch(cached) or live.use.network.compile:  # compiled: it returns its own stages only
         return cached
     for each in shared:
         if each not in cached and not each.whole_batch:
@@ -42,8 +41,8 @@ def reason_not_cached(
     if use.mixup is not None and use.mixup.convention == "published":
         return "mixup.convention published mixes by batch"
     size = bytes_per_image(live, readings)
-    of_batch = any(each.whole_batch for each in readings)
-    views = use.epochs if use.data.random_views or use.mixup is not None or of_batch else 1
+    changing = use.data.random_views or use.mixup is not None or reads_whole_batch(readings)
+    views = use.epochs if changing else 1
     if size > SMALL_BYTES and size * images * views > budget_bytes:
         return (
             f"what {use.method} reads takes {size:,} bytes per image and view, {size * images * views:,} in all: more"

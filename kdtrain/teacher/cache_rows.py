@@ -29,14 +29,7 @@ def from_stored(name: str, values: Tensor) -> tuple[str, Tensor]:
 
 
 class CachedRows:
-    """One epoch's rows. Small rows are on the device; larger ones stay in the memory-mapped files until they are read.
-
-    Attributes:
-        folder: The cache's folder, held until it is closed.
-        epoch: The epoch of the views.
-        units: Image indices of each unit.
-        loaded: Each unit's tensors, memory-mapped.
-    """
+    """One epoch's rows: small ones on the device, larger ones in the memory-mapped files until they are read."""
 
     def __init__(
         self, folder: SharedFolder, epoch: int, units: list[Tensor], loaded: list[Tensors], wanted: Sequence[str],

@@ -14,11 +14,11 @@ from kdtrain.data.sampling import batches_of
 from kdtrain.methods.base import Batch, Outputs, TeacherReading
 from kdtrain.runtime import distributed
 from kdtrain.runtime.rng import stream
-from kdtrain.storage.cache import NO_ROOM, Cache, Tensors
+from kdtrain.storage.cache import Cache, Tensors
 from kdtrain.storage.folder import Row
 from kdtrain.teacher.cache_check import EPOCHS_PER_CHECK, chunk_to_check, require_equal
 from kdtrain.teacher.cache_key import train_key, val_key
-from kdtrain.teacher.cache_policy import bytes_per_image, cached_readings, reason_not_cached
+from kdtrain.teacher.cache_policy import bytes_per_image, cached_readings, reads_whole_batch, reason_not_cached
 from kdtrain.teacher.cache_rows import CachedRows, to_stored
 from kdtrain.teacher.outputs import UNIT_IMAGES, LiveTeacher, TeacherOutputs
 
@@ -26,18 +26,15 @@ from kdtrain.teacher.outputs import UNIT_IMAGES, LiveTeacher, TeacherOutputs
 def cached_teacher(
     live: LiveTeacher, cache: Cache | None, shared: Sequence[TeacherReading], check_seed: str
 ) -> TeacherOutputs:
-    """Return cached outputs if they are wanted and possible, else the live teacher, whose `off` then has the reason.
+    """Return cached outputs if wanted and possible, else the live teacher, whose `off_reason` then has the reason.
 
-    Args:
-        live: The teacher.
-        cache: The node's cache; None if nothing is shared.
-        shared: Readings of all methods of the sweep, so that their trials read the same rows.
-        check_seed: A name for this training's draws of what is checked, e.g. its trial_id.
+    `shared` are the readings of all methods of the sweep, so that their trials read the same rows. `check_seed` names
+    this training's draws of what is checked, e.g. its trial_id.
     """
     if cache is None or live.teacher.digest is None:
         return live
-    live.off = reason_not_cached(live, live.use.readings, len(live.data.train), cache.budget_bytes)
-    if live.off is not None:
+    live.off_reason = reason_not_cached(live, live.use.readings, len(live.data.train), cache.budget_bytes)
+    if live.off_reason is not None:
         return live
     readings = cached_readings(live, shared, cache.budget_bytes)
     return CachedTeacher(live, cache, live.teacher.digest, readings, check_seed)
@@ -46,7 +43,7 @@ def cached_teacher(
 class CachedTeacher:
     """Outputs from a node's cache. The network computes what is missing there, in whichever trial needs it first.
 
-    If the cache cannot be written or has no room, `off` has the reason, and outputs are computed live from then on.
+    If the cache cannot be written or has no room, `off_reason` has the reason, and outputs are computed live.
     """
 
     def __init__(
@@ -54,10 +51,10 @@ class CachedTeacher:
     ) -> None:
         """weights: digest of the teacher's. readings: what is cached beside the logits, the method's own included."""
         self.live, self.cache, self.weights, self.readings = live, cache, weights, tuple(readings)
-        self.by_batch = any(reading.whole_batch for reading in readings)
+        self.by_batch = reads_whole_batch(readings)
         self.wanted = ("logits", *(reading.name for reading in live.use.readings))
-        self.off: str | None = None
-        self.asked = self.checked = 0
+        self.off_reason: str | None = None
+        self.requested = self.checked = 0
         self._check_seed = check_seed
         self._reading_s = 0.0
         self._current: CachedRows | None = None
@@ -86,7 +83,7 @@ class CachedTeacher:
         self._reading_s += time.perf_counter() - started
 
     def of(self, images: Tensor, batch: Batch) -> Outputs:
-        self.asked += len(images)
+        self.requested += len(images)
         if self._current is None:
             return self.live.of(images, batch)
         if self.by_batch:
@@ -101,7 +98,7 @@ class CachedTeacher:
     def val_logits(self) -> Tensor:
         started = time.perf_counter()
         units = list(torch.arange(len(self.live.data.val)).split(UNIT_IMAGES))
-        rows = self._open_on_all_ranks(
+        rows = self._open(
             val_key(self.live, self.weights), 0, units, lambda unit: {"logits": self.live.val_unit(unit)}, readings=()
         )
         self._reading_s += time.perf_counter() - started
@@ -123,11 +120,9 @@ class CachedTeacher:
         else:
             units = list(torch.arange(total).split(UNIT_IMAGES))
         key = train_key(self.live, self.weights, self.readings, epoch)
-        return self._open_on_all_ranks(
-            key, epoch, units, lambda unit: self._train_rows(unit, epoch), readings=self.readings
-        )
+        return self._open(key, epoch, units, lambda unit: self._train_rows(unit, epoch), readings=self.readings)
 
-    def _open_on_all_ranks(
+    def _open(
         self, key: Row, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors],
         readings: Sequence[TeacherReading],
     ) -> CachedRows | None:  # fmt: skip
@@ -135,40 +130,28 @@ class CachedTeacher:
 
         A live teacher runs collective operations (e.g. SP's batch), so one rank falling back alone would deadlock.
         """
-        if self.off is not None:
+        if self.off_reason is not None:
             return None
-        rows = self._open(key, epoch, units, compute, readings)
-        if distributed.sum_over_ranks(torch.tensor(rows is None, dtype=torch.int, device=self.live.device)):
-            if rows is not None:
-                rows.folder.close()
-                self._turn_off("another worker could not read or write it")
-            return None
-        return rows
-
-    def _open(
-        self, key: Row, epoch: int, units: list[Tensor], compute: Callable[[Tensor], Tensors],
-        readings: Sequence[TeacherReading],
-    ) -> CachedRows | None:  # fmt: skip
-        folder = None
-        try:
-            folder = self.cache.folder(key, lambda: bytes_per_image(self.live, readings) * sum(map(len, units)))
-            if folder is None:
-                self._turn_off(self.cache.no_room)
-                return None
-            folder.fill(range(len(units)), lambda number: compute(units[number]))
-            loaded = [folder.load(number) for number in range(len(units))]
-        except BaseException as error:
-            if folder is not None:
+        folder = self.cache.filled_folder(
+            key,
+            lambda: bytes_per_image(self.live, readings) * sum(map(len, units)),
+            len(units),
+            lambda number: compute(units[number]),
+        )
+        failed = torch.tensor(isinstance(folder, str), dtype=torch.int, device=self.live.device)
+        if distributed.sum_over_ranks(failed):
+            if not isinstance(folder, str):
                 folder.close()
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                self._turn_off(self.cache.unwritable(error))
-                return None
-            raise
+                folder = "another worker could not read or write it"
+            self._turn_off(folder)
+            return None
+        assert not isinstance(folder, str)
+        loaded = [folder.load(number) for number in range(len(units))]
         wanted = self.wanted if key["split"] == "train" else ()
         return CachedRows(folder, epoch, units, loaded, wanted, self.live.device, self.by_batch)
 
     def _turn_off(self, reason: str) -> None:
-        self.off = reason
+        self.off_reason = reason
         self.close()
         self.live.teacher.stages = self.live.use.stages
         logging.getLogger(__name__).warning("teacher outputs are computed live from here on: %s", reason)

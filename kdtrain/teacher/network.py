@@ -16,6 +16,7 @@ from kdtrain.models.classifier import Classifier
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import content_digest, load_whole_network
 from kdtrain.runtime.rng import stream
+from kdtrain.trials.records import TeacherReference
 from kdtrain.trials.workspace import Workspace
 
 CHUNK_IMAGES = 32
@@ -24,20 +25,21 @@ CHUNK_IMAGES = 32
 
 
 class Teacher:
-    """A network that gives Outputs for images [N, C, H, W].
+    """A network that gives Outputs for images [N, C, H, W], with the features of its `stages`.
 
-    Attributes:
-        network: The network, on the device.
-        stages: The stages whose features it returns.
-        digest: Digest of the file that its weights came from; None for weights that no file has.
-        images: Images computed so far.
-        seconds: Time spent on them; on a GPU without what is still running there.
+    `digest` is that of its weights' file, None without a file, and `reference` what recipe.json has of it; `seconds`
+    leaves out what is still running on a GPU.
     """
 
     def __init__(
-        self, network: Classifier, device: torch.device, stages: tuple[str, ...] = (), digest: str | None = None
+        self,
+        network: Classifier,
+        device: torch.device,
+        stages: tuple[str, ...] = (),
+        digest: str | None = None,
+        reference: TeacherReference | None = None,
     ) -> None:
-        self.digest = digest
+        self.digest, self.reference = digest, reference
         self.network = network.eval().requires_grad_(False).to(device)
         self.stages = stages
         self.images = 0
@@ -70,18 +72,23 @@ def trained_teacher(recipe: Recipe, data: Dataset, workspace: Workspace) -> Teac
     if recipe.teacher is None:
         return None
     trained_by = teacher_recipe(recipe)
+    reference: TeacherReference
     if trained_by is None:
         assert recipe.teacher.file is not None
         weights, place = Path(recipe.teacher.file), "recipe.teacher.file"
+        digest = content_digest(weights, place)
+        reference = {"file": recipe.teacher.file, "sha256": digest}
     else:
-        weights, place = workspace.trial(trained_by).weights, "recipe.teacher"
+        trial = workspace.trial(trained_by)
+        weights, place = trial.weights, "recipe.teacher"
+        digest = content_digest(weights, place)
+        reference = {"trial_id": trial.trial_id}
     stages = recipe.method.needed_stages
-    digest = content_digest(weights, place)
     compiled_stages = stages if recipe.teacher.compile else ()
     network = _read_network(
         recipe.teacher, data.image_shape, len(data.classes), weights, place, digest, compiled_stages
     )
-    return Teacher(network, workspace.device, stages, digest)
+    return Teacher(network, workspace.device, stages, digest, reference)
 
 
 @lru_cache(maxsize=1)
@@ -105,12 +112,6 @@ def _read_network(
 
 
 def untrained_teacher(config: TeacherConfig, data: Dataset, *, pretrained: bool = False) -> Classifier:
-    """Build a teacher network before its trained weights are read.
-
-    Args:
-        config: The recipe's teacher.
-        data: The recipe's data set.
-        pretrained: Whether to load the weights that its training starts from.
-    """
+    """Build a teacher network without trained weights; `pretrained`: with those that its training starts from."""
     seed, shape, classes = stream(config.seed, "init"), data.image_shape, len(data.classes)
     return build(config, shape, classes, seed, pretrained=pretrained, place="recipe.teacher")

@@ -29,20 +29,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class TeacherUse:
-    """The part of a recipe that decides which teacher outputs a training needs.
-
-    Attributes:
-        network: The teacher's config.
-        data: The data set's config.
-        method: The method's name, for messages.
-        readings: What the method reads of the teacher's features.
-        stages: The stages of these features.
-        mixup: How images are mixed.
-        precision: Of the teacher's forward pass in training.
-        seed: Of views and order.
-        batch_size: Images of a global batch.
-        epochs: Epochs of the training.
-    """
+    """The part of a recipe that decides which teacher outputs a training needs."""
 
     network: TeacherConfig
     data: AnyData
@@ -76,15 +63,13 @@ class TeacherUse:
 class TeacherOutputs(Protocol):
     """What the training loop needs of a teacher.
 
-    Attributes:
-        asked: Images that this rank has asked for.
-        checked: Images that were computed again to compare them with the cache.
-        off: The reason why nothing is cached (any more) although it was wanted, else None.
+    `requested` counts the images of this rank's batches, `checked` those computed again to compare them with the cache.
+    `off_reason`: why nothing is cached (any more) although it was wanted, else None.
     """
 
-    asked: int
+    requested: int
     checked: int
-    off: str | None
+    off_reason: str | None
 
     @property
     def computed(self) -> int:
@@ -125,8 +110,8 @@ class LiveTeacher:
         self, teacher: Teacher, use: TeacherUse, data: Dataset, device: torch.device, autocast: Autocast
     ) -> None:
         self.teacher, self.use, self.data, self.device, self.autocast = teacher, use, data, device, autocast
-        self.asked = self.checked = 0
-        self.off: str | None = None
+        self.requested = self.checked = 0
+        self.off_reason: str | None = None
         self.seconds = 0.0
 
     @property
@@ -146,7 +131,7 @@ class LiveTeacher:
         """Do nothing."""
 
     def of(self, images: Tensor, batch: Batch) -> Outputs:
-        self.asked += len(images)
+        self.requested += len(images)
         started = time.perf_counter()
         with self.autocast():
             outputs = self.teacher(images)
@@ -160,8 +145,8 @@ class LiveTeacher:
         started = time.perf_counter()
         split = self.data.val
         own = distributed.share(torch.arange(len(split)))
-        asked = own if len(own) else torch.tensor([0])  # a rank without images joins the gather with no row
-        rows = torch.cat([self.val_unit(indices) for indices in asked.split(UNIT_IMAGES)])
+        computed = own if len(own) else torch.tensor([0])  # a rank without images joins the gather with no row
+        rows = torch.cat([self.val_unit(indices) for indices in computed.split(UNIT_IMAGES)])
         logits = distributed.gather_rows(rows[: len(own)], len(split)).cpu()
         self.seconds += time.perf_counter() - started
         return logits

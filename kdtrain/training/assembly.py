@@ -1,5 +1,6 @@
 """The one place where a recipe's parts are built and put together as a TrainState."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -8,7 +9,7 @@ from kdtrain.config.recipe import BatchNorm, Recipe
 from kdtrain.config.training import Adam, Constant, RDrop
 from kdtrain.data.base import Dataset
 from kdtrain.errors import UserError
-from kdtrain.methods.base import Criterion, MethodConfig, MethodContext
+from kdtrain.methods.base import MethodConfig, MethodContext
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.freezing import has_randomness
@@ -17,7 +18,7 @@ from kdtrain.models.weights import errors_at
 from kdtrain.runtime import distributed
 from kdtrain.runtime.rng import stream
 from kdtrain.teacher.network import Teacher
-from kdtrain.teacher.outputs import LiveTeacher, TeacherUse
+from kdtrain.teacher.outputs import LiveTeacher, TeacherOutputs, TeacherUse
 from kdtrain.training.distiller import Distiller
 from kdtrain.training.ema import ModelEma
 from kdtrain.training.learner import Learner
@@ -34,17 +35,13 @@ def assemble(
     *,
     pretrained: bool = True,
     loaders: int = 0,
+    share_outputs: Callable[[LiveTeacher], TeacherOutputs] = lambda live: live,
 ) -> TrainState:
     """Build a training that has not begun: student, method, optimizers, loader.
 
-    Args:
-        recipe: The recipe; each builder gets the part of it that it needs.
-        data: The recipe's data set.
-        teacher: The recipe's teacher; None if the method reads none.
-        device: Where the networks run.
-        pretrained: Whether the student starts from the weights that the recipe names. False if only time or memory
-            is measured, or if a checkpoint follows.
-        loaders: Processes that make the training's views; 0: this process does.
+    Each builder gets the part of the recipe that it needs. `pretrained` is False if only time or memory is measured;
+    `loaders` is the number of processes that make the training's views, 0 for this process; `share_outputs` puts the
+    teacher's outputs behind a cache.
 
     Raises:
         UserError: The parts do not fit together, e.g. the method needs maps of one size.
@@ -55,9 +52,10 @@ def assemble(
     context = _method_context(recipe, data, student, teacher)
     require_statistics(len(data.train), recipe.batch_size, recipe.batch_norm, student, device, "recipe.batch_size")
     distiller = _distiller(recipe.method, recipe.r_drop, student, context, device).to(device)
-    live = None
+    outputs = None
     if teacher is not None:
         live = LiveTeacher(teacher, TeacherUse.of(recipe), data, device, partial(autocast, recipe.precision, device))
+        outputs = share_outputs(live)
     steps_per_epoch = -(-len(data.train) // recipe.batch_size)
     learner = Learner(
         distiller, recipe.optimizer, recipe.lr_schedule, recipe.clipping, recipe.epochs, steps_per_epoch,
@@ -76,23 +74,14 @@ def assemble(
         ),
         ema=ModelEma(student, recipe.ema) if recipe.ema else None,
         critic=_critic(recipe, context, device, steps_per_epoch),
-        teacher_outputs=live,
+        teacher_outputs=outputs,
     )
 
 
 def require_statistics(
     total: int, batch_size: int, batch_norm: BatchNorm, student: Classifier, device: torch.device, place: str
 ) -> None:
-    """Raise UserError if a batch leaves a network's batch normalisation one image, which has no statistics.
-
-    Args:
-        total: Number of training images.
-        batch_size: Images of a global batch.
-        batch_norm: Whether statistics are those of the global batch or of each worker's share.
-        student: The network that is trained.
-        device: Where it runs.
-        place: Where the user wrote the batch size, for the message.
-    """
+    """Raise UserError if a batch leaves a network's batch normalisation one image, which has no statistics."""
     workers = distributed.size()
     last = (total - 1) % batch_size + 1
     per_worker = batch_norm == "per_worker"
@@ -126,7 +115,9 @@ def _method_context(recipe: Recipe, data: Dataset, student: Classifier, teacher:
 def _distiller(
     method: MethodConfig, r_drop: RDrop | None, student: Classifier, context: MethodContext, device: torch.device
 ) -> Distiller:
-    criterion = _criterion(method, context)
+    with torch.random.fork_rng(devices=[]):  # for the initial weights of a projector or generator
+        torch.manual_seed(stream(context.seed, "criterion"))
+        criterion = method.criterion(context)
     if device.type == "cuda":  # on a CPU a generator's convolutions are faster with contiguous weights
         criterion = criterion.to(memory_format=student.layout)
     if r_drop is None:
@@ -136,12 +127,6 @@ def _distiller(
             f"recipe.r_drop: compares two passes with dropout, but {student.name} has none; write student.dropout"
         )
     return Distiller(student, criterion, method.needed_stages, r_drop.weight, summed=r_drop.convention == "published")
-
-
-def _criterion(method: MethodConfig, context: MethodContext) -> Criterion:
-    with torch.random.fork_rng(devices=[]):  # for the initial weights of a projector or generator
-        torch.manual_seed(stream(context.seed, "criterion"))
-        return method.criterion(context)
 
 
 def _critic(recipe: Recipe, context: MethodContext, device: torch.device, steps_per_epoch: int) -> CriticState | None:

@@ -8,14 +8,9 @@ from kdtrain.models.classifier import Classifier
 
 
 class Distiller(nn.Module):
-    """A student and the criterion of its method.
+    """A student, the criterion of its method, and the student's stages that the criterion needs.
 
-    Attributes:
-        student: trained network.
-        criterion: of the method.
-        stages: of the student that the criterion needs.
-        r_drop_weight: alpha of R-Drop, 0 without it.
-        summed: True sums R-Drop's term over the batch, as the published setup does, instead of its mean.
+    R-Drop's term is a sum over the batch if `summed`, as in the published setup, otherwise a mean.
     """
 
     def __init__(
@@ -36,16 +31,10 @@ class Distiller(nn.Module):
     def forward(
         self, images: Tensor, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
     ) -> dict[str, LossTerm]:
-        """Return the named loss terms of a batch.
+        """Return the named loss terms of a batch of images [N, C, H, W] in [0, 1].
 
         With R-Drop (Liang et al. 2021, arXiv:2106.14448, equation 4) the student runs twice with different dropout.
         Every term is the mean over both passes, distillation terms too, and the term r_drop is added.
-
-        Args:
-            images: [N, C, H, W] in [0, 1].
-            teacher: outputs for the same images, or None.
-            batch: the images' targets and indices.
-            critic: frozen critic of an adversarial method, or None.
         """
         first = Outputs(*self.student.outputs(images, self.stages))
         terms: dict[str, LossTerm] = self.criterion(first, teacher, batch, critic)

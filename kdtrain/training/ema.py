@@ -14,10 +14,6 @@ class ModelEma:
 
     v <- d * v + (1 - d) * w for parameters and floating-point buffers (BatchNorm statistics), d from `decay_at`;
     integer buffers are copied.
-
-    Args:
-        module: The network with its initial weights.
-        config: Decay and ramp.
     """
 
     def __init__(self, module: nn.Module, config: Ema) -> None:

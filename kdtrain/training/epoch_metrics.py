@@ -33,17 +33,10 @@ class _Waiting:
 
 @dataclass
 class EpochProgress:
-    """The steps of an epoch that are done, their costs, and their loss terms.
+    """The steps of an epoch (from 0) that are done, their costs, and their loss terms.
 
-    A step leaves a small tensor on the device; nothing waits for it until `read`.
-
-    Attributes:
-        epoch: Number of the epoch, from 0.
-        steps: Steps done.
-        spent: Costs so far: seconds, and the counters that `mark` and `advance` got.
-        terms: By term, each step's sum over the images of the global batch.
-        images: By term, the number of images of these sums.
-        waiting: Steps that are not read yet.
+    A step leaves a small tensor on the device; nothing waits for it until `read`. `spent` holds seconds and the
+    counters that `mark` and `advance` got; `terms` each step's sums over the global batch, and `images` their number.
     """
 
     epoch: int
@@ -62,10 +55,9 @@ class EpochProgress:
             self.read()
 
     def read(self) -> None:
-        """Sum the waiting steps over all ranks. The sums do not depend on when it is called.
+        """Sum the waiting steps over all ranks; NonFiniteLoss, raised on all ranks, names the first bad step.
 
-        Raises:
-            NonFiniteLoss: On all ranks alike; names the first step with a term that is NaN or infinite.
+        The sums do not depend on when it is called.
         """
         waiting, self.waiting = self.waiting, []
         if not waiting:

@@ -20,16 +20,7 @@ ECE_BINS = 15
 
 
 def logits_of(network: nn.Module, split: Split, device: torch.device) -> Tensor:
-    """Return the logits of all images of a split, in its order.
-
-    Args:
-        network: images in [0, 1] -> logits; set to evaluation mode.
-        split: N images.
-        device: on which the network runs.
-
-    Returns:
-        [N, K], float32, on the CPU of every rank.
-    """
+    """Return the logits [N, K], float32, of all images of a split, in its order, on the CPU of every rank."""
     images = split.images.for_device(device)
 
     def rows(indices: Tensor) -> Tensor:
@@ -40,10 +31,7 @@ def logits_of(network: nn.Module, split: Split, device: torch.device) -> Tensor:
 
 
 def tta_logits(network: nn.Module, split: Split, device: torch.device) -> Tensor | None:
-    """Return the logits with test-time augmentation: the mean over the V views of each image.
-
-    Arguments and result are as for `logits_of`; None if the data set has no such views.
-    """
+    """Return the mean logits over the V views of each image, as `logits_of`; None if the data set has no such views."""
     first = split.images.tta_view(torch.tensor([0]))
     if first is None:
         return None
@@ -131,13 +119,6 @@ def diff_t_s_published(logits_NK: Tensor, teacher_NK: Tensor, seed: int, epoch: 
     """Return `diff_t_s` of the last batch of the shuffled validation split, as the reference implementation of setup 2.
 
     It is a noisy sample: 25 of 153 images with batches of 32, and different ones in every epoch.
-
-    Args:
-        logits_NK: of the student.
-        teacher_NK: of the teacher.
-        seed: of the recipe.
-        epoch: of the evaluation.
-        batch_size: of the recipe.
     """
     total = len(logits_NK)
     last = total % batch_size or batch_size
@@ -157,10 +138,7 @@ def _rows_of_split(network: nn.Module, rows: Callable[[Tensor], Tensor], total: 
 
 
 def _broadcast_buffers(network: nn.Module) -> None:
-    """Copy the buffers of rank 0, which saves the network, to all ranks.
-
-    With statistics per worker, those of BatchNorm differ between ranks until DDP's next forward.
-    """
+    """Copy rank 0's buffers, which are saved, to all ranks: BatchNorm's differ until DDP's next forward."""
     if distributed.size() == 1:
         return
     for buffer in network.buffers():

@@ -1,7 +1,6 @@
 """The test split, read once for each training that kept its weights."""
 
 import io
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -21,19 +20,12 @@ from kdtrain.trials.workspace import Workspace
 
 
 def read_test(recipe: Recipe, workspace: Workspace) -> Outcome:
-    """Evaluate a complete training that kept its weights on the test split, once.
+    """Evaluate a complete training that kept its weights on the test split, once; return its outcome with test metrics.
 
-    Test and validation logits are written to predictions.npz, test metrics join the outcome.
-
-    Returns:
-        The outcome with its test metrics.
+    Test and validation logits are written to predictions.npz.
     """
-    data, trial = workspace.dataset(recipe.data), workspace.trial(recipe)
-    with (
-        trial.lock() if distributed.rank() == 0 else nullcontext(),
-        backend_settings(recipe.precision, workspace.device),
-    ):
-        distributed.barrier()
+    data = workspace.dataset(recipe.data)
+    with workspace.reserved_trial(recipe) as trial, backend_settings(recipe.precision, workspace.device):
         outcome = trial.outcome()
         assert outcome is not None
         assert outcome["state"] == "complete"

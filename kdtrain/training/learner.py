@@ -12,14 +12,8 @@ from kdtrain.training.optimizers import build_optimizer, lr_at
 class Learner:
     """One player of a training: the distiller, or the critic of an adversarial method.
 
-    Args:
-        module: The module whose parameters are trained if they require a gradient.
-        optimizer: Config of the optimizer.
-        lr_schedule: Config of the schedule, a function of the step: it has no state.
-        clipping: Config of gradient clipping, if there is any.
-        epochs: Epochs of the training.
-        steps_per_epoch: Updates of an epoch.
-        scaler: For float16, whose small gradients would vanish (Micikevicius et al. 2018, arXiv:1710.03740).
+    A schedule is a function of the step, without state. The scaler is for float16, whose small gradients would vanish
+    (Micikevicius et al. 2018, arXiv:1710.03740).
     """
 
     def __init__(
@@ -45,12 +39,9 @@ class Learner:
         return lr_at(schedule, lr, step, steps_per_epoch, epochs)
 
     def update(self, loss: Tensor, step: int) -> Tensor | None:
-        """Make one backward pass and one optimizer update. DDP averages the gradients over ranks in the backward pass.
+        """Make one backward pass and one optimizer update; clip after DDP has averaged, so that all ranks scale alike.
 
-        Clipping comes after the average, so that every rank scales by the same norm.
-
-        Returns:
-            With a scaler: 1 if an overflow made it skip the update, on all ranks alike, else 0. Otherwise None.
+        Return, with a scaler, 1 if an overflow made it skip the update, on all ranks alike, else 0; otherwise None.
         """
         lr = self.lr(step)
         for group in self.optimizer.param_groups:

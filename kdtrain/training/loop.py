@@ -35,16 +35,11 @@ def fit(
 ) -> None:
     """Train until `total_epochs` are done or early stopping ends the training.
 
-    Args:
-        state: The training; it continues where it stands.
-        total_epochs: Epochs after which the training ends, counted from its beginning.
-        report: Called once after every epoch, on every rank.
-        checkpoint: Called on every rank after each `every_steps` steps within an epoch.
-        every_steps: Steps between two of these calls; None: no call within an epoch.
+    `report` is called once after every epoch, `checkpoint` after each `every_steps` steps within one, both on every
+    rank.
 
     Raises:
-        NonFiniteLoss: A loss term is NaN or infinite. Raised on all ranks alike, at the latest at the end of the epoch,
-            and names the step.
+        NonFiniteLoss: A loss term is NaN or infinite, on all ranks alike, at the latest at the end of the epoch.
     """
     while state.epoch < total_epochs and not _stops_early(state):
         state.progress.mark(_costs(state))
@@ -62,13 +57,7 @@ def fit(
 def train_epoch(
     state: TrainState, checkpoint: Checkpoint = lambda state: None, every_steps: int | None = None
 ) -> Metrics:
-    """Train the steps of this epoch that are not done yet and return its training metrics.
-
-    A step leaves its loss on the device and never waits for it.
-
-    Returns:
-        The learning rate at the start of the epoch, and the mean of each loss term over the images of all ranks.
-    """
+    """Train the rest of this epoch; return its first learning rate and the mean of each loss term over all ranks."""
     state.distiller.train()
     if state.teacher_outputs is not None:
         state.teacher_outputs.begin(state.epoch)
@@ -87,13 +76,7 @@ def train_epoch(
 def train_step(state: TrainState, indices: Tensor, epoch_step: int = 0) -> dict[str, Tensor]:
     """Make one update from one global batch: of the student, or of the critic if it is the critic's turn.
 
-    Args:
-        state: The training.
-        indices: Image indices [N] of the global batch.
-        epoch_step: Number of the step within its epoch.
-
-    Returns:
-        Each loss term, a mean over this rank's images, still on the device.
+    Return each loss term, a mean over this rank's images, still on the device: no step waits for it.
     """
     images, batch = load_batch(state, indices, epoch_step)
     teacher = state.teacher_outputs.of(images, batch) if state.teacher_outputs else None
@@ -164,11 +147,11 @@ def evaluate(state: TrainState) -> Metrics:
 def _teacher_val_logits(state: TrainState, outputs: TeacherOutputs) -> Tensor:
     """Return the teacher's logits [N, K] of the validation split, computed once per training."""
     if state.teacher_val_logits is None:
-        asked = outputs.asked
+        requested = outputs.requested
         state.teacher_val_logits = outputs.val_logits()
         # a resumed training computes them again; count them in the first epoch only, so that rows do not show the cut
         own = len(distributed.share(torch.arange(len(state.data.val))))
-        outputs.asked = asked + (own if state.epoch == 0 else 0)
+        outputs.requested = requested + (own if state.epoch == 0 else 0)
     return state.teacher_val_logits
 
 
@@ -212,7 +195,7 @@ def _costs(state: TrainState) -> Metrics:
     """Return what views and teacher outputs have cost so far: images of all ranks, seconds of this rank."""
     costs: Metrics = {"views_seconds": state.loader.seconds}
     outputs = state.teacher_outputs
-    counts = (outputs.asked, outputs.computed, outputs.checked) if outputs is not None else (0, 0, 0)
+    counts = (outputs.requested, outputs.computed, outputs.checked) if outputs is not None else (0, 0, 0)
     of_all_ranks = distributed.sum_over_ranks(torch.tensor(counts, device=state.device)).tolist()
     names = ("teacher_images", "teacher_images_computed", "teacher_images_checked")
     costs |= dict(zip(names, of_all_ranks, strict=True))

@@ -30,13 +30,7 @@ CORRECTED_STEPS_PER_WARMUP_STEP = 10
 
 
 def build_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer of a module's parameters that are not frozen.
-
-    Its steps are fused: on a CPU 2.4 to 7 times as fast as torch's default.
-
-    Raises:
-        UserError: Every parameter is frozen.
-    """
+    """Return the fused optimizer of the parameters that are not frozen; UserError if all are."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         raise UserError("recipe: every parameter is frozen, so there is nothing to train")
@@ -52,15 +46,7 @@ def build_optimizer(config: Optimizer, module: nn.Module) -> torch.optim.Optimiz
 
 
 def lr_at(schedule: LrSchedule, lr: float, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Return the learning rate of update `step`, counted from 0.
-
-    Args:
-        schedule: Config of the schedule.
-        lr: The peak learning rate.
-        step: Number of the update.
-        steps_per_epoch: Updates of an epoch.
-        epochs: Epochs of the whole training.
-    """
+    """Return the learning rate of update `step`, counted from 0; `lr` is the peak."""
     epoch = step // steps_per_epoch
     if isinstance(schedule, Constant):
         return lr

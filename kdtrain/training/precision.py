@@ -23,9 +23,6 @@ def backend_settings(precision: Precision, device: torch.device) -> Iterator[Non
 
     Without it torch allows TF32 in convolutions whatever `fp32` says. Matrix products never use TF32: Gram matrices and
     distances need all their digits.
-
-    Raises:
-        UserError: The precision is tf32 and the device has none.
     """
     if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
         raise UserError(

@@ -18,26 +18,13 @@ from kdtrain.trials.workspace import Workspace
 
 
 def check_images(data: Dataset, *, test: bool = True) -> None:
-    """Read every image file of the splits.
-
-    Args:
-        data: The data set.
-        test: Whether the test split is checked too.
-
-    Raises:
-        UserError: An image cannot be read; names the first one.
-    """
+    """Read every image file of the splits; UserError names the first one that cannot be read."""
     for split in data.splits(test=test):
         split.images.check()
 
 
 def require_students_turn(recipe: Recipe, images: int) -> None:
-    """Raise UserError if the critic's first turn never ends, so that the student would never be trained.
-
-    Args:
-        recipe: The recipe.
-        images: Number of training images.
-    """
+    """Raise UserError if the critic's first turn never ends, so that the student would never be trained."""
     turns = recipe.method.turns
     if turns is None:
         return
@@ -75,13 +62,10 @@ def check_before_teacher(recipe: Recipe, workspace: Workspace) -> None:
 
 
 def smoke(recipe: Recipe, workspace: Workspace) -> None:
-    """Train one real batch through student, teacher and method, in each player's turn. Nothing is written.
+    """Train one real batch through student, teacher and method, in each player's turn. Write nothing.
 
-    The teacher's weights are read if they come from a file and random if it is yet to be trained.
-
-    Raises:
-        UserError: What a training would raise.
-        NonFiniteLoss: A loss term is NaN or infinite.
+    The teacher's weights are read if they come from a file and random if it is yet to be trained. Raises what a
+    training would raise.
     """
     data = workspace.dataset(recipe.data)
     check_images(data)

@@ -25,14 +25,7 @@ WITHIN_EPOCH = ("steps", "spent", "images")
 
 @dataclass(frozen=True)
 class CriticState:
-    """The second player of an adversarial method.
-
-    Attributes:
-        loss: The critic and its loss.
-        turns: Whose turn a step is.
-        wrapped: `loss`, under DDP with several workers.
-        learner: The critic's own optimizer.
-    """
+    """The second player of an adversarial method: its loss, whose turn a step is, the loss under DDP, its optimizer."""
 
     loss: CriticLoss
     turns: Turns
@@ -46,26 +39,6 @@ class TrainState:
 
     A checkpoint has everything that is not derived from the recipe: learners, moving average, counters, the epoch's
     terms so far, the best epoch and its weights.
-
-    Attributes:
-        recipe: The recipe that is trained.
-        data: Its data set.
-        device: Where the networks run.
-        teacher: The teacher network; None if the method reads none.
-        distiller: Student and criterion.
-        wrapped: The distiller, under DDP with several workers. The wrapper must outlive its backward pass, otherwise
-            gradients are silently not averaged.
-        learner: The student's optimizer.
-        loader: The views of batches.
-        ema: The moving average of the student's weights, if the recipe has one.
-        critic: The second player of an adversarial method, if it has one.
-        teacher_outputs: The teacher's outputs, live or cached; None without a teacher.
-        teacher_val_logits: The teacher's logits [N, K] of the validation split, once they are known.
-        epoch: Epochs done.
-        step: Optimizer updates done.
-        progress: The epoch in progress.
-        best: Epoch and validation metrics of the best epoch so far.
-        best_weights: The evaluated network's weights after that epoch.
     """
 
     recipe: Recipe
@@ -73,18 +46,18 @@ class TrainState:
     device: torch.device
     teacher: Teacher | None
     distiller: Distiller
-    wrapped: nn.Module
+    wrapped: nn.Module  # the distiller, under DDP with several workers; must exist until backward has run
     learner: Learner
     loader: BatchLoader
     ema: ModelEma | None
     critic: CriticState | None
     teacher_outputs: TeacherOutputs | None
-    teacher_val_logits: Tensor | None = None
-    epoch: int = 0
-    step: int = 0
+    teacher_val_logits: Tensor | None = None  # [N, K], once they are known
+    epoch: int = 0  # done
+    step: int = 0  # updates done
     progress: EpochProgress = field(default_factory=lambda: EpochProgress(0))
-    best: Metrics | None = None
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    best: Metrics | None = None  # epoch and validation metrics of the best epoch so far
+    best_weights: dict[str, Tensor] = field(default_factory=dict)  # of the evaluated network, after that epoch
 
     @property
     def evaluated(self) -> nn.Module:

@@ -5,28 +5,28 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
+from functools import partial
+from typing import cast
 
 import safetensors.torch
+from torch import Tensor
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.data.base import Dataset
+from kdtrain.config.recipe import Recipe
 from kdtrain.errors import UserError
 from kdtrain.methods.base import TeacherReading
 from kdtrain.models.build import parameter_count
 from kdtrain.runtime import distributed, process
-from kdtrain.storage.folder import Row
 from kdtrain.teacher.cached import cached_teacher
 from kdtrain.teacher.network import trained_teacher
-from kdtrain.teacher.outputs import LiveTeacher
 from kdtrain.training.assembly import assemble
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.loop import fit
 from kdtrain.training.precision import backend_settings
 from kdtrain.training.preflight import check_images, require_students_turn
 from kdtrain.training.state import TrainState
-from kdtrain.trials.identity import NUMERICS, file_digest
+from kdtrain.trials.identity import NUMERICS
 from kdtrain.trials.outcome import outcome_row, require_own_workers
-from kdtrain.trials.records import Outcome, State
+from kdtrain.trials.records import DataSummary, Environment, Outcome, RecipeRecord, State
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
@@ -52,61 +52,55 @@ def train(
     """Train a recipe to its outcome; continue a training that was cut off, return the outcome of one that has ended.
 
     A teacher must have been trained before. The test split is never read here; see `final_evaluation.read_test`.
+    Neither the workspace's cache (on a CPU) nor `loaders`, nor where a training is cut, changes a bit of the result.
 
     Args:
         recipe: The recipe.
-        workspace: Store, data root, device and the node's cache. On a CPU the cache changes no bit.
+        workspace: Store, data root, device and the node's cache.
         final: Whether to keep the best epoch's weights.
         on_epoch: Called on every rank after the row and the checkpoint of an epoch are written (see `is_due`).
-        checkpoint_every_steps: Steps between checkpoints within an epoch; every epoch then ends with one too. Where a
-            training is cut changes nothing of its result.
-        loaders: Processes that make the training's views. Their number changes nothing of the result.
+        checkpoint_every_steps: Steps between checkpoints within an epoch; every epoch then ends with one too.
+        loaders: Processes that make the training's views.
         shared_readings: Readings of all methods of the sweep, which share the cached teacher outputs.
-
-    Returns:
-        The outcome: state `complete`, `pruned` or `failed`, and the best epoch's metrics.
 
     Raises:
         UserError: The user can mend it: data, weights or parts of the recipe that do not fit.
         OSError: The disk is full, a connection broke: the training can be continued.
     """
-    data, trial = workspace.dataset(recipe.data), workspace.trial(recipe)
-    with (
-        trial.lock() if distributed.rank() == 0 else nullcontext(),
-        backend_settings(recipe.precision, workspace.device),
-    ):
-        distributed.barrier()
+    data = workspace.dataset(recipe.data)
+    with workspace.reserved_trial(recipe) as trial, backend_settings(recipe.precision, workspace.device):
         require_own_workers(recipe, trial, distributed.size())
-        ended = trial.outcome()
-        if ended is not None and _serves(ended, final, trial):
-            return ended
+        earlier = trial.outcome()
+        if earlier is not None and _serves(earlier, final, trial):
+            return earlier
         # searched trials leave the test split's images alone; preflight checks them
         decoded_here = data.share(workspace.cache, test=final) if workspace.cache is not None else None
         if decoded_here is not None:
             logging.getLogger(__name__).warning("images are decoded in every process: %s", decoded_here)
         check_images(data, test=final)
         teacher = trained_teacher(recipe, data, workspace)
-        state = assemble(recipe, data, teacher, workspace.device, loaders=loaders)
+        share_outputs = partial(
+            cached_teacher, cache=workspace.cache, shared=shared_readings, check_seed=trial.trial_id
+        )
+        state = assemble(recipe, data, teacher, workspace.device, loaders=loaders, share_outputs=share_outputs)
         require_students_turn(recipe, len(data.train))
-        if isinstance(state.teacher_outputs, LiveTeacher):
-            state.teacher_outputs = cached_teacher(
-                state.teacher_outputs, workspace.cache, shared_readings, trial.trial_id
-            )
-        _resume(state, trial, _recipe_row(recipe, data, state, trial.trial_id, workspace))
+        _resume(state, trial, _recipe_record(state, trial.trial_id))
         with closing(state.loader), closing(state.teacher_outputs) if state.teacher_outputs else nullcontext():
-            return _fit(state, trial, final, on_epoch, checkpoint_every_steps, decoded_here)
+            ended, reason = _fit(state, trial, on_epoch, checkpoint_every_steps)
+        outcome = outcome_row(ended, reason, trial)
+        cache_off = state.teacher_outputs.off_reason if state.teacher_outputs else None
+        outcome |= {"teacher_cache_off": cache_off, "image_cache_off": decoded_here}
+        if distributed.rank() == 0:
+            _finish(trial, outcome, state.best_weights if final and ended == "complete" else None)
+        distributed.barrier()
+        return outcome
 
 
 def is_due(checkpoint_bytes: int, seconds: float, writing_s: float) -> bool:
-    """Return True if an epoch ends with a checkpoint.
+    """Return True if an epoch ends with a checkpoint, `seconds` after the last one, whose writing took `writing_s`.
 
     A small one is always written, a large one when what a kill would lose is worth its writing: the 285 MB of a
     ResNet50's training are due every two minutes, or every ten if they take 12 s on their way to a URL.
-
-    Args:
-        checkpoint_bytes: Size of the checkpoint.
-        seconds: Time since the last one, or since the training began.
-        writing_s: Time that writing the last one took; 0 if there was none.
     """
     affordable = checkpoint_bytes <= seconds * CHECKPOINT_BYTES_PER_S and writing_s <= seconds * WRITING_SHARE
     return checkpoint_bytes <= SMALL_CHECKPOINT_BYTES or affordable
@@ -119,7 +113,7 @@ def _serves(outcome: Outcome, final: bool, trial: TrialFolder) -> bool:
     return bool(outcome["state"] == "failed")
 
 
-def _resume(state: TrainState, trial: TrialFolder, about: Row) -> None:
+def _resume(state: TrainState, trial: TrialFolder, record: RecipeRecord) -> None:
     """Restore the newest whole checkpoint and prepare the trial's folder.
 
     Epochs that are trained again keep what they have cost of the teacher's time: their outputs may be cached.
@@ -129,85 +123,79 @@ def _resume(state: TrainState, trial: TrialFolder, about: Row) -> None:
         state.restore(saved)
     distributed.barrier()  # all ranks have read what rank 0 now writes
     if distributed.rank() == 0:
-        rows: list[Row] = [{**row} for row in trial.epochs()]
-        for row in rows:
+        for row in cast(list[Metrics], trial.epochs()):
             if row["epoch"] > state.epoch:
                 state.progress.charge({name: row[name] for name in TEACHER_COSTS if name in row})
         trial.remove_outcome()
-        trial.write_recipe(about)
+        trial.write_recipe(record)
         trial.keep_epochs(state.epoch)
 
 
-def _fit(
-    state: TrainState,
-    trial: TrialFolder,
-    final: bool,
-    on_epoch: Callable[[Metrics], None],
-    checkpoint_every_steps: int | None,
-    decoded_here: str | None,
-) -> Outcome:
-    """decoded_here: the reason why this process decoded its images itself although they were to be shared."""
-    leads = distributed.rank() == 0
-    written_at, writing_s = time.monotonic(), 0.0
+class _Checkpoints:
+    """The writing of a trial's checkpoints by rank 0."""
 
-    def checkpoint(state: TrainState) -> None:
-        nonlocal written_at, writing_s
-        if leads:
+    def __init__(self, trial: TrialFolder) -> None:
+        self._trial = trial
+        self._written_at, self._writing_s = time.monotonic(), 0.0
+
+    def write(self, state: TrainState) -> None:
+        if distributed.rank() == 0:
             started = time.monotonic()
-            trial.write_checkpoint(state.step, state.checkpoint())
-            written_at = time.monotonic()
-            writing_s = written_at - started
+            self._trial.write_checkpoint(state.step, state.checkpoint())
+            self._written_at = time.monotonic()
+            self._writing_s = self._written_at - started
+
+    def is_due(self, state: TrainState) -> bool:
+        return is_due(state.checkpoint_bytes(), time.monotonic() - self._written_at, self._writing_s)
+
+
+def _fit(
+    state: TrainState, trial: TrialFolder, on_epoch: Callable[[Metrics], None], every_steps: int | None
+) -> tuple[State, str | None]:
+    """Train with rows and checkpoints in the trial's folder; return how the training has ended, and why."""
+    checkpoints = _Checkpoints(trial)
 
     def report(metrics: Metrics, state: TrainState) -> None:
         metrics["peak_memory_bytes"] = process.peak_memory_bytes(state.device)
-        if leads:
+        if distributed.rank() == 0:
             trial.append_epoch(metrics)
-            if checkpoint_every_steps or is_due(state.checkpoint_bytes(), time.monotonic() - written_at, writing_s):
-                checkpoint(state)
+            if every_steps or checkpoints.is_due(state):
+                checkpoints.write(state)
         distributed.barrier()  # every rank sums up the rows in the end
         on_epoch(metrics)
 
-    ended: State = "complete"
-    reason = None
     try:
-        fit(state, state.recipe.epochs, report, checkpoint=checkpoint, every_steps=checkpoint_every_steps)
+        fit(state, state.recipe.epochs, report, checkpoint=checkpoints.write, every_steps=every_steps)
     except (UserError, OSError):  # a full disk or a closed pipe is no outcome of the recipe: it can be continued
         raise
     except Exception as error:
         if distributed.size() > 1 and not isinstance(error, NonFiniteLoss):
             raise  # the other ranks wait for this one, so the group must end
-        if leads:
+        if distributed.rank() == 0:
             trial.write_error(traceback.format_exc())
-        ended = "failed"
-        reason = str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
-    outcome = outcome_row(ended, reason, trial)
-    cache_off = state.teacher_outputs.off if state.teacher_outputs else None
-    outcome |= {"teacher_cache_off": cache_off, "image_cache_off": decoded_here}
-    if leads:
-        if final and ended == "complete":
-            weights = {name: value.cpu().contiguous() for name, value in state.best_weights.items()}
-            trial.write_weights(safetensors.torch.save(weights))
-        if trial.outcome() is None:  # otherwise the study has pruned it meanwhile
-            trial.write_outcome(outcome)
-        trial.remove_checkpoints()
-    distributed.barrier()
-    return outcome
+        return "failed", str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
+    return "complete", None
 
 
-def _recipe_row(recipe: Recipe, data: Dataset, state: TrainState, trial_id: str, workspace: Workspace) -> Row:
-    trained_by = teacher_recipe(recipe)
-    teacher: Row | None = None
-    if trained_by is not None:
-        teacher = {"trial_id": workspace.trial_id(trained_by)}
-    elif recipe.teacher is not None and recipe.teacher.file is not None:
-        teacher = {"file": recipe.teacher.file, "sha256": file_digest(recipe.teacher.file)}
+def _finish(trial: TrialFolder, outcome: Outcome, best_weights: dict[str, Tensor] | None) -> None:
+    """Write the weights that are kept, then the outcome, and remove the checkpoints."""
+    if best_weights is not None:
+        weights = {name: value.cpu().contiguous() for name, value in best_weights.items()}
+        trial.write_weights(safetensors.torch.save(weights))
+    if trial.outcome() is None:  # otherwise the study has pruned it meanwhile
+        trial.write_outcome(outcome)
+    trial.remove_checkpoints()
+
+
+def _recipe_record(state: TrainState, trial_id: str) -> RecipeRecord:
+    recipe = state.recipe
     return {
         "numerics": NUMERICS,
         "trial_id": trial_id,
         "recipe": recipe.model_dump(mode="json"),
-        "teacher": teacher,
+        "teacher": state.teacher.reference if state.teacher is not None else None,
         "weights": list(recipe.method.balance.weights) if hasattr(recipe.method, "balance") else None,
-        "data": data.summary(),
+        "data": cast(DataSummary, state.data.summary()),
         "parameters": parameter_count(state.distiller.student),
-        "environment": process.describe(workspace.device, distributed.size()),
+        "environment": cast(Environment, process.describe(state.device, distributed.size())),
     }

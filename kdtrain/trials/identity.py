@@ -15,16 +15,10 @@ NUMERICS = 6
 
 
 def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> dict[str, Any]:
-    """Return what `trial_id` hashes.
+    """Return what `trial_id` hashes. `place` is where the user wrote the student, for error messages.
 
-    Args:
-        recipe: A resolved recipe.
-        data_root: The folder that holds the data sets.
-        place: The key under which the user wrote the student, for error messages.
-
-    Returns:
-        The recipe with its balance as two weights, the content or name of the weights that its networks begin with, its
-        teacher's whole recipe (or the content of its file), the data's fingerprint, and NUMERICS.
+    These are the recipe with its balance as two weights, the content or name of the weights that its networks begin
+    with, its teacher's whole recipe (or the content of its file), the data's fingerprint, and NUMERICS.
 
     Raises:
         UserError: The data set or a file of weights is absent.

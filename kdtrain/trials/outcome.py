@@ -13,21 +13,13 @@ SKIPPED: Final = "skipped_steps"
 
 
 def ranking_key(metrics: Mapping[str, Any], objective: str) -> tuple[float, float]:
-    """Return the key by which epochs and trials are ranked; the larger is better.
-
-    Args:
-        metrics: Contains `val/accuracy` and `val/nll`.
-        objective: The one that is compared first; the other one decides between equal values.
-    """
+    """Return the key by which epochs and trials are ranked, larger is better: objective, then the other metric."""
     by_accuracy = (metrics["val/accuracy"], -metrics["val/nll"])
     return by_accuracy if objective == "val/accuracy" else by_accuracy[::-1]
 
 
 def best_epoch(rows: Sequence[EpochRow], objective: str) -> BestEpoch | None:
-    """Return epoch, val/accuracy and val/nll of the best row, the earliest of equal ones; None if there are no rows.
-
-    It is the epoch whose weights `TrainState` keeps.
-    """
+    """Return the best row's epoch and metrics, of equal ones the earliest, whose weights `TrainState` keeps."""
     if not rows:
         return None
     best = max(rows, key=lambda row: (*ranking_key(row, objective), -row["epoch"]))
@@ -35,15 +27,9 @@ def best_epoch(rows: Sequence[EpochRow], objective: str) -> BestEpoch | None:
 
 
 def outcome_row(state: State, reason: str | None, folder: TrialFolder) -> Outcome:
-    """Return a training's outcome from the rows of its epochs.
+    """Return a training's outcome from its rows, without test metrics.
 
-    Args:
-        state: complete, pruned or failed.
-        reason: Why it did not complete.
-        folder: The trial, which has no recipe.json if its process died before the training began.
-
-    Returns:
-        The outcome, without test metrics.
+    There is no recipe.json if the process ended before the training began.
     """
     rows = folder.epochs()
     begun = cast(Mapping[str, Any], folder.recipe() or {})
@@ -73,10 +59,9 @@ def outcome_row(state: State, reason: str | None, folder: TrialFolder) -> Outcom
 
 
 def require_own_workers(recipe: Recipe, folder: TrialFolder, workers: int) -> None:
-    """Check that a trial with BatchNorm statistics per worker was begun with as many workers as now.
+    """Raise UserError if a trial with BatchNorm statistics per worker was begun with another number of workers.
 
-    Raises:
-        UserError: It was begun with another number: statistics of other shares of a batch are another training.
+    Statistics of other shares of a batch are another training.
     """
     begun = folder.recipe() if recipe.batch_norm == "per_worker" else None
     if begun is not None and begun["environment"]["workers"] != workers:

@@ -4,7 +4,8 @@
 <results>/trials/<trial_id>/epochs.jsonl    EpochRow
 <results>/trials/<trial_id>/outcome.json    Outcome
 <results>/<sweep>/study.json                StudyRecord
-<results>/<sweep>/record.jsonl              JournalEvent
+<results>/<sweep>/record.jsonl              PlannedEvent, EndedEvent, and these, each with its `time`:
+                                            opened (command), winner (candidate, baseline, trial_id), finished
 
 Files written by an earlier version may lack keys that were added since, without a new schema number. Standard library
 only.
@@ -47,7 +48,7 @@ class DataSummary(TypedDict):
 class RecipeRecord(TypedDict):
     """recipe.json: what is trained, on which data. `weights` are those of cross-entropy and distillation."""
 
-    schema: int
+    schema: NotRequired[int]
     numerics: int
     trial_id: str
     recipe: dict[str, Any]
@@ -134,7 +135,7 @@ class NetworkSize(TypedDict):
 class StudyRecord(TypedDict):
     """study.json: what a study searches. `models` are the networks that it can reach, by name."""
 
-    schema: int
+    schema: NotRequired[int]
     name: str
     file: str
     overrides: list[str]
@@ -151,14 +152,6 @@ class TrialSource(TypedDict):
 
     stage: str
     number: int
-
-
-class OpenedEvent(TypedDict):
-    """A command has opened the study."""
-
-    event: Literal["opened"]
-    time: float
-    command: str
 
 
 class PlannedEvent(TypedDict):
@@ -178,36 +171,20 @@ class PlannedEvent(TypedDict):
     baseline: NotRequired[str | None]
 
 
-class EndedEvent(TypedDict):
-    """A job has ended. `value` is the objective of its best epoch."""
+class JobEnd(TypedDict):
+    """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count."""
 
-    event: Literal["ended"]
-    time: float
-    stage: str
-    number: int
-    trial_id: str | None
     state: State
     value: float | None
     reason: str | None
     epochs: int
 
 
-class WinnerEvent(TypedDict):
-    """The winner was chosen on the validation split."""
+class EndedEvent(JobEnd):
+    """A job has ended."""
 
-    event: Literal["winner"]
+    event: Literal["ended"]
     time: float
-    candidate: str
-    baseline: str | None
-    trial_id: str
-
-
-class FinishedEvent(TypedDict):
-    """Every job of the study has ended."""
-
-    event: Literal["finished"]
-    time: float
-
-
-JournalEvent = OpenedEvent | PlannedEvent | EndedEvent | WinnerEvent | FinishedEvent
-"""A row of record.jsonl."""
+    stage: str
+    number: int
+    trial_id: str | None

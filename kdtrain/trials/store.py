@@ -16,43 +16,22 @@ from pathlib import Path
 from typing import Any, cast
 
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import Folder, LocalFolder, Row, digest, write_bytes
+from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
 from kdtrain.trials.records import EpochRow, Outcome, RecipeRecord
 
 SCHEMA = 1
 CHECKPOINTS = "checkpoint-*.safetensors"
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object atomically and durably.
-
-    Raises:
-        ValueError: A number is not finite.
-    """
-    write_bytes(path, json_bytes(value), durable=True)
-
-
-def read_json(path: Path) -> Row:
-    """Return an object that `write_json` has written.
+def read_object(folder: Folder, name: str) -> Row | None:
+    """Return an object of a folder of results, or None if there is no such file.
 
     Raises:
         UserError: The file is no JSON object with a schema number, or its schema is newer than this code's.
     """
-    return _checked(path.read_bytes(), str(path))
-
-
-def read_object(folder: Folder, name: str) -> Row | None:
-    """Return an object of a folder of results, or None if there is no such file; raises as `read_json`."""
-    data = folder.read(name)
-    return None if data is None else _checked(data, f"{folder}/{name}")
-
-
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Return an object as the bytes of a JSON file; ValueError if a number is not finite."""
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _checked(data: bytes, place: str) -> Row:
+    data, place = folder.read(name), f"{folder}/{name}"
+    if data is None:
+        return None
     try:
         value = json.loads(data)
     except ValueError as error:
@@ -67,21 +46,16 @@ def _checked(data: bytes, place: str) -> Row:
     return value
 
 
-class Store:
-    """All trials of a folder of results, which sweeps share.
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Return an object as the bytes of a JSON file; ValueError if a number is not finite."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
-    Attributes:
-        folder: The folder of results.
-        results: Its path on this machine.
-    """
+
+class Store:
+    """All trials of a folder of results, which sweeps share; `results` is its path on this machine."""
 
     def __init__(self, results: Path | Folder, owner: str = "a training") -> None:
-        """Open the trials of a folder of results.
-
-        Args:
-            results: The folder of results.
-            owner: The name of this process or job in leases, see `Folder.lock`.
-        """
+        """Open the trials of a folder of results; `owner` names this process or job in leases, see `Folder.lock`."""
         self.folder = results if isinstance(results, Folder) else LocalFolder(results)
         self.results = self.folder.path
         self._owner = owner
@@ -107,13 +81,7 @@ class Store:
 
 
 class TrialFolder:
-    """The files of one recipe's training.
-
-    Attributes:
-        files: The folder.
-        path: Its path on this machine.
-        trial_id: The identity of the recipe, which is the folder's name.
-    """
+    """The files of one recipe's training; the folder's name is its `trial_id`."""
 
     def __init__(self, files: Folder, owner: str) -> None:
         self.files, self._owner = files, owner
@@ -178,13 +146,9 @@ class TrialFolder:
         self.files.write("error.txt", text.encode())
 
     def write_checkpoint(self, step: int, data: bytes) -> None:
-        """Write a checkpoint, and remove all others except the newest earlier one.
+        """Write the checkpoint of a step under its digest, and remove all others except the newest earlier one.
 
         Later ones are damaged, or the training would not have gone back to this step.
-
-        Args:
-            step: The number of steps done.
-            data: Its content, whose digest becomes part of the name, so that damage is recognised.
         """
         of_step = f"checkpoint-{step:09d}-"
         written = f"{of_step}{digest(data)}.safetensors"

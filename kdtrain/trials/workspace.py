@@ -1,5 +1,7 @@
 """Workspace: what every training of a process works with, besides its recipe."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import AnyData, load
+from kdtrain.runtime import distributed
 from kdtrain.storage.cache import Cache
 from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store, TrialFolder
@@ -15,14 +18,7 @@ from kdtrain.trials.store import Store, TrialFolder
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where trainings read and write: the store, the data root, the device and the node's cache.
-
-    Attributes:
-        store: The trials of a results folder.
-        data_root: The folder that holds the data sets.
-        device: The device that networks run on.
-        cache: The node's cache of decoded images and teacher outputs; None if nothing is shared.
-    """
+    """Where trainings read and write: store, data root, device, and the node's cache of images and outputs."""
 
     store: Store
     data_root: Path
@@ -30,25 +26,21 @@ class Workspace:
     cache: Cache | None = None
 
     def dataset(self, config: AnyData) -> Dataset:
-        """Return the data set of a recipe, which a process reads once.
-
-        Raises:
-            UserError: The data set is absent or damaged.
-        """
+        """Return the data set of a recipe, which a process reads once; UserError if it is absent or damaged."""
         return load(config, self.data_root)
 
     def trial_id(self, recipe: Recipe, place: str = "recipe.student") -> str:
-        """Return the identity of a recipe, 16 hexadecimal digits.
-
-        Args:
-            recipe: A resolved recipe.
-            place: Where the user wrote the student, for error messages.
-
-        Raises:
-            UserError: The data set or a file of weights is absent.
-        """
+        """Return a recipe's identity, 16 hexadecimal digits; see `identity` for `place` and errors."""
         return trial_id(recipe, self.data_root, place)
 
     def trial(self, recipe: Recipe, place: str = "recipe.student") -> TrialFolder:
         """Return the folder of a recipe's trial, which knows its `trial_id`; see there for arguments and errors."""
         return self.store.trial(self.trial_id(recipe, place))
+
+    @contextmanager
+    def reserved_trial(self, recipe: Recipe) -> Iterator[TrialFolder]:
+        """Reserve a recipe's trial for this process or its group of workers; rank 0 waits for another holder."""
+        trial = self.trial(recipe)
+        with trial.lock() if distributed.rank() == 0 else nullcontext():
+            distributed.barrier()
+            yield trial

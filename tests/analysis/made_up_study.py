@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from kdtrain.storage.folder import append_row
-from kdtrain.trials.store import Store, write_json
+from kdtrain.storage.folder import append_row, write_bytes
+from kdtrain.trials.store import Store, json_bytes
 
 IMAGES = 360
 RUN = {
@@ -59,7 +59,7 @@ class MadeUpStudy:
 
     def describe(self, **changes: Any) -> None:
         """Write study.json."""
-        write_json(self.folder / "study.json", self.description | changes)
+        write_bytes(self.folder / "study.json", json_bytes(self.description | changes))
 
     def event(self, name: str, **fields: Any) -> None:
         self.now += 1.0

@@ -14,8 +14,7 @@ from analysis.overview import write_overview
 from analysis.statistics import Estimate
 from analysis.summary import UNFINISHED, UNREADABLE, Summary, summaries, sweep_folders
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import append_row
-from kdtrain.trials.store import write_json
+from kdtrain.storage.folder import append_row, write_bytes
 
 Golden = Callable[[str, str], None]
 
@@ -32,7 +31,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = {"method.temperature": 4.0, "method.balance.alpha_ce": 0.5, "optimizer.lr": 0.1}
     begun.trial("search", 0, curve(0.9, 3, 0), values=values, recipe={"method": {"name": "kd"}})
     begun.plan("search", 1, values={"optimizer.lr": 0.2})
-    write_json(results / "newer" / "study.json", {"schema": 99})
+    write_bytes(results / "newer" / "study.json", b'{"schema": 99}')
     odd = MadeUpStudy(results / "odd")
     append_row(odd.folder / "record.jsonl", {"no": "event"})
     (results / "torn").mkdir()

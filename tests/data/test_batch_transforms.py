@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_up_data import flowers102, hymenoptera, paint
+from made_up_data import flowers102, hymenoptera, loaded, paint
 from PIL import Image
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from kdtrain.data.cifar10 import Cifar10
 from kdtrain.data.cub200 import Cub200
 from kdtrain.data.flowers102 import Flowers102
 from kdtrain.data.hymenoptera import Hymenoptera
-from kdtrain.data.image_folder import ImageFolder
 from kdtrain.data.pillow_resize import resize, resize_each
 from kdtrain.data.views import ArraySource, BatchedImages, ViewedImages
 
@@ -59,29 +58,15 @@ def cifar(**changes: Any) -> ViewedImages:
     return ViewedImages(ArraySource(pixels), config._views())
 
 
-def sized_folder(root: Path) -> None:
-    for label in ("ants", "bees"):
-        for number in range(8):
-            paint(root / "photos" / label / f"{number}.png", (20 + 9 * number, 70 - 6 * number))
-
-
 def made_up(name: str, root: Path) -> Dataset:
-    match name:
-        case "flowers102":
-            flowers102(root)
-            return Flowers102(name="flowers102", resolution=20).load(root)
-        case "flowers102 inception":
-            flowers102(root)
-            return Flowers102(name="flowers102", resolution=20, crop="inception").load(root)
-        case "hymenoptera":
-            hymenoptera(root)
-            return Hymenoptera(name="hymenoptera", resolution=20).load(root)
-        case _:
-            sized_folder(root)
-            folder = ImageFolder(
-                name="image_folder", folder="photos", resolution=20, augment="crop_flip", test_fraction=0.3
-            )
-            return folder.load(root)
+    name, _, crop = name.partition(" ")
+    if name == "image_folder":
+        for number in range(16):
+            size = (20 + 9 * (number // 2), 70 - 6 * (number // 2))
+            paint(root / "photos" / ("ants", "bees")[number % 2] / f"{number // 2}.png", size)
+        return loaded(root, name, folder="photos", resolution=20, augment="crop_flip", test_fraction=0.3)
+    (flowers102 if name == "flowers102" else hymenoptera)(root)
+    return loaded(root, name, resolution=20, **{"crop": crop} if crop else {})
 
 
 def batched_on_cpu(images: ViewedImages, monkeypatch: pytest.MonkeyPatch) -> BatchedImages:

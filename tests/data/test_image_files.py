@@ -15,7 +15,7 @@ from PIL import Image
 from kdtrain.data.cub200 import Cub200
 from kdtrain.data.hymenoptera import Hymenoptera
 from kdtrain.data.image_files import FileSource
-from kdtrain.data.views import unchanged
+from kdtrain.data.views import View, ViewedImages, Views, unchanged
 from kdtrain.errors import UserError
 from kdtrain.storage.cache import Cache
 
@@ -95,12 +95,13 @@ def test_a_file_that_vanished_is_named(files: list[Path]) -> None:
         FileSource(files, unchanged).check()
 
 
-@pytest.mark.parametrize("header", [b"P6 twelve 3 255\n", b"P6 3 3 0\n", b"P6 3 3 99999\n", b"P6 99999999999 3 255\n"])
-def test_a_header_that_makes_no_sense_is_a_damaged_file(header: bytes, tmp_path: Path) -> None:
-    """PIL raises ValueError for them."""
-    file = tmp_path / "birds" / "a.ppm"
-    file.parent.mkdir()
-    file.write_bytes(header + bytes(27))
+HEADERS = (b"twelve 3 255", b"3 3 0", b"3 3 99999", b"99999999999 3 255")
+
+
+@pytest.mark.parametrize("content", [b"", *(b"P6 " + header + b"\n" + bytes(27) for header in HEADERS)])
+def test_an_empty_file_and_a_header_that_makes_no_sense_are_damage(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "a.ppm"
+    file.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.ppm: is not a whole image"):
         FileSource([file], unchanged).check()
 
@@ -152,12 +153,22 @@ def test_grey_values_of_more_than_8_bits_are_refused_by_the_files_name(name: str
     assert problem.endswith("; save it with 8 bits per channel")
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-def test_images_of_8_bits_and_less_are_read(mode: str, tmp_path: Path) -> None:
-    Image.new(mode, (30, 24), 1).save(tmp_path / "a.png")
-    source = FileSource([tmp_path / "a.png"], unchanged)
-    source.check()
-    assert source.decoded[0].shape == (24, 30, 3)
+MODES = {
+    "1": (1, (255, 255, 255)), "L": (7, (7, 7, 7)), "LA": ((7, 9), (7, 7, 7)), "P": (1, (4, 5, 6)),
+    "RGB": ((1, 2, 3), (1, 2, 3)), "RGBA": ((1, 2, 3, 9), (1, 2, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_view_of_a_grey_transparent_or_palette_image_has_its_colours(mode: str, tmp_path: Path) -> None:
+    written, seen = MODES[mode]
+    image = Image.new(mode, (30, 24), written)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 4, 5, 6])
+    image.save(tmp_path / "a.png")
+    same = View(unchanged, unchanged)
+    view = ViewedImages(FileSource([tmp_path / "a.png"], unchanged), Views(same, same)).eval_view(torch.tensor([0]))
+    assert torch.equal(view, torch.tensor(seen, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 24, 30))
 
 
 def test_decoded_images_are_shared_by_the_node_and_equal_those_of_a_process(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_up_data import cub200, flowers102, hymenoptera
+from made_up_data import config_of, cub200, flowers102, hymenoptera
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms as t
@@ -16,10 +16,6 @@ from torchvision.transforms import v2
 
 from kdtrain.data.base import Dataset, as_floats
 from kdtrain.data.cifar10 import Cifar10
-from kdtrain.data.cub200 import Cub200
-from kdtrain.data.flowers102 import Flowers102
-from kdtrain.data.hymenoptera import Hymenoptera
-from kdtrain.data.image_folder import ImageFolder
 from kdtrain.data.views import ArraySource, ViewedImages
 from kdtrain.runtime.rng import stream
 
@@ -38,27 +34,27 @@ def central(image: Image.Image) -> Image.Image:
 
 CASES: dict[str, tuple[Callable[[Path], Path], Any, list[Any], list[Any]]] = {
     "hymenoptera": (
-        hymenoptera, Hymenoptera(name="hymenoptera", resolution=R),
+        hymenoptera, config_of("hymenoptera", resolution=R),
         [t.RandomResizedCrop(R), t.RandomHorizontalFlip()], [t.Resize(23), t.CenterCrop(R)],
     ),
     "cub200": (
-        cub200, Cub200(name="cub200", resolution=R), [t.Resize(22), t.RandomCrop(R), AUTO],
+        cub200, config_of("cub200", resolution=R), [t.Resize(22), t.RandomCrop(R), AUTO],
         [t.Resize(R), t.CenterCrop(R)],
     ),
     "cub200 plain": (
-        cub200, Cub200(name="cub200", resolution=R, augment="none"), [t.Resize(R), t.CenterCrop(R)],
+        cub200, config_of("cub200", resolution=R, augment="none"), [t.Resize(R), t.CenterCrop(R)],
         [t.Resize(R), t.CenterCrop(R)],
     ),
     "flowers102": (
-        flowers102, Flowers102(name="flowers102", resolution=R),
+        flowers102, config_of("flowers102", resolution=R),
         [t.Resize((25, 25)), t.RandomCrop(R), t.RandomHorizontalFlip()], [central, t.Resize((R, R))],
     ),
     "flowers102 inception": (
-        flowers102, Flowers102(name="flowers102", resolution=R, crop="inception"),
+        flowers102, config_of("flowers102", resolution=R, crop="inception"),
         [t.RandomResizedCrop(R), t.RandomHorizontalFlip()], [central, t.Resize((R, R))],
     ),
     "image_folder": (
-        hymenoptera, ImageFolder(name="image_folder", folder="hymenoptera_data", resolution=R, augment="crop_flip"),
+        hymenoptera, config_of("image_folder", folder="hymenoptera_data", resolution=R, augment="crop_flip"),
         [t.Resize(23), t.RandomResizedCrop(R), t.RandomHorizontalFlip()], [t.Resize(23), t.CenterCrop(R)],
     ),
 }  # fmt: skip

@@ -71,6 +71,15 @@ def test_the_terms_have_the_weights_of_the_balance_and_the_name_of_the_method(la
     assert all(term.value.shape == () for term in terms.values())
 
 
+@pytest.mark.parametrize("name", ["at", "sp"])
+def test_the_losses_of_the_stages_are_summed(name: str) -> None:
+    both, *single = (
+        criterion(CONFIGS[name] | {"stages": stages})(outputs("student"), outputs("teacher"), batch())[name].value
+        for stages in (["8", "32"], ["8"], ["32"])
+    )
+    torch.testing.assert_close(both, sum(single))
+
+
 @every
 def test_with_weight_zero_the_student_is_alone(label: str) -> None:
     made = criterion(CONFIGS[label] | {"balance": {"weight": 0.0}}, label_smoothing=0.1)

@@ -9,8 +9,7 @@ from losses import CONFIGS, batch, criterion, kl_of_rows, normal, outputs, softe
 from torch.nn import functional
 
 from kdtrain.methods.dkd import dkd_loss
-from kdtrain.methods.kd import kd_loss
-from kdtrain.methods.logit_standardization import standardize_logits
+from kdtrain.methods.kd import kd_loss, standardize_logits
 
 SHAPES = [(1, 3), (7, 3), (5, 10), (3, 200)]
 TEMPERATURES = [1.0, 4.0]
@@ -42,22 +41,6 @@ def test_dkd_is_the_weighted_sum_of_target_and_non_target_parts(
     assert ours.item() == pytest.approx(temperature**2 * total / shape[0], rel=1e-9, abs=1e-14)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_dkd_is_what_the_authors_code_computes(shape: tuple[int, int]) -> None:
-    student, teacher, target = inputs(shape)
-    mask = functional.one_hot(target, shape[1]).bool()
-    p_s, p_t = functional.softmax(student / 4, dim=1), functional.softmax(teacher / 4, dim=1)
-    s2, t2 = (torch.stack([p[mask], (p * ~mask).sum(1)], dim=1) for p in (p_s, p_t))
-    tckd = functional.kl_div(s2.log(), t2, reduction="sum") * 16 / shape[0]
-    log_s, t = (
-        functional.log_softmax(student / 4 - 1000.0 * mask, dim=1),
-        functional.softmax(teacher / 4 - 1000.0 * mask, dim=1),
-    )
-    nckd = functional.kl_div(log_s, t, reduction="sum") * 16 / shape[0]
-    ours = dkd_loss(student, teacher, target, alpha=1.0, beta=8.0, temperature=4.0)
-    torch.testing.assert_close(ours, tckd + 8 * nckd, rtol=1e-9, atol=0)
-
-
 def test_with_the_teachers_own_weight_of_the_other_classes_dkd_is_kd() -> None:
     student, teacher, target = inputs((1, 10))
     others = 1 - functional.softmax(teacher / 4, dim=1)[0, target[0]].item()
@@ -77,18 +60,15 @@ def test_between_two_classes_the_non_target_part_is_nothing() -> None:
     assert torch.autograd.grad(value, leaf)[0].abs().max() == 0
 
 
-@pytest.mark.parametrize(("epoch", "share"), [(0, 0.05), (9, 0.5), (19, 1.0), (20, 1.0), (100, 1.0)])
-def test_the_weight_grows_over_twenty_epochs_and_the_shown_value_does_not(epoch: int, share: float) -> None:
-    made, first = criterion(CONFIGS["dkd"]), batch()
+@pytest.mark.parametrize(
+    ("warmup", "epoch", "share"), [(20, 0, 0.05), (20, 9, 0.5), (20, 19, 1), (20, 100, 1), (0, 0, 1)]
+)
+def test_the_weight_grows_in_the_warm_up_and_the_shown_value_does_not(warmup: int, epoch: int, share: float) -> None:
+    made, first = criterion(CONFIGS["dkd"] | {"warmup_epochs": warmup}), batch()
     arguments = outputs("student"), outputs("teacher")
     term = made(*arguments, batch(epoch=epoch))["dkd"]
     assert term.weight == pytest.approx(3 * share)
     assert torch.equal(term.value, made(*arguments, first)["dkd"].value)
-
-
-def test_without_warm_up_the_weight_is_whole_from_the_start() -> None:
-    terms = criterion(CONFIGS["dkd"] | {"warmup_epochs": 0})(outputs("student"), outputs("teacher"), batch())
-    assert terms["dkd"].weight == 3
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (5, 10), (3, 200)])
@@ -96,13 +76,7 @@ def test_standardised_logits_have_mean_zero_and_unbiased_deviation_one(shape: tu
     logits = 3 * normal(*shape, purpose="s") + 5
     for row, ours in zip(logits.tolist(), standardize_logits(logits).tolist(), strict=True):
         mean, deviation = statistics.fmean(row), statistics.stdev(row)
-        assert ours == pytest.approx([(value - mean) / deviation for value in row], rel=1e-6)
-
-
-def test_standardisation_is_the_authors_normalize() -> None:
-    logits = 3 * normal(5, 10, purpose="s")
-    authors = (logits - logits.mean(dim=-1, keepdims=True)) / (1e-7 + logits.std(dim=-1, keepdims=True))
-    torch.testing.assert_close(standardize_logits(logits), authors, rtol=1e-12, atol=0)
+        assert ours == pytest.approx([(value - mean) / (deviation + 1e-7) for value in row], rel=1e-12)
 
 
 @pytest.mark.parametrize("label", ["kd standardised", "dkd standardised"])

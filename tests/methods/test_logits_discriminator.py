@@ -229,7 +229,7 @@ def test_a_penalty_point_lies_between_both_and_belongs_to_step_and_image() -> No
 
 @pytest.mark.parametrize(("epoch_step", "critics"), [(0, True), (20, True), (21, False), (199, False), (200, True)])
 def test_published_both_turns_are_what_the_reference_implementation_computes(epoch_step: int, critics: bool) -> None:
-    given = of(step=1000 + epoch_step, epoch_step=epoch_step)
+    given = of(step=1100 + epoch_step, epoch_step=epoch_step)  # 1100: of the other turn
     made = config(PUBLISHED).criterion(SETTING).double()
     document = documents_critic(made.critic)
     student, teacher = (logits(whose).requires_grad_() for whose in ("student", "teacher"))
@@ -312,7 +312,8 @@ def test_both_players_losses_have_the_gradient_of_their_value() -> None:
 
 
 def test_the_critic_turns_are_thirty_of_two_hundred_and_published_twenty_one() -> None:
-    default, published = config(CORRECTED).turns, config(PUBLISHED).turns
+    default, published = config(CORRECTED).turns, config(CORRECTED | {"convention": "published"}).turns
+    assert published == Turns(21, 179, restart_each_epoch=True)
     assert (default.critic_steps, default.student_steps, default.restart_each_epoch) == (30, 170, False)
     for step in range(1000):
         assert default.is_critics(step, 0) is (step % 200 < 30)
@@ -401,28 +402,16 @@ def test_every_field_is_changed_here() -> None:
     assert nested == {"lr", "lipschitz", "weight", "bound"}
 
 
-def test_restart_matters_when_published_too() -> None:
-    made = {restart: config(PUBLISHED, restart=restart).criterion(SETTING) for restart in ("never", "epoch")}
-    given = of(step=50, epoch_step=0)
-    names = {name: each(Outputs(logits("student").float()), Outputs(logits("teacher").float()), given).keys()
-             for name, each in made.items()}  # fmt: skip
-    assert names == {"never": {"cross_entropy", "adversarial"}, "epoch": {"cross_entropy", "critic_gap"}}
-
-
 def test_the_critics_training_is_filled_in_when_corrected_and_refused_when_published() -> None:
     assert config(CORRECTED).critic_training == config(CORRECTED, critic_training={}).critic_training
     assert config(CORRECTED, critic_training=None).critic_training is not None
     filled = config(CORRECTED).model_dump(mode="json")["critic_training"]
+    for made in (config(CORRECTED), config(PUBLISHED), config(CORRECTED | lipschitz("clipping", bound=0.1))):
+        assert config(made.model_dump(mode="json")) == made
     assert filled == {"lr": 1e-3, "lipschitz": {"name": "gradient_penalty", "weight": 10.0}}
     assert config(PUBLISHED).critic_training is None
     with pytest.raises(ValidationError, match="critic_training does nothing when published"):
         config(PUBLISHED, critic_training={"lr": 0.01})
-
-
-@pytest.mark.parametrize("written", [CORRECTED, PUBLISHED, CORRECTED | lipschitz("clipping", bound=0.1)])
-def test_what_is_dumped_reads_back_as_the_same(written: dict[str, Any]) -> None:
-    made = config(written)
-    assert config(made.model_dump(mode="json")) == made
 
 
 @pytest.mark.parametrize(
@@ -434,10 +423,6 @@ def test_what_is_dumped_reads_back_as_the_same(written: dict[str, Any]) -> None:
 def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         config(CORRECTED | wrong)
-
-
-def test_published_has_other_default_turns() -> None:
-    assert config(CORRECTED | {"convention": "published"}).turns == Turns(21, 179, restart_each_epoch=True)
 
 
 def test_a_published_critic_of_weight_0_has_no_trained_parameters() -> None:

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from losses import normal, smooth_l1, softened
-from torch.nn import functional
 
 from kdtrain.methods.rkd import rkd_angle_loss, rkd_distance_loss, rkd_distance_loss_published
 
@@ -65,19 +64,6 @@ def test_published_rkd_compares_logarithms_with_probabilities(shape: tuple[int, 
     assert ours.item() == pytest.approx(by_hand, rel=1e-9)
 
 
-def test_rkd_distance_is_what_the_authors_code_computes_where_that_is_exact() -> None:
-    student, teacher = pair((7, 5))
-
-    def authors(e: torch.Tensor) -> torch.Tensor:
-        square = e.pow(2).sum(dim=1)
-        distance = (square.unsqueeze(1) + square.unsqueeze(0) - 2 * e @ e.t()).clamp(min=1e-12).sqrt().clone()
-        distance[range(len(e)), range(len(e))] = 0
-        return distance / distance[distance > 0].mean()
-
-    theirs = functional.smooth_l1_loss(authors(student), authors(teacher))
-    torch.testing.assert_close(rkd_distance_loss(student, teacher), theirs, rtol=1e-9, atol=0)
-
-
 @pytest.mark.parametrize("loss", LOSSES)
 def test_rkd_does_not_change_with_scale_shift_rotation_or_order_of_the_features(loss) -> None:
     student, teacher = pair((6, 4))
@@ -87,14 +73,6 @@ def test_rkd_does_not_change_with_scale_shift_rotation_or_order_of_the_features(
     moved = ((37 * student, teacher), (student, teacher / 11), (student + 3, teacher - 8), (student @ turn, teacher))
     for same in (*moved, (student[order], teacher[order])):
         torch.testing.assert_close(loss(*same), value, rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_rkd_is_zero_when_the_student_has_the_teachers_shape(loss) -> None:
-    student = normal(6, 4, purpose="s").requires_grad_()
-    value = loss(student, 3 * student.detach() + 1)
-    assert value.item() < 1e-25
-    assert torch.autograd.grad(value, student)[0].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("loss", LOSSES)

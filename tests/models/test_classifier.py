@@ -74,17 +74,10 @@ def test_gradients_flow_through_features_to_the_encoder() -> None:
 )
 def test_normalisation_is_torchvisions(kind: str, mean: list[float], std: list[float]) -> None:
     network = made("resnet18", normalization=kind)
-    assert torch.equal(network.normalize(images()), normalize(images(), mean, std))
-    assert not {"mean", "std"} & network.state_dict().keys()
-
-
-def test_two_networks_normalise_the_same_view_each_in_its_own_way() -> None:
     view = images()
-    before = view.clone()
-    student, teacher = made("resnet18"), made("bit_resnet50x1")
-    torch.testing.assert_close(student.normalize(view)[:, 0], (view[:, 0] - 0.485) / 0.229)
-    torch.testing.assert_close(teacher.normalize(view), 2 * view - 1)
-    assert torch.equal(view, before)
+    assert torch.equal(network.normalize(view), normalize(images(), mean, std))
+    assert torch.equal(view, images())
+    assert not {"mean", "std"} & network.state_dict().keys()
 
 
 def test_a_grey_channel_is_repeated_if_the_network_takes_three() -> None:

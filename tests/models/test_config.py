@@ -34,16 +34,13 @@ def test_a_dump_has_every_value_and_reads_back_as_the_same_config(model: str, fi
 def test_what_is_left_out_is_the_models_own() -> None:
     resnet = network(model="resnet18")
     assert (resnet.weights, resnet.normalization, resnet.dropout) == ("imagenet", "imagenet", 0.0)
+    assert network(model="resnet18", weights=None).weights is None
     bit = network(model="bit_resnet101x3")
     assert (bit.weights, bit.normalization) == ("imagenet", "half")
     assert network(model="resnet50v2").weights is None
     assert network(model="lenet5_student").weights is None
     assert network(model="lenet5_student").normalization == "none"
     assert network(model="tf_efficientnet_lite0", weights="imagenet").normalization == "half"
-
-
-def test_null_weights_are_not_left_out_weights() -> None:
-    assert network(model="resnet18", weights=None).weights is None
 
 
 def test_a_frozen_encoder_keeps_its_statistics_unless_written() -> None:

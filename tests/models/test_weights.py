@@ -117,6 +117,7 @@ def test_pickled_code_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture
     ("name", "content", "cause"),
     [
         ("a.pth", None, "cannot be read (No such file or directory)"),
+        ("", None, "cannot be read (Is a directory)"),
         ("a.safetensors", None, "cannot be read (No such file or directory)"),
         ("a.pth", b"", "is no whole weights file"),
         ("a.pth", b"not weights at all", "is no whole weights file"),
@@ -148,11 +149,6 @@ def test_each_unreadable_file_has_its_error(name: str, content: Any, cause: str,
     with pytest.raises(UserError, match=re.escape(f"recipe.teacher.file: {file} {cause}")) as caught:
         read_state(file, "recipe.teacher.file")
     assert len(caught.value.problems) == 1
-
-
-def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
-        read_state(tmp_path, "recipe.teacher.file")
 
 
 def test_weights_of_other_shapes_and_names_are_refused_with_the_first_of_them(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from phases import shares
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
-from kdtrain.runtime.process import prepare_process
 from kdtrain.study.step_cost import image_flops
 from kdtrain.training.precision import backend_settings
 
@@ -37,7 +36,7 @@ PEAK_TFLOPS = {
 
 def main(arguments: list[str] | None = None) -> None:
     chosen = parser().parse_args(arguments)
-    prepare_process(chosen.threads)
+    torch.set_num_threads(chosen.threads)
     device = torch.device(chosen.device)
     peak = chosen.peak_tflops or peak_tflops(device, chosen.precision)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {chosen.threads} thread(s)"

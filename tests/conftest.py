@@ -1,6 +1,7 @@
 """What the tests share. Nothing heavy is imported here: the tests of analysis and config need no torch."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     del os.environ["KDTRAIN_CACHE"]
     if before is not None:
         os.environ["KDTRAIN_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Set the CPU threads that these tests were measured with: their number changes float rounding."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from trainings import CPU, NO_DATA, recipe, timeless
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.runtime.process import prepare_process
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.trainer import train
 from kdtrain.trials.identity import trial_id
@@ -136,7 +135,7 @@ def leave_alone(configs: list[Recipe], folder: Path, workers: int) -> None:
 
 
 def _train_all(rank: int, configs: list[Recipe], folder: str, workers: int) -> None:
-    prepare_process(1)
+    torch.set_num_threads(1)
     patience, meeting = timedelta(seconds=PATIENCE_S), f"file://{folder}/group"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers, timeout=patience)
     store = Store(Path(folder) / "results")

@@ -9,7 +9,6 @@ from trainings import NO_DATA
 
 from kdtrain.config.sweep import load_sweep
 from kdtrain.executors.local import run_job
-from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.folder import read_rows
 from kdtrain.study.description import describe
 from kdtrain.study.journal import StudyJournal
@@ -17,7 +16,6 @@ from kdtrain.study.study import Job, Study
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
-prepare_process(1)
 TREE: dict[str, Any] = {
     "recipe": {
         "data": {"name": "digits", "resolution": 16, "limit_per_class": 15},

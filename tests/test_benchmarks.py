@@ -16,7 +16,6 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import load_sweep
 from kdtrain.models.build import build, parameter_count
 from kdtrain.models.weights import load_whole_network
-from kdtrain.runtime.process import prepare_process
 from kdtrain.study.step_cost import image_flops
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -32,7 +31,6 @@ MOBILENET_V2 = [
 def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """The files of benchmarks/ import one another as scripts do."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    prepare_process(1)
 
 
 def benchmark(name: str) -> Any:

@@ -1,8 +1,11 @@
 """Trainings small enough for a test: digits at 16 pixels, a few images a class, a tenth of a second each."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,6 @@ import torch
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.methods.base import TeacherReading
-from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.cache import Cache
 from kdtrain.storage.folder import Row
 from kdtrain.training import trainer
@@ -79,22 +81,51 @@ class Trained:
         return safetensors.torch.load_file(self.folder.weights)
 
 
+@cache
+def session_results() -> tempfile.TemporaryDirectory[str]:
+    """Return a results folder of the whole test session."""
+    return tempfile.TemporaryDirectory()
+
+
+@cache
+def _trained_once(recipe: Recipe, device: torch.device) -> Trained:
+    return trained(recipe, Path(session_results().name) / device.type, device=device)
+
+
+def with_teacher(recipe: Recipe, results: Path, data_root: Path = NO_DATA, device: torch.device = CPU) -> None:
+    """Give a results folder the trained teacher of the recipe, if it has one, which a session trains once."""
+    taught_by = teacher_recipe(recipe)
+    if taught_by is None:
+        return
+    if data_root != NO_DATA:
+        train(taught_by, Workspace(Store(results), data_root, device), final=True)
+        return
+    taught, own = trained(taught_by, device=device).folder, Store(results)
+    if not own.trial(taught.trial_id).path.exists():
+        shutil.copytree(taught.path, own.trial(taught.trial_id).path)
+
+
 def trained(
     recipe: Recipe,
-    results: Path,
+    results: Path | None = None,
     *,
     data_root: Path = NO_DATA,
     final: bool = True,
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
     cache: Cache | None = None,
     shared_readings: Sequence[TeacherReading] = (),
+    device: torch.device = CPU,
+    **options: Any,
 ) -> Trained:
-    """The teacher where there is one to train, then the recipe: as every command does it."""
-    prepare_process(1)
-    place = Workspace(Store(results), data_root, CPU, cache)
-    taught_by = teacher_recipe(recipe)
-    if taught_by is not None:
-        train(taught_by, replace(place, cache=None), final=True)
+    """Train the recipe after its teacher, as every command does.
+
+    Without `results` each recipe is trained once in a test session: such a test only reads the folder. With `results`,
+    a teacher of the same session is copied into the new folder.
+    """
+    if results is None:
+        return _trained_once(recipe, device)
+    place = Workspace(Store(results), data_root, device, cache)
+    with_teacher(recipe, results, data_root, device)
     folder = place.trial(recipe)
     checkpoints: list[bytes] = []
 
@@ -105,8 +136,8 @@ def trained(
         on_epoch(metrics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "SMALL_CHECKPOINT_BYTES", 1 << 40)  # of whatever size, one is due after every epoch
-        outcome = train(recipe, place, final=final, on_epoch=keep, shared_readings=shared_readings)
+        patch.setattr(trainer, "SMALL_CHECKPOINT_BYTES", 1 << 40)  # every epoch ends with a checkpoint of any size
+        outcome = train(recipe, place, final=final, on_epoch=keep, shared_readings=shared_readings, **options)
     if final and outcome["state"] == "complete":
         outcome = read_test(recipe, place)
     return Trained(folder, outcome, checkpoints)

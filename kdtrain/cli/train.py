@@ -72,11 +72,13 @@ def _train(chosen: argparse.Namespace, group: Group) -> int:
         number = getattr(chosen, option)
         if number is not None and number < least:
             raise UserError(f"--{option.replace('_', '-')}: must be at least {least}, got {number}")
+    import torch
+
     from kdtrain.config.sweep import load_recipe
-    from kdtrain.runtime.process import compile_into, prepare_process
+    from kdtrain.runtime.process import compile_into
 
     recipe = load_recipe(Path(chosen.recipe), chosen.set)
-    prepare_process(chosen.threads)
+    torch.set_num_threads(chosen.threads)
     device = group.device(chosen.device)
     with TemporaryDirectory(prefix="kdtrain-compiled-") as folder, group.process_group(device):
         compile_into(Path(folder))

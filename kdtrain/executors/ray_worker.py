@@ -28,7 +28,7 @@ from kdtrain.config.study_settings import Resources
 from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import UserError
 from kdtrain.executors.local import carry_out
-from kdtrain.runtime.process import compile_into, prepare_process
+from kdtrain.runtime.process import compile_into
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
@@ -67,7 +67,7 @@ def run_job(config: dict[str, Any]) -> None:
 def _prepared(config: dict[str, Any]) -> Resources:
     """Prepare this process for the job; return the job's resources."""
     resources = Resources.model_validate(config["resources"])
-    prepare_process(resources.cpus_per_worker)
+    torch.set_num_threads(resources.cpus_per_worker)
     compile_into(Path(config["scratch"]) / "compiled")
     return resources
 

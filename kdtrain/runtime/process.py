@@ -15,11 +15,6 @@ import torch
 PACKAGES = ("kdtrain", "torch", "torchvision", "timm", "pillow", "ray", "optuna", "numpy")
 
 
-def prepare_process(threads: int) -> None:
-    """Set the CPU threads of a process that belongs to kdtrain: their number changes float rounding."""
-    torch.set_num_threads(threads)
-
-
 def compile_into(folder: Path) -> None:
     """Set torch's compiler cache unless the user has. A killed compiler leaves broken files: use a temporary folder."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))

@@ -107,7 +107,7 @@ def test_a_study_is_opened_without_torch_or_ray_and_nothing_is_written(study: kd
     before = {path: path.stat().st_mtime_ns for path in study.folder.rglob("*")}
     code = "import sys, kdtrain; study = kdtrain.open_study(sys.argv[1])\n"
     code += "study.comparison.difference, study.winner.values, study.trials, study.report\n"
-    code += "assert not {'torch', 'ray'} & set(sys.modules)\nstudy.winner.recipe\nassert 'torch' in sys.modules"
+    code += "assert not {'torch', 'ray'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(study.folder)], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert before == {path: path.stat().st_mtime_ns for path in study.folder.rglob("*")}

@@ -1,6 +1,6 @@
-"""Groups of real processes on gloo, of 2 and of 4, that answer several test files: starting them takes the time.
+"""Groups of 2 and of 4 real processes on gloo that several test files share, because starting them takes the time.
 
-A test file has `answers()`: what one process finds, alone or as a rank of a group. Each process is asked once.
+A test file has `results()`: what one process finds, alone or as a rank of a group. Each process calls it once.
 """
 
 import importlib
@@ -12,33 +12,36 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from kdtrain.runtime.process import prepare_process
-
 RANKS = (2, 4)
 PATIENCE = timedelta(seconds=600)
 
 
 @dataclass(frozen=True)
 class Group:
-    """said[rank][file]: what `answers()` of that test file returned there."""
+    """by_rank[rank][file] is what `results()` of that test file returned there."""
 
     ranks: int
-    said: list[dict[str, Any]]
+    by_rank: list[dict[str, Any]]
 
     def of(self, file: str) -> list[Any]:
-        """Of each rank."""
-        return [said[file] for said in self.said]
+        """Return the results of a file by rank."""
+        return [files[file] for files in self.by_rank]
+
+
+def join(rank: int, ranks: int, folder: str) -> None:
+    """Make this process a rank of the group that meets in `folder`."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=ranks, timeout=PATIENCE)
 
 
 def work(rank: int, ranks: int, folder: str, files: tuple[str, ...]) -> None:
-    prepare_process(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=ranks, timeout=PATIENCE)
-    torch.save({file: importlib.import_module(file).answers() for file in files}, Path(folder) / f"rank-{rank}.pt")
+    join(rank, ranks, folder)
+    torch.save({file: importlib.import_module(file).results() for file in files}, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
 
-def asked(ranks: int, folder: Path, files: tuple[str, ...]) -> Group:
-    """What they said, in `folder`; they are started where they have not said it yet."""
+def results_of(ranks: int, folder: Path, files: tuple[str, ...]) -> Group:
+    """Return the results that are in `folder`; start the processes if they are not there yet."""
     saved = [folder / f"rank-{rank}.pt" for rank in range(ranks)]
     if not all(file.exists() for file in saved):
         folder.mkdir(exist_ok=True)

@@ -52,7 +52,7 @@ def network(rank: int) -> nn.Module:
     return layers
 
 
-def answers() -> dict[str, torch.Tensor]:
+def results() -> dict[str, torch.Tensor]:
     layers = network(distributed.rank())
     found = {f"plain {count}": logits_of(layers, split(count), CPU) for count in SIZES}
     found |= {f"tta {count}": tta_logits(layers, split(count), CPU) for count in SIZES}
@@ -71,7 +71,7 @@ def labels(count: int) -> torch.Tensor:
 
 
 def test_all_ranks_measure_the_network_of_rank_0_as_one_process_does(group: Group) -> None:
-    alone = answers()
+    alone = results()
     for found in group.of(__name__):
         assert found.keys() == alone.keys()
         for name, value in found.items():
@@ -80,7 +80,7 @@ def test_all_ranks_measure_the_network_of_rank_0_as_one_process_does(group: Grou
 
 
 def test_of_10001_images_each_is_asked_for_once_and_counts_once(group: Group) -> None:
-    alone = answers()
+    alone = results()
     for found in group.of(__name__):
         assert found["uneven"].shape == (UNEVEN, 3)
         assert (found["asked"] == 1).all()

@@ -41,7 +41,7 @@ CRITICS_TURN = {
     "critic, clipping": CRITIC | {"critic_training": {"lipschitz": {"name": "clipping"}}},
 }
 
-Answer = dict[str, Tensor]
+Numbers = dict[str, Tensor]
 
 
 class Distilling(nn.Module):
@@ -81,7 +81,7 @@ def in_group(module: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(module)
 
 
-def differentiated(module: nn.Module, terms: dict[str, LossTerm], of: Batch) -> Answer:
+def differentiated(module: nn.Module, terms: dict[str, LossTerm], of: Batch) -> Numbers:
     """Return the means of all terms over the global batch, all gradients and all buffers."""
     (weighted_sum(terms) * (of.count * distributed.size() / of.size)).backward()
     means = {name: distributed.sum_over_ranks(term.value.detach() * of.count) / of.size for name, term in terms.items()}
@@ -89,7 +89,7 @@ def differentiated(module: nn.Module, terms: dict[str, LossTerm], of: Batch) -> 
     return {**means, **gradients, **{f"buffer {name}": value for name, value in module.named_buffers()}}
 
 
-def answer(label: str, size: int, dtype: torch.dtype) -> Answer:
+def turn(label: str, size: int, dtype: torch.dtype) -> Numbers:
     config, classes, step = ALL[label]
     module = Distilling(config, classes).to(dtype)
     critic = None
@@ -102,7 +102,7 @@ def answer(label: str, size: int, dtype: torch.dtype) -> Answer:
     return differentiated(module, terms, of)
 
 
-def critics_answer(label: str, size: int, dtype: torch.dtype) -> Answer:
+def critics_turn(label: str, size: int, dtype: torch.dtype) -> Numbers:
     module = method(CRITICS_TURN[label]).critic(context(classes=MANY_CLASSES)).loss.to(dtype)
     images, teacher, of = share(size, MANY_CLASSES, CRITICS_STEP, dtype)
     student = 3 * images @ normal(6, MANY_CLASSES, purpose="student", dtype=dtype)
@@ -111,12 +111,12 @@ def critics_answer(label: str, size: int, dtype: torch.dtype) -> Answer:
 
 
 @cache
-def answers() -> dict[str, dict[tuple[str, int], Answer]]:
-    found: dict[str, dict[tuple[str, int], Answer]] = {}
+def results() -> dict[str, dict[tuple[str, int], Numbers]]:
+    found: dict[str, dict[tuple[str, int], Numbers]] = {}
     for name, sizes in SIZES.items():
         dtype = getattr(torch, name)
-        found[name] = {(label, size): answer(label, size, dtype) for label in ALL for size in sizes}
-        found[name] |= {(label, size): critics_answer(label, size, dtype) for label in CRITICS_TURN for size in sizes}
+        found[name] = {(label, size): turn(label, size, dtype) for label in ALL for size in sizes}
+        found[name] |= {(label, size): critics_turn(label, size, dtype) for label in CRITICS_TURN for size in sizes}
     return found
 
 
@@ -124,10 +124,10 @@ def answers() -> dict[str, dict[tuple[str, int], Answer]]:
 @pytest.mark.parametrize("label", [*ALL, *CRITICS_TURN])
 def test_all_ranks_have_the_loss_and_the_gradient_of_one(label: str, dtype: str, group: Group) -> None:
     for size in SIZES[dtype]:
-        single = answers()[dtype][label, size]
-        for said in group.of(__name__):
+        single = results()[dtype][label, size]
+        for found in group.of(__name__):
             torch.testing.assert_close(
-                said[dtype][label, size], single, **TOLERANCE[dtype],
+                found[dtype][label, size], single, **TOLERANCE[dtype],
                 msg=lambda text, size=size: f"{size} images: {text}",
             )  # fmt: skip
 
@@ -135,7 +135,7 @@ def test_all_ranks_have_the_loss_and_the_gradient_of_one(label: str, dtype: str,
 @pytest.mark.parametrize("label", ALL)
 def test_what_is_compared_are_a_loss_and_gradients_of_the_student(label: str) -> None:
     """Otherwise the comparison above would be empty."""
-    single = answers()["float64"][label, 8]
+    single = results()["float64"][label, 8]
     assert {"cross_entropy", "heads.logits.weight"} < single.keys()
     assert all(single[name].abs().max() > 0 for name in ("cross_entropy", "heads.logits.weight"))
 

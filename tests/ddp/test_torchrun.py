@@ -90,7 +90,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str, int]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_said_once_before_torchruns_own_summary(name: str, tmp_path: Path) -> None:
+def test_a_mistake_is_printed_once_before_torchruns_own_summary(name: str, tmp_path: Path) -> None:
     changes, setting, sentence, exit_code = MISTAKES[name]
     (tmp_path / "file").touch()
     sentence = sentence.format(file=tmp_path / "file")

@@ -9,12 +9,6 @@ from kdtrain.errors import UserError
 from kdtrain.executors import local
 
 
-def test_several_workers_are_refused(tmp_path: Path) -> None:
-    study = open_study(sweep_file(tmp_path, resources={"workers": 2}), tmp_path / "results")
-    with pytest.raises(UserError, match=r"resources.workers: must be 1 .* got 2"):
-        local.execute(study)
-
-
 def test_what_breaks_is_a_reason_and_an_interrupt_passes_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,10 +16,7 @@ from kdtrain.methods.base import MethodContext, Outputs, weighted_sum
 from kdtrain.methods.critic import Turns
 from kdtrain.methods.logits_discriminator import Critic, LogitsDiscriminator, gradient_penalty, interpolate, new_critic
 from kdtrain.methods.logits_discriminator import softened_probabilities as softened_NK
-from kdtrain.runtime.process import prepare_process
 from kdtrain.training.learner import Learner
-
-prepare_process(1)
 
 ALPHA, T, SMOOTHING = 0.3, 1.5, 0.1
 CORRECTED: dict[str, Any] = {"name": "logits_discriminator", "temperature": T, "balance": {"alpha": ALPHA}}

@@ -7,7 +7,6 @@ from torch._dynamo.utils import counters
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.config import Network
-from kdtrain.runtime.process import prepare_process
 
 STAGES = ("4", "pool")
 
@@ -29,7 +28,6 @@ def step(network: Classifier, images: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own compiler
 def test_compiled_outputs_and_gradients_are_those_of_the_network(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    prepare_process(1)
     counters.clear()
     images = torch.rand(6, 1, 32, 32)
     plain, compiled = built(False), built(True)

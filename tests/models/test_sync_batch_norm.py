@@ -11,9 +11,6 @@ from kdtrain.errors import UserError
 from kdtrain.models.freezing import BATCH_NORMS
 from kdtrain.models.sync_batch_norm import CpuSyncBatchNorm, SyncBatchNorm, convert_sync_batchnorm, trains_batch_norm
 from kdtrain.runtime import distributed
-from kdtrain.runtime.process import prepare_process
-
-prepare_process(1)
 
 CPU = torch.device("cpu")
 SHAPES = {"2d": (4, 3, 5, 6), "1d": (6, 3), "1d maps": (4, 3, 7), "3d": (2, 3, 4, 3, 2)}

@@ -35,6 +35,34 @@ def outcomes(study: Study, stage: str) -> list[dict[str, Any]]:
     return found  # type: ignore[return-value]
 
 
+def recipe_of(study: Study, row: dict[str, Any]) -> dict[str, Any]:
+    return study.workspace.store.trial(row["trial_id"]).recipe() or {}
+
+
+def winner_of(study: Study) -> dict[str, Any]:
+    return next(row for row in events(study) if row["event"] == "winner")
+
+
+def mean_accuracies(study: Study) -> dict[str, float]:
+    """Return each candidate's sum of val/accuracy over its confirming seeds."""
+    values: dict[str, list[float]] = {}
+    for plan, outcome in zip(plans(study, "confirm"), outcomes(study, "confirm"), strict=True):
+        values.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
+    return {candidate: math.fsum(own) for candidate, own in values.items()}
+
+
+def with_trials_of(finished: Study, results: Path, file: Path) -> Study:
+    """Open another study in a folder that has the trials of the finished one."""
+    shutil.copytree(finished.workspace.store.results / "trials", results / "trials")
+    return open_study(file, results)
+
+
+def copied(finished: Study, tmp_path: Path, **options: Any) -> Study:
+    """Open the finished study in a copy of its folder."""
+    results = shutil.copytree(finished.workspace.store.results, tmp_path / "results")
+    return open_study(sweep_file(tmp_path), results, **options)
+
+
 def test_stages_follow_one_another(finished: Study) -> None:
     stages = [row["stage"] for row in events(finished) if row["event"] == "planned"]
     assert list(dict.fromkeys(stages)) == ["smoke", "teacher", "baselines", "search", "confirm", "pictures"]
@@ -45,9 +73,7 @@ def test_stages_follow_one_another(finished: Study) -> None:
 def test_baselines_get_the_budget_of_the_search_without_a_teacher(finished: Study) -> None:
     assert len(plans(finished, "baselines")) == len(plans(finished, "search")) == 6
     for row in plans(finished, "baselines"):
-        recipe = finished.workspace.store.trial(row["trial_id"]).recipe()
-        assert recipe is not None
-        assert recipe["teacher"] is None
+        assert recipe_of(finished, row)["teacher"] is None
         assert set(row["values"]) == {"optimizer.lr"}
 
 
@@ -58,11 +84,11 @@ def test_published_points_come_first_in_both_searches_and_are_never_pruned(finis
     assert outcomes(finished, "search")[0]["state"] == "complete"
 
 
-def test_some_trials_are_pruned_and_say_where(finished: Study) -> None:
-    pruned = [row for row in outcomes(finished, "search") if row["state"] == "pruned"]
-    assert pruned
-    assert all(row["reason"] == f"stopped by asha after epoch {row['epochs']}" for row in pruned)
-    assert all(row["epochs"] < 4 and row["test"] is None for row in pruned)
+def test_some_trials_are_pruned_and_their_outcome_names_the_epoch(finished: Study) -> None:
+    rows = [outcome for _, outcome in pruned(finished)]
+    assert rows
+    assert all(row["reason"] == f"stopped by asha after epoch {row['epochs']}" for row in rows)
+    assert all(row["epochs"] < 4 and row["test"] is None for row in rows)
 
 
 def test_confirming_seeds_are_disjoint_from_the_search_and_alike_for_every_candidate(finished: Study) -> None:
@@ -72,9 +98,7 @@ def test_confirming_seeds_are_disjoint_from_the_search_and_alike_for_every_candi
     assert set(seeds) == {"best 1", "best 2", "published 1", "baseline 1"}
     assert all(own == [FIRST_CONFIRMING_SEED, FIRST_CONFIRMING_SEED + 1] for own in seeds.values())
     for row in plans(finished, "search"):
-        recipe = finished.workspace.store.trial(row["trial_id"]).recipe()
-        assert recipe is not None
-        assert recipe["recipe"]["seed"] == 0
+        assert recipe_of(finished, row)["recipe"]["seed"] == 0
 
 
 def test_test_split_is_read_by_confirming_runs_and_teachers_only(finished: Study) -> None:
@@ -85,30 +109,15 @@ def test_test_split_is_read_by_confirming_runs_and_teachers_only(finished: Study
             assert folder.weights.exists() == folder.predictions.exists() == reads
 
 
-def test_best_candidates_are_the_complete_trials_with_the_best_objective(finished: Study) -> None:
-    rows = []
-    for plan, outcome in zip(plans(finished, "search"), outcomes(finished, "search"), strict=True):
-        if outcome["state"] == "complete":
-            rows.append((-outcome["best"]["val/accuracy"], outcome["best"]["val/nll"], plan["number"]))
-    chosen = {row["candidate"]: row["source"]["number"] for row in plans(finished, "confirm")}
-    assert [chosen["best 1"], chosen["best 2"]] == [number for _, _, number in sorted(rows)[:2]]
-
-
-def test_winner_has_the_highest_mean_validation_metric_whatever_test_says(finished: Study) -> None:
-    means = {}
-    for plan, outcome in zip(plans(finished, "confirm"), outcomes(finished, "confirm"), strict=True):
-        means.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
-    best = max(("best 1", "best 2"), key=lambda name: math.fsum(means[name]))
-    winner = next(row for row in events(finished) if row["event"] == "winner")
+def test_the_winner_has_the_highest_mean_validation_metric(finished: Study) -> None:
+    best = max(("best 1", "best 2"), key=mean_accuracies(finished).__getitem__)
+    winner = winner_of(finished)
     assert (winner["candidate"], winner["baseline"]) == (best, "baseline 1")
 
 
 def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
     recipe = load_recipe(finished.journal.folder / "best.yaml")
-    winner = next(row for row in events(finished) if row["event"] == "winner")
-    stored = finished.workspace.store.trial(winner["trial_id"]).recipe()
-    assert stored is not None
-    assert stored["recipe"] == recipe.model_dump(mode="json")
+    assert recipe_of(finished, winner_of(finished))["recipe"] == recipe.model_dump(mode="json")
     assert recipe.seed == FIRST_CONFIRMING_SEED
 
 
@@ -120,12 +129,9 @@ def test_opening_a_finished_study_runs_nothing_and_records_nothing_new(finished:
     assert again.journal.path.read_bytes() == before
 
 
-def test_pictures_compare_the_best_distilled_recipe_of_each_freeze_with_the_students_alone(finished: Study) -> None:
+def test_pictures_compare_the_best_distilled_recipe_with_the_student_alone(finished: Study) -> None:
     *_, job = carry_out(finished)  # its last job is done again whenever a study is opened
-    means: dict[str, list[float]] = {}
-    for plan, outcome in zip(plans(finished, "confirm"), outcomes(finished, "confirm"), strict=True):
-        means.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
-    best = max(("best 1", "best 2", "published 1"), key=lambda name: math.fsum(means[name]))
+    best = max(("best 1", "best 2", "published 1"), key=mean_accuracies(finished).__getitem__)
     first = {row["candidate"]: row["trial_id"] for row in reversed(plans(finished, "confirm"))}
     compared = [finished.workspace.trial_id(recipe) for recipe in job.trained]
     assert compared == [first[best], first["baseline 1"]]
@@ -146,12 +152,12 @@ def test_a_study_cut_off_anywhere_ends_as_the_undisturbed_one(finished: Study, t
 
 
 def test_checkpoints_of_a_training_that_was_killed_at_its_very_end_are_removed(finished: Study, tmp_path: Path) -> None:
-    """Between its outcome and their removal: nobody goes back to them."""
-    results = shutil.copytree(finished.workspace.store.results, tmp_path / "results")
-    folder = results / "trials" / plans(finished, "search")[0]["trial_id"]
-    (folder / "checkpoint-000000001-0.safetensors").write_bytes(b"left")
-    carry_out(open_study(sweep_file(tmp_path), results))
-    assert not list(folder.glob("checkpoint-*"))
+    """The kill came between the outcome and their removal."""
+    study = copied(finished, tmp_path)
+    folder = study.workspace.store.trial(plans(finished, "search")[0]["trial_id"])
+    (folder.path / "checkpoint-000000001-0.safetensors").write_bytes(b"left")
+    carry_out(study)
+    assert not folder.has_checkpoints()
 
 
 def test_pruning_looks_at_earlier_batches_only(finished: Study, tmp_path: Path) -> None:
@@ -163,8 +169,7 @@ def test_pruning_looks_at_earlier_batches_only(finished: Study, tmp_path: Path) 
 
 
 def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) -> None:
-    shutil.copytree(finished.workspace.store.results, tmp_path / "results")
-    study = open_study(sweep_file(tmp_path), tmp_path / "results", trials=8)
+    study = copied(finished, tmp_path, trials=8)
     ran = carry_out(study)
     assert [job.key for job in ran if job.stage in ("baselines", "search")] == [
         "baselines-6", "baselines-7", "search-6", "search-7",
@@ -188,8 +193,7 @@ def test_resources_do_not_belong_to_a_folder(finished: Study, tmp_path: Path) ->
 
 
 def test_another_sweep_takes_the_same_teacher_from_the_store(finished: Study, tmp_path: Path) -> None:
-    shutil.copytree(finished.workspace.store.results / "trials", tmp_path / "results" / "trials")
-    study = open_study(sweep_file(tmp_path, name="other", recipe={"epochs": 3}), tmp_path / "results")
+    study = with_trials_of(finished, tmp_path / "results", sweep_file(tmp_path, name="other", recipe={"epochs": 3}))
     assert [job.stage for job in carry_out(study, jobs=2)] == ["smoke", "baselines"]
 
 
@@ -205,8 +209,8 @@ def test_what_one_worker_trained_with_its_own_statistics_is_no_trial_of_a_study_
 
 def test_trials_of_one_store_serve_studies_with_and_without_a_pruner(finished: Study, tmp_path: Path) -> None:
     """A pruned trial is trained to its end, and a complete one is pruned as in an empty folder."""
-    shutil.copytree(finished.workspace.store.results / "trials", tmp_path / "results" / "trials")
-    unpruned = open_study(sweep_file(tmp_path, name="unpruned", study={"pruner": None}), tmp_path / "results")
+    file = sweep_file(tmp_path, name="unpruned", study={"pruner": None})
+    unpruned = with_trials_of(finished, tmp_path / "results", file)
     carry_out(unpruned)
     assert {row["state"] for row in outcomes(unpruned, "search")} == {"complete"}
     study = open_study(sweep_file(tmp_path), tmp_path / "results")
@@ -256,22 +260,13 @@ def test_samplers_suggest_differently(finished: Study, tmp_path: Path) -> None:
     assert optuna.logging.get_verbosity() == verbosity
 
 
-def test_free_order_ends_too_and_continues(tmp_path: Path) -> None:
-    file = sweep_file(tmp_path, study={"order": "free", "batch": None})
-    carry_out(open_study(file, tmp_path / "results"), jobs=11, cut_at_epoch=2)
-    study = open_study(file, tmp_path / "results")
-    carry_out(study)
-    assert len(outcomes(study, "search")) == 6
-    assert events(study)[-1]["event"] == "finished"
-
-
 def test_objective_nll_is_minimised(tmp_path: Path) -> None:
-    study = open_study(sweep_file(tmp_path, study={"objective": "val/nll"}), tmp_path / "results")
+    settings = {"objective": "val/nll", "pruner": None, "trials": 3, "published": None}
+    study = open_study(sweep_file(tmp_path, recipe=TEACHER, study=settings), tmp_path / "results")
     carry_out(study)
-    complete = [row["best"]["val/nll"] for row in outcomes(study, "search") if row["state"] == "complete"]
+    losses = [row["best"]["val/nll"] for row in outcomes(study, "search")]
     first = next(row for row in plans(study, "confirm") if row["candidate"] == "best 1")
-    chosen = outcomes(study, "search")[first["source"]["number"]]
-    assert chosen["best"]["val/nll"] == min(complete)
+    assert losses[first["source"]["number"]] == min(losses)
 
 
 def test_conditional_parameters_are_suggested_only_if_they_exist(tmp_path: Path) -> None:
@@ -325,8 +320,7 @@ def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tm
 
 
 def test_a_store_of_a_newer_schema_is_refused(finished: Study, tmp_path: Path) -> None:
-    shutil.copytree(finished.workspace.store.results, tmp_path / "results")
-    path = tmp_path / "results" / "small" / "study.json"
+    path = copied(finished, tmp_path).journal.folder / "study.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
     with pytest.raises(UserError, match="written by a newer kdtrain"):
         open_study(sweep_file(tmp_path), tmp_path / "results")
@@ -367,9 +361,8 @@ def test_epochs_that_are_done_again_are_judged_again(finished: Study) -> None:
 
 def test_what_was_pruned_and_is_begun_again_is_pruned_where_it_was(finished: Study, tmp_path: Path) -> None:
     """Another sweep began it again and was killed: its outcome is gone, and rows are missing."""
-    shutil.copytree(finished.workspace.store.results, tmp_path / "results")
     plan, outcome = pruned(finished)[0]
-    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+    study = copied(finished, tmp_path)
     folder = study.workspace.store.trial(plan["trial_id"])
     folder.remove_outcome()
     folder.keep_epochs(0)
@@ -383,9 +376,10 @@ def pruned(study: Study) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [(plan, outcome) for plan, outcome in pairs if outcome["state"] == "pruned"]
 
 
-def test_a_free_order_opened_again_trains_nothing(tmp_path: Path) -> None:
-    """Its prunings depended on who ended first: they are taken from the record, not decided again."""
+def test_a_free_order_continues_after_a_cut_and_opened_again_trains_nothing(tmp_path: Path) -> None:
+    """Its prunings depended on which trial ended first: they are read from the record, not decided again."""
     file = sweep_file(tmp_path, study={"order": "free", "batch": None, "trials": 8})
+    carry_out(open_study(file, tmp_path / "results"), jobs=11, cut_at_epoch=2)
     study = open_study(file, tmp_path / "results")
     held: list[Job] = []
     for job in study.jobs():  # two at once: the later one ends first
@@ -395,16 +389,17 @@ def test_a_free_order_opened_again_trains_nothing(tmp_path: Path) -> None:
             latest = held.pop()
             run_job(study, latest)
             study.ended(latest)
+    assert len(outcomes(study, "search")) == 8
+    assert events(study)[-1]["event"] == "finished"
     again = open_study(file, tmp_path / "results")
     assert [job.kind for job in carry_out(again)] == ["pictures"]
     assert decisions(again) == decisions(study)
 
 
 def test_what_breaks_outside_a_training_is_tried_again(finished: Study, tmp_path: Path) -> None:
-    trials = shutil.copytree(finished.workspace.store.results / "trials", tmp_path / "results" / "trials")
-    shutil.rmtree(trials / plans(finished, "search")[1]["trial_id"])
     file = sweep_file(tmp_path)
-    study = open_study(file, tmp_path / "results")
+    study = with_trials_of(finished, tmp_path / "results", file)
+    shutil.rmtree(study.workspace.store.trial(plans(finished, "search")[1]["trial_id"]).path)
     job = next(job for job in study.jobs() if job is not None and (job.kind == "train" or study.ended(job)))
     assert job.key == "search-1"
     study.ended(job, "[Errno 28] No space left on device")
@@ -435,7 +430,7 @@ def test_values_that_do_not_go_together_are_a_failed_trial_with_the_reason(tmp_p
 
 
 def test_the_winner_is_fixed_before_the_test_split_is_read(finished: Study) -> None:
-    winner = next(row for row in events(finished) if row["event"] == "winner")
+    winner = winner_of(finished)
     tested = [folder for folder in finished.workspace.store.trials() if (folder.outcome() or {})["test"]]
     assert {row["trial_id"] for stage in ("teacher", "confirm") for row in plans(finished, stage)} == {
         folder.trial_id for folder in tested

@@ -1,4 +1,4 @@
-"""The same training with its teacher asked live and read from the cache: the same bits, wherever answers are kept."""
+"""The same training with a live teacher and with cached teacher outputs: the same bits, whatever the cache does."""
 
 import json
 import os
@@ -11,9 +11,10 @@ from typing import Any
 import made_up_data
 import pytest
 import torch
-from runs import BATCH_NORM_STUDENT, fresh_run
-from trainings import KD, Trained, equal_weights, recipe, trained, workspace
+from runs import BATCH_NORM_STUDENT, fresh_state
+from trainings import KD, NO_DATA, Trained, equal_weights, recipe, trained, workspace
 
+from kdtrain.config.recipe import Recipe
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.runtime import process
@@ -29,43 +30,20 @@ from kdtrain.training.preflight import smoke
 
 MIB = 1 << 20
 CONV_TEACHER = {"model": "test_resnet", "weights": None, "epochs": 1}
+CONV: dict[str, Any] = {
+    "teacher": CONV_TEACHER,
+    "student": BATCH_NORM_STUDENT,
+    "data": {"name": "digits", "resolution": 32, "limit_per_class": 6},
+}
+CRITIC = {"name": "logits_discriminator", "temperature": 2.0, "critic_steps": 1, "student_steps": 2}
 ON_DIGITS: dict[str, dict[str, Any]] = {
     "deterministic": KD,
     "mixup": KD | {"mixup": {}, "method": {"name": "kd", "temperature": 2.0, "balance": {"alpha": 1.0}}},
-    "attention": {
-        "teacher": CONV_TEACHER,
-        "student": BATCH_NORM_STUDENT,
-        "data": {"name": "digits", "resolution": 32, "limit_per_class": 6},
-        "method": {"name": "at", "balance": {"weight": 100.0}, "stages": ["8", "16"]},
-    },
-    "similarity": {
-        "teacher": CONV_TEACHER,
-        "student": BATCH_NORM_STUDENT,
-        "data": {"name": "digits", "resolution": 32, "limit_per_class": 6},
-        "method": {"name": "sp", "balance": {"weight": 10.0}, "stages": ["8", "16"]},
-    },
-    "whole maps": {
-        "teacher": CONV_TEACHER,
-        "student": BATCH_NORM_STUDENT,
-        "data": {"name": "digits", "resolution": 32, "limit_per_class": 6},
-        "method": {"name": "mgd", "balance": {"weight": 1.0}, "stage": "8"},
-    },
-    "relations": {
-        "teacher": CONV_TEACHER,
-        "student": BATCH_NORM_STUDENT,
-        "data": {"name": "digits", "resolution": 32, "limit_per_class": 6},
-        "method": {"name": "rkd_distance", "balance": {"weight": 5.0}},
-    },
-    "discriminator": KD
-    | {
-        "method": {
-            "name": "logits_discriminator",
-            "balance": {"alpha": 0.5},
-            "temperature": 2.0,
-            "critic_steps": 1,
-            "student_steps": 2,
-        }
-    },
+    "attention": CONV | {"method": {"name": "at", "balance": {"weight": 100.0}, "stages": ["8", "16"]}},
+    "similarity": CONV | {"method": {"name": "sp", "balance": {"weight": 10.0}, "stages": ["8", "16"]}},
+    "whole maps": CONV | {"method": {"name": "mgd", "balance": {"weight": 1.0}, "stage": "8"}},
+    "relations": CONV | {"method": {"name": "rkd_distance", "balance": {"weight": 5.0}}},
+    "discriminator": KD | {"method": CRITIC | {"balance": {"alpha": 0.5}}},
 }
 
 
@@ -73,29 +51,33 @@ def shared(folder: Path, budget: int = 64 * MIB) -> Cache:
     return Cache(folder / "cache", budget)
 
 
-def counted(run: Trained, name: str) -> int:
-    return sum(int(row[name]) for row in run.folder.epochs())
+def counted(state: Trained, name: str) -> int:
+    return sum(int(row[name]) for row in state.folder.epochs())
 
 
-def computed(run: Trained) -> list[int]:
-    return [int(row["teacher_images_computed"]) for row in run.folder.epochs()]
+def computed(state: Trained) -> list[int]:
+    return [int(row["teacher_images_computed"]) for row in state.folder.epochs()]
 
 
-def require_equal(live: Trained, cached: Trained) -> None:
-    assert cached.outcome["state"] == "complete"
-    assert cached.checkpoints == live.checkpoints
-    assert cached.rows == live.rows
-    assert equal_weights(cached.weights, live.weights)
+def require_equal(live: Trained, *cached: Trained) -> None:
+    for each in cached:
+        assert each.outcome["state"] == "complete"
+        assert each.checkpoints == live.checkpoints
+        assert each.rows == live.rows
+        assert equal_weights(each.weights, live.weights)
+
+
+def live_then_cached_twice(config: Recipe, tmp_path: Path, data_root: Path = NO_DATA) -> list[Trained]:
+    """Train without a cache, with one that is filled and with one that is read, and require equal trainings."""
+    live = trained(config) if data_root == NO_DATA else trained(config, tmp_path / "live", data_root=data_root)
+    cached = [trained(config, tmp_path / name, data_root=data_root, cache=shared(tmp_path)) for name in ("1", "2")]
+    require_equal(live, *cached)
+    return cached
 
 
 @pytest.mark.parametrize("kind", list(ON_DIGITS))
-def test_a_training_that_reads_equals_one_that_asks_bit_for_bit(kind: str, tmp_path: Path) -> None:
-    config = recipe(**ON_DIGITS[kind])
-    live = trained(config, tmp_path / "live")
-    first = trained(config, tmp_path / "first", cache=shared(tmp_path))
-    second = trained(config, tmp_path / "second", cache=shared(tmp_path))
-    require_equal(live, first)
-    require_equal(live, second)
+def test_a_training_that_reads_the_cache_equals_a_live_one_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    first, second = live_then_cached_twice(recipe(**ON_DIGITS[kind]), tmp_path)
     assert sum(computed(first)) >= 60
     assert sum(computed(second)) == 0
     assert 0 < counted(second, "teacher_images_checked") <= 40  # one chunk or batch, to compare
@@ -105,14 +87,9 @@ def test_a_training_that_reads_equals_one_that_asks_bit_for_bit(kind: str, tmp_p
 def test_so_do_random_crops_flips_and_autoaugment(name: str, tmp_path: Path) -> None:
     getattr(made_up_data, name)(tmp_path / "data")
     config = recipe(**KD | {"data": {"name": name, "resolution": 32}, "batch_size": 8, "epochs": 3})
-    runs = [
-        trained(config, tmp_path / str(i), data_root=tmp_path / "data", cache=each)
-        for i, each in enumerate((None, shared(tmp_path), shared(tmp_path)))
-    ]
-    require_equal(runs[0], runs[1])
-    require_equal(runs[0], runs[2])
-    assert all(images > 0 for images in computed(runs[1]))  # another epoch, other views
-    assert computed(runs[2]) == [0, 0, 0]
+    first, second = live_then_cached_twice(config, tmp_path, tmp_path / "data")
+    assert all(images > 0 for images in computed(first))  # another epoch, other views
+    assert computed(second) == [0, 0, 0]
 
 
 REAL: dict[str, dict[str, Any]] = {
@@ -130,13 +107,7 @@ REAL: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", list(REAL))
 def test_so_does_a_training_on_real_images(name: str, real_data: Path, tmp_path: Path) -> None:
     of_files = {} if name == "mnist" else {"teacher": CONV_TEACHER, "student": BATCH_NORM_STUDENT}
-    config = recipe(**KD | of_files | REAL[name])
-    live, first, second = (
-        trained(config, tmp_path / str(i), data_root=real_data, cache=each)
-        for i, each in enumerate((None, shared(tmp_path), shared(tmp_path)))
-    )
-    require_equal(live, first)
-    require_equal(live, second)
+    _, second = live_then_cached_twice(recipe(**KD | of_files | REAL[name]), tmp_path, real_data)
     assert sum(computed(second)) == 0
 
 
@@ -151,15 +122,16 @@ def folders(tmp_path: Path) -> int:
     return len(list((tmp_path / "cache").glob("*/about.json")))
 
 
-def ingredients(teacher_file: Path, split: str = "train", epoch: int = 0, **changes: Any) -> Row:
-    """Of what a teacher in a file says, its digest left as it is whatever is changed."""
+def ingredients(
+    teacher_file: Path, split: str = "train", epoch: int = 0, data_root: Path = NO_DATA, **changes: Any
+) -> Row:
+    """Return the key of the outputs of a teacher in a file, whose digest is the same whatever is changed."""
     teacher = {"model": "test_resnet", "file": str(teacher_file)} | changes.pop("teacher", {})
-    on_maps = {"student": BATCH_NORM_STUDENT, "data": {"name": "digits", "resolution": 32, "limit_per_class": 6}}
-    run = fresh_run(recipe(**KD | on_maps | {"teacher": teacher} | changes))
-    assert isinstance(run.teacher_outputs, LiveTeacher)
+    state = fresh_state(recipe(**KD | CONV | {"teacher": teacher} | changes), data_root)
+    assert isinstance(state.teacher_outputs, LiveTeacher)
     if split == "val":
-        return val_key(run.teacher_outputs, "a digest")
-    return train_key(run.teacher_outputs, "a digest", run.recipe.method.teacher_readings, epoch)
+        return val_key(state.teacher_outputs, "a digest")
+    return train_key(state.teacher_outputs, "a digest", state.recipe.method.teacher_readings, epoch)
 
 
 RELATIONS = {"name": "rkd_distance", "balance": {"weight": 5.0}}
@@ -203,7 +175,7 @@ def test_each_ingredient_is_in_the_key_by_itself(what: str, teacher_file: Path) 
      {"optimizer": {"name": "adam", "lr": 0.1}}, {"method": {"name": "logit_mse", "balance": {"weight": 1.0}}}],
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
-def test_what_changes_no_answer_is_not_in_the_key(changes: dict[str, Any], teacher_file: Path) -> None:
+def test_what_changes_no_output_is_not_in_the_key(changes: dict[str, Any], teacher_file: Path) -> None:
     assert ingredients(teacher_file, **changes) == ingredients(teacher_file)
 
 
@@ -217,10 +189,10 @@ def test_similarities_are_of_the_same_batches_only(teacher_file: Path) -> None:
 
 def test_validation_is_in_float32_but_for_tf32(teacher_file: Path) -> None:
     assert ingredients(teacher_file, "val", precision="bf16") == ingredients(teacher_file, "val")
-    run = fresh_run(recipe(**KD))
-    assert isinstance(run.teacher_outputs, LiveTeacher)
-    run.teacher_outputs.use = replace(run.teacher_outputs.use, precision="tf32")
-    assert val_key(run.teacher_outputs, "a digest")["precision"] == "tf32"
+    state = fresh_state(recipe(**KD))
+    assert isinstance(state.teacher_outputs, LiveTeacher)
+    state.teacher_outputs.use = replace(state.teacher_outputs.use, precision="tf32")
+    assert val_key(state.teacher_outputs, "a digest")["precision"] == "tf32"
 
 
 def test_other_weights_are_another_entry(tmp_path: Path) -> None:
@@ -229,32 +201,6 @@ def test_other_weights_are_another_entry(tmp_path: Path) -> None:
     assert folders(tmp_path) == 2  # training and validation
     trained(recipe(**config | {"teacher": KD["teacher"] | {"epochs": 1}}), tmp_path / "one", cache=shared(tmp_path))
     assert folders(tmp_path) == 4
-
-
-def test_another_transform_is_another_entry(tmp_path: Path) -> None:
-    made_up_data.cub200(tmp_path / "data")
-    for augment in ("standard", "none"):
-        data = {"name": "cub200", "resolution": 32, "augment": augment}
-        config = KD | {"data": data, "batch_size": 8, "epochs": 1, "teacher": KD["teacher"] | {"epochs": 1}}
-        taught = recipe(**config | {"data": data | {"augment": "none"}}).teacher
-        own = recipe(**config).model_copy(update={"teacher": taught})
-        trained(own, tmp_path / "one", data_root=tmp_path / "data", cache=shared(tmp_path))
-    abouts = [json.loads(file.read_text()) for file in (tmp_path / "cache").glob("*/about.json")]
-    shown = [about["view"] for about in abouts if about.get("split") == "train"]
-    assert len(set(shown)) == 2
-    assert any("AutoAugment" in view for view in shown)
-
-
-def test_another_epoch_and_another_seed_of_drawn_views_are_other_entries(tmp_path: Path) -> None:
-    made_up_data.hymenoptera(tmp_path / "data")
-    config = KD | {"data": {"name": "hymenoptera", "resolution": 32}, "batch_size": 8}
-    found = []
-    for changes in ({"epochs": 1}, {"epochs": 2}, {"epochs": 1, "seed": 1}):
-        teacher = recipe(**config).teacher  # the same one for every seed
-        own = recipe(**config | changes).model_copy(update={"teacher": teacher.model_copy(update={"seed": 0})})
-        trained(own, tmp_path / "one", data_root=tmp_path / "data", cache=shared(tmp_path))
-        found.append(folders(tmp_path))
-    assert found == [2, 3, 4]  # the first has validation beside its one epoch
 
 
 @pytest.mark.parametrize(
@@ -267,28 +213,26 @@ def test_another_epoch_and_another_seed_of_drawn_views_are_other_entries(tmp_pat
     ],
 )
 def test_another_chunk_code_or_machine_is_another_entry(
-    of: Any, name: str, changed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of: Any, name: str, changed: Any, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained(recipe(**KD | {"epochs": 1}), tmp_path / "one", cache=shared(tmp_path))
+    before = [cache.key_of(ingredients(teacher_file, split)) for split in ("train", "val")]
     monkeypatch.setattr(of, name, changed)
-    other = KD | {"epochs": 1, "batch_size": 20, "teacher": KD["teacher"] | {"batch_size": 16}}
-    trained(recipe(**other), tmp_path / "one", cache=shared(tmp_path))
-    assert folders(tmp_path) == 4
+    after = [cache.key_of(ingredients(teacher_file, split)) for split in ("train", "val")]
+    assert len({*before, *after}) == 4
 
 
-def test_files_written_anew_with_as_many_bytes_are_another_entry(tmp_path: Path) -> None:
-    made_up_data.hymenoptera(tmp_path / "data")
-    config = KD | {"data": {"name": "hymenoptera", "resolution": 32}, "batch_size": 8, "epochs": 1}
-    counts = []
-    for temperature, written in ((1.0, False), (2.0, False), (3.0, True)):
-        if written:
-            os.utime(next(path for path in (tmp_path / "data").rglob("*") if path.is_file()), (1, 1))
-            load.cache_clear()  # as in another process
-        own = recipe(**config | {"method": config["method"] | {"temperature": temperature}})
-        trained(own, tmp_path / "one", data_root=tmp_path / "data", cache=shared(tmp_path))
-        abouts = [json.loads(file.read_text()) for file in (tmp_path / "cache").glob("*/about.json")]
-        counts.append(sum(about["what"] == "teacher outputs" for about in abouts))
-    assert counts == [2, 2, 4]
+def test_transform_epoch_seed_and_files_of_drawn_views_are_in_the_key(teacher_file: Path, tmp_path: Path) -> None:
+    made_up_data.cub200(tmp_path)
+
+    def key(augment: str = "standard", **changes: Any) -> str:
+        load.cache_clear()  # as in another process
+        data = {"name": "cub200", "resolution": 32, "augment": augment}
+        return cache.key_of(ingredients(teacher_file, data_root=tmp_path, data=data, **changes))
+
+    keys = [key(), key("none"), key(epoch=1), key(seed=1)]
+    assert key() == keys[0]
+    os.utime(next(tmp_path.rglob("*.png")), (1, 1))  # a file written anew with as many bytes
+    assert len({*keys, key()}) == 5
 
 
 def test_a_searched_trial_leaves_the_test_splits_images_alone_and_whoever_may_read_them_does_not(
@@ -307,13 +251,6 @@ def test_a_searched_trial_leaves_the_test_splits_images_alone_and_whoever_may_re
     ):
         with pytest.raises(UserError, match=str(broken)):
             refused()
-
-
-def test_another_seed_is_no_other_entry_where_no_view_is_drawn(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        config = recipe(**KD | {"seed": seed, "epochs": 1, "optimizer": {"name": "sgd", "lr": 0.01 * seed}})
-        trained(config.model_copy(update={"teacher": recipe(**KD).teacher}), tmp_path / "one", cache=shared(tmp_path))
-    assert folders(tmp_path) <= 4
 
 
 def test_what_is_kept_and_is_not_what_the_teacher_says_stops_the_training(tmp_path: Path) -> None:
@@ -345,9 +282,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_turns_the_cache_off_and_the_training_goes_on(
     small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    live = trained(recipe(**KD), tmp_path / "live")
     without = trained(recipe(**KD), tmp_path / "full", cache=shared(small_disk))
-    require_equal(live, without)
+    require_equal(trained(recipe(**KD)), without)
     reason = f"{small_disk / 'cache'} cannot be written to (No space left on device)"
     assert without.outcome["teacher_cache_off"] == reason
     assert f"computed live from here on: {reason}" in caplog.text
@@ -358,12 +294,11 @@ def test_a_cache_that_is_turned_off_in_mid_training_is_not_read_any_more(tmp_pat
     maps = ON_DIGITS["attention"]
     config = recipe(**maps | {"method": KD["method"], "epochs": 9})
     readings = recipe(**maps).method.teacher_readings
-    live = trained(config, tmp_path / "live")
     trained(config, tmp_path / "whole", cache=shared(tmp_path), shared_readings=readings)
     expected = [json.loads(about.read_text()) for about in (tmp_path / "cache").glob("*/about.json")]
     budget = next(about["expected_bytes"] for about in expected if about["split"] == "train") + 1
     part = trained(config, tmp_path / "part", cache=Cache(tmp_path / "small", budget), shared_readings=readings)
-    require_equal(live, part)
+    require_equal(trained(config), part)
     assert part.outcome["teacher_cache_off"] == f"no room within {budget:,} bytes (resources.cache_bytes)"
 
 
@@ -391,15 +326,14 @@ def test_a_compiled_teacher_is_asked_for_its_own_stages_only(tmp_path: Path) -> 
     maps = ON_DIGITS["attention"]
     of_all = recipe(**maps).method.teacher_readings
     for compiled, kept in ((False, of_all), (True, ())):
-        run = fresh_run(recipe(**maps | {"method": KD["method"], "teacher": CONV_TEACHER | {"compile": compiled}}))
-        assert isinstance(run.teacher_outputs, LiveTeacher)
-        assert cached_readings(run.teacher_outputs, of_all, 64 * MIB) == kept
+        state = fresh_state(recipe(**maps | {"method": KD["method"], "teacher": CONV_TEACHER | {"compile": compiled}}))
+        assert isinstance(state.teacher_outputs, LiveTeacher)
+        assert cached_readings(state.teacher_outputs, of_all, 64 * MIB) == kept
 
 
 def test_without_room_the_teacher_is_asked_live(tmp_path: Path) -> None:
-    live = trained(recipe(**KD), tmp_path / "live")
     without = trained(recipe(**KD), tmp_path / "small", cache=shared(tmp_path, budget=100))
-    require_equal(live, without)
+    require_equal(trained(recipe(**KD)), without)
     assert without.outcome["teacher_cache_off"] == "no room within 100 bytes (resources.cache_bytes)"
     assert folders(tmp_path) == 0
 

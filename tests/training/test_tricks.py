@@ -1,18 +1,18 @@
 """What setups add to any method, in real trainings: R-Drop, moving average, patience, mixup, each network's pixels."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from losses import kl_of_rows, normal, softened
 from pydantic import ValidationError
-from runs import BATCH_NORM_STUDENT, fitted, fresh_run, require_resumable, state_of, watched_inputs
+from runs import BATCH_NORM_STUDENT, fitted, fresh_state, state_of, watched_inputs
 from test_loop import OVERFITTING
 from torch.nn import functional
 from trainings import CPU, KD, equal_weights, recipe, trained
 
+from kdtrain.config.recipe import teacher_recipe
 from kdtrain.data.base import as_floats
 from kdtrain.data.mixup import Mixup, pairing
 from kdtrain.errors import UserError
@@ -70,8 +70,8 @@ def test_the_symmetric_kl_is_finite_and_float32_under_autocast(dtype: torch.dtyp
 @pytest.mark.parametrize("method", METHODS)
 def test_with_r_drop_every_term_is_the_mean_over_two_passes_with_dropout(method: str) -> None:
     config = recipe(**METHODS[method] | R_DROP)
-    by_hand, run = fresh_run(config), fresh_run(config)
-    student = by_hand.distiller.train().student
+    by_hand = fresh_state(config)
+    student = by_hand.distiller.student
     indices = torch.arange(16)
     images, batch = load_batch(by_hand, indices, 0)
     teacher = by_hand.teacher(images) if by_hand.teacher else None
@@ -83,16 +83,14 @@ def test_with_r_drop_every_term_is_the_mean_over_two_passes_with_dropout(method:
     expected["r_drop"] = symmetric_kl(passes[0].logits, passes[1].logits).item()
     weights = {name: term.weight for name, term in terms[0].items()} | {"r_drop": 0.3}
     expected["loss"] = math.fsum(weights[name] * value for name, value in expected.items())
-    run.distiller.train()
-    values = {name: value.item() for name, value in train_step(run, indices).items()}
+    values = first_step(**METHODS[method] | R_DROP)
     assert values == pytest.approx(expected, rel=1e-5)
     assert values["r_drop"] > 0
 
 
 def first_step(**changes: Any) -> dict[str, float]:
-    run = fresh_run(recipe(**changes))
-    run.distiller.train()
-    return {name: value.item() for name, value in train_step(run, torch.arange(16)).items()}
+    terms = train_step(fresh_state(recipe(**changes)), torch.arange(16))
+    return {name: value.item() for name, value in terms.items()}
 
 
 def test_published_r_drop_is_summed_over_the_batch() -> None:
@@ -104,11 +102,9 @@ def test_published_r_drop_is_summed_over_the_batch() -> None:
 
 
 def test_published_r_drop_never_reached_distillation_and_is_refused_there() -> None:
-    published = {"r_drop": {"convention": "published"}}
-    assert recipe(**DROPPING, **published)
     for method in ("kd", "sp", "mgd"):
         with pytest.raises(ValidationError, match="published never reached distillation"):
-            recipe(**METHODS[method] | DROPPING | published)
+            recipe(**METHODS[method] | DROPPING | {"r_drop": {"convention": "published"}})
 
 
 @pytest.mark.parametrize("student", [{"model": "lenet5_student"}, BATCH_NORM_STUDENT], ids=["lenet5", "no dropout"])
@@ -116,17 +112,7 @@ def test_published_r_drop_never_reached_distillation_and_is_refused_there() -> N
 def test_two_passes_that_cannot_differ_are_refused(student: dict[str, Any], method: str) -> None:
     model = student["model"]
     with pytest.raises(UserError, match=rf"^recipe\.r_drop: .*, but {model} has none; write student\.dropout$"):
-        fresh_run(recipe(**METHODS[method] | {"student": student, "r_drop": {}}))
-
-
-def test_r_drops_weight_changes_what_is_learned(tmp_path: Path) -> None:
-    r_drops: list[dict[str, Any]] = [{}, {"r_drop": {}}, {"r_drop": {"weight": 3.0}}]
-    left = [trained(recipe(**DROPPING, **r_drop), tmp_path) for r_drop in r_drops]
-    assert ["train/r_drop" in each.rows[0] for each in left] == [False, True, True]
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert not equal_weights(left[one].weights, left[other].weights)
-    row = left[2].rows[0]
-    assert row["train/loss"] == pytest.approx(row["train/cross_entropy"] + 3 * row["train/r_drop"], rel=1e-6)
+        fresh_state(recipe(**METHODS[method] | {"student": student, "r_drop": {}}))
 
 
 # the moving average
@@ -134,110 +120,62 @@ def test_r_drops_weight_changes_what_is_learned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", [{}, KD], ids=["alone", "kd"])
 def test_what_is_judged_and_kept_is_the_average(method: dict[str, Any]) -> None:
-    run = fresh_run(recipe(**method | EMA, epochs=4))
+    state = fresh_state(recipe(**method | EMA, epochs=4))
     averages: dict[int, dict[str, torch.Tensor]] = {}
 
-    def judge(row, run: TrainState) -> None:
-        assert run.ema is not None
-        split = run.data.val
-        for network, same in ((run.ema.module, True), (run.distiller.student, False)):
+    def judge(row, state: TrainState) -> None:
+        assert state.ema is not None
+        split = state.data.val
+        for network, same in ((state.ema.module, True), (state.distiller.student, False)):
             found = student_metrics(logits_of(network, split, CPU), split.labels)
             judged = {name: row[f"val/{name}"] for name in found}
             assert (judged == found) is same
-        averages[row["epoch"]] = state_of(run.ema.module)
+        averages[row["epoch"]] = state_of(state.ema.module)
 
-    fit(run, 4, judge)
-    assert equal_weights(run.best_weights, averages[run.best["epoch"]])
-
-
-def test_the_kept_weights_are_the_averages(tmp_path: Path) -> None:
-    run = fresh_run(recipe(**EMA, epochs=1))
-    fitted(run)
-    left = trained(recipe(**EMA, epochs=1), tmp_path)
-    assert equal_weights(left.weights, state_of(run.ema.module))
-    assert not equal_weights(left.weights, state_of(run.distiller.student))
+    fit(state, 4, judge)
+    assert equal_weights(state.best_weights, averages[state.best["epoch"]])
+    if not method:
+        assert equal_weights(state.best_weights, trained(recipe(**EMA, epochs=4)).weights)
 
 
-def test_the_average_follows_every_update_by_its_formula() -> None:
-    run = fresh_run(recipe(**DROPPING | EMA))
-    run.distiller.train()
-    expected = {name: value.double() for name, value in state_of(run.distiller.student).items()}
-    for step in range(1, 6):
-        train_step(run, torch.arange(12 * (step - 1), 12 * step))
-        run.step += 1
-        decay = 0.9 * (1 - math.exp(-step / 3))
-        for name, value in run.distiller.student.state_dict().items():
-            expected[name] = decay * expected[name] + (1 - decay) * value.double()
-    averaged = run.ema.module.state_dict()
-    for name in (each for each in averaged if "num_batches" not in each):
-        torch.testing.assert_close(averaged[name].double(), expected[name], rtol=1e-4, atol=1e-6)
-
-
-def test_the_average_does_not_change_what_the_student_learns(tmp_path: Path) -> None:
-    plain, averaged = fresh_run(recipe()), fresh_run(recipe(**EMA))
-    rows = [fitted(run) for run in (plain, averaged)]
+def test_the_average_does_not_change_what_the_student_learns() -> None:
+    plain, averaged = fresh_state(recipe()), fresh_state(recipe(**EMA))
+    rows = [fitted(state) for state in (plain, averaged)]
     assert equal_weights(state_of(plain.distiller), state_of(averaged.distiller))
     assert [row["train/loss"] for row in rows[0]] == [row["train/loss"] for row in rows[1]]
-
-
-@pytest.mark.parametrize("ema", [{"decay": 0.5, "ramp_updates": 3.0}, {"decay": 0.9, "ramp_updates": 30.0}], ids=str)
-def test_decay_and_ramp_change_the_average(ema: dict[str, float], tmp_path: Path) -> None:
-    one, other = (trained(recipe(ema=each), tmp_path) for each in (EMA["ema"], ema))
-    assert not equal_weights(one.weights, other.weights)
-    assert [row["val/nll"] for row in one.rows] != [row["val/nll"] for row in other.rows]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [EMA, KD | EMA, R_DROP | EMA, METHODS["mgd"] | R_DROP, KD | {"mixup": {}}, {"mixup": {"convention": "published"}}],
-    ids=["ema", "kd ema", "r_drop ema", "mgd r_drop", "mixup", "mixup published"],
-)
-def test_tricks_cut_off_after_any_epoch_and_continued_equal_uninterrupted(changes, tmp_path: Path) -> None:
-    require_resumable(recipe(**changes, epochs=3), tmp_path)
 
 
 # patience
 
 
-def patient(patience_epochs: int, **other: Any) -> dict[str, Any]:
-    return OVERFITTING | {"early_stopping": {"patience_epochs": patience_epochs}} | other
-
-
 @pytest.mark.parametrize("patience", [1, 2])
 @pytest.mark.parametrize("objective", ["val/accuracy", "val/nll"])
-def test_a_training_ends_when_its_best_epoch_lies_so_far_back(objective: str, patience: int, tmp_path: Path) -> None:
-    whole = trained(recipe(**OVERFITTING, objective=objective), tmp_path).rows
+def test_a_training_ends_when_its_best_epoch_lies_so_far_back(objective: str, patience: int) -> None:
+    whole = trained(recipe(**OVERFITTING, objective=objective)).rows
     best = [best_epoch(whole[:epoch], objective)["epoch"] for epoch in range(1, 26)]
     last = next(epoch for epoch in range(1, 26) if epoch - best[epoch - 1] == patience)
-    left = trained(recipe(**patient(patience, objective=objective)), tmp_path)
+    left = trained(recipe(**OVERFITTING, objective=objective, early_stopping={"patience_epochs": patience}))
     assert last < len(whole) == 25
     assert left.rows == whole[:last]
     assert left.outcome["best"]["epoch"] == last - patience
     assert (left.outcome["state"], left.outcome["epochs"], left.outcome["images"]) == ("complete", last, 30 * last)
 
 
-def test_no_training_ends_while_it_improves_or_patience_lasts(tmp_path: Path) -> None:
+def test_no_training_ends_while_it_improves_or_patience_lasts() -> None:
     improving = {"optimizer": {"name": "sgd", "lr": 0.002}, "objective": "val/nll", "epochs": 8}
-    left = trained(recipe(**improving, early_stopping={"patience_epochs": 1}), tmp_path)
+    left = trained(recipe(**improving, early_stopping={"patience_epochs": 1}))
     losses = [row["val/nll"] for row in left.rows]
     assert losses == sorted(losses, reverse=True)
     assert left.outcome["epochs"] == left.outcome["best"]["epoch"] == 8
     still = {"optimizer": {"name": "sgd", "lr": 1e-30}, "epochs": 4}
-    assert trained(recipe(**still, early_stopping={"patience_epochs": 4}), tmp_path).outcome["epochs"] == 4
-    assert trained(recipe(**still, early_stopping={"patience_epochs": 2}), tmp_path).outcome["epochs"] == 3
+    for patience, epochs in ((4, 4), (2, 3)):
+        assert trained(recipe(**still, early_stopping={"patience_epochs": patience})).outcome["epochs"] == epochs
 
 
-def test_a_teacher_may_have_patience_of_its_own(tmp_path: Path) -> None:
+def test_a_teacher_may_have_patience_of_its_own() -> None:
     teacher = {"model": "lenet5_teacher", "epochs": 5, "optimizer": {"name": "sgd", "lr": 1e-30}}
     taught = recipe(**KD | {"teacher": teacher | {"early_stopping": {"patience_epochs": 1}}})
-    left = trained(taught, tmp_path)
-    teacher_id = left.folder.recipe()["teacher"]["trial_id"]
-    assert len((tmp_path / "trials" / teacher_id / "epochs.jsonl").read_text().splitlines()) == 2
-    assert left.outcome["epochs"] == 2
-
-
-def test_a_patient_training_cut_off_after_any_epoch_ends_where_the_uninterrupted_one_ends(tmp_path: Path) -> None:
-    require_resumable(recipe(**patient(2)), tmp_path)
+    assert [trained(each).outcome["epochs"] for each in (teacher_recipe(taught), taught)] == [2, 2]
 
 
 # mixup, and what each network makes of its images
@@ -245,17 +183,16 @@ def test_a_patient_training_cut_off_after_any_epoch_ends_where_the_uninterrupted
 
 @pytest.mark.parametrize("convention", ["corrected", "published"])
 def test_teacher_and_student_see_the_same_mixed_images_and_the_target_is_mixed_alike(convention: str) -> None:
-    run = fresh_run(recipe(**KD, mixup={"convention": convention}))
-    (student, _), (teacher, _) = watched_inputs(run.distiller.student), watched_inputs(run.teacher.network)
+    state = fresh_state(recipe(**KD, mixup={"convention": convention}))
+    (student, _), (teacher, _) = watched_inputs(state.distiller.student), watched_inputs(state.teacher.network)
     batches: list[Any] = []
-    run.distiller.criterion.register_forward_pre_hook(lambda _, arguments: batches.append(arguments[2]))
-    run.distiller.train()
-    run.epoch = 2
-    train = run.data.train
+    state.distiller.criterion.register_forward_pre_hook(lambda _, arguments: batches.append(arguments[2]))
+    state.epoch = 2
+    train = state.data.train
     for step, indices in enumerate(torch.randperm(60).split(16)):
-        run.step = 8 + step
-        train_step(run, indices, step)
-        pairs = pairing(Mixup(convention=convention), indices, 60, 0, 2, run.step)
+        state.step = 8 + step
+        train_step(state, indices, step)
+        pairs = pairing(Mixup(convention=convention), indices, 60, 0, 2, state.step)
         images, target = [], []
         for index, partner, share in zip(indices, pairs.partners, pairs.shares, strict=True):
             of = [as_floats(train.images.eval_view(one[None])[0]) for one in (index, partner)]
@@ -270,31 +207,20 @@ def test_teacher_and_student_see_the_same_mixed_images_and_the_target_is_mixed_a
     assert len(student) == 4
 
 
-@pytest.mark.parametrize("changes", [{}, KD], ids=["alone", "kd"])
-def test_mixup_and_its_convention_change_what_is_learned_and_repeat(changes: dict[str, Any], tmp_path: Path) -> None:
-    mixups: list[dict[str, Any]] = [{}, {"mixup": {}}, {"mixup": {"convention": "published"}}]
-    left = [trained(recipe(**changes | mixup), tmp_path) for mixup in mixups]
-    again = [trained(recipe(**changes | mixup), tmp_path / "again") for mixup in mixups]
-    assert [each.checkpoints for each in left] == [each.checkpoints for each in again]
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert not equal_weights(left[one].weights, left[other].weights)
-
-
 def test_the_images_that_are_judged_are_never_mixed() -> None:
-    run = fresh_run(recipe(mixup={}, epochs=1))
-    seen, _ = watched_inputs(run.distiller.student)
-    fitted(run)
-    assert torch.equal(seen[-1], as_floats(run.data.val.images.eval_view(torch.arange(60))))
+    state = fresh_state(recipe(mixup={}, epochs=1))
+    seen, _ = watched_inputs(state.distiller.student)
+    fitted(state)
+    assert torch.equal(seen[-1], as_floats(state.data.val.images.eval_view(torch.arange(60))))
 
 
 def test_each_network_normalises_the_same_view_its_own_way() -> None:
     student, teacher = (BATCH_NORM_STUDENT | {"normalization": how} for how in ("imagenet", "half"))
-    run = fresh_run(recipe(**KD | {"student": student, "teacher": teacher}))
-    given, encoded = watched_inputs(run.distiller.student)
-    given_teacher, encoded_teacher = watched_inputs(run.teacher.network)
-    run.distiller.train()
-    train_step(run, torch.arange(16))
-    view = as_floats(run.data.train.images.eval_view(torch.arange(16)))
+    state = fresh_state(recipe(**KD | {"student": student, "teacher": teacher}))
+    given, encoded = watched_inputs(state.distiller.student)
+    given_teacher, encoded_teacher = watched_inputs(state.teacher.network)
+    train_step(state, torch.arange(16))
+    view = as_floats(state.data.train.images.eval_view(torch.arange(16)))
     assert torch.equal(given[0], view)
     assert torch.equal(given_teacher[0][:16], view)  # its chunk is filled up
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before_it(trial: TrialFolde
     trial.write_checkpoint(1, b"first epoch")
     trial.write_checkpoint(2, b"second epoch")
     first, newest = sorted(trial.path.iterdir())
-    for damaged in (b"second epocH", b"second", b"", b"second epoch and more"):
+    for damaged in (b"recond epoch", b"second epocH", b"second", b"", b"second epoch and more", bytes(12)):
         newest.write_bytes(damaged)
         assert trial.read_checkpoint() == b"first epoch"
     first.write_bytes(b"")

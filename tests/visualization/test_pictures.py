@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import fresh_run
+from runs import fresh_state
 from torch import Tensor, nn
 from torch.nn import functional
 from trainings import KD, NO_DATA, recipe, trained, workspace
@@ -20,7 +20,6 @@ from kdtrain.methods.at import at_loss
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.config import Network
-from kdtrain.runtime.process import prepare_process
 from kdtrain.storage.folder import LocalFolder
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.loop import load_batch
@@ -33,7 +32,6 @@ from kdtrain.visualization.networks import Networks, drawable, student_alone
 from kdtrain.visualization.pictures import draw_arrays
 from kdtrain.visualization.training import lr_schedule, mixed_images
 
-prepare_process(1)
 PX = 64
 
 
@@ -138,7 +136,7 @@ def test_a_long_schedule_is_taken_at_some_steps_from_first_to_last_and_a_constan
 @pytest.mark.parametrize("batch_size", [10, 32])
 def test_mixed_images_are_the_trainings_first_batches(convention: str, batch_size: int) -> None:
     config = recipe(**KD, mixup={"convention": convention}, batch_size=batch_size)
-    run = fresh_run(config)
+    run = fresh_state(config)
     images, targets = [], []
     for step, indices in enumerate(batches_of(config.seed, config.batch_size, len(run.data.train), 0)[:3]):
         run.step = step

@@ -37,8 +37,8 @@ LOST = ("exited unexpectedly", "received 0 items of ancdata")
 """Parts of the RuntimeErrors by which DataLoader reports that a process or its shared memory is gone."""
 
 PRELOAD = ["kdtrain.training.loader", "torchvision.transforms.v2"]
-"""The fork server imports these once, and loader processes share their memory. It serves this whole process. Otherwise
-every loader process imports them: the first batch takes 6 to 16 s instead of 4 to 5 s, and two loaders 0.5 GB more."""
+"""The fork server of this process imports these once, and loader processes share their memory. Otherwise each imports
+them: loaders after the first need 6 to 10 s instead of 0.5 s for a batch, and two take 0.4 GB more memory."""
 
 Pixels = tuple[Tensor, Tensor | None]
 """Views uint8 [N, C, H, W] of a batch's images, and of their partners if images are mixed."""

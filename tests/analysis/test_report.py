@@ -163,6 +163,7 @@ def test_seconds_without_the_teacher_are_known_on_a_cpu_only(made_up: Maker) -> 
     assert found["bare_s"] is found["overhead"] is found["teacher_outputs"]["seconds_per_image"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rendered")
 def test_the_command_builds_report_and_overview_without_torch_or_ray_and_a_second_build_is_equal(whole: Maker) -> None:
     made = whole(searched=24)

@@ -49,14 +49,14 @@ def methods(summaries: Sequence[Summary]) -> dict[str, Any]:
     }
 
 
-def rank_correlation(values: pd.Series, merit: pd.Series) -> float | None:
+def rank_correlation(values: pd.Series, ranking: pd.Series) -> float | None:
     """Return Spearman's rank correlation (1904, Am. J. Psychol. 15, 72-101), ties by mean rank.
 
     None if there are fewer than VALUES_FOR_A_CORRELATION values, or if one of the two is constant.
     """
-    if len(values) < VALUES_FOR_A_CORRELATION or values.nunique() < 2 or merit.nunique() < 2:
+    if len(values) < VALUES_FOR_A_CORRELATION or values.nunique() < 2 or ranking.nunique() < 2:
         return None
-    return float(stats.spearmanr(values.astype(float), merit).statistic)
+    return float(stats.spearmanr(values.astype(float), ranking).statistic)
 
 
 def _methods(study: Study) -> pd.Series:

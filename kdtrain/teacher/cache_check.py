@@ -9,7 +9,7 @@ from kdtrain.teacher.cache_rows import CachedRows
 from kdtrain.teacher.network import CHUNK_IMAGES
 
 EPOCHS_PER_CHECK = 8
-"""One check in so many epochs."""
+"""Epochs between two checks."""
 TOLERANCE = 1e-4
 """Relative and absolute tolerance on a GPU; on a CPU the bits must agree."""
 

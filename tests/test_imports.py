@@ -105,7 +105,10 @@ def test_signals_and_descriptors_are_set_by_the_commands_only() -> None:
     """The connection to Ray restores handlers that Ray has replaced; a loader's own processes ignore Ctrl-C."""
     restoring, children = "kdtrain/executors/ray_cluster.py", "kdtrain/training/loader.py"
     assert importers("signal") <= {"kdtrain/cli/sweep.py", restoring, children}
-    assert {named(path) for path in SOURCES if "os.dup2" in path.read_text()} == {"kdtrain/cli/display.py"}
+    assert {named(path) for path in SOURCES if "os.dup2" in path.read_text()} == {
+        "kdtrain/cli/display.py",
+        "kdtrain/cli/main.py",
+    }
 
 
 def test_optuna_is_imported_by_search_space_and_analysis_only() -> None:

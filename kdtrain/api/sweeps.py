@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from kdtrain.api.results import StudyResult, open_study
-from kdtrain.api.training import cpu_threads
+from kdtrain.api.training import ONE_TRAINING, cpu_threads
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import NoResult, UserError
@@ -29,7 +29,6 @@ def run_sweep(
     data: str | Path | None = None,
     executor: Literal["ray", "local"] = "ray",
     address: str | None = None,
-    raise_errors: bool = False,
 ) -> StudyResult:
     """Run a sweep, or continue it, and write its report.
 
@@ -43,8 +42,6 @@ def run_sweep(
         executor: "ray" runs trials in processes of Ray, several at once; "local" runs one job after another in this
             process, for a debugger, a notebook or a test. Both give the same numbers.
         address: Address of a running Ray cluster; None starts a Ray on this machine. For the executor "ray" only.
-        raise_errors: If true, an unexpected exception of a job is raised, for a debugger; otherwise the job counts as
-            failed, its reason is noted, and the same call tries it again. For the executor "local" only.
 
     Returns:
         The study's winner, comparison and trials.
@@ -58,12 +55,12 @@ def run_sweep(
         >>> study = kdtrain.run_sweep(sweep, executor="local")
         >>> study.comparison.difference, study.comparison.interval
     """
+    if not isinstance(sweep, Sweep):
+        raise UserError(f"sweep: must be a Sweep, see load_sweep and Sweep.from_dict; got {type(sweep).__name__}")
     if executor not in ("ray", "local"):
         raise UserError(f"executor: must be ray or local, got {executor!r}")
     if executor == "local" and address is not None:
         raise UserError(f"address: needs the executor ray, got {address!r} with the executor local")
-    if executor == "ray" and raise_errors:
-        raise UserError("raise_errors: needs the executor local, got the executor ray")
     where, source = str(results), None if data is None else str(data)
     command = f"kdtrain.run_sweep(sweep, results={where!r}, executor={executor!r})"
     failure: NoResult | None = None
@@ -72,8 +69,8 @@ def run_sweep(
             if executor == "local":
                 from kdtrain.executors import local
 
-                with cpu_threads(sweep.resources.cpus_per_worker):  # as in a process of Ray
-                    local.execute(study, raise_errors)
+                with ONE_TRAINING, cpu_threads(sweep.resources.cpus_per_worker):  # threads as in a process of Ray
+                    local.execute(study)
             else:
                 from kdtrain.executors import ray_tune
 

@@ -1,5 +1,6 @@
 """Trains one recipe in this process, after its teacher; the command `kdtrain train` does the same."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,18 @@ from kdtrain.trials.records import Outcome
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
+ONE_TRAINING = threading.RLock()
+"""Held while this process trains: initial weights and dropout are drawn from torch's one default generator, so two
+trainings in two threads would draw one another's numbers. The second one waits."""
+
+
+class _CallbackFailed(BaseException):
+    """An error of the user's callback. It passes the trainer, which takes an Exception for a failure of the recipe."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
 
 def train(
     recipe: Recipe,
@@ -39,7 +52,8 @@ def train(
         data: Folder or URL of the data sets; None takes the environment variable KDTRAIN_DATA.
         device: Device as torch writes it, such as "cpu" or "cuda"; None takes the GPU if there is one.
         on_epoch: Called after each epoch of teacher and student with its metrics, such as `epoch`, `train/loss`,
-            `val/accuracy` (fraction) and `val/nll` (nats).
+            `val/accuracy` (fraction) and `val/nll` (nats). An exception that it raises ends the call; the same call
+            continues the training.
 
     Returns:
         The student's outcome: `state` ("complete" or "failed"), `reason`, `best` (epoch and validation metrics of the
@@ -53,8 +67,25 @@ def train(
         >>> outcome = kdtrain.train(kdtrain.load_recipe("best.yaml"), on_epoch=print)
         >>> outcome["test"]["test/accuracy"]
     """
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe: must be a Recipe, see load_recipe; got {type(recipe).__name__}")
     workspace = Workspace(Store(results_folder(str(results))), data_folder(data), Group().device(device))
-    with cpu_threads(1):
+
+    def report(metrics: Metrics) -> None:
+        try:
+            if on_epoch is not None:
+                on_epoch(metrics)
+        except Exception as error:
+            raise _CallbackFailed(error) from error
+
+    try:
+        return _train(recipe, workspace, report)
+    except _CallbackFailed as failed:
+        raise failed.error from None
+
+
+def _train(recipe: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], None]) -> Outcome:
+    with ONE_TRAINING, cpu_threads(1):
         check_before_teacher(recipe, workspace)
         *teachers, (_, student) = parts_of(recipe)
         for title, part in teachers:

@@ -97,7 +97,7 @@ def _call(words: list[str]) -> None:
 def _require_cluster_file(file: str) -> None:
     try:
         known = yaml.safe_load(Path(file).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from None
     if not isinstance(known, dict) or "cluster_name" not in known:
         raise UserError(f"{file}: is no cluster file, it has no cluster_name; name the file that `ray up` was given")

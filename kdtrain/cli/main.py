@@ -1,6 +1,7 @@
 """The command `kdtrain`: imports the module of the sub-command only, so that --help needs neither torch nor Ray."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +26,20 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: done; 1: no result, or the training failed; 2: the user has something to correct; 130: interrupted.
     """
-    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _dispatch(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe has gone, such as `head`; Python must not flush again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except OSError as error:
+        print(f"kdtrain: the output cannot be written ({error.strerror or error})", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 2
+    return code
+
+
+def _dispatch(words: list[str]) -> int:
     first = words[0] if words else ""
     if first in ("-h", "--help"):
         print(_help())

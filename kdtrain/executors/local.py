@@ -7,7 +7,7 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import Folder
 from kdtrain.study.study import Job, Study
-from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
+from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import smoke
 from kdtrain.training.trainer import train
@@ -19,11 +19,10 @@ class _Stopped(BaseException):
     """The end of a training that the study has pruned; the trainer takes it for no failure of the recipe."""
 
 
-def execute(study: Study, raise_errors: bool = False) -> None:
+def execute(study: Study) -> None:
     """Carry out every job of a study that is still to do, with the caller's number of threads and precision.
 
-    A job that breaks counts as failed, as in every executor, and is tried again when the study is opened again. With
-    `raise_errors` its exception is raised instead, for a debugger, unless it is a UserError or a non-finite loss.
+    A job that breaks counts as failed, as in every executor.
 
     Raises:
         UserError: A combination of the space cannot run, or the sweep wants several workers for a trial.
@@ -34,10 +33,10 @@ def execute(study: Study, raise_errors: bool = False) -> None:
         raise UserError(f"resources.workers: must be 1 if a sweep runs in one process, got {workers}")
     for job in study.jobs():
         assert job is not None, "the study waits for a running job, but none runs"
-        study.ended(job, run_job(study, job, raise_errors))
+        study.ended(job, run_job(study, job))
 
 
-def run_job(study: Study, job: Job, raise_errors: bool = False) -> str | None:
+def run_job(study: Study, job: Job) -> str | None:
     """Carry out one job in this process; return the reason why it broke, or None."""
     resources = study.sweep.resources
     options = {
@@ -52,8 +51,6 @@ def run_job(study: Study, job: Job, raise_errors: bool = False) -> str | None:
     except _Stopped:
         pass
     except Exception as error:
-        if raise_errors and not isinstance(error, UserError | NonFiniteLoss):
-            raise
         return str(error) or type(error).__name__
     return None
 

@@ -20,8 +20,10 @@ def results_folder(place: str) -> Folder:
     """Return the folder of results at a path, or at a URL, whose copies are in the user's cache folder.
 
     Raises:
-        UserError: The URL cannot be reached, or contains a password.
+        UserError: The place is empty, or the URL cannot be reached or contains a password.
     """
+    if not place:
+        raise UserError("--results: must name a folder or a URL, got nothing")
     if "://" not in place:
         return LocalFolder(Path(place))
     if "@" in urlsplit(place).netloc:

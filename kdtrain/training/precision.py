@@ -21,6 +21,8 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 def backend_settings(precision: Precision, device: torch.device) -> Iterator[None]:
     """Set deterministic kernels and TF32 as the precision says, and restore the process's own settings at the end.
 
+    torch's default generators, which dropout draws from, are restored as well.
+
     Without it torch allows TF32 in convolutions whatever `fp32` says. Matrix products never use TF32: Gram matrices and
     distances need all their digits.
     """
@@ -33,6 +35,7 @@ def backend_settings(precision: Precision, device: torch.device) -> Iterator[Non
     before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
     cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, precision == "tf32", False
     try:
-        yield
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
     finally:
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from studies import sweep_file
+from trainings import KD, recipe, timeless
 
 import kdtrain as kd
 
@@ -27,8 +30,6 @@ OURS = ("RAY", "TUNE", "GLIBC", "PYTHON", "KDTRAIN", "OMP", "CUDA")
 
 def process_settings() -> dict[str, Any]:
     """What a library call must leave as it was."""
-    import torch
-
     return {
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
         "descriptors": [os.readlink(f"/proc/self/fd/{number}") for number in (0, 1, 2)],
@@ -116,13 +117,39 @@ def test_a_study_is_opened_without_torch_or_ray_and_nothing_is_written(study: kd
 def test_a_recipe_is_trained_after_its_teacher(study: kd.StudyResult, tmp_path: Path) -> None:
     rows: list[dict[str, float]] = []
     before = process_settings()
-    recipe = kd.load_recipe(study.folder / "best.yaml", overrides=["epochs=2"])
-    outcome = kd.train(recipe, results=tmp_path, device="cpu", on_epoch=rows.append)
+    winner = kd.load_recipe(study.folder / "best.yaml", overrides=["epochs=2"])
+    outcome = kd.train(winner, results=tmp_path, device="cpu", on_epoch=rows.append)
     assert process_settings() == before
     assert outcome["state"] == "complete"
     assert [row["epoch"] for row in rows] == [1, 2, 1, 2]
     assert 0 <= outcome["test"]["test/accuracy"] <= 1
-    assert kd.train(recipe, results=tmp_path, device="cpu") == outcome
+    assert kd.train(winner, results=tmp_path, device="cpu") == outcome
+
+
+def test_an_error_of_the_callback_is_raised_and_the_training_continues_afterwards(tmp_path: Path) -> None:
+    config = recipe(seed=3)
+
+    def typo(metrics: dict[str, float]) -> None:
+        if metrics["epoch"] == 1:
+            raise ValueError("typo")
+
+    with pytest.raises(ValueError, match="typo"):
+        kd.train(config, results=tmp_path / "cut", device="cpu", on_epoch=typo)
+    rows: list[dict[str, float]] = []
+    outcome = kd.train(config, results=tmp_path / "cut", device="cpu", on_epoch=rows.append)
+    assert [row["epoch"] for row in rows] == [2], "epoch 1 was kept"
+    assert timeless(outcome) == timeless(kd.train(config, results=tmp_path / "whole", device="cpu"))
+
+
+def test_two_threads_train_one_after_the_other_and_leave_the_callers_generator_as_it_was(tmp_path: Path) -> None:
+    recipes = [recipe(**KD, seed=seed) for seed in (1, 2)]
+    alone = [timeless(kd.train(each, results=tmp_path / "alone", device="cpu")) for each in recipes]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda each: kd.train(each, results=tmp_path / "threads", device="cpu"), recipes))
+    assert [timeless(each) for each in done] == alone
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_mistakes_are_user_errors_with_place_and_value(study: kd.StudyResult, tmp_path: Path) -> None:
@@ -131,8 +158,12 @@ def test_mistakes_are_user_errors_with_place_and_value(study: kd.StudyResult, tm
         kd.run_sweep(sweep, results=tmp_path / "results", executor="slurm")  # type: ignore[arg-type]
     with pytest.raises(kd.UserError, match="address: needs the executor ray"):
         kd.run_sweep(sweep, results=tmp_path / "results", executor="local", address="auto")
-    with pytest.raises(kd.UserError, match="raise_errors: needs the executor local"):
-        kd.run_sweep(sweep, results=tmp_path / "results", raise_errors=True)
+    with pytest.raises(kd.UserError, match=r"sweep: must be a Sweep, .* got str"):
+        kd.run_sweep("sweeps/digits_kd.yaml", results=tmp_path / "results")  # type: ignore[arg-type]
+    with pytest.raises(kd.UserError, match=r"recipe: must be a Recipe, .* got dict"):
+        kd.train({}, results=tmp_path / "results")  # type: ignore[arg-type]
+    with pytest.raises(kd.UserError, match="--results: must name a folder or a URL"):
+        kd.run_sweep(sweep, results="", executor="local")
     two = kd.load_sweep(sweep_file(tmp_path, resources={"workers": 2}))
     with pytest.raises(kd.UserError, match=r"resources\.workers: must be 1"):
         kd.run_sweep(two, results=tmp_path / "results", executor="local")

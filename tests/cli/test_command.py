@@ -149,3 +149,10 @@ def test_a_wheel_away_from_the_clone_runs_an_example_to_its_report(tmp_path: Pat
     assert "my: results/my/report.md" in out
     assert (tmp_path / "results" / "my" / "report.md").read_text().startswith("# my")
     assert run(command, "report", "results/my") == "results/my/report.md\n"
+
+
+@pytest.mark.parametrize("command", ["kdtrain example digits_kd", "kdtrain schema", "kdtrain --help"])
+def test_a_reader_that_has_gone_is_no_traceback(command: str) -> None:
+    line = command.replace("kdtrain", f"{sys.executable} -m kdtrain") + " | true"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""

@@ -1,8 +1,10 @@
 """Runs a sweep from Python; the command `kdtrain sweep` runs the same steps with a terminal around them."""
 
+import json
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +15,18 @@ from kdtrain.api.training import ONE_TRAINING, cpu_threads
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import NoResult, UserError
-from kdtrain.storage.folder import Folder
+from kdtrain.storage.folder import Folder, digest, write_bytes
 from kdtrain.storage.mirror import results_folder
 from kdtrain.study.capacity import concurrent_trials, machine_resources
 from kdtrain.study.description import describe
+from kdtrain.study.journal import FILE as JOURNAL
 from kdtrain.study.journal import StudyJournal
 from kdtrain.study.study import Study
-from kdtrain.trials.store import Store
+from kdtrain.trials.store import Store, read_object
 from kdtrain.trials.workspace import Workspace
+
+REPORT_MARK = ".report"
+"""The file beside a report that tells what it rests on."""
 
 
 def run_sweep(
@@ -66,7 +72,9 @@ def run_sweep(
     failure: NoResult | None = None
     with opened(sweep, where, source, command, check_capacity=address is None) as study:
         try:
-            if executor == "local":
+            if not study.begin():
+                pass  # nothing is left to do
+            elif executor == "local":
                 from kdtrain.executors import local
 
                 with ONE_TRAINING, cpu_threads(sweep.resources.cpus_per_worker):  # threads as in a process of Ray
@@ -111,15 +119,30 @@ def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_
 
 
 def report(study: Study) -> Path:
-    """Write the report of a study that has ended or was stopped; return its path on this machine."""
+    """Write the report of a study that has ended or was stopped; return its path on this machine.
+
+    A report is left as it is if nothing has happened since it was written.
+    """
+    folder = study.journal.files
+    rests_on = _report_digest(study)
+    path, mark = folder.path / "report.md", folder.path / REPORT_MARK
+    if folder.url is None and path.exists() and mark.exists() and mark.read_text() == rests_on:
+        return path
     from analysis.report import write_report
 
-    folder = study.journal.files
     study.workspace.store.fetch_for_reports()
     folder.fetch_all("*")  # another node may have written the arrays of the pictures
     path = write_report(folder.path)
+    write_bytes(mark, rests_on.encode())
     folder.publish()
     return path
+
+
+def _report_digest(study: Study) -> str:
+    """Return what identifies all that a report rests on: study.json, the journal's events, the version of kdtrain."""
+    files = study.journal.files
+    events = [event for event in files.rows(JOURNAL) if event["event"] != "opened"]
+    return digest(json.dumps([metadata.version("kdtrain"), read_object(files, "study.json"), events]).encode())
 
 
 def url_of_data(data: str | None) -> str | None:

@@ -175,12 +175,16 @@ class PlannedEvent(TypedDict):
 
 
 class JobEnd(TypedDict):
-    """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count."""
+    """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count.
+
+    `traceback` names a file in the study's folder, if the job broke with one.
+    """
 
     state: JobState
     value: float | None
     reason: str | None
     epochs: int
+    traceback: NotRequired[str | None]
 
 
 class EndedEvent(JobEnd):

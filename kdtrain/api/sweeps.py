@@ -1,6 +1,5 @@
 """Runs a sweep from Python; the command `kdtrain sweep` runs the same steps with a terminal around them."""
 
-import json
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,14 +14,13 @@ from kdtrain.api.training import ONE_TRAINING, cpu_threads
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import NoResult, UserError
-from kdtrain.storage.folder import Folder, digest, write_bytes
+from kdtrain.storage.folder import Folder, write_bytes
 from kdtrain.storage.mirror import results_folder
 from kdtrain.study.capacity import concurrent_trials, machine_resources
 from kdtrain.study.description import describe
-from kdtrain.study.journal import FILE as JOURNAL
-from kdtrain.study.journal import StudyJournal
+from kdtrain.study.journal import FILES, StudyJournal
 from kdtrain.study.study import Study
-from kdtrain.trials.store import Store, read_object
+from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
 REPORT_MARK = ".report"
@@ -95,14 +93,15 @@ def run_sweep(
 def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_capacity: bool) -> Iterator[Study]:
     """Open the study of a sweep for this process alone; its journal names the `command` that continues it.
 
-    If the study is refused with a UserError before anything was trained, its new folder is removed again.
+    If a new study is refused with a UserError before anything was trained, what it has written is removed again.
     """
     store, data_root = results_folder(results), data_folder(data)
     if check_capacity:
         concurrent_trials(sweep.resources, [machine_resources()])
     about = describe(sweep, data_root)
     folder = store.folder(sweep.name)
-    is_new = not folder.path.exists() and not folder.has("study.json")
+    is_new = not any(folder.has(name) for name in FILES)
+    made = [path for path in folder.path.parents if not path.exists()]
     with _held(folder):
         journal = StudyJournal(folder)
         try:
@@ -112,9 +111,10 @@ def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_
             yield Study(sweep, Workspace(Store(store), data_root, device), journal)
         except UserError:
             if is_new and journal.is_idle():
-                folder.clear()
-                with suppress(OSError):  # the results folder stays if anything else is in it
-                    folder.path.parent.rmdir()
+                journal.remove()
+                with suppress(OSError):  # a folder stays if anything else is in it
+                    for path in made:
+                        path.rmdir()
             raise
 
 
@@ -124,7 +124,7 @@ def report(study: Study) -> Path:
     A report is left as it is if nothing has happened since it was written.
     """
     folder = study.journal.files
-    rests_on = _report_digest(study)
+    rests_on = f"{study.journal.digest()} kdtrain {metadata.version('kdtrain')}"
     path, mark = folder.path / "report.md", folder.path / REPORT_MARK
     if folder.url is None and path.exists() and mark.exists() and mark.read_text() == rests_on:
         return path
@@ -136,13 +136,6 @@ def report(study: Study) -> Path:
     write_bytes(mark, rests_on.encode())
     folder.publish()
     return path
-
-
-def _report_digest(study: Study) -> str:
-    """Return what identifies all that a report rests on: study.json, the journal's events, the version of kdtrain."""
-    files = study.journal.files
-    events = [event for event in files.rows(JOURNAL) if event["event"] != "opened"]
-    return digest(json.dumps([metadata.version("kdtrain"), read_object(files, "study.json"), events]).encode())
 
 
 def url_of_data(data: str | None) -> str | None:

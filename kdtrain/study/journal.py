@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import Folder, LocalFolder, Row
+from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
 from kdtrain.trials.records import EndedEvent, PlannedEvent, StudyRecord
 from kdtrain.trials.store import SCHEMA, is_broken, json_bytes, read_object
 
 FILE = "record.jsonl"
 ERRORS = "errors"
 """The folder of the tracebacks of jobs that broke."""
+FILES = ("study.json", "sweep.yaml", FILE, "ray.log")
+"""What a study has written before its first training."""
 
 
 class StudyJournal:
@@ -73,6 +75,11 @@ class StudyJournal:
         as_planned = all(plan.get(name) == value for name, value in planned.items())
         return as_planned and end is not None and end["state"] == "complete"
 
+    def digest(self) -> str:
+        """Return what identifies the study and all its events, except that it was opened again."""
+        events = [row for row in self.files.rows(FILE) if row["event"] != "opened"]
+        return digest(json_bytes({"study": read_object(self.files, "study.json"), "events": events}))
+
     def write_error(self, job: str, text: str) -> str:
         """Write the traceback of a job that broke; return the file's name.
 
@@ -87,6 +94,12 @@ class StudyJournal:
     def is_idle(self) -> bool:
         """Return True if no training was ever planned, and nothing broke: its traceback is kept."""
         return all(stage == "smoke" for stage, _ in self._plans) and not self.files.folder(ERRORS).names("*")
+
+    def remove(self) -> None:
+        """Remove `FILES`, and the folder if nothing else is in it."""
+        for name in FILES:
+            self.files.remove(name)
+        self.files.remove_if_empty()
 
     def planned_values(self, stage: str, number: int) -> dict[str, Any] | None:
         """Return the parameter values that a trial was planned with at an earlier start, or None."""

@@ -439,8 +439,9 @@ class Study:
         while any(job.key not in self._ends for job in jobs):
             yield from self._to_do_again() or [None]
 
-    def _to_do_again(self) -> list[Job]:
-        again, self._again = self._again, []
+    def _to_do_again(self) -> list[Job | None]:
+        again: list[Job | None] = [*self._again]
+        self._again.clear()
         return again
 
     def _begin(self, job: Job) -> bool:

@@ -118,6 +118,7 @@ def test_a_finished_sweep_that_is_run_again_starts_no_ray_and_takes_3_cpu_second
     )
     file = study.folder.parent.parent / "small.yaml"
     words = [str(file), "--set", "study.trials=2", "--results", str(study.folder.parent)]
+    kd.run_sweep(kd.load_sweep(file, ["study.trials=2"]), results=study.folder.parent, executor="local")
     before = study.report.stat()
     subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=120)
     assert study.report.stat() == before

@@ -52,7 +52,8 @@ def run_sweep(
 
     Raises:
         UserError: The sweep does not fit the machine or the data, or the results cannot be written.
-        NoResult: The study ended without a winner. Its report is written nevertheless, and the same call continues it.
+        NoResult: The study ended without a result. Its report is written nevertheless. The error says if the same call
+            helps: it tries again what broke, but trainings whose loss became non-finite give the same again.
 
     Example:
         >>> sweep = kdtrain.load_sweep("sweeps/digits_kd.yaml", overrides=["study.trials=8"])

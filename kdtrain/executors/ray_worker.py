@@ -57,7 +57,7 @@ def run_job(config: dict[str, Any]) -> None:
         report({"epoch": 0})
         return
     resources = _prepared(config)
-    on_workers = resources.workers > 1 and config["kind"] in ("train", "test")
+    on_workers = resources.workers > 1 and config["kind"] in ("train", "evaluate", "test")
     # each of several workers has its own GPU, and their driver has none
     device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
     broken, unfit = _broken_by(lambda: _on_workers(config, resources) if on_workers else _run(config, device, report))

@@ -78,10 +78,11 @@ def trained_teacher(recipe: Recipe, data: Dataset, workspace: Workspace) -> Teac
         assert recipe.teacher.trained is not None
         weights, place = Path(recipe.teacher.trained), "recipe.teacher.trained"
         digest = content_digest(weights, place)
-        reference = {
-            "trial_id": finished_teacher_id(recipe.teacher, data), "file": recipe.teacher.trained, "sha256": digest
-        }  # fmt: skip
-        digest = ":".join(filter(None, (digest, recipe.teacher.weights_key)))
+        trial_id = finished_teacher_id(recipe.teacher, data)
+        reference = {"trial_id": trial_id, "file": recipe.teacher.trained, "sha256": digest}
+        if recipe.teacher.weights_key is not None:
+            reference["weights_key"] = recipe.teacher.weights_key
+            digest += f":{recipe.teacher.weights_key}"
     else:
         trial = workspace.trial(trained_by)
         weights, place = trial.weights, "recipe.teacher"

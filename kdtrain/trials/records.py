@@ -11,6 +11,7 @@ Files written by an earlier version may lack keys that were added since, without
 only.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
 State = Literal["complete", "pruned", "failed"]
@@ -30,15 +31,22 @@ class Environment(TypedDict):
 
 
 class TeacherReference(TypedDict, total=False):
-    """The teacher of a distilled student: a trial of the same store, or a file of weights."""
+    """The teacher of a distilled student: a trial of the same store, or a finished one from a file.
+
+    `trial_id` of a finished one names the folder of its evaluation, which earlier versions did not make.
+    """
 
     trial_id: str
     file: str
     sha256: str
+    weights_key: str
 
 
 class DataSummary(TypedDict):
-    """The data set of a training: its fingerprint and its numbers of classes and of images by split."""
+    """The data set of a training: its fingerprint and its numbers of classes and of images by split.
+
+    `val_most_frequent` is the number of validation images of their most frequent class.
+    """
 
     name: str
     fingerprint: str
@@ -46,16 +54,22 @@ class DataSummary(TypedDict):
     train: int
     val: int
     test: int
+    val_most_frequent: NotRequired[int]
 
 
 class RecipeRecord(TypedDict):
-    """recipe.json: what is trained, on which data. `weights` are those of cross-entropy and distillation."""
+    """recipe.json: what is trained, on which data. `weights` are those of cross-entropy and distillation.
+
+    If nothing is trained but a finished teacher evaluated, `finished` is its file, and `recipe` has its network as the
+    student.
+    """
 
     schema: NotRequired[int]
     numerics: int
     trial_id: str
     recipe: dict[str, Any]
     teacher: TeacherReference | None
+    finished: NotRequired[TeacherReference]
     weights: list[float] | None
     data: DataSummary
     parameters: int
@@ -195,3 +209,18 @@ class EndedEvent(JobEnd):
     stage: str
     number: int
     trial_id: str | None
+
+
+def chance_accuracy(data: Mapping[str, Any]) -> float | None:
+    """Return the validation accuracy of always naming the most frequent class; None if `data`, a DataSummary, lacks it.
+
+    A network whose accuracy is not above it has learned nothing.
+    """
+    most = data.get("val_most_frequent")
+    return None if most is None or not data.get("val") else most / data["val"]
+
+
+def is_chance(accuracy: float, data: Mapping[str, Any]) -> bool:
+    """Return True if at most as many validation images are right as the most frequent class has; see DataSummary."""
+    chance = chance_accuracy(data)
+    return chance is not None and round(accuracy * data["val"]) <= data["val_most_frequent"]

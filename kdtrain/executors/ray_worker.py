@@ -35,6 +35,7 @@ from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
 from kdtrain.study.study import Broken
 from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.trials.identity import require_weights_files
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
@@ -85,6 +86,10 @@ def require_fit_node(config: dict[str, Any], recipe: Recipe) -> None:
         load(recipe.data, data_folder(config["data"]))
     except UserError as error:
         raise UnfitNode(f"{here}: {error}") from None
+    try:
+        require_weights_files(recipe)
+    except UserError as error:
+        raise UnfitNode(f"{here}: {error}; every node needs the file under this path, such as a shared mount") from None
 
 
 def check_node(config: dict[str, Any], recipe: dict[str, Any]) -> str | None:

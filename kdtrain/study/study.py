@@ -17,8 +17,9 @@ from kdtrain.config.parameter import Values
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult, UserError
+from kdtrain.models.config import WeightsFile
 from kdtrain.storage.folder import Row
-from kdtrain.study.description import recipe_yaml
+from kdtrain.study.description import recipe_yaml, weights_remark
 from kdtrain.study.journal import ERRORS, StudyJournal
 from kdtrain.study.search import Search
 from kdtrain.study.selection import (
@@ -30,7 +31,7 @@ from kdtrain.study.selection import (
     mean_objectives,
 )
 from kdtrain.trials.outcome import best_epoch, outcome_row, ranking_key, require_own_workers
-from kdtrain.trials.records import EpochRow, JobEnd, chance_accuracy, is_chance
+from kdtrain.trials.records import EpochRow, JobEnd, chance_remark
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
@@ -135,6 +136,8 @@ class Study:
         yield from self._stages
 
     def _run_stages(self) -> JobStream:
+        if self.journal.description is not None:
+            self.remarks += map(weights_remark, self.journal.description.get("weights", []))
         yield from self._smoke()
         teachers = yield from self._train_teachers()
         alone = yield from self._run_search(self.baselines)
@@ -246,6 +249,13 @@ class Study:
                 job = replace(job, kind="evaluate", trial_id=self.workspace.finished_teacher(recipe).trial_id)
             points.setdefault(job.trial_id, (job, values))
         jobs = [job for job, _ in points.values()]
+        for job in jobs:
+            student, weights = job.recipe.student, job.recipe.student.weights
+            if job.kind == "train" and isinstance(weights, WeightsFile) and weights.part == "network":
+                self.remarks.append(
+                    f"teacher {student.model}: its training goes on from {weights.file}; if it is finished, write"
+                    f" teacher: {{model: {student.model}, trained: {weights.file}}}"
+                )
         yield from self._run_stage(jobs)
         problems: list[str] = []
         for job, values in points.values():
@@ -267,24 +277,23 @@ class Study:
         finished = job.recipe.teacher if job.kind == "evaluate" else None
         name = f"{finished.model} from {finished.trained}" if finished else job.recipe.student.model
         accuracy, chance = self._accuracy(job)
-        text = f"teacher {name}: validation accuracy {accuracy:.2%}"
-        return text if chance is None else f"{text}, {_no_better(chance)}"
+        return ", ".join(filter(None, (f"teacher {name}: validation accuracy {accuracy:.2%}", chance)))
 
     def _remark_on_chance(self, stage: str, jobs: Sequence[Job]) -> None:
         """Warn if all trainings of a stage that completed are no better than the most frequent class."""
         complete = [job for job in jobs if self._ends[job.key]["state"] == "complete"]
-        chances = list(takewhile(lambda chance: chance is not None, (self._accuracy(job)[1] for job in complete)))
-        if complete and len(chances) == len(complete):
+        remarks = list(takewhile(bool, (self._accuracy(job)[1] for job in complete)))
+        if complete and len(remarks) == len(complete):
             each = "the complete trial" if len(complete) == 1 else f"each of the {len(complete)} complete trials"
-            self.remarks.append(f"{stage}: {each} is {_no_better(chances[0])}")
+            self.remarks.append(f"{stage}: {each} is {remarks[0]}")
 
-    def _accuracy(self, job: Job) -> tuple[float, float | None]:
-        """Return a complete job's validation accuracy, and that of the most frequent class unless it is above it."""
+    def _accuracy(self, job: Job) -> tuple[float, str | None]:
+        """Return the validation accuracy of a complete job, with a remark if nothing was learned."""
         outcome, recipe = self._trial(job).outcome(), self._trial(job).recipe()
         assert outcome is not None
         assert outcome["best"] is not None
-        accuracy, data = outcome["best"]["val/accuracy"], recipe["data"] if recipe else {}
-        return accuracy, chance_accuracy(data) if is_chance(accuracy, data) else None
+        accuracy = outcome["best"]["val/accuracy"]
+        return accuracy, chance_remark(accuracy, recipe["data"] if recipe else {})
 
     def _run_search(self, search: Search) -> TrainingStream:
         """Run a search's trials batch by batch, each suggested when the batch before it has ended (or one by one)."""
@@ -538,10 +547,6 @@ class Study:
             best = best_epoch(rows[:stop], self.sweep.study.objective)
         value = best[self.sweep.study.objective] if best and state != "failed" else None
         return {"state": state, "value": value, "reason": reason, "epochs": epochs}
-
-
-def _no_better(chance: float) -> str:
-    return f"not better than the most frequent class ({chance:.2%} of the validation images): nothing was learned"
 
 
 def _advice(ends: Sequence[JobEnd]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from kdtrain.config.recipe import Recipe, Teacher, teacher_recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import load
+from kdtrain.models.config import WeightsFile
 from kdtrain.models.weights import content_digest, weights_source
 
 # 6: batch normalization is no longer folded into convolutions, which changes evaluated logits by rounding.
@@ -49,6 +50,15 @@ def finished_teacher_id(teacher: Teacher, data: Dataset) -> str:
         UserError: The file of weights is absent.
     """
     return _hashed({"teacher": _finished_teacher(teacher), "data": data.fingerprint, "numerics": NUMERICS})
+
+
+def require_weights_files(recipe: Recipe) -> None:
+    """Raise UserError unless this machine can read every file of weights that a recipe names."""
+    for place, network in (("recipe.student", recipe.student), ("recipe.teacher", recipe.teacher)):
+        if network is not None and isinstance(network.weights, WeightsFile):
+            weights_source(network, place)
+    if recipe.teacher is not None and recipe.teacher.trained is not None:
+        _finished_teacher(recipe.teacher)
 
 
 def _hashed(value: dict[str, Any]) -> str:

@@ -149,6 +149,15 @@ class NetworkSize(TypedDict):
     flops_per_image: int
 
 
+class WeightsTaken(TypedDict):
+    """The weights of a file that a network takes, and others that fit it too, as dotted paths in the file."""
+
+    model: str
+    file: str
+    taken: str
+    others: list[str]
+
+
 class StudyRecord(TypedDict):
     """study.json: what a study searches. `models` are the networks that it can reach, by name."""
 
@@ -162,6 +171,7 @@ class StudyRecord(TypedDict):
     report: dict[str, Any]
     parameters: list[ParameterRecord]
     models: dict[str, NetworkSize]
+    weights: NotRequired[list[WeightsTaken]]
 
 
 class TrialSource(TypedDict):
@@ -211,16 +221,15 @@ class EndedEvent(JobEnd):
     trial_id: str | None
 
 
-def chance_accuracy(data: Mapping[str, Any]) -> float | None:
-    """Return the validation accuracy of always naming the most frequent class; None if `data`, a DataSummary, lacks it.
+def chance_remark(accuracy: float, data: Mapping[str, Any]) -> str | None:
+    """Return a remark on a network that has learned nothing, or None.
 
-    A network whose accuracy is not above it has learned nothing.
+    It has not if it names at most as many validation images rightly as their most frequent class has. `data` is a
+    DataSummary; those of earlier versions lack that number, and there is no remark.
     """
-    most = data.get("val_most_frequent")
-    return None if most is None or not data.get("val") else most / data["val"]
-
-
-def is_chance(accuracy: float, data: Mapping[str, Any]) -> bool:
-    """Return True if at most as many validation images are right as the most frequent class has; see DataSummary."""
-    chance = chance_accuracy(data)
-    return chance is not None and round(accuracy * data["val"]) <= data["val_most_frequent"]
+    most, images = data.get("val_most_frequent"), data.get("val")
+    if most is None or not images or round(accuracy * images) > most:
+        return None
+    return (
+        f"not better than the most frequent class ({most / images:.2%} of the validation images): nothing was learned"
+    )

@@ -142,7 +142,9 @@ def _refusal(path: Path, error: Exception) -> str:
         return f"holds a whole network ({refused[1]}), and pickled code is never run; save its weights alone: {whole}"
     if refused is not None:
         return f"holds more than tensors ({refused[1]}), and pickled code is never run; {SAVE_WEIGHTS}"
-    if isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in text:
+    if "Unsupported operand" in text:
+        return f"is pickled by another protocol than that of torch.save; {SAVE_WEIGHTS}"
+    if isinstance(error, pickle.UnpicklingError):
         return f"holds more than tensors, and pickled code is never run; {SAVE_WEIGHTS}"
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return f"is no whole weights file ({kind}{text[:120]}); {SAVE_WEIGHTS}"

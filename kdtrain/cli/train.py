@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from kdtrain.config.recipe import Recipe
     from kdtrain.training.epoch_metrics import Metrics
+    from kdtrain.trials.workspace import Workspace
 
 SHOWN = ("train/loss", "val/accuracy", "val/nll")
 LEAST = {"threads": 1, "checkpoint_every_steps": 1, "loaders": 0}
@@ -102,6 +103,7 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
         group.print_once(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
 
     check_before_teacher(recipe, workspace)
+    _print_weights(recipe, workspace, group)
     options = {"checkpoint_every_steps": chosen.checkpoint_every_steps, "loaders": chosen.loaders}
     for title, part in parts_of(recipe):
         group.print_once(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}")
@@ -117,4 +119,30 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
             f"test accuracy {test['test/accuracy']:.4f}, test nll {test['test/nll']:.4f} ({test['images']} images)"
             + (f"; with ten crops {test['test_tta/accuracy']:.4f}" if "test_tta/accuracy" in test else "")
         )
+        _print_chance(title, best["val/accuracy"], part, workspace, group)
     return 0
+
+
+def _print_weights(recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
+    """Print which weights are taken of files, and the accuracy of a finished teacher."""
+    from kdtrain.study.description import weights_remark, weights_taken
+    from kdtrain.training.teacher_evaluation import evaluate_teacher
+
+    data = workspace.dataset(recipe.data)
+    networks = [each for each in (recipe.teacher, recipe.student) if each is not None]
+    for row in weights_taken(networks, data.image_shape, len(data.classes)):
+        group.print_once(weights_remark(row))
+    if recipe.teacher is not None and recipe.teacher.trained is not None:
+        best = evaluate_teacher(recipe, workspace)["best"]
+        assert best is not None
+        name = f"teacher: {recipe.teacher.model} from {recipe.teacher.trained}"
+        group.print_once(f"{name}: val accuracy {best['val/accuracy']:.4f}")
+        _print_chance("teacher", best["val/accuracy"], recipe, workspace, group)
+
+
+def _print_chance(title: str, accuracy: float, recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
+    from kdtrain.trials.records import chance_remark
+
+    remark = chance_remark(accuracy, workspace.dataset(recipe.data).summary())
+    if remark is not None:
+        group.print_once(f"{title}: {remark}")

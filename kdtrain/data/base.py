@@ -168,9 +168,13 @@ class Dataset:
         return next(filter(None, reasons), None)
 
     def summary(self) -> dict[str, object]:
-        """Return name, fingerprint and sizes, for a trial's recipe.json."""
+        """Return name, fingerprint and sizes for a trial's recipe.json, see `trials.records.DataSummary`."""
         sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
-        return {"name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes}
+        most = int(torch.bincount(self.val.labels).max())
+        return {
+            "name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes,
+            "val_most_frequent": most,
+        }  # fmt: skip
 
 
 class TensorImages:

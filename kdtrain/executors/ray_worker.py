@@ -35,6 +35,7 @@ from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
 from kdtrain.study.study import Broken
 from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.trials.identity import require_weights_files
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
@@ -57,7 +58,7 @@ def run_job(config: dict[str, Any]) -> None:
         report({"epoch": 0})
         return
     resources = _prepared(config)
-    on_workers = resources.workers > 1 and config["kind"] in ("train", "test")
+    on_workers = resources.workers > 1 and config["kind"] in ("train", "evaluate", "test")
     # each of several workers has its own GPU, and their driver has none
     device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
     broken, unfit = _broken_by(lambda: _on_workers(config, resources) if on_workers else _run(config, device, report))
@@ -85,6 +86,10 @@ def require_fit_node(config: dict[str, Any], recipe: Recipe) -> None:
         load(recipe.data, data_folder(config["data"]))
     except UserError as error:
         raise UnfitNode(f"{here}: {error}") from None
+    try:
+        require_weights_files(recipe)
+    except UserError as error:
+        raise UnfitNode(f"{here}: {error}; every node needs the file under this path, such as a shared mount") from None
 
 
 def check_node(config: dict[str, Any], recipe: dict[str, Any]) -> str | None:

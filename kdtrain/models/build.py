@@ -67,6 +67,15 @@ def build(
     return classifier
 
 
+def shapes_only(network: Network, image_shape: ImageShape, classes: int) -> Classifier:
+    """Return a network on the meta device, without memory and time; see `build` for arguments and errors."""
+    try:
+        with torch.device("meta"):
+            return build(network, image_shape, classes, 0, pretrained=False)
+    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
+        return build(network, image_shape, classes, 0, pretrained=False)
+
+
 def _head(kind: Head, features: int, classes: int, dropout: float) -> nn.Sequential:
     """Return a head; hidden is that of setup 1 (maximzubkov/cnn-distillation, `encoder.fc`)."""
     if kind == "linear":

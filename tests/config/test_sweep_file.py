@@ -107,10 +107,10 @@ def test_a_teacher_that_inherits_a_search_is_refused_without_a_published_point(t
     text = "\n".join(line for line in SWEEP.splitlines() if "published: [" not in line)
     (problem,) = problems_of(tmp_path, text)
     assert problem.startswith("x.yaml:3: recipe.teacher.optimizer.lr: is inherited from recipe.optimizer.lr")
-    load(tmp_path, text, "recipe.teacher={model: lenet5_teacher, file: teacher.safetensors}")
+    load(tmp_path, text, "recipe.teacher={model: lenet5_teacher, trained: teacher.safetensors}")
 
 
-@pytest.mark.parametrize("teacher", ["{model: lenet5_teacher}", "{model: lenet5_teacher, file: teacher.safetensors}"])
+@pytest.mark.parametrize("teacher", ["{model: lenet5_teacher}", "{model: lenet5_teacher, trained: t.safetensors}"])
 def test_a_recipe_dumped_as_it_was_set_reads_back_equal(tmp_path: Path, teacher: str) -> None:
     sweep = load(tmp_path, SWEEP, f"recipe.teacher={teacher}")
     recipe = sweep.recipe_for(sweep.published[0], 1_000_003)

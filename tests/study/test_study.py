@@ -298,7 +298,7 @@ def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tm
     """A teacher's file that holds another network is found on the first batch, before anything is trained."""
     weights = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(3)}, weights)
-    teacher = {"teacher": {"model": "lenet5_teacher", "file": str(weights)}}
+    teacher = {"teacher": {"model": "lenet5_teacher", "trained": str(weights)}}
     study = open_study(sweep_file(tmp_path, recipe=teacher), tmp_path / "results")
     with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.method: kd with student lenet5_student and teacher"):
         execute(study)

@@ -300,12 +300,12 @@ def test_a_teachers_file_that_does_not_fit_is_a_sentence(tmp_path: Path, content
         content = trained(recipe()).folder.weights.read_bytes()
     file = tmp_path / "teacher.safetensors"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=f"recipe.teacher.file: {file} "):
-        trained(recipe(**KD | {"teacher": {"model": "lenet5_teacher", "file": str(file)}}), tmp_path)
+    with pytest.raises(UserError, match=f"recipe.teacher.trained: {file} "):
+        trained(recipe(**KD | {"teacher": {"model": "lenet5_teacher", "trained": str(file)}}), tmp_path)
 
 
 def test_a_teacher_from_a_file_teaches_as_the_one_that_was_trained() -> None:
-    teacher = {"model": "lenet5_teacher", "file": str(taught().folder.weights)}
+    teacher = {"model": "lenet5_teacher", "trained": str(taught().folder.weights)}
     assert trained(recipe(**KD | {"teacher": teacher})).checkpoints == trained(recipe(**KD)).checkpoints
 
 

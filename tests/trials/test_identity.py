@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import made_up_data
 import pytest
+import torch
 from pydantic import BaseModel
 from runs import fitted, fresh_state
 from safetensors.torch import save_file
@@ -72,9 +73,11 @@ TRAINING: dict[str, Case] = {
 }  # fmt: skip
 """Fields of a training, for students and teachers."""
 
+FINISHED = KD | {"teacher": {"model": "lenet5_teacher", "trained": "one.safetensors"}}
 NETWORK: dict[str, Case] = {
     "weights.file": (TINY, "tiny 1.safetensors"),
     "weights.part": (TINY, "network"),
+    "weights.weights_key": (TINY | {"weights": TINY["weights"] | {"file": "tinies.pth"}}, "tiny 1"),
     "freeze": (TINY | {"batch_norm_statistics": "update"}, "encoder_but_norm"),
     "batch_norm_statistics": (TINY, "keep"),
     "head": (TINY | {"dropout": 0.2}, "hidden"),
@@ -191,7 +194,8 @@ CASES: dict[str, Case] = {
     "objective": (OVERFITTING, "val/nll"),
     "seed": ({}, 1),
     **fields("teacher", KD, model="lenet5_student", seed=1),
-    "teacher.file": (KD | {"teacher": {"model": "lenet5_teacher", "file": "one.safetensors"}}, "other.safetensors"),
+    "teacher.trained": (FINISHED, "other.safetensors"),
+    "teacher.weights_key": (FINISHED | {"teacher": FINISHED["teacher"] | {"trained": "both.pth"}}, "other"),
     **{
         f"teacher.{field}": (KD | {"teacher": KD["teacher"] | base}, value)
         for field, (base, value) in (TRAINING | NETWORK).items()
@@ -255,7 +259,7 @@ def changed(base: Recipe, path: str, value: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a data folder with made-up data sets, and weights for `teacher.file` and `student.weights.file`."""
+    """Return a data folder with made-up data sets, and weights for `teacher.trained` and `student.weights.file`."""
     root = tmp_path_factory.mktemp("data")
     for number in range(80):
         made_up_data.paint(
@@ -264,9 +268,13 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for make in (made_up_data.hymenoptera, made_up_data.cub200, made_up_data.flowers102, made_up_data.mnist):
         make(root)
     teacher, tiny = {"model": "lenet5_teacher"}, {"model": "test_resnet", "weights": None}
+    states = {}
     for name, seed, student in (("one", 2, teacher), ("other", 3, teacher), ("tiny", 2, tiny), ("tiny 1", 3, tiny)):
         network = fresh_state(recipe(student=student, seed=seed)).distiller.student
         save_file(made_up_data.packed(network), root / f"{name}.safetensors")
+        states[name] = network.state_dict()
+    torch.save({"one": states["one"], "other": states["other"]}, root / "both.pth")
+    torch.save({"tiny": states["tiny"], "tiny 1": states["tiny 1"]}, root / "tinies.pth")
     return root
 
 
@@ -294,7 +302,7 @@ def test_changing_a_field_changes_what_is_learned_and_the_id(path: str, small_da
     other = changed(base, path, value)
     assert trial_id(other, small_data) != trial_id(base, small_data), f"{path} changes nothing of the identity"
     if path.startswith("teacher."):  # its training is that of a student alone, whose fields are changed here as well
-        assert path == "teacher.file" or teacher_recipe(other) != teacher_recipe(base)
+        assert recipe(**start).teacher.trained or teacher_recipe(other) != teacher_recipe(base)
     elif path not in METHODS:
         assert learned(other, small_data) != learned(base, small_data), f"{path} changes nothing that is learned"
 
@@ -334,7 +342,7 @@ def test_a_value_that_the_teacher_inherits_can_be_written_out() -> None:
     assert identity(own, NO_DATA)["recipe"]["teacher"] != identity(recipe(**KD), NO_DATA)["recipe"]["teacher"]
 
 
-@pytest.mark.parametrize("teacher", [KD["teacher"], {"model": "lenet5_teacher", "file": "one.safetensors"}])
+@pytest.mark.parametrize("teacher", [KD["teacher"], {"model": "lenet5_teacher", "trained": "one.safetensors"}])
 def test_a_dumped_recipe_reads_back_as_the_same_recipe(teacher: dict[str, Any]) -> None:
     config = recipe(**KD | {"teacher": teacher})
     assert Recipe.model_validate(config.model_dump(mode="json")) == config
@@ -351,13 +359,13 @@ def test_a_teacher_shared_by_two_students_has_one_id() -> None:
 def test_a_teachers_file_is_hashed_by_content_not_by_name(tmp_path: Path) -> None:
     def by_file(name: str, content: bytes) -> str:
         (tmp_path / name).write_bytes(content)
-        teacher = {"model": "lenet5_teacher", "file": str(tmp_path / name)}
+        teacher = {"model": "lenet5_teacher", "trained": str(tmp_path / name)}
         return trial_id(recipe(**KD | {"teacher": teacher}), NO_DATA)
 
     assert by_file("a", b"weights") == by_file("b", b"weights") != by_file("a", b"others")
     (tmp_path / "a").unlink()
-    teacher = {"model": "lenet5_teacher", "file": str(tmp_path / "a")}
-    with pytest.raises(UserError, match=r"^recipe\.teacher\.file: "):
+    teacher = {"model": "lenet5_teacher", "trained": str(tmp_path / "a")}
+    with pytest.raises(UserError, match=r"^recipe\.teacher\.trained: "):
         trial_id(recipe(**KD | {"teacher": teacher}), NO_DATA)
 
 

@@ -144,6 +144,17 @@ def method_names() -> set[str]:
     return names
 
 
+def test_no_module_of_a_method_imports_another_methods() -> None:
+    """A trial's identity has the code of its own method's module only; shared ones are covered by NUMERICS."""
+    folder = ROOT / "kdtrain" / "methods"
+    registered = {name for name in imports(folder / "registry.py") if name.startswith("kdtrain.methods.")}
+    modules = {name.rpartition(".")[0] for name in registered} - {"kdtrain.methods.loss_weights"}
+    assert {"kdtrain.methods.kd", "kdtrain.methods.dkd"} <= modules
+    for module in modules:
+        path = folder / f"{module.rpartition('.')[2]}.py"
+        assert imported_modules(path, modules) == set(), named(path)
+
+
 def test_nothing_compares_a_methods_name_outside_methods_and_config() -> None:
     """But for the five documents, whose tables call methods by names of their own."""
     names = method_names()

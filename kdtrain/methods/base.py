@@ -5,6 +5,7 @@ N images, K classes, C channels, H x W positions of a map.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from kdtrain.base_config import Config
 from kdtrain.errors import UserError
 from kdtrain.methods.loss_weights import LossWeights
 from kdtrain.runtime import distributed
+from kdtrain.runtime.source_code import source_of
 
 Shape = tuple[int, ...]
 
@@ -56,6 +58,12 @@ class TeacherReading:
     def name(self) -> str:
         """Key in `Outputs.readings` and in the cache."""
         return f"{self.kind}:{self.stage}"
+
+    @property
+    def module(self) -> str:
+        """Name of the module with the code of `compute`."""
+        function = self.compute.func if isinstance(self.compute, partial) else self.compute
+        return function.__module__
 
 
 @dataclass(frozen=True)
@@ -187,6 +195,11 @@ class MethodConfig(Config):
     def teacher_readings(self) -> tuple[TeacherReading, ...]:
         """Readings with which the criterion begins; by default the features themselves."""
         return tuple(TeacherReading(stage, "features", identity) for stage in self.needed_stages)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Remember the source of the method's module as it is imported, for the identity of its trials."""
+        source_of(cls.__module__)
 
     def criterion(self, context: MethodContext) -> Criterion:
         """Build the criterion.

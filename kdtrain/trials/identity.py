@@ -8,6 +8,7 @@ from typing import Any
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data.registry import load
 from kdtrain.models.weights import content_digest, weights_source
+from kdtrain.runtime.source_code import code_digest
 
 # 6: batch normalization is no longer folded into convolutions, which changes evaluated logits by rounding.
 NUMERICS = 6
@@ -18,10 +19,11 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
     """Return what `trial_id` hashes. `place` is where the user wrote the student, for error messages.
 
     These are the recipe with its balance as two weights, the content or name of the weights that its networks begin
-    with, its teacher's whole recipe (or the content of its file), the data's fingerprint, and NUMERICS.
+    with, its teacher's whole recipe and code (or the content of its file), the data's fingerprint, the code of its
+    method's module as this process runs it, and NUMERICS, which stands for all other code.
 
     Raises:
-        UserError: The data set or a file of weights is absent.
+        UserError: The data set, a file of weights or the method's source file is absent.
     """
     resolved = recipe.model_dump(mode="json", exclude={"teacher": True, "student": {"allow_random_frozen"}})
     resolved["student"]["weights"] = _starting_weights(recipe, place)
@@ -32,10 +34,10 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
         resolved["teacher"] = identity(taught_by, data_root, "recipe.teacher")
     elif recipe.teacher is not None:
         assert recipe.teacher.file is not None
-        network = recipe.teacher.model_dump(mode="json", include={"model", "head", "normalization"})
-        resolved["teacher"] = {**network, "sha256": file_digest(recipe.teacher.file)}
-    data = load(recipe.data, data_root)
-    return {"recipe": resolved, "data": data.fingerprint, "numerics": NUMERICS}
+        teacher = recipe.teacher.model_dump(mode="json", exclude={"file"})
+        resolved["teacher"] = {**teacher, "sha256": file_digest(recipe.teacher.file)}
+    data, code = load(recipe.data, data_root), code_digest(type(recipe.method).__module__)
+    return {"recipe": resolved, "data": data.fingerprint, "code": code, "numerics": NUMERICS}
 
 
 def trial_id(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> str:

@@ -17,12 +17,13 @@ State = Literal["complete", "pruned", "failed"]
 
 
 class Environment(TypedDict):
-    """The machine and the versions of a training."""
+    """The machine and the versions of a training. `git_dirty` is a digest of what differs from the commit, or None."""
 
     device: str
     threads: int
     workers: int
     git_commit: str | None
+    git_dirty: NotRequired[str | None]
     versions: dict[str, str]
 
 
@@ -111,6 +112,7 @@ class Outcome(TypedDict):
     threads: NotRequired[int]
     workers: NotRequired[int]
     git_commit: NotRequired[str | None]
+    git_dirty: NotRequired[str | None]
     versions: NotRequired[dict[str, str]]
 
 

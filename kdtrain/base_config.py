@@ -1,6 +1,6 @@
 """The base of every config class, and the ranges of numbers that they share."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +9,11 @@ class Config(BaseModel):
     """Immutable settings that refuse unknown keys, values of another type, and NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def tuple_from_list(written: Any) -> Any:
+    """Return a list as a tuple: strict validation refuses a list for a tuple, and YAML has lists only."""
+    return tuple(written) if isinstance(written, list) else written
 
 
 Positive = Annotated[float, Field(gt=0)]

@@ -26,7 +26,7 @@ def train_key(live: LiveTeacher, weights: str, readings: Sequence[TeacherReading
         "mixup": use.mixup.model_dump() if use.mixup else None,
         "precision": use.precision,
         "readings": sorted([each.name, code_digest(each.module)] for each in readings),
-        "batches": {"size": use.batch_size, "seed": use.seed, "epoch": epoch} if reads_whole_batch(readings) else None,
+        "batches": [use.sampler, use.batch_size, use.seed, epoch] if reads_whole_batch(readings) else None,
     }
 
 

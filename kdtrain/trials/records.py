@@ -65,6 +65,7 @@ EpochRow = TypedDict(
     {
         "epoch": int,
         "val/accuracy": float,
+        "val/mpa": float,
         "val/nll": float,
         "images": int,
         "seconds": float,
@@ -81,8 +82,10 @@ EpochRow = TypedDict(
 """A row of epochs.jsonl. `epoch` counts from 1; seconds are those of rank 0, images those of all ranks. A row also has
 `train/<term>` for each loss term, and further `val/<metric>` that depend on the method."""
 
-BestEpoch = TypedDict("BestEpoch", {"epoch": int, "val/accuracy": float, "val/nll": float})
-"""The epoch whose weights a training keeps."""
+BestEpoch = TypedDict(
+    "BestEpoch", {"epoch": int, "val/accuracy": float, "val/mpa": NotRequired[float], "val/nll": float}
+)
+"""The epoch whose weights a training keeps, with the metrics that can be objectives."""
 
 
 class Outcome(TypedDict):

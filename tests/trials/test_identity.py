@@ -66,6 +66,8 @@ TRAINING: dict[str, Case] = {
     **fields("clipping", {"clipping": {"norm": 0.1}}, norm=0.2, over="tensor"),
     "early_stopping.patience_epochs": (RESTLESS | {"early_stopping": {"patience_epochs": 1}}, 12),
     "label_smoothing": ({"label_smoothing": 0.0}, 0.1),
+    "class_weights": ({"class_weights": "none"}, [2.0, *[1.0] * 9]),
+    "sampler": ({"sampler": "shuffled"}, "class_balanced"),
     "batch_size": ({"batch_size": 16}, 15),
     "epochs": ({"epochs": 2}, 3),
     "precision": ({"precision": "fp32"}, "bf16"),

@@ -17,12 +17,12 @@ from kdtrain.errors import UserError
 from kdtrain.methods.base import (
     Batch,
     Criterion,
+    LabelLoss,
     LossTerm,
     MethodConfig,
     MethodContext,
     Outputs,
     at_least_float32,
-    LabelLoss,
 )
 from kdtrain.methods.critic import CriticLoss, CriticPlayer, Turns
 from kdtrain.methods.loss_weights import LossWeights

@@ -78,7 +78,7 @@ def assemble(
             sampler=recipe.sampler,
             mixup=recipe.mixup,
             loaders=loaders,
-        ),  # fmt: skip
+        ),
         ema=ModelEma(student, recipe.ema) if recipe.ema else None,
         critic=_critic(recipe, context, device, steps_per_epoch),
         teacher_outputs=outputs,

@@ -1,7 +1,7 @@
 """The base of every config class, and the ranges of numbers that they share."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,11 @@ class Config(BaseModel):
     renamed: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def tuple_from_list(written: Any) -> Any:
+    """Return a list as a tuple: strict validation refuses a list for a tuple, and YAML has lists only."""
+    return tuple(written) if isinstance(written, list) else written
 
 
 Positive = Annotated[float, Field(gt=0)]

@@ -98,7 +98,8 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     workspace = Workspace(Store(results_folder(chosen.results)), data_folder(chosen.data), device)
 
     def show(metrics: "Metrics") -> None:
-        numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)  # a critic has no loss
+        shown = [name for name in dict.fromkeys((*SHOWN, recipe.objective)) if name in metrics]  # a critic has no loss
+        numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown)
         skipped = f"  {metrics['skipped_steps']:.0f} steps overflowed" if metrics.get("skipped_steps") else ""
         group.print_once(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
 

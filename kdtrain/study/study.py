@@ -30,7 +30,8 @@ from kdtrain.study.selection import (
     compared_recipes,
     mean_objectives,
 )
-from kdtrain.trials.outcome import best_epoch, outcome_row, ranking_key, require_own_workers
+from kdtrain.trials.objectives import HIGHER_IS_BETTER, ranking_key
+from kdtrain.trials.outcome import best_epoch, outcome_row, require_own_workers
 from kdtrain.trials.records import EpochRow, JobEnd, chance_remark
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
@@ -411,7 +412,7 @@ class Study:
 
     @property
     def _maximize(self) -> bool:
-        return self.sweep.study.objective == "val/accuracy"
+        return HIGHER_IS_BETTER[self.sweep.study.objective]
 
     def _trial(self, job: Job) -> TrialFolder:
         return self.workspace.store.trial(job.trial_id)

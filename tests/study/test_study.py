@@ -246,6 +246,19 @@ def test_samplers_suggest_differently(finished: Study, tmp_path: Path) -> None:
     assert optuna.logging.get_verbosity() == verbosity
 
 
+def test_objective_mpa_is_maximised(tmp_path: Path) -> None:
+    settings = {"objective": "val/mpa", "trials": 3, "published": None}
+    study = open_study(sweep_file(tmp_path, recipe=TEACHER, study=settings), tmp_path / "results")
+    carry_out(study)
+    reached = [row["best"]["val/mpa"] for row in outcomes(study, "search")]
+    first = next(row for row in plans(study, "confirm") if row["candidate"] == "best 1")
+    complete = [
+        value for number, value in enumerate(reached) if study.journal.ends("search")[number]["state"] != "pruned"
+    ]
+    assert reached[first["source"]["number"]] == max(complete)
+    assert study.journal.ends("search")[first["source"]["number"]]["value"] == max(complete)
+
+
 def test_objective_nll_is_minimised(tmp_path: Path) -> None:
     settings = {"objective": "val/nll", "pruner": None, "trials": 3, "published": None}
     study = open_study(sweep_file(tmp_path, recipe=TEACHER, study=settings), tmp_path / "results")

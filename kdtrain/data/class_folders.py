@@ -37,8 +37,8 @@ class Listing:
     left_out: list[Path]
 
 
-def list_parts(folders: Sequence[Path]) -> Listing:
-    """Return the images of these parts.
+def list_parts(folders: Sequence[Path], endings: Sequence[str] = EXTENSIONS) -> Listing:
+    """Return the images of these parts, which are the files with these endings.
 
     Raises:
         UserError: A part has fewer than 2 classes, other classes than the first one, or a class without an image.
@@ -54,21 +54,16 @@ def list_parts(folders: Sequence[Path]) -> Listing:
     left_out: list[Path] = []
     parts = []
     for folder in folders:
-        if (own := _class_folders(folder)) != classes:
-            lone = sorted({*classes} ^ {*own})[0]
-            raise UserError(
-                f"recipe.data: {folder} and {folders[0]} hold different classes: only one of them has {lone}"
-            )
         first = len(files)
         left_out += sorted(Path(entry) for entry in visible(folder) if not entry.is_dir())
         for label, name in enumerate(classes):
             found = sorted(_files_below(folder / name))
-            images = [path for path in found if is_image(path)]
+            images = [path for path in found if is_image(path, endings)]
             if not images:
-                raise UserError(f"recipe.data: {folder / name} holds no image ({', '.join(EXTENSIONS)})")
+                raise UserError(f"recipe.data: {folder / name} holds no image ({', '.join(endings)})")
             files += images
             labels += [label] * len(images)
-            left_out += [path for path in found if not is_image(path)]
+            left_out += [path for path in found if not is_image(path, endings)]
         parts.append(torch.arange(first, len(files)))
     return Listing(tuple(map(shown, classes)), files, torch.tensor(labels), parts, left_out)
 
@@ -78,12 +73,12 @@ def left_out_notes(folder: Path, left_out: Sequence[Path]) -> tuple[str, ...]:
     if not left_out:
         return ()
     names = listed([shown(path.relative_to(folder)) for path in left_out])
-    return (f"left out {len(left_out):,} entries that are no images by their ending, or in no class: {names}",)
+    return (f"left out, by their ending or because they are in no class: {len(left_out):,} ({names})",)
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: Path, endings: Sequence[str] = EXTENSIONS) -> bool:
     """Return True if the ending of a file's name is that of an image, and the file is not hidden."""
-    return path.suffix.lower() in EXTENSIONS and path.name[0] != "."
+    return path.suffix.lower() in endings and path.name[0] != "."
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:

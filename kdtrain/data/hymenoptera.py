@@ -12,6 +12,9 @@ from kdtrain.data.image_files import file_dataset
 from kdtrain.data.views import Views, batched_view, resize_and_crop, unchanged
 from kdtrain.errors import UserError
 
+ENDINGS = (".jpg", ".png")
+"""The archive also has the placeholder imageNotFound.gif, which is none of the 244 images."""
+
 
 class Hymenoptera(DataConfig):
     """Training: RandomResizedCrop, flip; evaluation: shorter side to 256/224 of `resolution`, centre crop.
@@ -41,7 +44,7 @@ class Hymenoptera(DataConfig):
             if not part.is_dir():
                 unpack = f"unpack hymenoptera_data.zip of PyTorch's transfer learning tutorial in {root}"
                 raise UserError(missing("hymenoptera", part, unpack))
-        listing = list_parts([trained, held_out])
+        listing = list_parts([trained, held_out], ENDINGS)
         labels = listing.labels
         train, test = listing.parts
         val = test

@@ -39,14 +39,14 @@ def test_files_that_are_left_out_are_counted_and_named_once(tmp_path: Path) -> N
         (folder / hidden).parent.mkdir(exist_ok=True)
         (folder / hidden).write_bytes(b"")
     (note,) = data_notes(data_of(folder))
-    assert note.startswith("image_folder: left out 5 entries")
-    assert note.endswith(": labels.csv, unlabelled, train/readme.txt and 2 more")
+    assert note.startswith("image_folder: left out, ")
+    assert note.endswith(": 5 (labels.csv, unlabelled, train/readme.txt and 2 more)")
 
 
 def test_files_of_another_data_set_are_left_out_aloud_too(tmp_path: Path) -> None:
     (hymenoptera(tmp_path) / "train" / "ants" / "a.txt").write_text("")
     (note,) = data_notes(loaded(tmp_path, "hymenoptera"))
-    assert note.endswith("in no class: train/ants/a.txt")
+    assert note.endswith(": 1 (train/ants/a.txt)")
 
 
 def test_a_class_without_an_image_in_a_split_is_named(tmp_path: Path) -> None:
@@ -110,5 +110,5 @@ def test_names_that_are_no_utf_8_can_be_printed(tmp_path: Path) -> None:
     data = data_of(tmp_path / "pets", test_fraction=0.2)
     assert data.classes == ("caf\\xe9", "dog")
     (note,) = data_notes(data)
-    assert note.endswith("dog/\\xff.txt")
+    assert note.endswith("(dog/\\xff.txt)")
     assert data.train.images.eval_view(torch.arange(len(data.train))).shape[0] == len(data.train)

@@ -12,7 +12,7 @@ from kdtrain.data.image_files import file_dataset
 from kdtrain.data.views import Views, batched_view, resize_and_crop, unchanged
 from kdtrain.errors import UserError
 
-ENDINGS = (".jpg", ".png")
+ENDINGS = (".jpeg", ".jpg", ".png")
 """The archive also has the placeholder imageNotFound.gif, which is none of the 244 images."""
 
 

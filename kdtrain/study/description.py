@@ -7,6 +7,7 @@ from kdtrain.config import space
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.config.yaml_reader import dump_yaml
+from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import load
 from kdtrain.models.build import build, forward_flops, parameter_count
 from kdtrain.models.config import Network
@@ -22,7 +23,9 @@ def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
 
 def describe(sweep: Sweep, data_root: Path) -> StudyRecord:
     """Return the content of study.json without its schema number."""
-    data = load(sweep.recipe_for(space.probe_points(sweep.tree)[0], 0).data, data_root)
+    configs = [sweep.recipe_for(values, 0).data for values in space.combinations(sweep.tree, ("data",))]
+    datasets = [load(config, data_root) for config in dict.fromkeys(configs)]
+    data = datasets[0]
     return {
         "name": sweep.name,
         "file": sweep.located.file,
@@ -33,6 +36,7 @@ def describe(sweep: Sweep, data_root: Path) -> StudyRecord:
         "report": sweep.report.model_dump(mode="json"),
         "parameters": cast(list[ParameterRecord], [parameter.as_json() for parameter in sweep.parameters]),
         "models": network_sizes(sweep, data.image_shape, len(data.classes)),
+        "data_notes": list(dict.fromkeys(note for dataset in datasets for note in data_notes(dataset))),
     }
 
 

@@ -133,7 +133,10 @@ class NetworkSize(TypedDict):
 
 
 class StudyRecord(TypedDict):
-    """study.json: what a study searches. `models` are the networks that it can reach, by name."""
+    """study.json: what a study searches.
+
+    `models` are the networks that it can reach, by name; `data_notes` is what the owner of the images should know.
+    """
 
     schema: NotRequired[int]
     name: str
@@ -145,6 +148,7 @@ class StudyRecord(TypedDict):
     report: dict[str, Any]
     parameters: list[ParameterRecord]
     models: dict[str, NetworkSize]
+    data_notes: NotRequired[list[str]]
 
 
 class TrialSource(TypedDict):

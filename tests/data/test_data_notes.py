@@ -6,10 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from made_up_data import hymenoptera, loaded, paint
+from studies import sweep_file
+from trainings import ALONE
 
+from kdtrain.cli import plan, train
+from kdtrain.config.sweep import load_sweep
 from kdtrain.data.base import Dataset, tensor_dataset
 from kdtrain.data.notes import data_notes
+from kdtrain.study.description import describe
 
 
 def pets(root: Path, **counts: int) -> Path:
@@ -112,3 +118,40 @@ def test_names_that_are_no_utf_8_can_be_printed(tmp_path: Path) -> None:
     (note,) = data_notes(data)
     assert note.endswith("(dog/\\xff.txt)")
     assert data.train.images.eval_view(torch.arange(len(data.train))).shape[0] == len(data.train)
+
+
+@pytest.fixture
+def peculiar(tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
+    """A data set below tmp_path with two notes."""
+    folder = pets(tmp_path)
+    (folder / "readme.txt").write_text("")
+    (folder / "test" / "cat" / "x.png").write_bytes((folder / "train" / "cat" / "train0.png").read_bytes())
+    config = {"name": "image_folder", "folder": "pets", "resolution": 16}
+    return config, data_notes(loaded(tmp_path, **config))
+
+
+def test_study_json_has_the_notes_of_every_option_of_the_data(peculiar: Any, tmp_path: Path) -> None:
+    config, notes = peculiar
+    assert len(notes) == 2
+    pets(tmp_path / "other")
+    data = config | {"folder": {"choice": ["other/pets", "pets"]}}
+    about = describe(load_sweep(sweep_file(tmp_path, recipe={"data": data}, study={"published": None})), tmp_path)
+    assert about["data_notes"] == notes
+
+
+def test_the_plan_has_the_notes_that_need_no_reading(peculiar: Any, tmp_path: Path, capsys: Any) -> None:
+    config, notes = peculiar
+    file = sweep_file(tmp_path, recipe={"data": config})
+    assert plan.main([str(file), "--data", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert f"note: {notes[0]}" in out
+    assert notes[1] not in out
+
+
+def test_a_single_training_begins_with_the_notes(peculiar: Any, tmp_path: Path, capsys: Any) -> None:
+    config, notes = peculiar
+    file = tmp_path / "alone.yaml"
+    file.write_text(yaml.safe_dump(ALONE | {"data": config, "batch_size": 4, "epochs": 1}))
+    options = ["--device", "cpu", "--data", str(tmp_path), "--results", str(tmp_path / "results")]
+    assert train.main([str(file), *options]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [f"note: {note}" for note in notes]

@@ -89,6 +89,7 @@ def _train(chosen: argparse.Namespace, group: Group) -> int:
 def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.device", group: Group) -> int:
     """Train the recipe's teacher, if it has one to train, then its student, and print their numbers."""
     from kdtrain.api.training import parts_of, train_part
+    from kdtrain.data.notes import data_notes
     from kdtrain.data.registry import data_folder
     from kdtrain.storage.mirror import results_folder
     from kdtrain.training.preflight import check_before_teacher
@@ -103,6 +104,8 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
         skipped = f"  {metrics['skipped_steps']:.0f} steps overflowed" if metrics.get("skipped_steps") else ""
         group.print_once(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
 
+    for note in data_notes(workspace.dataset(recipe.data)):
+        group.print_once(f"note: {note}")
     check_before_teacher(recipe, workspace)
     _print_weights(recipe, workspace, group)
     options = {"checkpoint_every_steps": chosen.checkpoint_every_steps, "loaders": chosen.loaders}

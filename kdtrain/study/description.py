@@ -9,6 +9,7 @@ from kdtrain.config import space
 from kdtrain.config.recipe import Recipe, Teacher
 from kdtrain.config.sweep import Sweep
 from kdtrain.config.yaml_reader import dump_yaml
+from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.models.build import build, forward_flops, parameter_count, shapes_only
@@ -27,7 +28,9 @@ def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
 
 def describe(sweep: Sweep, data_root: Path) -> StudyRecord:
     """Return the content of study.json without its schema number."""
-    data = load(sweep.recipe_for(space.probe_points(sweep.tree)[0], 0).data, data_root)
+    configs = [sweep.recipe_for(values, 0).data for values in space.combinations(sweep.tree, ("data",))]
+    datasets = [load(config, data_root) for config in dict.fromkeys(configs)]
+    data = datasets[0]
     return {
         "name": sweep.name,
         "file": sweep.located.file,
@@ -39,6 +42,7 @@ def describe(sweep: Sweep, data_root: Path) -> StudyRecord:
         "parameters": cast(list[ParameterRecord], [parameter.as_json() for parameter in sweep.parameters]),
         "models": network_sizes(sweep, data.image_shape, len(data.classes)),
         "weights": weights_taken(networks(sweep), data.image_shape, len(data.classes)),
+        "data_notes": list(dict.fromkeys(note for dataset in datasets for note in data_notes(dataset))),
     }
 
 

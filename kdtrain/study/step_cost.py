@@ -119,4 +119,4 @@ def made_up_state(recipe: Recipe, images: int, classes: int) -> TrainState:
 def _made_up_data(images: int, image_shape: ImageShape, classes: int) -> Dataset:
     pixels = torch.randint(0, 256, (images, *image_shape), dtype=torch.uint8)
     split = Split(TensorImages(pixels), torch.arange(images) % classes)
-    return Dataset("made up", tuple(str(k) for k in range(classes)), image_shape, split, split, split, "")
+    return Dataset("made up", tuple(str(k) for k in range(classes)), image_shape, split, split, split)

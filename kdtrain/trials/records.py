@@ -166,7 +166,10 @@ class WeightsTaken(TypedDict):
 
 
 class StudyRecord(TypedDict):
-    """study.json: what a study searches. `models` are the networks that it can reach, by name."""
+    """study.json: what a study searches.
+
+    `models` are the networks that it can reach, by name; `data_notes` is what the owner of the images should know.
+    """
 
     schema: NotRequired[int]
     name: str
@@ -179,6 +182,7 @@ class StudyRecord(TypedDict):
     parameters: list[ParameterRecord]
     models: dict[str, NetworkSize]
     weights: NotRequired[list[WeightsTaken]]
+    data_notes: NotRequired[list[str]]
 
 
 class TrialSource(TypedDict):

@@ -49,7 +49,7 @@ def test_an_unfinished_study_without_a_winner(made_up: Maker, golden: Golden) ->
 def test_a_study_with_every_rare_sentence(whole: Maker, golden: Golden) -> None:
     """Two seeds, weak teacher, a lost run, free order, caches off, float16, equal trials, a failed job of pictures."""
     made = whole(seeds=2, teacher_test=0.9, order="free", searched=22, objective="val/nll")
-    made.describe(report={"title": "Does it help?"})
+    made.describe(report={"title": "Does it help?"}, data_notes=["digits: 2 of 60 images of test are also in train"])
     made.change_outcome("confirm0007", test=None)
     made.store.trial("confirm0001").predictions.unlink()
     made.trial("search", 30, [0.5], recipe={"method": {"name": "kd", "temperature": 4.0}})

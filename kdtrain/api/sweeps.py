@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 
 from kdtrain.api.results import StudyResult, open_study
-from kdtrain.api.training import ONE_TRAINING, cpu_threads
+from kdtrain.api.training import ONE_TRAINING
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import NoResult, UserError
+from kdtrain.runtime.process import cpu_threads
 from kdtrain.storage.folder import Folder
 from kdtrain.storage.mirror import results_folder
 from kdtrain.study.capacity import concurrent_trials, machine_resources

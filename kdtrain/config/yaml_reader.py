@@ -36,6 +36,14 @@ def dump_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
+def flow_yaml(data: Any) -> str:
+    """Return plain data as YAML in one line: `{choice: [1, 2, 4]}`."""
+    text: str = yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6, default_flow_style=True
+    )
+    return text.removesuffix("...\n").strip()
+
+
 class _Loader(yaml.SafeLoader):
     """A SafeLoader with the scalars of YAML 1.2's core schema: 1e-4 is a number; on, no and 12:30 are text."""
 

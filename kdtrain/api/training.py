@@ -1,7 +1,9 @@
 """Trains one recipe in this process, after its teacher; the command `kdtrain train` does the same."""
 
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,18 @@ ONE_TRAINING = threading.RLock()
 trainings in two threads would draw one another's numbers. The second one waits."""
 
 
+OPTION = re.compile(r"--(results|data|device|address|loaders)\b")
+
+
+@contextmanager
+def arguments_named() -> Iterator[None]:
+    """Name arguments in the messages of a UserError, where the command line has options: `device` for `--device`."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(*(OPTION.sub(r"\1", problem) for problem in error.problems)) from None
+
+
 class _CallbackFailed(BaseException):
     """An error of the user's callback. It passes the trainer, which takes an Exception for a failure of the recipe."""
 
@@ -32,6 +46,7 @@ class _CallbackFailed(BaseException):
         self.error = error
 
 
+@arguments_named()
 def train(
     recipe: Recipe,
     results: str | Path = "results",

@@ -16,7 +16,7 @@ from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord
 def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
     """Return the winner's recipe as the text of best.yaml."""
     head = f"# The winner of the sweep {sweep_name}, with the first of its confirming seeds.\n"
-    head += f"# Repeat: kdtrain train results/{sweep_name}/best.yaml --results repeat\n"
+    head += '# "To repeat it" in report.md has the command that trains it again.\n'
     return head + dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
 
 

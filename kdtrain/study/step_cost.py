@@ -133,11 +133,11 @@ def _timed_steps(recipe: Recipe, classes: int, images: int, share_s: float) -> I
     state.step = state.critic.turns.critic_steps if state.critic else 0  # the student's turn, as in `image_flops`
     indices = torch.arange(len(state.data.train))
     train_step(state, indices, state.step)  # allocates memory
-    began, steps = time.perf_counter(), 0
+    began, began_cpu_s, steps = time.perf_counter(), _cpu_s(), 0
     while steps == 0 or (steps < TIMED_STEPS and time.perf_counter() - began < share_s / 2):
         train_step(state, indices, state.step)
         steps += 1
-    step_s = (time.perf_counter() - began) / steps / len(indices)
+    step_s = (_cpu_s() - began_cpu_s) / steps / len(indices)
     return ImageSeconds(step_s, known.forward_s / len(indices), f"{steps} steps of {len(indices)} images")
 
 
@@ -146,13 +146,13 @@ def _timed_forward(recipe: Recipe, classes: int) -> ImageSeconds:
     images, batch = load_batch(state, torch.arange(COUNTED_IMAGES), 0)
     critic = state.critic.loss.critic if state.critic else None
     with torch.no_grad():
-        began = time.perf_counter()
+        began_s = _cpu_s()
         outputs = _outputs(state.teacher, images)
-        taught = time.perf_counter()
+        taught_s = _cpu_s()
         state.distiller(images, outputs, batch, critic)
-        ended = time.perf_counter()
-    step_s = (1 + BACKWARD_OVER_FORWARD) * (ended - taught) / COUNTED_IMAGES
-    return ImageSeconds(step_s, (taught - began) / COUNTED_IMAGES if outputs else 0.0, "a forward pass, times 3")
+        ended_s = _cpu_s()
+    step_s = (1 + BACKWARD_OVER_FORWARD) * (ended_s - taught_s) / COUNTED_IMAGES
+    return ImageSeconds(step_s, (taught_s - began_s) / COUNTED_IMAGES if outputs else 0.0, "a forward pass, times 3")
 
 
 def _speed_of_convolutions() -> float:
@@ -160,10 +160,15 @@ def _speed_of_convolutions() -> float:
     images, weights = torch.rand(4, 64, 56, 56), torch.rand(64, 64, 3, 3)
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        began_s = _cpu_s()
         torch.nn.functional.conv2d(images, weights, padding=1)
-        seconds.append(time.perf_counter() - began)
-    return 2 * images.numel() * weights[0].numel() / min(seconds)
+        seconds.append(_cpu_s() - began_s)
+    return 2 * images.numel() * weights[0].numel() / max(min(seconds), 1e-6)
+
+
+def _cpu_s() -> float:
+    """Return the CPU time of this process per thread: other processes of the machine do not count."""
+    return time.process_time() / torch.get_num_threads()
 
 
 def _outputs(teacher: Teacher | None, images: Tensor) -> Outputs | None:
@@ -181,11 +186,11 @@ class _KnownOutputs:
         if state.teacher is None:
             return
         images, _ = load_batch(state, torch.arange(len(state.data.train)), 0)
-        began = time.perf_counter()
+        began_s = _cpu_s()
         with torch.no_grad():
             outputs = _outputs(state.teacher, images)
         assert outputs is not None
-        self.outputs, self.forward_s = outputs, time.perf_counter() - began
+        self.outputs, self.forward_s = outputs, _cpu_s() - began_s
 
     def begin(self, epoch: int) -> None:
         """Do nothing."""

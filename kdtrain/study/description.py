@@ -12,7 +12,7 @@ from kdtrain.config.yaml_reader import dump_yaml
 from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
-from kdtrain.models.build import build, forward_flops, parameter_count, shapes_only
+from kdtrain.models.build import network_size, shapes_only
 from kdtrain.models.config import Network, WeightsFile
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import fitting_sets
@@ -22,7 +22,7 @@ from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord, We
 def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
     """Return the winner's recipe as the text of best.yaml."""
     head = f"# The winner of the sweep {sweep_name}, with the first of its confirming seeds.\n"
-    head += f"# Repeat: kdtrain train results/{sweep_name}/best.yaml --results repeat\n"
+    head += '# "To repeat it" in report.md has the command that trains it again.\n'
     return head + dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
 
 
@@ -85,7 +85,6 @@ def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int)
     """Return parameters and forward FLOPs of each network of the space, by model name."""
     sizes: dict[str, NetworkSize] = {}
     for network in {network.model: network for network in networks(sweep)}.values():
-        built = build(network, image_shape, classes, 0, pretrained=False)
-        flops = forward_flops(built, image_shape)
-        sizes[network.model] = {"parameters": parameter_count(built), "flops_per_image": flops}
+        parameters, flops = network_size(network, image_shape, classes)
+        sizes[network.model] = {"parameters": parameters, "flops_per_image": flops}
     return sizes

@@ -1,4 +1,4 @@
-"""python one_trial.py CONFIG.json ROWS.jsonl: runs one job on a Ray of its own, again if it breaks, and writes the rows that reach Tune."""
+"""python one_trial.py CONFIG.json ROWS.jsonl: runs a job on a Ray of its own, writes the rows for Tune."""
 
 import json
 import sys

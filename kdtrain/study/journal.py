@@ -73,7 +73,7 @@ class StudyJournal:
     def has_completed(self, **planned: Any) -> bool:
         """Return True if the job that was planned with these fields is complete."""
         key = planned["stage"], planned["number"]
-        plan, end = self._plans.get(key, {}), self._ends.get(key)
+        plan, end = self._events("planned").get(key, {}), self._ends.get(key)
         as_planned = all(plan.get(name) == value for name, value in planned.items())
         return as_planned and end is not None and end["state"] == "complete"
 

@@ -1,4 +1,7 @@
-"""python one_trial.py CONFIG.json ROWS.jsonl: runs a job on a Ray of its own, writes the rows for Tune."""
+"""python one_trial.py CONFIG.json ROWS.jsonl: runs one job on a Ray of its own, again if it breaks.
+
+The rows that reach Tune are written to ROWS.jsonl.
+"""
 
 import json
 import sys

@@ -70,23 +70,26 @@ def run_sweep(
     failure: NoResult | None = None
     with opened(sweep, where, source, command, check_capacity=address is None) as study:
         try:
-            if not study.begin():
-                pass  # nothing is left to do
-            elif executor == "local":
-                from kdtrain.executors import local
-
-                with ONE_TRAINING, cpu_threads(sweep.resources.cpus_per_worker):  # threads as in a process of Ray
-                    local.execute(study)
-            else:
-                from kdtrain.executors import ray_tune
-
-                ray_tune.execute(study, address, url_of_data(source))
+            if study.begin():
+                _execute(study, executor, address, source)
         except NoResult as error:
             failure = error
         report(study)
     if failure is not None:
         raise failure
     return open_study(study.journal.files.path)
+
+
+def _execute(study: Study, executor: str, address: str | None, data: str | None) -> None:
+    if executor == "local":
+        from kdtrain.executors import local
+
+        with ONE_TRAINING, cpu_threads(study.sweep.resources.cpus_per_worker):  # threads as in a process of Ray
+            local.execute(study)
+    else:
+        from kdtrain.executors import ray_tune
+
+        ray_tune.execute(study, address, url_of_data(data))
 
 
 @contextmanager

@@ -152,7 +152,7 @@ class StudySearcher(Searcher):
         job = self.by_tune_id.pop(trial_id, None)
         if job is None:
             return
-        lost = {"reason": "its process was killed"} if error else None
+        lost = {"reason": "its process was killed, or its node was lost"} if error else None
         told = lost or (result or {}).get("broken")
         broken = Broken(**told) if told else None
         if broken is not None and (result or {}).get("unfit"):

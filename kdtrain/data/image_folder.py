@@ -10,6 +10,7 @@ from kdtrain.data.batch_transforms import RandomResizedCropFlip
 from kdtrain.data.image_files import class_folders, file_dataset, list_both_parts, list_images
 from kdtrain.data.views import Views, batched_view, resize_and_crop, ten_crop
 from kdtrain.errors import UserError
+from kdtrain.storage.folder import user_path
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -32,7 +33,7 @@ class ImageFolder(DataConfig):
 
     def load(self, root: Path) -> Dataset:
         """Return the data set below `root`. Raises UserError if the folder, a part, or a class's images are absent."""
-        folder = root / self.folder
+        folder = root / user_path(self.folder, "recipe.data.folder")
         if not folder.is_dir():
             layout = "put images there as <class>/<image>, or as train/<class>/<image> and test/<class>/<image>"
             raise UserError(missing("image_folder", folder, layout))

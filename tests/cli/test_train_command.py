@@ -76,11 +76,17 @@ PLAIN = json.dumps(recipe().model_dump(mode="json", exclude_none=True))
         (json.dumps({"recipe": {}, "study": {}}), (), r"best.yaml: is a sweep.*kdtrain sweep best.yaml"),
         (PLAIN.replace('"digits"', '"mnist"'), ("--data", "nowhere"), r"recipe.data: mnist is not there .*nowhere"),
         (PLAIN, ("--threads", "0"), r"--threads: must be at least 1, got 0"),
+        (PLAIN, ("--threads", "99999999999"), r"--threads: must be at most 1024, got 99999999999"),
+        (PLAIN, ("--checkpoint-every-steps", "99999999999"), r"--checkpoint-every-steps: must be at most 1000000000"),
+        (PLAIN, ("--loaders", "65"), r"--loaders: must be at most 64, got 65"),
+        (PLAIN, ("--data", ""), r"--data: must name a folder or a URL, got nothing"),
+        (PLAIN, ("--results", "~nobody-of-this-name"), r"--results: ~nobody-of-this-name is no path"),
         (PLAIN, ("--device", "toaster"), r"--device: toaster cannot be used"),
         (PLAIN, ("--device", "meta"), r"--device: meta cannot be used"),
         (PLAIN, ("--results", "best.yaml"), r"best.yaml: cannot be written.*--results"),
     ],
-    ids=["unknown key", "sweep", "absent data", "threads", "device", "no such kind of device", "results is a file"],
+    ids=["unknown key", "sweep", "absent data", "threads", "many threads", "many steps", "loaders", "no data",
+         "unknown home", "device", "no such kind of device", "results is a file"],
 )  # fmt: skip
 def test_a_mistake_is_a_sentence_on_stderr_exit_code_2_and_nothing_left_behind(
     asked, text: str, arguments: tuple[str, ...], sentence: str

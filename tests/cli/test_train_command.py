@@ -1,7 +1,9 @@
 """`kdtrain train RECIPE.yaml`: exit codes and sentences."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from trainings import KD, NO_DATA, recipe, timeless, trained
 
 from kdtrain.cli.train import main
+from kdtrain.storage.folder import locked
 from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store
 
@@ -107,3 +110,24 @@ def test_the_student_alone_is_called_none_and_a_store_of_a_newer_schema_is_refus
     assert code == 2
     assert "of schema 99, written by a newer kdtrain" in err
     assert json.loads(file.read_text()) == {"schema": 99}
+
+
+def test_a_signal_ends_the_training_with_the_sentence_that_it_continues(asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("kdtrain.api.training.train_part", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    code, _, err = asked(recipe())
+    assert (code, err) == (130, "stopped; the same command continues from the newest checkpoint\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_folders_of_the_compiler_that_a_kill_has_left_are_removed_and_those_in_use_are_kept(
+    asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    for name in ("kdtrain-compiled-killed", "kdtrain-compiled-busy", "other"):
+        (folder / name / "x").mkdir(parents=True)
+    with locked(folder / "kdtrain-compiled-busy", wait=False):
+        assert asked(recipe(seed=7))[0] == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["kdtrain-compiled-busy", "other"]

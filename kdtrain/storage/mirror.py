@@ -18,6 +18,7 @@ from kdtrain.storage.folder import (
     append_row,
     digest,
     locked,
+    remove_if_empty,
     user_cache,
     user_path,
     write_bytes,
@@ -106,6 +107,11 @@ class MirrorFolder(Folder):
     def clear(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         self._remote.clear(self._below)
+
+    def remove_if_empty(self) -> None:
+        remove_if_empty(self.path)
+        if set(self._stamps()) <= {LEASE_FILE}:
+            self._remote.clear(self._below)
 
     def publish(self) -> None:
         for path in sorted(path for path in self.path.iterdir() if path.is_file() and path.name[0] != "."):

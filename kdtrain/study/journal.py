@@ -10,6 +10,8 @@ from kdtrain.trials.records import EndedEvent, PlannedEvent, StudyRecord
 from kdtrain.trials.store import SCHEMA, json_bytes, read_object
 
 FILE = "record.jsonl"
+FILES = ("study.json", "sweep.yaml", FILE, "ray.log")
+"""What a study has written before its first training."""
 
 
 class StudyJournal:
@@ -67,6 +69,12 @@ class StudyJournal:
     def is_idle(self) -> bool:
         """Return True if no training was ever planned; preflight checks may have been."""
         return all(stage == "smoke" for stage, _ in self._plans)
+
+    def remove(self) -> None:
+        """Remove `FILES`, and the folder if nothing else is in it."""
+        for name in FILES:
+            self.files.remove(name)
+        self.files.remove_if_empty()
 
     def planned_values(self, stage: str, number: int) -> dict[str, Any] | None:
         """Return the parameter values that a trial was planned with at an earlier start, or None."""

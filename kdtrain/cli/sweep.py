@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Return exit code 0: done; 1: no result; 2: the user has something to correct; 130: interrupted."""
-    parser = sweep_parser("sweep", "Searches, confirms and reports: one sweep file in, results/<sweep>/report.md out.")
-    parser.add_argument("--check", action="store_true", help="the same as kdtrain check FILE")
-    parser.add_argument("--plan", action="store_true", help="the same as kdtrain plan FILE")
-    add_results(parser)
-    add_data(parser)
-    add_address(parser)
-    chosen = parser.parse_args(arguments)
+    chosen = options().parse_args(arguments)
     try:
         if chosen.check:
             from kdtrain.cli.check import check
@@ -43,6 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"stopped; trainings continue from their checkpoints. Continue: {_again(chosen)}", file=sys.stderr)
         return 130
+
+
+def options() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = sweep_parser("sweep", "Searches, confirms and reports: one sweep file in, results/<sweep>/report.md out.")
+    parser.add_argument("--check", action="store_true", help="the same as kdtrain check FILE")
+    parser.add_argument("--plan", action="store_true", help="the same as kdtrain plan FILE")
+    add_results(parser)
+    add_data(parser)
+    add_address(parser)
+    return parser
 
 
 def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:

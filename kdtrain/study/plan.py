@@ -1,6 +1,5 @@
 """The text of `--plan`: what a sweep will do and what it costs at most. Needs no data and no Ray."""
 
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -9,6 +8,7 @@ from kdtrain.config import space
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import AnyData, data_folder, load
+from kdtrain.storage.folder import user_path
 from kdtrain.study.capacity import Nodes, concurrency, machine_resources
 from kdtrain.study.cost import sharing, stage_costs, trainings
 from kdtrain.study.description import network_sizes
@@ -77,7 +77,7 @@ def _sizes(config: AnyData, data: str | None) -> tuple[int | None, int, list[str
         limit = (config.limit_per_class or config.train_images) * config.class_count
         return min(config.train_images, limit), config.class_count, []
     root = data_folder(data)
-    if not (root / Path(getattr(config, "folder", "."))).is_dir():
+    if not (root / user_path(getattr(config, "folder", "."), "recipe.data.folder")).is_dir():
         return None, 2, []
     dataset = load(config, root)
     return len(dataset.train), len(dataset.classes), data_notes(dataset, contents=False)

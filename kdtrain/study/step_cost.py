@@ -218,11 +218,6 @@ def made_up_state(recipe: Recipe, images: int, classes: int, device: torch.devic
 
 def made_up_teacher(recipe: Recipe, classes: int) -> LiveTeacher:
     """Return the outputs of a teacher that has shapes only, or random weights if it needs numbers to be built."""
-    return _live_teacher(recipe.model_copy(update={"student": None}), classes)
-
-
-@lru_cache(maxsize=64)
-def _live_teacher(recipe: Recipe, classes: int) -> LiveTeacher:
     data = _made_up_data(COUNTED_IMAGES, recipe.data.image_shape, classes)
     try:
         teacher = _made_up_teacher(recipe, classes, META)

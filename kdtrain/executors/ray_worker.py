@@ -256,7 +256,5 @@ def _broken_by(work: Callable[[], None]) -> tuple[Broken | None, bool]:
 
 
 def _short(error: Exception) -> str:
-    """Return an error's sentence without the traceback that Ray adds to an error of another process."""
-    text = sentence(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if "Traceback" in text else text
+    """Return an error's sentence; the last line of the traceback that Ray adds to an error of another process."""
+    return str(error).strip().splitlines()[-1].strip() if "Traceback" in str(error) else sentence(error)

@@ -154,6 +154,20 @@ def test_pruning_looks_at_earlier_batches_only(finished: Study, tmp_path: Path) 
         assert study.search.pruned_at(plan["number"], rows) is None
 
 
+def test_values_that_were_planned_for_other_code_or_images_are_suggested_anew(finished: Study, tmp_path: Path) -> None:
+    rows = events(finished)
+    for row in rows:
+        if row["event"] == "planned" and row["stage"] == "search" and row["number"] >= 3:
+            row["values"] = row["values"] | {"optimizer.lr": 0.5 * row["values"]["optimizer.lr"]}  # of other results
+            row["trial_id"] = "0123456789abcdef"
+    study = with_trials_of(finished, tmp_path / "results", sweep_file(tmp_path))
+    study.journal.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = open_study(sweep_file(tmp_path), tmp_path / "results")
+    assert {job.kind for job in carry_out(again)} <= {"pictures"}, "all trials are in the store"
+    *decided, winner = decisions(again)
+    assert (decided, winner) == (decisions(finished), decisions(finished)[-1]), "the winner is noted again"
+
+
 def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) -> None:
     study = copied(finished, tmp_path, trials=8)
     ran = carry_out(study)

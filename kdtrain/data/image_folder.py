@@ -107,7 +107,9 @@ class ImageFolder(DataConfig):
         """Return a stratified share of the images and the others."""
         count = round(fraction * len(indices))
         drawn = indices[stratified(labels[indices], count, self.split_seed, purpose)]
-        return drawn, indices[~torch.isin(indices, drawn)]
+        is_drawn = torch.zeros(len(labels), dtype=torch.bool)
+        is_drawn[drawn] = True
+        return drawn, indices[~is_drawn[indices]]
 
     def _part_folders(self, folder: Path) -> tuple[dict[str, Path], list[str]]:
         """Return the folder of each split that has one, train first, with notes; without parts, train is `folder`."""

@@ -378,18 +378,18 @@ OF_A_FILE: dict[str, Case] = {
     "channels_last": ({}, False),
     "compile": ({}, True),
 }
-"""Fields of a teacher from a file. It takes no others: `a teacher from a file is not trained`."""
+"""Fields of a finished teacher. It takes no others, because it is not trained."""
 
 
-def test_every_field_of_a_teacher_from_a_file_changes_the_id_or_is_refused(small_data: Path) -> None:
+def test_every_field_of_a_finished_teacher_changes_the_id_or_is_refused(small_data: Path) -> None:
     def of_file(**changes: Any) -> Recipe:
-        teacher = {"model": "lenet5_teacher", "weights": None, "file": str(small_data / "one.safetensors")} | changes
+        teacher = {"model": "lenet5_teacher", "weights": None, "trained": str(small_data / "one.safetensors")} | changes
         return recipe(**KD | {"teacher": teacher})
 
     refused = {"weights": "imagenet", "freeze": "encoder", "batch_norm_statistics": "keep", "dropout": 0.1}
     trains = recipe(clipping={"norm": 1.0}, early_stopping={"patience_epochs": 1}).model_dump(mode="json")
     refused |= {"allow_random_frozen": True, "seed": 1} | {field: trains[field] for field in INHERITED}
-    assert {*OF_A_FILE, *refused, "file"} == set(Teacher.model_fields)
+    assert {*OF_A_FILE, *refused, "trained"} == set(Teacher.model_fields)
     for field, value in refused.items():
         with pytest.raises(ValueError, match="teacher\n"):
             of_file(**{field: value})

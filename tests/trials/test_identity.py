@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import made_up_data
 import pytest
 import torch
+from PIL import Image
 from pydantic import BaseModel
 from runs import fitted, fresh_state
 from safetensors.torch import save_file
@@ -160,6 +161,7 @@ DATA |= {
         "data[image_folder]", {"data": FOLDER},
         folder="other pets", augment="crop_flip", test_time_augmentation="ten_crop",
     ),
+    "data[image_folder].background": ({"data": FOLDER | {"folder": "icons"}}, "black"),
     **fields("data[image_folder]", {"data": FOLDER | {"limit_per_class": None}}, val_fraction=0.4, test_fraction=0.4),
 }  # fmt: skip
 """Fields of methods; that each changes the loss or the update is shown in tests/methods."""
@@ -267,6 +269,12 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made_up_data.paint(
             root / ("pets", "other pets")[number % 2] / ("cat", "dog")[number // 2 % 2] / f"{number}.png"
         )
+    for file in sorted((root / "pets").rglob("*.png")):
+        icon = root / "icons" / file.relative_to(root / "pets")
+        icon.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.putalpha(100)
+            image.save(icon)
     for make in (made_up_data.hymenoptera, made_up_data.cub200, made_up_data.flowers102, made_up_data.mnist):
         make(root)
     teacher, tiny = {"model": "lenet5_teacher"}, {"model": "test_resnet", "weights": None}
@@ -377,14 +385,15 @@ OF_A_FILE: dict[str, Case] = {
     "normalization": (TINY, "none"),
     "channels_last": ({}, False),
     "compile": ({}, True),
+    "weights_key": ({"trained": "both.pth", "weights_key": "one"}, "other"),
 }
 """Fields of a finished teacher. It takes no others, because it is not trained."""
 
 
 def test_every_field_of_a_finished_teacher_changes_the_id_or_is_refused(small_data: Path) -> None:
     def of_file(**changes: Any) -> Recipe:
-        teacher = {"model": "lenet5_teacher", "weights": None, "trained": str(small_data / "one.safetensors")} | changes
-        return recipe(**KD | {"teacher": teacher})
+        teacher = {"model": "lenet5_teacher", "weights": None, "trained": "one.safetensors"} | changes
+        return recipe(**KD | {"teacher": teacher | {"trained": str(small_data / teacher["trained"])}})
 
     refused = {"weights": "imagenet", "freeze": "encoder", "batch_norm_statistics": "keep", "dropout": 0.1}
     trains = recipe(clipping={"norm": 1.0}, early_stopping={"patience_epochs": 1}).model_dump(mode="json")

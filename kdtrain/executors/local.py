@@ -11,6 +11,7 @@ from kdtrain.study.study import Broken, Job, Study
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import smoke
+from kdtrain.training.teacher_evaluation import evaluate_teacher
 from kdtrain.training.trainer import train
 from kdtrain.trials.workspace import Workspace
 from kdtrain.visualization.pictures import draw_arrays
@@ -85,6 +86,8 @@ def carry_out(
             smoke(recipe, workspace)
         case "train":
             train(recipe, workspace, **options)
+        case "evaluate":
+            evaluate_teacher(recipe, workspace)
         case "test":
             for each in trained:
                 read_test(each, workspace)

@@ -9,6 +9,7 @@ reports have arrived.
 import json
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,11 +31,13 @@ from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import UserError
 from kdtrain.executors.local import broken_by, carry_out, sentence
 from kdtrain.runtime.process import compile_into
+from kdtrain.runtime.source_code import code_digest
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
 from kdtrain.study.study import Broken
 from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.trials.identity import require_weights_files
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
@@ -57,7 +60,7 @@ def run_job(config: dict[str, Any]) -> None:
         report({"epoch": 0})
         return
     resources = _prepared(config)
-    on_workers = resources.workers > 1 and config["kind"] in ("train", "test")
+    on_workers = resources.workers > 1 and config["kind"] in ("train", "evaluate", "test")
     # each of several workers has its own GPU, and their driver has none
     device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
     broken, unfit = _broken_by(lambda: _on_workers(config, resources) if on_workers else _run(config, device, report))
@@ -75,17 +78,27 @@ def _prepared(config: dict[str, Any]) -> Resources:
 
 
 def require_fit_node(config: dict[str, Any], recipe: Recipe) -> None:
-    """Raise UnfitNode, which names this node, if it lacks the study's results or the recipe's data."""
+    """Raise UnfitNode, which names this node, if it lacks the study's code, its results or the recipe's data."""
     here = f"node {get_node_ip_address()} ({socket.gethostname()})"
     if "://" not in config["results"] and not (Path(config["scratch"]) / config["mark"]).exists():
         raise UnfitNode(
             f"--results: {config['results']} on {here} is not the folder that the driver has; name a mount that all"
             " nodes share, or a URL such as s3://bucket/results"
         )
+    for module, digest in config["code"].items():
+        if code_digest(module) != digest:
+            raise UnfitNode(
+                f"{here}: {sys.modules[module].__file__}: the code of this method was changed while the sweep runs;"
+                " start the sweep again, in a new process"
+            )
     try:
         load(recipe.data, data_folder(config["data"]))
     except UserError as error:
         raise UnfitNode(f"{here}: {error}") from None
+    try:
+        require_weights_files(recipe)
+    except UserError as error:
+        raise UnfitNode(f"{here}: {error}; every node needs the file under this path, such as a shared mount") from None
 
 
 def check_node(config: dict[str, Any], recipe: dict[str, Any]) -> str | None:

@@ -105,10 +105,9 @@ class StudyJournal:
             self.files.remove(name)
         self.files.remove_if_empty()
 
-    def planned_values(self, stage: str, number: int) -> dict[str, Any] | None:
-        """Return the parameter values that a trial was planned with at an earlier start, or None."""
-        row = self._plans.get((stage, number))
-        return row["values"] if row else None
+    def plan(self, stage: str, number: int) -> PlannedEvent | None:
+        """Return the newest "planned" event of a job, or None."""
+        return self._plans.get((stage, number))
 
     def trial_ids(self) -> list[str]:
         """Return the distinct trial ids of all planned jobs."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import faulty
 from s3 import free_port, s3_server
 from trainings import timeless
 
@@ -200,45 +201,10 @@ def test_a_killed_trial_process_loses_nothing(sweep: Path, undisturbed: Path, tm
     assert error.read_text() == "its process was killed, or its node was lost\n"
 
 
-FAULT = """
-import importlib.util, os, sys
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "kdtrain.training.loop":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
-
-        def faulty(module):
-            execute(module)
-            step = module.train_step
-
-            def train_step(state, *arguments):
-                if os.path.exists({file!r}) and state.recipe.teacher and state.epoch == 1:
-                    raise RuntimeError("the device was lost")
-                return step(state, *arguments)
-
-            module.train_step = train_step
-
-        spec.loader.exec_module = faulty
-        return spec
-
-sys.meta_path.insert(0, Finder())
-"""
-"""A sitecustomize.py with which each training of a distilled student raises in epoch 2 while `file` is there."""
-
-
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.ddp)])
-def test_what_raises_in_every_trial_is_broken_and_done_by_the_next_start(
-    workers: int, sweep: Path, tmp_path: Path
-) -> None:
-    results, fault = tmp_path / "results", tmp_path / "fault"
-    (tmp_path / "sitecustomize.py").write_text(FAULT.format(file=str(fault)))
-    fault.touch()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    small = ["--trials", "1", "--set", "study.confirm.seeds=1", "--set", f"resources.workers={workers}"]
+def test_what_raises_in_every_trial_is_broken_and_done_by_the_next_start(sweep: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    fault, environment = faulty(tmp_path)
+    small = ["--trials", "1", "--set", "study.confirm.seeds=1"]
     words = command(sweep, results, *small, "--set", "resources.retries=1")
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=500, env=environment)
     assert done.returncode == 1, done.stderr

@@ -32,6 +32,16 @@ def workers_below(pid: int) -> list[int]:
     return [own for own, title in children(pid).items() if "RayTrainWorker" in title]
 
 
+def job_of(config: Recipe, folder: Path, resources: Resources) -> dict[str, Any]:
+    """Return a final training as `run_job` takes it; the node is fit if there is a file scratch/mark."""
+    return {
+        "kind": "train", "key": "search-0", "recipe": config.model_dump(mode="json"), "final": True, "also": [],
+        "trial_id": trial_of(config, folder).trial_id, "results": str(folder / "results"), "sweep": "tested",
+        "data": str(NO_DATA), "ray_storage": str(folder / "storage"), "scratch": str(folder / "scratch"),
+        "mark": "mark", "readings": (), "resources": resources.model_dump(),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("checkpoints", ["kept", "lost"])
 def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_an_undisturbed_one(
     checkpoints: str, tmp_path: Path
@@ -45,13 +55,9 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
     begun = kill_at_a_random_moment(case, tmp_path, WORKERS, latest=0.3)  # Tune has not heard of these epochs
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "mark").touch()
-    job = {
-        "kind": "train", "key": "search-0", "recipe": config.model_dump(mode="json"), "trial_id": trial.trial_id,
-        "final": True, "also": [], "results": str(tmp_path / "results"), "sweep": "tested", "data": str(NO_DATA),
-        "ray_storage": str(tmp_path / "storage"), "scratch": str(tmp_path / "scratch"), "mark": "mark", "readings": (),
-        "code": {},
-        "resources": Resources(workers=WORKERS, checkpoint_every_steps=17, teacher_cache="none").model_dump(),
-    }  # fmt: skip
+    job = job_of(
+        config, tmp_path, Resources(workers=WORKERS, checkpoint_every_steps=17, teacher_cache="none")
+    )
     (tmp_path / "job.json").write_text(json.dumps(job))
     seed = random.randrange(1_000_000)
     chance = random.Random(seed)
@@ -93,3 +99,26 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
     assert [row["epoch"] for row in reported] == list(range(1, config.epochs + 1)), killed
     assert [row["val/accuracy"] for row in reported] == [row["val/accuracy"] for row in trial.epochs()], killed
     assert len({row["checkpoint_path"] for row in reported}) == config.epochs, "each with a checkpoint of its own"
+
+
+def test_two_workers_of_which_one_raises_leave_no_outcome_and_their_tracebacks(tmp_path: Path) -> None:
+    config = recipe(**KD)
+    with_teacher(config, tmp_path / "results")
+    trial = trial_of(config, tmp_path)
+    fault, environment = faulty(tmp_path)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "mark").touch()
+    job = job_of(config, tmp_path, Resources(workers=WORKERS, retries=0, teacher_cache="none"))
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    words = [sys.executable, str(SCRIPT), str(tmp_path / "job.json"), str(tmp_path / "rows.jsonl")]
+    subprocess.run(words, check=True, timeout=PATIENCE_S, env=environment)
+    broken = json.loads(read_rows(tmp_path / "rows.jsonl")[-1]["broken"])
+    assert "worker 0: RuntimeError: the device was lost" in broken["reason"]
+    assert "sitecustomize.py" in broken["traceback"]
+    assert (broken["users"], trial.outcome()) == (False, None)
+    assert len(trial.epochs()) == 1
+    fault.unlink()
+    subprocess.run(words, check=True, timeout=PATIENCE_S, env=environment)
+    outcome = trial.outcome()
+    assert outcome is not None
+    assert (outcome["state"], outcome["epochs"], outcome["workers"]) == ("complete", 2, WORKERS)

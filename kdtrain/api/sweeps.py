@@ -17,7 +17,7 @@ from kdtrain.storage.folder import Folder
 from kdtrain.storage.mirror import results_folder
 from kdtrain.study.capacity import concurrent_trials, machine_resources
 from kdtrain.study.description import describe
-from kdtrain.study.journal import StudyJournal
+from kdtrain.study.journal import FILES, StudyJournal
 from kdtrain.study.study import Study
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
@@ -87,14 +87,15 @@ def run_sweep(
 def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_capacity: bool) -> Iterator[Study]:
     """Open the study of a sweep for this process alone; its journal names the `command` that continues it.
 
-    If the study is refused with a UserError before anything was trained, its new folder is removed again.
+    If a new study is refused with a UserError before anything was trained, what it has written is removed again.
     """
     store, data_root = results_folder(results), data_folder(data)
     if check_capacity:
         concurrent_trials(sweep.resources, [machine_resources()])
     about = describe(sweep, data_root)
     folder = store.folder(sweep.name)
-    is_new = not folder.path.exists() and not folder.has("study.json")
+    is_new = not any(folder.has(name) for name in FILES)
+    made = [path for path in folder.path.parents if not path.exists()]
     with _held(folder):
         journal = StudyJournal(folder)
         try:
@@ -104,9 +105,10 @@ def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_
             yield Study(sweep, Workspace(Store(store), data_root, device), journal)
         except UserError:
             if is_new and journal.is_idle():
-                folder.clear()
-                with suppress(OSError):  # the results folder stays if anything else is in it
-                    folder.path.parent.rmdir()
+                journal.remove()
+                with suppress(OSError):  # a folder stays if anything else is in it
+                    for path in made:
+                        path.rmdir()
             raise
 
 

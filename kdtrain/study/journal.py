@@ -10,6 +10,8 @@ from kdtrain.trials.records import EndedEvent, PlannedEvent, StudyRecord
 from kdtrain.trials.store import SCHEMA, json_bytes, read_object
 
 FILE = "record.jsonl"
+FILES = ("study.json", "sweep.yaml", FILE, "ray.log")
+"""What a study has written before its first training."""
 
 
 class StudyJournal:
@@ -71,6 +73,12 @@ class StudyJournal:
     def plan(self, stage: str, number: int) -> PlannedEvent | None:
         """Return the newest "planned" event of a job, or None."""
         return self._plans.get((stage, number))
+
+    def remove(self) -> None:
+        """Remove `FILES`, and the folder if nothing else is in it."""
+        for name in FILES:
+            self.files.remove(name)
+        self.files.remove_if_empty()
 
     def trial_ids(self) -> list[str]:
         """Return the distinct trial ids of all planned jobs."""

@@ -10,6 +10,7 @@ import torch
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import AnyData, load
+from kdtrain.errors import UserError
 from kdtrain.runtime import distributed
 from kdtrain.storage.cache import Cache
 from kdtrain.trials.identity import trial_id
@@ -37,10 +38,21 @@ class Workspace:
         """Return the folder of a recipe's trial, which knows its `trial_id`; see there for arguments and errors."""
         return self.store.trial(self.trial_id(recipe, place))
 
+    def _require_one_trial(self, trial_id: str) -> None:
+        """Raise UserError, on all ranks, if ranks on several machines have other images, weights or code."""
+        ids = torch.zeros(distributed.size(), dtype=torch.int64, device=self.device)
+        ids[distributed.rank()] = int(trial_id, 16) - 2**63
+        if len(distributed.sum_over_ranks(ids).unique()) > 1:
+            raise UserError(
+                f"workers: images, weights or kdtrain differ between the {distributed.size()} processes of this"
+                " training: its recipe has another trial_id there; give all machines the same ones and start again"
+            )
+
     @contextmanager
     def reserved_trial(self, recipe: Recipe) -> Iterator[TrialFolder]:
         """Reserve a recipe's trial for this process or its group of workers; rank 0 waits for another holder."""
         trial = self.trial(recipe)
+        self._require_one_trial(trial.trial_id)
         with trial.lock() if distributed.rank() == 0 else nullcontext():
             distributed.barrier()
             yield trial

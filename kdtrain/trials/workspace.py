@@ -40,9 +40,9 @@ class Workspace:
 
     def _require_one_trial(self, trial_id: str) -> None:
         """Raise UserError, on all ranks, if ranks on several machines have other images, weights or code."""
-        ids = torch.zeros(distributed.size(), dtype=torch.int64, device=self.device)
-        ids[distributed.rank()] = int(trial_id, 16) - 2**63
-        if len(distributed.sum_over_ranks(ids).unique()) > 1:
+        own = torch.tensor(int(trial_id, 16) - 2**63, device=self.device)
+        of_rank_0 = distributed.sum_over_ranks(own.clone() if distributed.rank() == 0 else torch.zeros_like(own))
+        if distributed.sum_over_ranks((own != of_rank_0).long()):
             raise UserError(
                 f"workers: images, weights or kdtrain differ between the {distributed.size()} processes of this"
                 " training: its recipe has another trial_id there; give all machines the same ones and start again"

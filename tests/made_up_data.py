@@ -34,6 +34,15 @@ def hymenoptera(root: Path, train: int = 10, val: int = 5) -> Path:
     return folder
 
 
+def paint_classes(folder: Path, images: int = 12) -> Path:
+    """Write train and test parts of two classes with this many images each; return the folder."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            for number in range(images):
+                paint(folder / part / name / f"{part}_{name}_{number:03d}.png")
+    return folder
+
+
 def cub200(root: Path, counts: Sequence[int] = (10, 12, 7)) -> Path:
     """Write CUB_200_2011 with this many images of each class; return its folder."""
     folder = root / "CUB_200_2011"

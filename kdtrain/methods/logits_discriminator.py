@@ -23,10 +23,12 @@ from kdtrain.methods.base import (
     MethodContext,
     Outputs,
     at_least_float32,
+    no_autocast,
 )
 from kdtrain.methods.critic import CriticLoss, CriticPlayer, Turns
 from kdtrain.methods.loss_weights import LossWeights
-from kdtrain.runtime.rng import generator, stream
+from kdtrain.runtime.device import to_device
+from kdtrain.runtime.rng import generator, seeded, stream
 
 MIN_CLASSES = 10
 
@@ -86,7 +88,7 @@ def interpolate(student_NK: Tensor, teacher_NK: Tensor, batch: Batch) -> Tensor:
         torch.rand((), generator=generator(batch.seed, "penalty", batch.step, index), dtype=torch.float64)
         for index in batch.indices.tolist()
     ]
-    share_N1 = torch.stack(draws)[:, None].to(student_NK)
+    share_N1 = to_device(torch.stack(draws)[:, None].to(student_NK.dtype), student_NK.device)
     return share_N1 * student_NK + (1 - share_N1) * teacher_NK
 
 
@@ -206,15 +208,14 @@ class Critic(nn.Module):
 
     def forward(self, probabilities_NK: Tensor) -> Tensor:
         """Return scores [N]."""
-        with torch.autocast(probabilities_NK.device.type, enabled=False):  # probabilities are float32
+        with no_autocast(probabilities_NK):  # probabilities are float32
             scores: Tensor = self.score(self.layers(probabilities_NK[:, None]))[:, 0]
             return torch.sigmoid(scores) if self.published else scores
 
 
 def new_critic(context: MethodContext, published: bool) -> Critic:
     """Return a critic with weights drawn from the recipe's seed; the caller's random generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(context.seed, "critic"))
+    with seeded(stream(context.seed, "critic")):
         return Critic(context.classes, published)
 
 

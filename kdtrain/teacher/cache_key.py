@@ -48,7 +48,6 @@ def _common(live: LiveTeacher, weights: str) -> Row:
         "weights": weights,
         "network": live.use.network.model_dump(mode="json", include=NETWORK),
         "data": live.data.fingerprint,
-        "files written": live.data.mtime_digest,
         "data config": live.use.data.model_dump(mode="json"),
         "chunk": CHUNK_IMAGES,
         "unit": UNIT_IMAGES,

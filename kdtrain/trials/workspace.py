@@ -13,7 +13,7 @@ from kdtrain.data.registry import AnyData, load
 from kdtrain.errors import UserError
 from kdtrain.runtime import distributed
 from kdtrain.storage.cache import Cache
-from kdtrain.trials.identity import trial_id
+from kdtrain.trials.identity import finished_teacher_id, trial_id
 from kdtrain.trials.store import Store, TrialFolder
 
 
@@ -38,6 +38,11 @@ class Workspace:
         """Return the folder of a recipe's trial, which knows its `trial_id`; see there for arguments and errors."""
         return self.store.trial(self.trial_id(recipe, place))
 
+    def finished_teacher(self, recipe: Recipe) -> TrialFolder:
+        """Return the folder of the evaluation of a recipe's finished teacher; UserError if its file is absent."""
+        assert recipe.teacher is not None
+        return self.store.trial(finished_teacher_id(recipe.teacher, self.dataset(recipe.data)))
+
     def _require_one_trial(self, trial_id: str) -> None:
         """Raise UserError, on all ranks, if ranks on several machines have other images, weights or code."""
         own = torch.tensor(int(trial_id, 16) - 2**63, device=self.device)
@@ -53,6 +58,13 @@ class Workspace:
         """Reserve a recipe's trial for this process or its group of workers; rank 0 waits for another holder."""
         trial = self.trial(recipe)
         self._require_one_trial(trial.trial_id)
-        with trial.lock() if distributed.rank() == 0 else nullcontext():
-            distributed.barrier()
+        with reserved(trial):
             yield trial
+
+
+@contextmanager
+def reserved(trial: TrialFolder) -> Iterator[TrialFolder]:
+    """Reserve a trial as `Workspace.reserved_trial` does."""
+    with trial.lock() if distributed.rank() == 0 else nullcontext():
+        distributed.barrier()
+        yield trial

@@ -127,7 +127,7 @@ def ingredients(
     teacher_file: Path, split: str = "train", epoch: int = 0, data_root: Path = NO_DATA, **changes: Any
 ) -> Row:
     """Return the key of the outputs of a teacher in a file, whose digest is the same whatever is changed."""
-    teacher = {"model": "test_resnet", "file": str(teacher_file)} | changes.pop("teacher", {})
+    teacher = {"model": "test_resnet", "trained": str(teacher_file)} | changes.pop("teacher", {})
     state = fresh_state(recipe(**KD | CONV | {"teacher": teacher} | changes), data_root)
     assert isinstance(state.teacher_outputs, LiveTeacher)
     if split == "val":

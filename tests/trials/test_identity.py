@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import made_up_data
 import pytest
+from PIL import Image
 from pydantic import BaseModel
 from runs import fitted, fresh_state
 from safetensors.torch import save_file
@@ -156,6 +157,7 @@ DATA |= {
         folder="other pets", augment="crop_flip", test_time_augmentation="ten_crop",
     ),
     **fields("data[image_folder]", {"data": FOLDER | {"limit_per_class": None}}, val_fraction=0.4, test_fraction=0.4),
+    **fields("data[image_folder]", {"data": FOLDER | {"folder": "icons"}}, background="black"),
 }  # fmt: skip
 """Fields of methods; that each changes the loss or the update is shown in tests/methods."""
 
@@ -258,9 +260,14 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data folder with made-up data sets, and weights for `teacher.file` and `student.weights.file`."""
     root = tmp_path_factory.mktemp("data")
     for number in range(80):
-        made_up_data.paint(
+        file = made_up_data.paint(
             root / ("pets", "other pets")[number % 2] / ("cat", "dog")[number // 2 % 2] / f"{number}.png"
         )
+        icon = root / "icons" / file.parent.name / file.name
+        icon.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.putalpha(number)
+            image.save(icon)
     for make in (made_up_data.hymenoptera, made_up_data.cub200, made_up_data.flowers102, made_up_data.mnist):
         make(root)
     teacher, tiny = {"model": "lenet5_teacher"}, {"model": "test_resnet", "weights": None}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdtrain.base_config import Config, Count, Seed
 from kdtrain.data.pillow_resize import resize
+from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 from kdtrain.storage.cache import Cache
 
@@ -188,9 +189,13 @@ class Dataset:
         return next(filter(None, reasons), None)
 
     def summary(self) -> dict[str, object]:
-        """Return name, fingerprint and sizes, for a trial's recipe.json."""
+        """Return name, fingerprint and sizes for a trial's recipe.json, see `trials.records.DataSummary`."""
         sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
-        return {"name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes}
+        most = int(torch.bincount(self.val.labels).max())
+        return {
+            "name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes,
+            "val_most_frequent": most,
+        }  # fmt: skip
 
 
 class TensorImages:
@@ -214,7 +219,7 @@ class TensorImages:
     def eval_view(self, indices: Tensor) -> Tensor:
         """See `Images.eval_view`."""
         # pixels[indices] takes 0.22 ms for 128 MNIST images, index_select 0.08 ms
-        return self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
+        return self.pixels.index_select(0, to_device(indices, self.pixels.device))
 
     def tta_view(self, indices: Tensor) -> Tensor | None:
         """Return None: there is no test-time augmentation."""

@@ -15,6 +15,7 @@ from kdtrain.data.decoding import WHITE, Colour
 from kdtrain.data.image_files import file_dataset
 from kdtrain.data.views import Views, batched_view, resize_and_crop, ten_crop
 from kdtrain.errors import UserError
+from kdtrain.storage.folder import user_path
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -70,7 +71,7 @@ class ImageFolder(DataConfig):
         Raises:
             UserError: The folder, a part, or a class's images are absent, or parts and fractions contradict each other.
         """
-        folder = root / self.folder
+        folder = root / user_path(self.folder, "recipe.data.folder")
         if not folder.is_dir():
             layout = "put images there as <class>/<image>, or as train/<class>/<image> and test/<class>/<image>"
             raise UserError(missing("image_folder", folder, layout))

@@ -15,7 +15,7 @@ import torch
 from kdtrain.api.results import StudyResult, open_study
 from kdtrain.api.training import ONE_TRAINING, arguments_named
 from kdtrain.config.sweep import Sweep
-from kdtrain.data.registry import data_folder, named_data
+from kdtrain.data.registry import data_folder, load, named_data
 from kdtrain.errors import NoResult, UserError
 from kdtrain.runtime.process import cpu_threads
 from kdtrain.storage.folder import Folder, write_bytes
@@ -108,6 +108,7 @@ def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_
     store, data_root = results_folder(results), data_folder(data)
     if check_capacity:
         concurrent_trials(sweep.resources, [machine_resources()])
+    load.cache_clear()  # images may have been edited since this process has read them for another study
     folder = store.folder(sweep.name)
     about = describe(sweep, data_root, StudyJournal(folder).study_record())
     is_new = not any(folder.has(name) for name in FILES)

@@ -79,12 +79,12 @@ def _execute(study: "Study", chosen: argparse.Namespace, interruption: Interrupt
     """Run the study on Ray, whose messages go to a file, with a line of progress on the terminal."""
     from kdtrain.api.sweeps import url_of_data
     from kdtrain.cli.display import Display, quiet
-    from kdtrain.trials.store import read_object
 
     folder = study.journal.files
     log = folder.path / "ray.log"
     print(f"{study.sweep.name}: results in {folder}, Ray's own messages in {log}")
-    for note in (read_object(folder, "study.json") or {}).get("data_notes", []):
+    assert study.journal.description is not None
+    for note in study.journal.description["data_notes"]:
         print(f"note: {note}")
     sys.stdout.flush()
     with quiet(log) as terminal:

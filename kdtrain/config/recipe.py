@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from kdtrain.base_config import Config, Count, Seed
+from kdtrain.base_config import Config, Count, Positive, Seed, tuple_from_list
 from kdtrain.config.training import Clipping, Cosine, EarlyStopping, Ema, LrSchedule, Optimizer, RDrop
 from kdtrain.data.mixup import Mixup
 from kdtrain.data.registry import Data
+from kdtrain.data.sampling import Sampler
 from kdtrain.methods.none import NoDistillation
 from kdtrain.methods.registry import Method
 from kdtrain.models.config import WEIGHTS_KEY, Network, WeightsKey, default_dropout
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
+ClassWeights = Literal["none", "balanced"] | Annotated[tuple[Positive, ...], BeforeValidator(tuple_from_list)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 BatchNorm = Literal["global", "per_worker"]
-Objective = Literal["val/accuracy", "val/nll"]
+Objective = Literal["val/accuracy", "val/mpa", "val/nll"]
 
 
 def names_finished(teacher: Mapping[str, Any]) -> bool:
@@ -53,6 +55,8 @@ class Teacher(Network):
     clipping: Clipping | None = None
     early_stopping: EarlyStopping | None = None
     label_smoothing: Smoothing | None = None
+    class_weights: ClassWeights | None = None
+    sampler: Sampler | None = None
     precision: Precision | None = None
     batch_norm: BatchNorm | None = None
 
@@ -104,6 +108,16 @@ class Recipe(Config):
     ema: Ema | None = None
     early_stopping: EarlyStopping | None = None
     label_smoothing: Smoothing = 0.0
+    class_weights: ClassWeights = Field(
+        "none",
+        description="Weights of the classes in cross-entropy. balanced: images / (classes * images of the class). A"
+        " list: one weight for each class, in the order of the data set's classes.",
+    )
+    sampler: Sampler = Field(
+        "shuffled",
+        description="shuffled: each training image once per epoch. class_balanced: as many images per epoch, but"
+        " equally many of each class; small classes repeat theirs, with the same view within an epoch.",
+    )
     batch_size: Count = Field(description="Number of images per step, over all workers together.")
     epochs: Count
     precision: Precision = Field(
@@ -116,7 +130,9 @@ class Recipe(Config):
         description="global: BatchNorm takes its training statistics over the images of all workers, so the number of"
         " workers does not change the result. per_worker: over each worker's own images.",
     )
-    objective: Objective = Field("val/accuracy", description="The metric of the epoch whose weights are kept.")
+    objective: Objective = Field(
+        "val/accuracy", description="The metric of the epoch whose weights are kept. val/mpa: mean accuracy per class."
+    )
     seed: Seed = 0
 
     @model_validator(mode="before")

@@ -22,6 +22,7 @@ from kdtrain.config import space
 from kdtrain.errors import NoResult, UserError
 from kdtrain.executors.ray_cluster import DRIVER_SLOTS, alive_nodes, await_nodes, connected
 from kdtrain.executors.ray_worker import check_node, ray_storage, run_job
+from kdtrain.runtime.source_code import code_digest
 from kdtrain.storage.folder import write_bytes
 from kdtrain.study.capacity import bootstrap, concurrent_trials, nodes_at_most, per_worker
 from kdtrain.study.study import Broken, Job, Study
@@ -205,12 +206,13 @@ def _job_settings(study: Study, on_cluster: bool, data: str | None) -> dict[str,
     """Return the part of the config that all jobs share.
 
     `scratch` is a folder of each node, or of all nodes if they share the results. `mark` is a file in it, which a node
-    that does not share the results lacks.
+    that does not share the results lacks. `code` has the digests of the methods' modules as this process runs them.
     """
     files, store = study.journal.files, study.workspace.store.folder
     scratch = files.path.absolute() / ".ray"
     mark = f"mark-{uuid.uuid4().hex}"
     write_bytes(scratch / mark, b"")
+    methods = [*study.search.sweep.methods(), *study.baselines.sweep.methods()]  # the baselines' is the teachers' too
     return {
         "results": store.url or str(store.path.absolute()),
         "sweep": study.sweep.name,
@@ -220,6 +222,7 @@ def _job_settings(study: Study, on_cluster: bool, data: str | None) -> dict[str,
         "data": data or str(study.workspace.data_root),
         "resources": study.sweep.resources.model_dump(),
         "readings": study.sweep.readings(),
+        "code": {type(method).__module__: code_digest(type(method).__module__) for method in methods},
     }
 
 

@@ -9,6 +9,7 @@ reports have arrived.
 import json
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import UserError
 from kdtrain.executors.local import broken_by, carry_out, sentence
 from kdtrain.runtime.process import compile_into
+from kdtrain.runtime.source_code import code_digest
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
@@ -75,13 +77,19 @@ def _prepared(config: dict[str, Any]) -> Resources:
 
 
 def require_fit_node(config: dict[str, Any], recipe: Recipe) -> None:
-    """Raise UnfitNode, which names this node, if it lacks the study's results or the recipe's data."""
+    """Raise UnfitNode, which names this node, if it lacks the study's code, its results or the recipe's data."""
     here = f"node {get_node_ip_address()} ({socket.gethostname()})"
     if "://" not in config["results"] and not (Path(config["scratch"]) / config["mark"]).exists():
         raise UnfitNode(
             f"--results: {config['results']} on {here} is not the folder that the driver has; name a mount that all"
             " nodes share, or a URL such as s3://bucket/results"
         )
+    for module, digest in config["code"].items():
+        if code_digest(module) != digest:
+            raise UnfitNode(
+                f"{here}: {sys.modules[module].__file__}: the code of this method was changed while the sweep runs;"
+                " start the sweep again, in a new process"
+            )
     try:
         load(recipe.data, data_folder(config["data"]))
     except UserError as error:
@@ -248,7 +256,5 @@ def _broken_by(work: Callable[[], None]) -> tuple[Broken | None, bool]:
 
 
 def _short(error: Exception) -> str:
-    """Return an error's sentence without the traceback that Ray adds to an error of another process."""
-    text = sentence(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if "Traceback" in text else text
+    """Return an error's sentence; the last line of the traceback that Ray adds to an error of another process."""
+    return str(error).strip().splitlines()[-1].strip() if "Traceback" in str(error) else sentence(error)

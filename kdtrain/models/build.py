@@ -1,5 +1,7 @@
 """Build a Classifier by name; `registry` has the table of models."""
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,6 +13,7 @@ from kdtrain.models.feature_taps import dry_forward, evaluation_mode
 from kdtrain.models.registry import MODELS, model
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import load_network_weights
+from kdtrain.runtime.rng import seeded
 
 HIDDEN_FEATURES = 1000
 
@@ -40,8 +43,7 @@ def build(
         UserError: if the network cannot take such images, or its weights cannot be loaded.
     """
     entry = model(network.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         backbone = entry.source.backbone(image_shape)
         if backbone.head is not None:
             head = backbone.head(backbone.features, classes)
@@ -107,3 +109,17 @@ def forward_flops(network: nn.Module, image_shape: ImageShape) -> int:
     with torch.no_grad(), evaluation_mode(network), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *image_shape, device=device))
     return int(counter.get_total_flops())
+
+
+@lru_cache(maxsize=64)
+def network_size(network: Network, image_shape: ImageShape, classes: int) -> tuple[int, int]:
+    """Return the number of parameters and the FLOPs of one image's forward pass.
+
+    Both come from shapes alone; a network whose forward pass reads numbers is built in memory.
+    """
+    try:
+        built = shapes_only(network, image_shape, classes)
+        return parameter_count(built), forward_flops(built, image_shape)
+    except RuntimeError:
+        built = build(network, image_shape, classes, 0, pretrained=False)
+        return parameter_count(built), forward_flops(built, image_shape)

@@ -9,9 +9,10 @@ from kdtrain.config import space
 from kdtrain.config.recipe import Recipe, Teacher
 from kdtrain.config.sweep import Sweep
 from kdtrain.config.yaml_reader import dump_yaml
+from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
-from kdtrain.models.build import build, forward_flops, parameter_count, shapes_only
+from kdtrain.models.build import network_size, shapes_only
 from kdtrain.models.config import Network, WeightsFile
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import fitting_sets
@@ -21,13 +22,15 @@ from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord, We
 def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
     """Return the winner's recipe as the text of best.yaml."""
     head = f"# The winner of the sweep {sweep_name}, with the first of its confirming seeds.\n"
-    head += f"# Repeat: kdtrain train results/{sweep_name}/best.yaml --results repeat\n"
+    head += '# "To repeat it" in report.md has the command that trains it again.\n'
     return head + dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
 
 
 def describe(sweep: Sweep, data_root: Path) -> StudyRecord:
     """Return the content of study.json without its schema number."""
-    data = load(sweep.recipe_for(space.probe_points(sweep.tree)[0], 0).data, data_root)
+    configs = [sweep.recipe_for(values, 0).data for values in space.combinations(sweep.tree, ("data",))]
+    datasets = [load(config, data_root) for config in dict.fromkeys(configs)]
+    data = datasets[0]
     return {
         "name": sweep.name,
         "file": sweep.located.file,
@@ -39,6 +42,7 @@ def describe(sweep: Sweep, data_root: Path) -> StudyRecord:
         "parameters": cast(list[ParameterRecord], [parameter.as_json() for parameter in sweep.parameters]),
         "models": network_sizes(sweep, data.image_shape, len(data.classes)),
         "weights": weights_taken(networks(sweep), data.image_shape, len(data.classes)),
+        "data_notes": list(dict.fromkeys(note for dataset in datasets for note in data_notes(dataset))),
     }
 
 
@@ -81,7 +85,6 @@ def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int)
     """Return parameters and forward FLOPs of each network of the space, by model name."""
     sizes: dict[str, NetworkSize] = {}
     for network in {network.model: network for network in networks(sweep)}.values():
-        built = build(network, image_shape, classes, 0, pretrained=False)
-        flops = forward_flops(built, image_shape)
-        sizes[network.model] = {"parameters": parameter_count(built), "flops_per_image": flops}
+        parameters, flops = network_size(network, image_shape, classes)
+        sizes[network.model] = {"parameters": parameters, "flops_per_image": flops}
     return sizes

@@ -73,7 +73,7 @@ class StudyJournal:
     def has_completed(self, **planned: Any) -> bool:
         """Return True if the job that was planned with these fields is complete."""
         key = planned["stage"], planned["number"]
-        plan, end = self._plans.get(key, {}), self._ends.get(key)
+        plan, end = self._events("planned").get(key, {}), self._ends.get(key)
         as_planned = all(plan.get(name) == value for name, value in planned.items())
         return as_planned and end is not None and end["state"] == "complete"
 
@@ -103,10 +103,9 @@ class StudyJournal:
             self.files.remove(name)
         self.files.remove_if_empty()
 
-    def planned_values(self, stage: str, number: int) -> dict[str, Any] | None:
-        """Return the parameter values that a trial was planned with at an earlier start, or None."""
-        row = self._plans.get((stage, number))
-        return row["values"] if row else None
+    def plan(self, stage: str, number: int) -> PlannedEvent | None:
+        """Return the newest "planned" event of a job, or None."""
+        return self._plans.get((stage, number))
 
     def trial_ids(self) -> list[str]:
         """Return the distinct trial ids of all planned jobs."""

@@ -30,7 +30,8 @@ from kdtrain.study.selection import (
     compared_recipes,
     mean_objectives,
 )
-from kdtrain.trials.outcome import best_epoch, outcome_row, ranking_key, require_own_workers
+from kdtrain.trials.objectives import HIGHER_IS_BETTER, ranking_key
+from kdtrain.trials.outcome import best_epoch, outcome_row, require_own_workers
 from kdtrain.trials.records import EpochRow, JobEnd, chance_remark
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
@@ -421,7 +422,7 @@ class Study:
 
     @property
     def _maximize(self) -> bool:
-        return self.sweep.study.objective == "val/accuracy"
+        return HIGHER_IS_BETTER[self.sweep.study.objective]
 
     def _trial(self, job: Job) -> TrialFolder:
         return self.workspace.store.trial(job.trial_id)
@@ -443,7 +444,7 @@ class Study:
     def _planned_job(self, search: Search, number: int) -> Job | None:
         """Return the job of a trial, with the values of an earlier start or new ones; None if they do not go together:
         the trial has then failed for that reason."""
-        values = self.journal.planned_values(search.stage, number) or search.suggest(number)
+        values = self._earlier_values(search, number) or search.suggest(number)
         search.planned[number] = values
         published = number < len(search.sweep.published)
         try:
@@ -458,6 +459,18 @@ class Study:
             return None
         prunable = not published and self.sweep.study.pruner.name != "none"
         return self._job(search.stage, number, recipe, values, published=published, prunable=prunable)
+
+    def _earlier_values(self, search: Search, number: int) -> Values | None:
+        """Return the values that a trial was planned with at an earlier start, or None.
+
+        None also if they make another trial now, because code, images or weights have changed since: the sampler chose
+        them by results that this search does not have.
+        """
+        plan = self.journal.plan(search.stage, number)
+        if plan is None or plan["trial_id"] is None:
+            return plan and plan["values"]
+        recipe = search.sweep.recipe_for(plan["values"], self.sweep.study.seed)
+        return plan["values"] if self.workspace.trial_id(recipe) == plan["trial_id"] else None
 
     def _searched_trial(self, job: Job) -> SearchedTrial:
         key = None
@@ -484,8 +497,9 @@ class Study:
         while any(job.key not in self._ends for job in jobs):
             yield from self._to_do_again() or [None]
 
-    def _to_do_again(self) -> list[Job]:
-        again, self._again = self._again, []
+    def _to_do_again(self) -> list[Job | None]:
+        again: list[Job | None] = [*self._again]
+        self._again.clear()
         return again
 
     def _begin(self, job: Job) -> bool:

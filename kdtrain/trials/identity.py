@@ -10,6 +10,7 @@ from kdtrain.data.base import Dataset
 from kdtrain.data.registry import load
 from kdtrain.models.config import WeightsFile
 from kdtrain.models.weights import content_digest, weights_source
+from kdtrain.runtime.source_code import code_digest
 
 # 6: batch normalization is no longer folded into convolutions, which changes evaluated logits by rounding.
 NUMERICS = 6
@@ -20,10 +21,11 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
     """Return what `trial_id` hashes. `place` is where the user wrote the student, for error messages.
 
     These are the recipe with its balance as two weights, the content or name of the weights that its networks begin
-    with, its teacher's whole recipe (or the content of its file), the data's fingerprint, and NUMERICS.
+    with, its teacher's whole recipe and code (or the content of its file), the data's fingerprint, the code of its
+    method's module as this process runs it, and NUMERICS, which stands for all other code.
 
     Raises:
-        UserError: The data set or a file of weights is absent.
+        UserError: The data set, a file of weights or the method's source file is absent.
     """
     resolved = recipe.model_dump(mode="json", exclude={"teacher": True, "student": {"allow_random_frozen"}})
     resolved["student"]["weights"] = _starting_weights(recipe, place)
@@ -34,8 +36,8 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
         resolved["teacher"] = identity(taught_by, data_root, "recipe.teacher")
     elif recipe.teacher is not None:
         resolved["teacher"] = _finished_teacher(recipe.teacher)
-    data = load(recipe.data, data_root)
-    return {"recipe": resolved, "data": data.fingerprint, "numerics": NUMERICS}
+    data, code = load(recipe.data, data_root), code_digest(type(recipe.method).__module__)
+    return {"recipe": resolved, "data": data.fingerprint, "code": code, "numerics": NUMERICS}
 
 
 def trial_id(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> str:

@@ -23,12 +23,13 @@ JobState = Literal[State, "broken"]
 
 
 class Environment(TypedDict):
-    """The machine and the versions of a training."""
+    """The machine and the versions of a training. `git_dirty` is a digest of what differs from the commit, or None."""
 
     device: str
     threads: int
     workers: int
     git_commit: str | None
+    git_dirty: NotRequired[str | None]
     versions: dict[str, str]
 
 
@@ -83,6 +84,7 @@ EpochRow = TypedDict(
     {
         "epoch": int,
         "val/accuracy": float,
+        "val/mpa": float,
         "val/nll": float,
         "images": int,
         "seconds": float,
@@ -99,8 +101,10 @@ EpochRow = TypedDict(
 """A row of epochs.jsonl. `epoch` counts from 1; seconds are those of rank 0, images those of all ranks. A row also has
 `train/<term>` for each loss term, and further `val/<metric>` that depend on the method."""
 
-BestEpoch = TypedDict("BestEpoch", {"epoch": int, "val/accuracy": float, "val/nll": float})
-"""The epoch whose weights a training keeps."""
+BestEpoch = TypedDict(
+    "BestEpoch", {"epoch": int, "val/accuracy": float, "val/mpa": NotRequired[float], "val/nll": float}
+)
+"""The epoch whose weights a training keeps, with the metrics that can be objectives."""
 
 
 class Outcome(TypedDict):
@@ -130,6 +134,7 @@ class Outcome(TypedDict):
     threads: NotRequired[int]
     workers: NotRequired[int]
     git_commit: NotRequired[str | None]
+    git_dirty: NotRequired[str | None]
     versions: NotRequired[dict[str, str]]
 
 
@@ -161,7 +166,10 @@ class WeightsTaken(TypedDict):
 
 
 class StudyRecord(TypedDict):
-    """study.json: what a study searches. `models` are the networks that it can reach, by name."""
+    """study.json: what a study searches.
+
+    `models` are the networks that it can reach, by name; `data_notes` is what the owner of the images should know.
+    """
 
     schema: NotRequired[int]
     name: str
@@ -174,6 +182,7 @@ class StudyRecord(TypedDict):
     parameters: list[ParameterRecord]
     models: dict[str, NetworkSize]
     weights: NotRequired[list[WeightsTaken]]
+    data_notes: NotRequired[list[str]]
 
 
 class TrialSource(TypedDict):

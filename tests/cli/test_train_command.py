@@ -1,7 +1,9 @@
 """`kdtrain train RECIPE.yaml`: exit codes and sentences."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from trainings import KD, NO_DATA, recipe, timeless, trained
 
 from kdtrain.cli.train import main
+from kdtrain.storage.folder import locked
 from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store
 
@@ -79,11 +82,17 @@ PLAIN = json.dumps(recipe().model_dump(mode="json", exclude_none=True))
         (json.dumps({"recipe": {}, "study": {}}), (), r"best.yaml: is a sweep.*kdtrain sweep best.yaml"),
         (PLAIN.replace('"digits"', '"mnist"'), ("--data", "nowhere"), r"recipe.data: mnist is not there .*nowhere"),
         (PLAIN, ("--threads", "0"), r"--threads: must be at least 1, got 0"),
+        (PLAIN, ("--threads", "99999999999"), r"--threads: must be at most 1024, got 99999999999"),
+        (PLAIN, ("--checkpoint-every-steps", "99999999999"), r"--checkpoint-every-steps: must be at most 1000000000"),
+        (PLAIN, ("--loaders", "65"), r"--loaders: must be at most 64, got 65"),
+        (PLAIN, ("--data", ""), r"--data: must name a folder or a URL, got nothing"),
+        (PLAIN, ("--results", "~nobody-of-this-name"), r"--results: ~nobody-of-this-name is no path"),
         (PLAIN, ("--device", "toaster"), r"--device: toaster cannot be used"),
         (PLAIN, ("--device", "meta"), r"--device: meta cannot be used"),
         (PLAIN, ("--results", "best.yaml"), r"best.yaml: cannot be written.*--results"),
     ],
-    ids=["unknown key", "sweep", "absent data", "threads", "device", "no such kind of device", "results is a file"],
+    ids=["unknown key", "sweep", "absent data", "threads", "many threads", "many steps", "loaders", "no data",
+         "unknown home", "device", "no such kind of device", "results is a file"],
 )  # fmt: skip
 def test_a_mistake_is_a_sentence_on_stderr_exit_code_2_and_nothing_left_behind(
     asked, text: str, arguments: tuple[str, ...], sentence: str
@@ -127,3 +136,24 @@ def test_a_finished_teacher_is_evaluated_first_and_its_weights_are_named(asked, 
         "teacher: lenet5_teacher from t.pth: val accuracy 0.1000",
         f"teacher: {chance}",
     ]
+
+
+def test_a_signal_ends_the_training_with_the_sentence_that_it_continues(asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("kdtrain.api.training.train_part", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    code, _, err = asked(recipe())
+    assert (code, err) == (130, "stopped; the same command continues from the newest checkpoint\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_folders_of_the_compiler_that_a_kill_has_left_are_removed_and_those_in_use_are_kept(
+    asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    for name in ("kdtrain-compiled-killed", "kdtrain-compiled-busy", "other"):
+        (folder / name / "x").mkdir(parents=True)
+    with locked(folder / "kdtrain-compiled-busy", wait=False):
+        assert asked(recipe(seed=7))[0] == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["kdtrain-compiled-busy", "other"]

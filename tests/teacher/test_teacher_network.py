@@ -20,7 +20,7 @@ from kdtrain.teacher.network import trained_teacher
 
 SHAPE = (3, 32, 32)
 NO_IMAGES = Split(TensorImages(torch.zeros(0, *SHAPE, dtype=torch.uint8)), torch.zeros(0, dtype=torch.int64))
-MADE_UP = Dataset("made up", tuple("abcde"), SHAPE, NO_IMAGES, NO_IMAGES, NO_IMAGES, "")
+MADE_UP = Dataset("made up", tuple("abcde"), SHAPE, NO_IMAGES, NO_IMAGES, NO_IMAGES)
 PLACE = "recipe.teacher.trained"
 
 

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import made_up_data
 import pytest
 import torch
+from PIL import Image
 from pydantic import BaseModel
 from runs import fitted, fresh_state
 from safetensors.torch import save_file
 from trainings import ALONE, CPU, KD, NO_DATA, recipe, timeless, trained
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import INHERITED, Recipe, Teacher, teacher_recipe
 from kdtrain.errors import UserError
 from kdtrain.methods.loss_weights import SPELLINGS, LossWeights
 from kdtrain.training.evaluation import tta_logits
@@ -67,6 +68,8 @@ TRAINING: dict[str, Case] = {
     **fields("clipping", {"clipping": {"norm": 0.1}}, norm=0.2, over="tensor"),
     "early_stopping.patience_epochs": (RESTLESS | {"early_stopping": {"patience_epochs": 1}}, 12),
     "label_smoothing": ({"label_smoothing": 0.0}, 0.1),
+    "class_weights": ({"class_weights": "none"}, [2.0, *[1.0] * 9]),
+    "sampler": ({"sampler": "shuffled"}, "class_balanced"),
     "batch_size": ({"batch_size": 16}, 15),
     "epochs": ({"epochs": 2}, 3),
     "precision": ({"precision": "fp32"}, "bf16"),
@@ -158,6 +161,7 @@ DATA |= {
         "data[image_folder]", {"data": FOLDER},
         folder="other pets", augment="crop_flip", test_time_augmentation="ten_crop",
     ),
+    "data[image_folder].background": ({"data": FOLDER | {"folder": "icons"}}, "black"),
     **fields("data[image_folder]", {"data": FOLDER | {"limit_per_class": None}}, val_fraction=0.4, test_fraction=0.4),
 }  # fmt: skip
 """Fields of methods; that each changes the loss or the update is shown in tests/methods."""
@@ -265,6 +269,12 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made_up_data.paint(
             root / ("pets", "other pets")[number % 2] / ("cat", "dog")[number // 2 % 2] / f"{number}.png"
         )
+    for file in sorted((root / "pets").rglob("*.png")):
+        icon = root / "icons" / file.relative_to(root / "pets")
+        icon.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.putalpha(100)
+            image.save(icon)
     for make in (made_up_data.hymenoptera, made_up_data.cub200, made_up_data.flowers102, made_up_data.mnist):
         make(root)
     teacher, tiny = {"model": "lenet5_teacher"}, {"model": "test_resnet", "weights": None}
@@ -367,6 +377,35 @@ def test_a_teachers_file_is_hashed_by_content_not_by_name(tmp_path: Path) -> Non
     teacher = {"model": "lenet5_teacher", "trained": str(tmp_path / "a")}
     with pytest.raises(UserError, match=r"^recipe\.teacher\.trained: "):
         trial_id(recipe(**KD | {"teacher": teacher}), NO_DATA)
+
+
+OF_A_FILE: dict[str, Case] = {
+    "model": ({}, "lenet5_student"),
+    "head": (TINY, "hidden"),
+    "normalization": (TINY, "none"),
+    "channels_last": ({}, False),
+    "compile": ({}, True),
+    "weights_key": ({"trained": "both.pth", "weights_key": "one"}, "other"),
+}
+"""Fields of a finished teacher. It takes no others, because it is not trained."""
+
+
+def test_every_field_of_a_finished_teacher_changes_the_id_or_is_refused(small_data: Path) -> None:
+    def of_file(**changes: Any) -> Recipe:
+        teacher = {"model": "lenet5_teacher", "weights": None, "trained": "one.safetensors"} | changes
+        return recipe(**KD | {"teacher": teacher | {"trained": str(small_data / teacher["trained"])}})
+
+    refused = {"weights": "imagenet", "freeze": "encoder", "batch_norm_statistics": "keep", "dropout": 0.1}
+    trains = recipe(clipping={"norm": 1.0}, early_stopping={"patience_epochs": 1}).model_dump(mode="json")
+    refused |= {"allow_random_frozen": True, "seed": 1} | {field: trains[field] for field in INHERITED}
+    assert {*OF_A_FILE, *refused, "trained"} == set(Teacher.model_fields)
+    for field, value in refused.items():
+        with pytest.raises(ValueError, match="teacher\n"):
+            of_file(**{field: value})
+    for field, (base, value) in OF_A_FILE.items():
+        base = {**base, "weights": None}
+        one, other = of_file(**base), of_file(**base | {field: value})
+        assert trial_id(one, NO_DATA) != trial_id(other, NO_DATA), field
 
 
 def test_batch_norm_statistics_per_worker_of_student_or_teacher_are_another_recipe() -> None:

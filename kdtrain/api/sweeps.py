@@ -107,8 +107,8 @@ def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_
     store, data_root = results_folder(results), data_folder(data)
     if check_capacity:
         concurrent_trials(sweep.resources, [machine_resources()])
-    about = describe(sweep, data_root)
     folder = store.folder(sweep.name)
+    about = describe(sweep, data_root, StudyJournal(folder).study_record())
     is_new = not any(folder.has(name) for name in FILES)
     made = [path for path in folder.path.parents if not path.exists()]
     with _held(folder):

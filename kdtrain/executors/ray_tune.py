@@ -4,6 +4,7 @@
 The study and the store are the truth, and every start makes a fresh Tuner.
 """
 
+import json
 import logging
 import time
 import uuid
@@ -153,10 +154,11 @@ class StudySearcher(Searcher):
         job = self.by_tune_id.pop(trial_id, None)
         if job is None:
             return
-        lost = {"reason": "its process was killed, or its node was lost"} if error else None
-        told = lost or (result or {}).get("broken")
-        broken = Broken(**told) if told else None
-        if broken is not None and (result or {}).get("unfit"):
+        told = (result or {}).get("broken")
+        broken = Broken(**json.loads(told)) if told else None
+        if error:
+            broken = Broken("its process was killed, or its node was lost")
+        elif broken is not None and (result or {}).get("unfit"):
             self.error = UserError(broken.reason)
         self.study.ended(job, broken)
 

@@ -65,7 +65,8 @@ def run_job(config: dict[str, Any]) -> None:
     device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
     broken, unfit = _broken_by(lambda: _on_workers(config, resources) if on_workers else _run(config, device, report))
     if broken is not None or config["kind"] != "train":
-        report({"epoch": 0, "broken": None if broken is None else asdict(broken), "unfit": unfit})
+        # as text, because Tune flattens nested results
+        report({"epoch": 0, "broken": None if broken is None else json.dumps(asdict(broken)), "unfit": unfit})
 
 
 def _prepared(config: dict[str, Any]) -> Resources:

@@ -23,7 +23,6 @@ class StudyJournal:
         self.files = folder if isinstance(folder, Folder) else LocalFolder(folder)
         self.folder = self.files.path
         self.path = self.folder / FILE
-        self.description: StudyRecord | None = None  # of the study that has taken the folder
         self._plans: dict[tuple[str, int], PlannedEvent] = {}  # by (stage, number)
         self._ends: dict[tuple[str, int], EndedEvent] = {}
         self._others: dict[str, Row] = {}  # the newest of each other event since a job was last planned or ended
@@ -38,8 +37,7 @@ class StudyJournal:
         Raises:
             UserError: The folder holds another study.
         """
-        self.description = about
-        earlier = cast(StudyRecord | None, read_object(self.files, "study.json"))
+        earlier = self.study_record()
         if earlier is not None:
             problems = _differences(_identity(earlier), _identity(about))
             before, now = earlier["study"]["trials"], about["study"]["trials"]
@@ -52,6 +50,10 @@ class StudyJournal:
                 )
         self.files.write("study.json", json_bytes({"schema": SCHEMA, **about}), durable=True)
         self.files.write("sweep.yaml", file_text.encode())
+
+    def study_record(self) -> StudyRecord | None:
+        """Return study.json, or None in a new folder."""
+        return cast(StudyRecord | None, read_object(self.files, "study.json"))
 
     def append(self, event: str, **fields: Any) -> None:
         """Append an event with the present time."""
@@ -80,7 +82,7 @@ class StudyJournal:
     def digest(self) -> str:
         """Return what identifies the study and all its events, except that it was opened again."""
         events = [row for row in self.files.rows(FILE) if row["event"] != "opened"]
-        return digest(json_bytes({"study": read_object(self.files, "study.json"), "events": events}))
+        return digest(json_bytes({"study": self.study_record(), "events": events}))
 
     def write_error(self, job: str, text: str) -> str:
         """Write the traceback of a job that broke; return the file's name.

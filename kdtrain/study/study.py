@@ -148,8 +148,8 @@ class Study:
             raise
 
     def _all_stages(self) -> JobStream:
-        if self.journal.description is not None:
-            self.remarks += map(weights_remark, self.journal.description.get("weights", []))
+        about = self.journal.study_record()
+        self.remarks += map(weights_remark, about.get("weights", []) if about else [])
         yield from self._smoke()
         teachers = yield from self._train_teachers()
         alone = yield from self._run_search(self.baselines)

@@ -61,6 +61,7 @@ def compose(study: Study, findings: Findings, pictures: Pictures) -> str:
         hyperparameters=[(branch, results.hyperparameters(branch)) for branch in findings.branches],
         trial_counts=accounts.trial_counts(study),
         reasons=accounts.reasons(study),
+        broken=accounts.broken(study),
         equal_trials=accounts.equal_trials(study),
         train_command=accounts.train_command(study),
         continue_command=(again := accounts.continue_command(study)),

@@ -76,6 +76,31 @@ def idx(file: Path, values: np.ndarray) -> None:
     file.write_bytes(header + values.tobytes())
 
 
+def cifar10(root: Path, patch: pytest.MonkeyPatch, batch: int = 1010) -> Path:
+    """Write cifar-10-batches-py with five batches and test images, the classes in turn; return its folder.
+
+    torchvision no longer checks the sums of the files, which are those of the real ones.
+    """
+    import pickle
+
+    from torchvision.datasets import CIFAR10
+
+    folder = root / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    lists = {
+        "train_list": [[f"data_batch_{number}", None] for number in range(1, 6)],
+        "test_list": [["test_batch", None]],
+    }
+    for attribute, files in lists.items():
+        patch.setattr(CIFAR10, attribute, files)
+        for name, _ in files:
+            pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (batch, 3072), dtype=np.uint8)
+            (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(batch)]}))
+    patch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+    return folder
+
+
 def flowers102(root: Path, classes: int = 3, train: int = 4, val: int = 4, test: int = 6) -> Path:
     """Write flowers-102 with this many images of each class in the official splits; return its folder."""
     from scipy.io import savemat

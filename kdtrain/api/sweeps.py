@@ -6,6 +6,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import data_folder, named_data
 from kdtrain.errors import NoResult, UserError
 from kdtrain.runtime.process import cpu_threads
-from kdtrain.storage.folder import Folder
+from kdtrain.storage.folder import Folder, write_bytes
 from kdtrain.storage.mirror import results_folder
 from kdtrain.study.capacity import concurrent_trials, machine_resources
 from kdtrain.study.description import describe
@@ -25,6 +26,9 @@ from kdtrain.study.journal import FILES, StudyJournal
 from kdtrain.study.study import Study
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
+
+REPORT_MARK = ".report"
+"""The file beside a report that tells what it rests on."""
 
 
 @arguments_named()
@@ -71,22 +75,27 @@ def run_sweep(
     failure: NoResult | None = None
     with opened(sweep, where, source, command, check_capacity=address is None) as study:
         try:
-            if executor == "local":
-                from kdtrain.executors import local
-
-                with ONE_TRAINING, cpu_threads(sweep.resources.cpus_per_worker):  # threads as in a process of Ray
-                    local.execute(study)
-            else:
-                with _ray_unnoticed():
-                    from kdtrain.executors import ray_tune
-
-                    ray_tune.execute(study, address, url_of_data(source))
+            if study.begin():
+                _execute(study, executor, address, source)
         except NoResult as error:
             failure = error
         report(study)
     if failure is not None:
         raise failure
     return open_study(study.journal.files.path)
+
+
+def _execute(study: Study, executor: str, address: str | None, data: str | None) -> None:
+    if executor == "local":
+        from kdtrain.executors import local
+
+        with ONE_TRAINING, cpu_threads(study.sweep.resources.cpus_per_worker):  # threads as in a process of Ray
+            local.execute(study)
+    else:
+        with _ray_unnoticed():
+            from kdtrain.executors import ray_tune
+
+            ray_tune.execute(study, address, url_of_data(data))
 
 
 @contextmanager
@@ -119,13 +128,21 @@ def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_
 
 
 def report(study: Study) -> Path:
-    """Write the report of a study that has ended or was stopped; return its path on this machine."""
+    """Write the report of a study that has ended or was stopped; return its path on this machine.
+
+    A report is left as it is if nothing has happened since it was written.
+    """
+    folder = study.journal.files
+    rests_on = f"{study.journal.digest()} kdtrain {metadata.version('kdtrain')}"
+    path, mark = folder.path / "report.md", folder.path / REPORT_MARK
+    if folder.url is None and path.exists() and mark.exists() and mark.read_text() == rests_on:
+        return path
     from analysis.report import write_report
 
-    folder = study.journal.files
     study.workspace.store.fetch_for_reports()
     folder.fetch_all("*")  # another node may have written the arrays of the pictures
     path = write_report(folder.path)
+    write_bytes(mark, rests_on.encode())
     folder.publish()
     return path
 

@@ -60,12 +60,15 @@ def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
         opened(sweep, chosen.results, chosen.data, _again(chosen), check_capacity=on_this_machine) as study,
     ):
         try:
-            _execute(study, chosen, interruption)
+            if study.begin():
+                _execute(study, chosen, interruption)
         except NoResult as error:
             failure = error
         interruption.check()
         path, folder = report(study), study.journal.files
     print(f"{sweep.name}: {path}" + (f", and in {folder}" if folder.url else ""))
+    if failure is None and (broken := study.broken_jobs()):
+        print(broken, file=sys.stderr)
     if failure is not None:
         print("\n".join(failure.problems), file=sys.stderr)
         return 1
@@ -76,10 +79,14 @@ def _execute(study: "Study", chosen: argparse.Namespace, interruption: Interrupt
     """Run the study on Ray, whose messages go to a file, with a line of progress on the terminal."""
     from kdtrain.api.sweeps import url_of_data
     from kdtrain.cli.display import Display, quiet
+    from kdtrain.trials.store import read_object
 
     folder = study.journal.files
     log = folder.path / "ray.log"
-    print(f"{study.sweep.name}: results in {folder}, Ray's own messages in {log}", flush=True)
+    print(f"{study.sweep.name}: results in {folder}, Ray's own messages in {log}")
+    for note in (read_object(folder, "study.json") or {}).get("data_notes", []):
+        print(f"note: {note}")
+    sys.stdout.flush()
     with quiet(log) as terminal:
         from kdtrain.executors.ray_tune import execute
 

@@ -58,7 +58,9 @@ class NoPruner(Config):
 class Confirm(Config):
     """The recipes that are trained again with fresh seeds, and read the test split once."""
 
-    best: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = Field(default=2, description="Number of the best recipes.")
+    best: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = Field(
+        default=2, description="Number of the best recipes, at most `trials`."
+    )
     seeds: Annotated[int, Field(ge=1, le=1_000)] = Field(default=5, description="Number of trainings of each recipe.")
     published: bool = Field(default=True, description="If true, the published points are trained again too.")
 
@@ -116,6 +118,11 @@ class Resources(Config):
     )
     concurrent_trials: Literal["auto"] | Count = Field(
         default="auto", description="Maximum number of trials at the same time. auto: as many as the resources allow."
+    )
+    retries: NonNegativeInt = Field(
+        default=2,
+        description="Number of times that a job is tried again in one start of the sweep after it broke: out of memory,"
+        " a killed process, a bug. A non-finite loss is a result and is never tried again.",
     )
     checkpoint_every_steps: Count | None = Field(
         default=None,

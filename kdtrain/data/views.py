@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kdtrain.data.base import row_digests
 from kdtrain.data.batch_transforms import BatchTransform, RandomResizedCropFlip
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.cache import Cache
@@ -70,6 +71,14 @@ class Source(Protocol):
 
     def image(self, index: int, pre_transform: Transform) -> Image.Image:
         """Return pre_transform(image `index`), RGB."""
+        ...
+
+    def digests(self) -> list[str]:
+        """See `Images.digests`."""
+        ...
+
+    def name(self, index: int) -> str:
+        """See `Images.name`."""
         ...
 
     def all_images(self, pre_transform: Transform) -> Sequence[Tensor] | Tensor | None:
@@ -146,8 +155,18 @@ class ViewedImages:
         images = [view.transform(self.source.image(i, view.pre_transform)) for i in indices.tolist()]
         return torch.stack([torch.stack([pixels_of(crop) for crop in crops]) for crops in images])
 
+    def digests(self) -> list[str]:
+        """See `Images.digests`."""
+        return self.source.digests()
+
+    def name(self, index: int) -> str:
+        """See `Images.name`."""
+        return self.source.name(index)
+
     def for_device(self, device: torch.device) -> "ViewedImages":
         """See `Images.for_device`. The images are copied to a device once for all trainings of this process."""
+        if device.type == "mps":  # it has no float64, by which a batch's views equal those of single images
+            device = torch.device("cpu")
         if device not in self._for_device:
             on_device = BatchedImages(self, device)
             self._for_device[device] = on_device if on_device.batched else self
@@ -228,6 +247,14 @@ class ArraySource:
     def image(self, index: int, pre_transform: Transform) -> Image.Image:
         """See `Source.image`."""
         return pre_transform(Image.fromarray(self.pixels[index]))
+
+    def digests(self) -> list[str]:
+        """See `Images.digests`."""
+        return row_digests(self.pixels)
+
+    def name(self, index: int) -> str:
+        """See `Images.name`."""
+        return f"image {index}"
 
     def all_images(self, pre_transform: Transform) -> Tensor | None:
         """See `Source.all_images`."""

@@ -13,6 +13,7 @@ from kdtrain.models.feature_taps import dry_forward, evaluation_mode
 from kdtrain.models.registry import MODELS, model
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import load_network_weights
+from kdtrain.runtime.rng import seeded
 
 HIDDEN_FEATURES = 1000
 
@@ -42,8 +43,7 @@ def build(
         UserError: if the network cannot take such images, or its weights cannot be loaded.
     """
     entry = model(network.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         backbone = entry.source.backbone(image_shape)
         if backbone.head is not None:
             head = backbone.head(backbone.features, classes)
@@ -67,6 +67,15 @@ def build(
     if pretrained:
         load_network_weights(classifier, network, backbone, f"{place}.weights")
     return classifier
+
+
+def shapes_only(network: Network, image_shape: ImageShape, classes: int) -> Classifier:
+    """Return a network on the meta device, without memory and time; see `build` for arguments and errors."""
+    try:
+        with torch.device("meta"):
+            return build(network, image_shape, classes, 0, pretrained=False)
+    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
+        return build(network, image_shape, classes, 0, pretrained=False)
 
 
 def _head(kind: Head, features: int, classes: int, dropout: float) -> nn.Sequential:
@@ -106,11 +115,10 @@ def forward_flops(network: nn.Module, image_shape: ImageShape) -> int:
 def network_size(network: Network, image_shape: ImageShape, classes: int) -> tuple[int, int]:
     """Return the number of parameters and the FLOPs of one image's forward pass.
 
-    The network is built on the meta device, without numbers; on the CPU if it needs them (torchvision's RegNets).
+    Both come from shapes alone; a network whose forward pass reads numbers is built in memory.
     """
     try:
-        with torch.device("meta"):
-            built = build(network, image_shape, classes, 0, pretrained=False)
+        built = shapes_only(network, image_shape, classes)
         return parameter_count(built), forward_flops(built, image_shape)
     except RuntimeError:
         built = build(network, image_shape, classes, 0, pretrained=False)

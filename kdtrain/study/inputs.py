@@ -6,6 +6,7 @@ from pathlib import Path
 from kdtrain.config import space
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import Sweep
+from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import AnyData, data_folder, load, named_data
 from kdtrain.errors import UserError
 from kdtrain.models.config import Network, WeightsFile
@@ -31,7 +32,7 @@ def _data_notes(config: AnyData, data: str | None) -> Iterator[str]:
         yield f"recipe.data: {place} is not downloaded for this check, so {config.name} was not looked for"
         return
     try:
-        load(config, data_folder(data))
+        yield from data_notes(load(config, data_folder(data)), contents=False)
     except UserError as error:
         yield from error.problems
 
@@ -43,8 +44,8 @@ def _file_notes(recipe: Recipe) -> Iterator[str]:
         for role, network in networks
         if network is not None and isinstance(network.weights, WeightsFile)
     ]
-    if recipe.teacher is not None and recipe.teacher.file is not None:
-        files.append(("recipe.teacher.file", recipe.teacher.file))
+    if recipe.teacher is not None and recipe.teacher.trained is not None:
+        files.append(("recipe.teacher.trained", recipe.teacher.trained))
     for place, file in files:
         if not user_path(file, place).is_file():
             yield f"{place}: {file} is not there (looked for {Path.cwd() / user_path(file, place)})"

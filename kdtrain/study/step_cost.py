@@ -236,4 +236,4 @@ def _made_up_teacher(recipe: Recipe, classes: int, device: torch.device) -> Teac
 def _made_up_data(images: int, image_shape: ImageShape, classes: int) -> Dataset:
     pixels = torch.randint(0, 256, (images, *image_shape), dtype=torch.uint8)
     split = Split(TensorImages(pixels), torch.arange(images) % classes)
-    return Dataset("made up", tuple(str(k) for k in range(classes)), image_shape, split, split, split, "")
+    return Dataset("made up", tuple(str(k) for k in range(classes)), image_shape, split, split, split)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdtrain.data.sampling import batches_of
 from kdtrain.methods.base import Batch, Outputs, TeacherReading
 from kdtrain.runtime import distributed
+from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.cache import Cache, Tensors
 from kdtrain.storage.folder import Row
@@ -89,8 +90,7 @@ class CachedTeacher:
         if self.by_batch:
             rows = self._current.unit(batch.epoch_step)
             own = distributed.share(torch.arange(batch.size)) if batch.count else torch.tensor([0])
-            own = own.to(self.live.device, non_blocking=True)
-            return Outputs(rows.pop("logits").index_select(0, own), readings=rows)
+            return Outputs(rows.pop("logits").index_select(0, to_device(own, self.live.device)), readings=rows)
         rows = self._current.rows(batch.indices)
         features = {each.stage: rows[each.name] for each in self.live.use.readings if each.kind == "features"}
         return Outputs(rows.pop("logits"), features, rows)
@@ -114,11 +114,11 @@ class CachedTeacher:
         self._current = None
 
     def _open_train(self, epoch: int) -> CachedRows | None:
-        use, total = self.live.use, len(self.live.data.train)
+        use, labels = self.live.use, self.live.data.train.labels
         if self.by_batch:
-            units = list(batches_of(use.seed, use.batch_size, total, epoch))
+            units = list(batches_of(use.seed, use.batch_size, labels, epoch, use.sampler))
         else:
-            units = list(torch.arange(total).split(UNIT_IMAGES))
+            units = list(torch.arange(len(labels)).split(UNIT_IMAGES))
         key = train_key(self.live, self.weights, self.readings, epoch)
         return self._open(key, epoch, units, lambda unit: self._train_rows(unit, epoch), readings=self.readings)
 

@@ -10,6 +10,7 @@ from kdtrain.data.mixup import mixed, mixed_target
 from kdtrain.data.sampling import batches_of
 from kdtrain.methods.base import Batch, LossTerm, Outputs, weighted_sum
 from kdtrain.runtime import distributed
+from kdtrain.runtime.device import seed_generators, to_device
 from kdtrain.runtime.rng import stream
 from kdtrain.teacher.outputs import TeacherOutputs
 from kdtrain.training.epoch_metrics import EpochProgress, Metrics, NonFiniteLoss
@@ -61,7 +62,8 @@ def train_epoch(
     state.distiller.train()
     if state.teacher_outputs is not None:
         state.teacher_outputs.begin(state.epoch)
-    batches = batches_of(state.recipe.seed, state.recipe.batch_size, len(state.data.train), state.epoch)
+    recipe = state.recipe
+    batches = batches_of(recipe.seed, recipe.batch_size, state.data.train.labels, state.epoch, recipe.sampler)
     lr = state.learner.lr(state.step - state.progress.steps)
     for epoch_step in range(state.progress.steps, len(batches)):
         indices = batches[epoch_step]
@@ -80,7 +82,7 @@ def train_step(state: TrainState, indices: Tensor, epoch_step: int = 0) -> dict[
     """
     images, batch = load_batch(state, indices, epoch_step)
     teacher = state.teacher_outputs.of(images, batch) if state.teacher_outputs else None
-    _seed_dropout(state.device, stream(state.recipe.seed, "dropout", state.step, distributed.rank()))
+    seed_generators(state.device, stream(state.recipe.seed, "dropout", state.step, distributed.rank()))
     if state.critic is not None and state.critic.turns.is_critics(batch.step, batch.epoch_step):
         assert teacher is not None
         return _critic_step(state, images, teacher, batch)
@@ -122,10 +124,16 @@ def load_batch(state: TrainState, indices: Tensor, epoch_step: int) -> tuple[Ten
         images = mixed(images, partners, part.shares)
         target = mixed_target(target, split.labels[part.partners], part.shares, len(state.data.classes))
     batch = Batch(
-        target.to(state.device, non_blocking=True), part.indices, recipe.seed, state.epoch, state.step, epoch_step,
+        to_device(target, state.device), part.indices, recipe.seed, state.epoch, state.step, epoch_step,
         size=len(indices), count=part.count,
+        mean_class_weight=1.0 if partners is not None else _mean_class_weight(state, split.labels[indices]),
     )  # fmt: skip
     return images, batch
+
+
+def _mean_class_weight(state: TrainState, labels: Tensor) -> float:
+    """Return the mean class weight of labels, 1 without class weights."""
+    return 1.0 if state.class_weights is None else state.class_weights[labels].double().mean().item()
 
 
 def evaluate(state: TrainState) -> Metrics:
@@ -160,8 +168,9 @@ def _validation_loss(state: TrainState, logits: Tensor, teacher: Tensor | None) 
     """Return the method's loss and its terms on the whole validation split, from both networks' logits [N, K]."""
     split, recipe = state.data.val, state.recipe
     batch = Batch(
-        split.labels, torch.arange(len(split)), recipe.seed, state.epoch, state.step, size=len(split), count=len(split)
-    )
+        split.labels, torch.arange(len(split)), recipe.seed, state.epoch, state.step, size=len(split), count=len(split),
+        mean_class_weight=_mean_class_weight(state, split.labels),
+    )  # fmt: skip
     terms = state.distiller.criterion(Outputs(logits), Outputs(teacher) if teacher is not None else None, batch)
     values = {"loss": weighted_sum(terms), **{name: term.value for name, term in terms.items()}}
     return {f"val/{name}": value.item() for name, value in values.items()}
@@ -184,19 +193,12 @@ def _logits_without_buffers(student: torch.nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _seed_dropout(device: torch.device, seed: int) -> None:
-    """Seed the generators that dropout draws from."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
 def _costs(state: TrainState) -> Metrics:
     """Return what views and teacher outputs have cost so far: images of all ranks, seconds of this rank."""
     costs: Metrics = {"views_seconds": state.loader.seconds}
     outputs = state.teacher_outputs
     counts = (outputs.requested, outputs.computed, outputs.checked) if outputs is not None else (0, 0, 0)
-    of_all_ranks = distributed.sum_over_ranks(torch.tensor(counts, device=state.device)).tolist()
+    of_all_ranks = distributed.sum_over_ranks(to_device(torch.tensor(counts), state.device)).tolist()
     names = ("teacher_images", "teacher_images_computed", "teacher_images_checked")
     costs |= dict(zip(names, of_all_ranks, strict=True))
     if outputs is not None:

@@ -68,7 +68,7 @@ def test_check_notes_what_is_not_there_and_the_file_is_valid_nevertheless(
     monkeypatch.setenv("HOME", str(tmp_path))
     recipe = {
         "data": {"name": "image_folder", "folder": "pets", "resolution": 16},
-        "teacher": {"model": "lenet5_teacher", "file": "~/teacher.pth"},
+        "teacher": {"model": "lenet5_teacher", "trained": "~/teacher.pth"},
         "student": {"model": "lenet5_student", "weights": {"file": "start.pth"}},
     }
     file = sweep_file(tmp_path, recipe=recipe)
@@ -78,7 +78,7 @@ def test_check_notes_what_is_not_there_and_the_file_is_valid_nevertheless(
     places = (
         "recipe.data: image_folder is not there",
         "recipe.student.weights.file: start.pth",
-        "recipe.teacher.file: ~/teacher.pth",
+        "recipe.teacher.trained: ~/teacher.pth",
     )
     assert [note.startswith(f"note: {place}") for note, place in zip(notes, places, strict=True)] == [True] * 3, notes
     assert str(tmp_path / "data" / "pets") in notes[0]

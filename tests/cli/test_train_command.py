@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from trainings import KD, NO_DATA, recipe, timeless, trained
 
 from kdtrain.cli.train import main
@@ -40,7 +41,8 @@ def test_teacher_then_student_are_trained_as_train_does_and_their_numbers_printe
     config = recipe(**KD)
     code, out, err = asked(config)
     assert (code, err) == (0, "")
-    lines = out.splitlines()
+    assert "teacher: not better than the most frequent class (10.00% of the validation images)" in out
+    lines = [line for line in out.splitlines() if "nothing was learned" not in line]
     assert lines[0] == "teacher: lenet5_teacher on digits, 2 epochs, seed 0"
     assert lines[4] == "kd: lenet5_student on digits, 2 epochs, seed 0"
     assert [line.split()[:2] for line in lines[1:3] + lines[5:7]] == [["epoch", "1"], ["epoch", "2"]] * 2
@@ -55,7 +57,8 @@ def test_teacher_then_student_are_trained_as_train_does_and_their_numbers_printe
     commanded = Store(tmp_path / "results").trial(direct.folder.trial_id)
     assert [timeless(row) for row in commanded.epochs()] == direct.rows
     assert commanded.weights.read_bytes() == direct.folder.weights.read_bytes()
-    assert asked(config)[:2] == (0, "".join(f"{line}\n" for line in lines if not line.startswith("epoch")))
+    code, again, _ = asked(config)
+    assert (code, again.splitlines()) == (0, [line for line in out.splitlines() if not line.startswith("epoch")])
 
 
 @pytest.mark.parametrize("who", ["none", "teacher"])
@@ -110,6 +113,29 @@ def test_the_student_alone_is_called_none_and_a_store_of_a_newer_schema_is_refus
     assert code == 2
     assert "of schema 99, written by a newer kdtrain" in err
     assert json.loads(file.read_text()) == {"schema": 99}
+
+
+def test_a_finished_teacher_is_evaluated_first_and_its_weights_are_named(asked, tmp_path: Path) -> None:
+    """The first start evaluates it, and each one says its accuracy; what names one class only has learned nothing."""
+    taught = trained(recipe(student={"model": "lenet5_teacher"}))
+    none = {name: torch.zeros_like(value) for name, value in taught.weights.items()}
+    torch.save({"model": taught.weights, "model_ema": none}, tmp_path / "t.pth")
+    teacher = {"model": "lenet5_teacher", "trained": "t.pth"}
+    for _ in range(2):
+        code, out, err = asked(recipe(**KD | {"teacher": teacher}, epochs=1))
+        assert (code, err) == (0, "")
+        assert out.splitlines()[:2] == [
+            "lenet5_teacher takes the weights model of t.pth; weights_key chooses others: model_ema",
+            f"teacher: lenet5_teacher from t.pth: val accuracy {taught.outcome['best']['val/accuracy']:.4f}",
+        ]
+    code, out, err = asked(recipe(**KD | {"teacher": teacher | {"weights_key": "model_ema"}}, epochs=1))
+    assert (code, err) == (0, "")
+    chance = "not better than the most frequent class (10.00% of the validation images): nothing was learned"
+    assert out.splitlines()[:3] == [
+        "lenet5_teacher takes the weights model_ema of t.pth",
+        "teacher: lenet5_teacher from t.pth: val accuracy 0.1000",
+        f"teacher: {chance}",
+    ]
 
 
 def test_a_signal_ends_the_training_with_the_sentence_that_it_continues(asked, monkeypatch: pytest.MonkeyPatch) -> None:

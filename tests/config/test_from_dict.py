@@ -84,7 +84,7 @@ def test_every_mistake_of_a_dict_is_reported_at_once_in_its_order_with_its_path(
         ("recipe.label_smoothing", np.float32(0.5)),
         ("recipe.label_smoothing", Fraction(1, 4)),
         ("report", {"title": np.str_("Digits")}),
-        ("recipe.teacher", {"model": "lenet5_teacher", "file": Path("teacher.safetensors")}),
+        ("recipe.teacher", {"model": "lenet5_teacher", "trained": Path("teacher.safetensors")}),
     ],
 )
 def test_common_values_of_python_are_accepted(path: str, value: Any) -> None:

@@ -4,10 +4,10 @@ import json
 import shlex
 from typing import Any
 
-from analysis.frame import NOT_ENDED, STAGES, TRAINING, Study, flatten
+from analysis.frame import BROKEN, NOT_ENDED, STAGES, TRAINING, Study, flatten
 from analysis.tables import MISSING, Rows, count, listed, missing, one_line, sampled
 
-STATES = ("complete", "pruned", "failed", "not ended")
+STATES = ("complete", "pruned", "failed", BROKEN, NOT_ENDED)
 
 
 def trial_counts(study: Study) -> Rows:
@@ -32,6 +32,17 @@ def reasons(study: Study) -> Rows:
         {"stage": STAGES[stage], "state": state, "reason": why, "count": len(numbers), "trials": listed(numbers)}
         for (stage, state, _, why), numbers in sorted(grouped.items())
     ]
+
+
+def broken(study: Study) -> Rows:
+    """Return a row for each job that broke: its reason, and the file of its traceback in the study's folder."""
+    return [
+        {
+            "stage": row["stage"], "trial": row["number"], "reason": one_line(row["reason"]),
+            "traceback": MISSING if missing(row["traceback"]) else f"`{row['traceback']}`",
+        }
+        for row in study.trials[study.trials["state"] == BROKEN].to_dict("records")
+    ]  # fmt: skip
 
 
 def stages_ended(study: Study) -> str:
@@ -68,11 +79,21 @@ def equal_trials(study: Study) -> Rows:
 
 
 def continue_command(study: Study) -> str:
-    """Return the command that continues the sweep, with --trials and --seed, which its file may leave out."""
+    """Return the command, or the call of the Python API, that continues the sweep: the newest one that started it."""
+    given = commands(study)
+    if given:
+        return given[-1]
     fields = study.description["study"]
     words = ["kdtrain", "sweep", study.description["file"]]
     words += [word for override in study.description.get("overrides", []) for word in ("--set", override)]
     return shlex.join([*words, "--trials", str(fields["trials"]), "--seed", str(fields["seed"])])
+
+
+def train_command(study: Study) -> str:
+    """Return the command that trains the winner again, with the data that the sweep was started with."""
+    named = [event.get("data") for event in study.record if event["event"] == "opened"]
+    data = ["--data", str(named[-1])] if named and named[-1] else []
+    return shlex.join(["kdtrain", "train", str(study.folder / "best.yaml"), "--results", "repeat", *data])
 
 
 def commands(study: Study) -> list[str]:

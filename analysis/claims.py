@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.frame import Study, complete_trials
+from analysis.frame import BROKEN, Study, complete_trials
 from analysis.statistics import (
     SEEDS_FOR_A_CLAIM,
     Estimate,
@@ -63,7 +63,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Single:
-    """A teacher: one run, so its interval is the binomial interval of its test images."""
+    """A teacher: one run, so its interval is the binomial interval of its test images.
+
+    file: of a finished teacher, whose test accuracy is that which its students were compared with.
+    """
 
     model: str
     trial_id: str
@@ -72,6 +75,7 @@ class Single:
     test: float
     test_images: float
     interval: Interval | None
+    file: str | None = None
 
 
 class ImageBootstrap(NamedTuple):
@@ -88,12 +92,15 @@ def candidates(study: Study) -> list[Candidate]:
     winner = (study.winner or {}).get("candidate")
     groups = {str(key): group for key, group in confirm.groupby("candidate", sort=False)}
     tests = {key: _by_seed(group, "test/accuracy") for key, group in groups.items()}
+    broken = {key: _broken(group) for key, group in groups.items()}
     compared = []
     for key, group in groups.items():
         candidate = _candidate(study, key, group)
         if candidate.baseline is not None and candidate.baseline in tests:
             differences = paired_differences(tests[key], tests[candidate.baseline])
-            candidate = replace(candidate, difference=mean_estimate(differences), p=paired_p_value(differences))
+            difference = mean_estimate(differences, broken[key] + broken[candidate.baseline])
+            p = paired_p_value(differences) if difference and difference.interval else None
+            candidate = replace(candidate, difference=difference, p=p)
         compared.append(replace(candidate, primary=key == winner))
     corrected = holm([None if candidate.primary else candidate.p for candidate in compared])
     return [replace(candidate, p_holm=p) for candidate, p in zip(compared, corrected, strict=True)]
@@ -104,7 +111,7 @@ def find(found: list[Candidate], key: str | None) -> Candidate | None:
 
 
 def teachers(study: Study) -> list[Single]:
-    """Return the trained teachers, that of the winner first; a teacher from a file has no trial."""
+    """Return the teachers that are trained or evaluated, that of the winner first."""
     rows = study.stage("teacher")
     won = study.recipes.get((study.winner or {}).get("trial_id", ""), {})
     of_winner = (won.get("teacher") or {}).get("trial_id")
@@ -114,6 +121,9 @@ def teachers(study: Study) -> list[Single]:
 
 def undecided(difference: Estimate) -> str | None:
     """Return why a difference decides nothing, or None if it decides."""
+    if difference.broken:
+        runs = "1 confirming run" if difference.broken == 1 else f"{difference.broken} confirming runs"
+        return f"{runs} broke, which gives no interval until the sweep is run again"
     if difference.n < SEEDS_FOR_A_CLAIM:
         seeds = "1 seed is" if difference.n == 1 else f"{difference.n} seeds are"
         return f"{seeds} too few, a claim needs {SEEDS_FOR_A_CLAIM}"
@@ -157,9 +167,13 @@ def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
         planned=len(group),
         model=student_name(recipe),
         parameters=float(group["parameters"].dropna().iloc[0]) if group["parameters"].notna().any() else math.nan,
-        validation=mean_estimate(list(_by_seed(group, study.objective).values())),
-        test=mean_estimate(list(_by_seed(group, "test/accuracy").values())),
+        validation=mean_estimate(list(_by_seed(group, study.objective).values()), _broken(group)),
+        test=mean_estimate(list(_by_seed(group, "test/accuracy").values()), _broken(group)),
     )
+
+
+def _broken(group: pd.DataFrame) -> int:
+    return int((group["state"] == BROKEN).sum())
 
 
 def _by_seed(group: pd.DataFrame, metric: str) -> dict[int, float]:
@@ -168,8 +182,11 @@ def _by_seed(group: pd.DataFrame, metric: str) -> dict[int, float]:
 
 
 def _single(study: Study, row: pd.Series) -> Single:
-    recipe = study.recipes.get(row["trial_id"], {}).get("recipe", {})
+    about = study.recipes.get(row["trial_id"], {})
+    recipe, file = about.get("recipe", {}), (about.get("finished") or {}).get("file")
     test, images = row["test/accuracy"], row["test_images"]
+    if file is not None:
+        test, images = _test_of_finished(study, row["trial_id"])
     measured = not math.isnan(test) and not math.isnan(images)
     return Single(
         model=student_name(recipe),
@@ -179,7 +196,17 @@ def _single(study: Study, row: pd.Series) -> Single:
         test=test,
         test_images=images,
         interval=clopper_pearson(round(test * images), int(images)) if measured else None,
+        file=file,
     )
+
+
+def _test_of_finished(study: Study, trial_id: str) -> tuple[float, float]:
+    """Return a finished teacher's test accuracy and the number of test images, as its students' outcomes have them."""
+    for student_id, about in study.recipes.items():
+        test = (study.outcomes.get(student_id) or {}).get("test") or {}
+        if (about.get("teacher") or {}).get("trial_id") == trial_id and "test/teacher_accuracy" in test:
+            return float(test["test/teacher_accuracy"]), float(test["images"])
+    return math.nan, math.nan
 
 
 def student_name(recipe: Mapping[str, Any] | None) -> str:

@@ -12,20 +12,25 @@ import pandas as pd
 
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import LocalFolder, Row, read_rows
-from kdtrain.trials.store import Store, read_object
+from kdtrain.trials.objectives import HIGHER_IS_BETTER, objectives_of
+from kdtrain.trials.store import Store, is_broken, read_object
 
 STAGES = ("smoke", "teacher", "baselines", "search", "confirm", "pictures")
 TRAINING = ("teacher", "baselines", "search", "confirm")  # the other stages have a recipe, but train nothing
-NOT_ENDED = "not ended"
+NOT_ENDED, BROKEN = "not ended", "broken"
 PLANNED = (
-    "stage", "number", "trial_id", "state", "reason", "published",
+    "stage", "number", "trial_id", "state", "reason", "traceback", "published",
     "candidate", "role", "seed", "baseline", "source_stage", "source_number",
 )  # fmt: skip
 MEASURED = (
-    "best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "test_images", "parameters",
+    "best_epoch", *HIGHER_IS_BETTER, "test/accuracy", "test/nll", "test_images", "parameters",
     "epochs", "images", "teacher_images", "seconds", "images_per_s", "peak_memory_bytes",
 )  # fmt: skip
-AXIS = {"val/accuracy": ("validation accuracy, %", 100.0), "val/nll": ("validation cross-entropy (NLL), nats", 1.0)}
+AXIS = {
+    "val/accuracy": ("validation accuracy, %", 100.0),
+    "val/mpa": ("validation mean accuracy per class, %", 100.0),
+    "val/nll": ("validation cross-entropy (NLL), nats", 1.0),
+}
 """The label of an objective on an axis, and the factor to its unit."""
 PARAMETER = ("name", "kind", "low", "high", "choices", "conditions")
 
@@ -61,7 +66,7 @@ class Study:
 
     @property
     def larger_is_better(self) -> bool:
-        return self.objective != "val/nll"
+        return HIGHER_IS_BETTER[self.objective]
 
     @property
     def parameters(self) -> list[Row]:
@@ -70,6 +75,12 @@ class Study:
     @property
     def winner(self) -> Row | None:
         return next((event for event in reversed(self.record) if event["event"] == "winner"), None)
+
+    @property
+    def no_result(self) -> str | None:
+        """The reason why the study has ended without a result, or None."""
+        newest = next((event for event in reversed(self.record) if event["event"] != "opened"), {})
+        return newest["reason"] if newest.get("event") == "no_result" else None
 
     @property
     def data(self) -> Row | None:
@@ -154,7 +165,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def trials_csv(study: Study) -> str:
     """Return a CSV with one row per trial; a searched value has the column `recipe.<name>`, unlike any metric."""
     columns = ["stage", "number", "trial_id", "state", "candidate", "seed"]
-    measured = ["best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "epochs", "reason", "seconds"]
+    measured = ["best_epoch", *HIGHER_IS_BETTER, "test/accuracy", "test/nll", "epochs", "reason", "seconds"]
     counts = study.trials.astype(dict.fromkeys(("best_epoch", "epochs", "seed"), "Int64"))
     frame = pd.concat([counts[columns], study.values.add_prefix("recipe."), counts[measured]], axis="columns")
     return str(frame.to_csv(index=False, lineterminator="\n"))
@@ -201,8 +212,10 @@ def _planned(record: list[Row]) -> list[Row]:
         if event["event"] == "planned":
             rows[key] = {"trial_id": None, "values": {}, **event}
         elif event["event"] == "ended" and key in rows:
-            rows[key] |= {name: event.get(name) for name in ("state", "reason", "value", "epochs")}
+            rows[key] |= {name: event.get(name) for name in ("state", "reason", "traceback", "value", "epochs")}
             rows[key]["trial_id"] = event.get("trial_id") or rows[key]["trial_id"]
+            if event.get("trial_id") and is_broken(event):
+                rows[key]["state"] = BROKEN
     by_time = sorted(rows.values(), key=lambda row: float(row.get("time", 0.0)))
     latest = {row["candidate"]: row.get("source") for row in by_time if row.get("candidate")}
     current = [row for row in rows.values() if row.get("source") == latest.get(row.get("candidate"), row.get("source"))]
@@ -218,7 +231,7 @@ def _outcome(planned: Row, outcomes: Mapping[str, Row], store: Store) -> Row | N
     rows = [row for row in store.trial(planned["trial_id"]).epochs() if row["epoch"] <= epochs]
     if not rows or outcome["best"] is None:
         return outcome
-    best = next((row for row in rows if planned.get("value") in (row["val/accuracy"], row["val/nll"])), None)
+    best = next((row for row in rows if planned.get("value") in objectives_of(row).values()), None)
     return outcome | {"epochs": epochs, "best": best, "test": None}
 
 
@@ -235,6 +248,6 @@ def _trial_row(planned: Row, recipe: Row | None, outcome: Row | None) -> Row:
     best, test = outcome.get("best") or {}, outcome.get("test") or {}
     row |= {name: outcome.get(name) for name in MEASURED}
     row |= {"best_epoch": best.get("epoch"), "test_images": test.get("images")}
-    row |= {name: best.get(name) for name in ("val/accuracy", "val/nll")}
+    row |= {name: best.get(name) for name in HIGHER_IS_BETTER}
     row |= {name: test.get(name) for name in ("test/accuracy", "test/nll")}
     return row

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.claims import candidates, find, verdict
 from analysis.frame import read_study
 from kdtrain.errors import UserError
+from kdtrain.storage.folder import user_path
 
 if TYPE_CHECKING:
     from kdtrain.config.recipe import Recipe
@@ -82,6 +83,7 @@ class StudyResult:
     trials: pd.DataFrame = field(repr=False, compare=False)
     _winner: Winner | None = field(repr=False)
     _comparison: Comparison | None = field(repr=False)
+    _no_result: str | None = field(repr=False)
 
     @property
     def report(self) -> Path:
@@ -96,7 +98,8 @@ class StudyResult:
             UserError: The study has chosen none yet.
         """
         if self._winner is None:
-            raise UserError(f"{self.folder}: has no winner yet; run the sweep again to continue it")
+            why = self._no_result or "run the sweep again to continue it"
+            raise UserError(f"{self.folder}: has no winner{'' if self._no_result else ' yet'}; {why}")
         return self._winner
 
     @property
@@ -125,7 +128,7 @@ def open_study(folder: str | Path) -> StudyResult:
     Raises:
         UserError: The folder is absent, is not a study's, or holds a damaged file or one of a newer kdtrain.
     """
-    study = read_study(Path(folder))
+    study = read_study(user_path(folder, "folder"))
     event = study.winner
     found = find(candidates(study), event["candidate"]) if event else None
     winner = comparison = None
@@ -136,4 +139,4 @@ def open_study(folder: str | Path) -> StudyResult:
             interval = None if estimate.interval is None else (estimate.interval.low, estimate.interval.high)
             comparison = Comparison(estimate.mean, interval, estimate.n, str(verdict(estimate)))
     trials = pd.concat([study.trials, study.values.add_prefix("recipe.")], axis="columns")
-    return StudyResult(study.name, study.folder, study.finished, trials, winner, comparison)
+    return StudyResult(study.name, study.folder, study.finished, trials, winner, comparison, study.no_result)

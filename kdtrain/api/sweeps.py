@@ -1,28 +1,37 @@
 """Runs a sweep from Python; the command `kdtrain sweep` runs the same steps with a terminal around them."""
 
+import os
+import random
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from kdtrain.api.results import StudyResult, open_study
-from kdtrain.api.training import ONE_TRAINING, cpu_threads
+from kdtrain.api.training import ONE_TRAINING, arguments_named
 from kdtrain.config.sweep import Sweep
-from kdtrain.data.registry import data_folder
+from kdtrain.data.registry import data_folder, named_data
 from kdtrain.errors import NoResult, UserError
-from kdtrain.storage.folder import Folder
+from kdtrain.runtime.process import cpu_threads
+from kdtrain.storage.folder import Folder, write_bytes
 from kdtrain.storage.mirror import results_folder
 from kdtrain.study.capacity import concurrent_trials, machine_resources
 from kdtrain.study.description import describe
-from kdtrain.study.journal import StudyJournal
+from kdtrain.study.journal import FILES, StudyJournal
 from kdtrain.study.study import Study
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
+REPORT_MARK = ".report"
+"""The file beside a report that tells what it rests on."""
 
+
+@arguments_named()
 def run_sweep(
     sweep: Sweep,
     results: str | Path = "results",
@@ -62,19 +71,12 @@ def run_sweep(
     if executor == "local" and address is not None:
         raise UserError(f"address: needs the executor ray, got {address!r} with the executor local")
     where, source = str(results), None if data is None else str(data)
-    command = f"kdtrain.run_sweep(sweep, results={where!r}, executor={executor!r})"
+    command = _call(sweep, where, named_data(source), executor, address)
     failure: NoResult | None = None
     with opened(sweep, where, source, command, check_capacity=address is None) as study:
         try:
-            if executor == "local":
-                from kdtrain.executors import local
-
-                with ONE_TRAINING, cpu_threads(sweep.resources.cpus_per_worker):  # threads as in a process of Ray
-                    local.execute(study)
-            else:
-                from kdtrain.executors import ray_tune
-
-                ray_tune.execute(study, address, url_of_data(source))
+            if study.begin():
+                _execute(study, executor, address, source)
         except NoResult as error:
             failure = error
         report(study)
@@ -83,48 +85,107 @@ def run_sweep(
     return open_study(study.journal.files.path)
 
 
+def _execute(study: Study, executor: str, address: str | None, data: str | None) -> None:
+    if executor == "local":
+        from kdtrain.executors import local
+
+        with ONE_TRAINING, cpu_threads(study.sweep.resources.cpus_per_worker):  # threads as in a process of Ray
+            local.execute(study)
+    else:
+        with _ray_unnoticed():
+            from kdtrain.executors import ray_tune
+
+            ray_tune.execute(study, address, url_of_data(data))
+
+
 @contextmanager
 def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_capacity: bool) -> Iterator[Study]:
     """Open the study of a sweep for this process alone; its journal names the `command` that continues it.
 
-    If the study is refused with a UserError before anything was trained, its new folder is removed again.
+    If a new study is refused with a UserError before anything was trained, what it has written is removed again.
     """
     store, data_root = results_folder(results), data_folder(data)
     if check_capacity:
         concurrent_trials(sweep.resources, [machine_resources()])
     about = describe(sweep, data_root)
     folder = store.folder(sweep.name)
-    is_new = not folder.path.exists() and not folder.has("study.json")
+    is_new = not any(folder.has(name) for name in FILES)
+    made = [path for path in folder.path.parents if not path.exists()]
     with _held(folder):
         journal = StudyJournal(folder)
         try:
             journal.open(about, sweep.located.text)
-            journal.append("opened", command=command)
+            journal.append("opened", command=command, data=named_data(data))
             device = torch.device("cuda" if sweep.resources.gpus_per_worker else "cpu")
             yield Study(sweep, Workspace(Store(store), data_root, device), journal)
         except UserError:
             if is_new and journal.is_idle():
-                folder.clear()
-                with suppress(OSError):  # the results folder stays if anything else is in it
-                    folder.path.parent.rmdir()
+                journal.remove()
+                with suppress(OSError):  # a folder stays if anything else is in it
+                    for path in made:
+                        path.rmdir()
             raise
 
 
 def report(study: Study) -> Path:
-    """Write the report of a study that has ended or was stopped; return its path on this machine."""
+    """Write the report of a study that has ended or was stopped; return its path on this machine.
+
+    A report is left as it is if nothing has happened since it was written.
+    """
+    folder = study.journal.files
+    rests_on = f"{study.journal.digest()} kdtrain {metadata.version('kdtrain')}"
+    path, mark = folder.path / "report.md", folder.path / REPORT_MARK
+    if folder.url is None and path.exists() and mark.exists() and mark.read_text() == rests_on:
+        return path
     from analysis.report import write_report
 
-    folder = study.journal.files
     study.workspace.store.fetch_for_reports()
     folder.fetch_all("*")  # another node may have written the arrays of the pictures
     path = write_report(folder.path)
+    write_bytes(mark, rests_on.encode())
     folder.publish()
     return path
 
 
 def url_of_data(data: str | None) -> str | None:
-    """Return `data` if it is a URL, from which each node of a cluster fetches the data sets."""
-    return data if data is not None and "://" in data else None
+    """Return the URL from which each node of a cluster fetches the data sets; None if they are in a folder."""
+    place = named_data(data)
+    return place if place is not None and "://" in place else None
+
+
+@contextmanager
+def _ray_unnoticed() -> Iterator[None]:
+    """Restore what importing and running Ray changes in the caller's process.
+
+    Its folder of packages stays in `sys.path`, because it imports from there later, but behind the caller's folders.
+    """
+    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    folders, hook, numbers = list(sys.path), sys.excepthook, random.getstate()
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
+            del os.environ[name]
+        os.environ.update(before)
+        sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
+        sys.excepthook = hook
+        random.setstate(numbers)
+
+
+def _call(sweep: Sweep, results: str, data: str | None, executor: str, address: str | None) -> str:
+    """Return the Python call that continues a sweep; `sweep` stands for one that was made from a dict."""
+    loaded = "sweep"
+    if sweep.located.has_lines:
+        arguments = [repr(sweep.located.file), *([f"overrides={list(sweep.overrides)!r}"] if sweep.overrides else [])]
+        arguments += [
+            f"{option}={getattr(sweep.study, option)}"
+            for option in ("trials", "seed")
+            if sweep.located.places.get(("study", option)) == f"--{option}"
+        ]
+        loaded = f"kdtrain.load_sweep({', '.join(arguments)})"
+    named = {"results": results, "data": data, "executor": executor, "address": address}
+    options = [f"{name}={value!r}" for name, value in named.items() if value is not None]
+    return f"kdtrain.run_sweep({', '.join([loaded, *options])})"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdtrain.study.study import Study
 
 PIPED_INTERVAL_S = 10.0
+ENDED = ("complete", "pruned", "failed", "broken")
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def quiet(log: Path) -> Iterator[TextIO]:
 
 
 class Display:
-    """One live line about a study; in a pipe a line at each new stage and every ten seconds."""
+    """One live line about a study, below its remarks; in a pipe a line at each new stage and every ten seconds."""
 
     def __init__(self, study: "Study", terminal: TextIO) -> None:
         self.study = study
@@ -50,6 +51,7 @@ class Display:
         self.stage_started: dict[str, tuple[float, int]] = {}
         self.stopped = threading.Event()
         self.last_line = ""
+        self.remarks_shown = 0
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -64,15 +66,24 @@ class Display:
     def _follow(self) -> None:
         if self.console.is_terminal:
             with Live(console=self.console, get_renderable=self._line, redirect_stdout=False, redirect_stderr=False):
-                self.stopped.wait()
+                while not self.stopped.wait(0.2):
+                    self._print_remarks()
+                self._print_remarks()
             return
         stage, printed = "", 0.0
         while not self.stopped.wait(0.2):
+            self._print_remarks()
             now = time.monotonic()
             if self.study.stage != stage or now - printed > PIPED_INTERVAL_S:
                 stage, printed = self.study.stage, now
                 self._print()
+        self._print_remarks()
         self._print()
+
+    def _print_remarks(self) -> None:
+        for remark in self.study.remarks[self.remarks_shown :]:
+            self.console.print(remark, soft_wrap=True, highlight=False, markup=False)
+            self.remarks_shown += 1
 
     def _print(self) -> None:
         line = self.line()
@@ -90,8 +101,8 @@ class Display:
         state = self.study.progress()
         if not state["of"]:
             return str(state["stage"])
-        ended = state["complete"] + state["pruned"] + state["failed"]
-        counts = ", ".join(f"{name} {state[name]}" for name in ("running", "complete", "pruned", "failed"))
+        ended = sum(state[name] for name in ENDED)
+        counts = ", ".join(f"{name} {state[name]}" for name in ("running", *ENDED))
         parts = [f"{state['stage']} {ended}/{state['of']}", counts]
         if state["best"] is not None:
             parts.append(f"best {self.study.sweep.study.objective} {state['best']:.4f}")

@@ -1,12 +1,12 @@
 """kdtrain sweep FILE: runs a sweep to its report, or continues it. Heavy modules are imported when they are needed."""
 
 import argparse
+import os
 import shlex
-import signal
 import sys
 from typing import TYPE_CHECKING
 
-from kdtrain.cli.common import add_address, add_data, add_results, read_sweep, sweep_parser
+from kdtrain.cli.common import Interruption, add_address, add_data, add_results, read_sweep, sweep_parser
 from kdtrain.errors import NoResult, UserError
 
 if TYPE_CHECKING:
@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Return exit code 0: done; 1: no result; 2: the user has something to correct; 130: interrupted."""
-    parser = sweep_parser("sweep", "Searches, confirms and reports: one sweep file in, results/<sweep>/report.md out.")
-    parser.add_argument("--check", action="store_true", help="the same as kdtrain check FILE")
-    parser.add_argument("--plan", action="store_true", help="the same as kdtrain plan FILE")
-    add_results(parser)
-    add_data(parser)
-    add_address(parser)
-    chosen = parser.parse_args(arguments)
+    chosen = options().parse_args(arguments)
     try:
         if chosen.check:
             from kdtrain.cli.check import check
@@ -45,34 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-class Interruption:
-    """Handlers of Ctrl-C and SIGTERM that raise KeyboardInterrupt and remember it.
-
-    Python drops a KeyboardInterrupt that is raised inside a destructor: a sweep went on after Ctrl-C and ended with
-    exit code 0. `check` raises it again.
-    """
-
-    def __init__(self) -> None:
-        self._came = False
-
-    def __enter__(self) -> "Interruption":
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in self._before:
-            signal.signal(number, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal has come."""
-        if self._came:
-            raise KeyboardInterrupt
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        self._came = True
-        raise KeyboardInterrupt
+def options() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = sweep_parser("sweep", "Searches, confirms and reports: one sweep file in, results/<sweep>/report.md out.")
+    parser.add_argument("--check", action="store_true", help="the same as kdtrain check FILE")
+    parser.add_argument("--plan", action="store_true", help="the same as kdtrain plan FILE")
+    add_results(parser)
+    add_data(parser)
+    add_address(parser)
+    return parser
 
 
 def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
@@ -85,12 +60,15 @@ def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
         opened(sweep, chosen.results, chosen.data, _again(chosen), check_capacity=on_this_machine) as study,
     ):
         try:
-            _execute(study, chosen, interruption)
+            if study.begin():
+                _execute(study, chosen, interruption)
         except NoResult as error:
             failure = error
         interruption.check()
         path, folder = report(study), study.journal.files
     print(f"{sweep.name}: {path}" + (f", and in {folder}" if folder.url else ""))
+    if failure is None and (broken := study.broken_jobs()):
+        print(broken, file=sys.stderr)
     if failure is not None:
         print("\n".join(failure.problems), file=sys.stderr)
         return 1
@@ -101,10 +79,14 @@ def _execute(study: "Study", chosen: argparse.Namespace, interruption: Interrupt
     """Run the study on Ray, whose messages go to a file, with a line of progress on the terminal."""
     from kdtrain.api.sweeps import url_of_data
     from kdtrain.cli.display import Display, quiet
+    from kdtrain.trials.store import read_object
 
     folder = study.journal.files
     log = folder.path / "ray.log"
-    print(f"{study.sweep.name}: results in {folder}, Ray's own messages in {log}", flush=True)
+    print(f"{study.sweep.name}: results in {folder}, Ray's own messages in {log}")
+    for note in (read_object(folder, "study.json") or {}).get("data_notes", []):
+        print(f"note: {note}")
+    sys.stdout.flush()
     with quiet(log) as terminal:
         from kdtrain.executors.ray_tune import execute
 
@@ -113,10 +95,11 @@ def _execute(study: "Study", chosen: argparse.Namespace, interruption: Interrupt
 
 
 def _again(chosen: argparse.Namespace) -> str:
-    """Return the command line that continues this sweep."""
+    """Return the command line that continues this sweep, in any shell: it names the data that KDTRAIN_DATA named."""
     words = ["kdtrain", "sweep", chosen.file]
+    options = {**vars(chosen), "data": chosen.data or os.environ.get("KDTRAIN_DATA") or None}
     for name in ("trials", "results", "data", "address", "seed"):
-        value = getattr(chosen, name)
+        value = options[name]
         if value is not None and (name, value) != ("results", "results"):
             words += [f"--{name}", str(value)]
     for override in chosen.set:

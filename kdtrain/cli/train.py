@@ -2,23 +2,29 @@
 
 import argparse
 import io
-from contextlib import redirect_stderr, redirect_stdout
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING
 
-from kdtrain.cli.common import add_data, add_results
+from kdtrain.cli.common import Interruption, add_data, add_results
+from kdtrain.config.problems import format_value
 from kdtrain.errors import UserError
 from kdtrain.runtime.torchrun import Group
+from kdtrain.storage.folder import locked
 
 if TYPE_CHECKING:
     import torch
 
     from kdtrain.config.recipe import Recipe
     from kdtrain.training.epoch_metrics import Metrics
+    from kdtrain.trials.workspace import Workspace
 
 SHOWN = ("train/loss", "val/accuracy", "val/nll")
-LEAST = {"threads": 1, "checkpoint_every_steps": 1, "loaders": 0}
+BOUNDS = {"threads": (1, 1024), "checkpoint_every_steps": (1, 10**9), "loaders": (0, 64)}
+COMPILED = "kdtrain-compiled-"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,8 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             chosen = _parser().parse_args(arguments)
+    # torchrun sends SIGTERM if another process has failed, which reports that itself: it ends this one at once
+    signals = nullcontext() if group.launched else Interruption()
     try:
-        return _train(chosen, group)
+        with signals:
+            return _train(chosen, group)
     except UserError as error:
         group.print_error("\n".join(error.problems))
         return 2
@@ -68,26 +77,39 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(chosen: argparse.Namespace, group: Group) -> int:
-    for option, least in LEAST.items():
+    for option, (least, most) in BOUNDS.items():
         number = getattr(chosen, option)
-        if number is not None and number < least:
-            raise UserError(f"--{option.replace('_', '-')}: must be at least {least}, got {number}")
+        if number is not None and not least <= number <= most:
+            bound = f"at least {least}" if number < least else f"at most {most}"
+            raise UserError(f"--{option.replace('_', '-')}: must be {bound}, got {format_value(number)}")
     import torch
 
     from kdtrain.config.sweep import load_recipe
-    from kdtrain.runtime.process import compile_into
 
     recipe = load_recipe(Path(chosen.recipe), chosen.set)
     torch.set_num_threads(chosen.threads)
     device = group.device(chosen.device)
-    with TemporaryDirectory(prefix="kdtrain-compiled-") as folder, group.process_group(device):
-        compile_into(Path(folder))
+    with _compiler_folder(), group.process_group(device):
         return _train_parts(recipe, chosen, device, group)
+
+
+@contextmanager
+def _compiler_folder() -> Iterator[None]:
+    """Give torch's compiler a temporary folder, and remove those that killed processes have left."""
+    from kdtrain.runtime.process import compile_into
+
+    for left in Path(gettempdir()).glob(f"{COMPILED}*"):
+        with suppress(OSError), locked(left, wait=False):  # a process that still runs holds the lock of its own
+            shutil.rmtree(left)
+    with TemporaryDirectory(prefix=COMPILED, ignore_cleanup_errors=True) as folder, locked(Path(folder), wait=True):
+        compile_into(Path(folder))
+        yield
 
 
 def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.device", group: Group) -> int:
     """Train the recipe's teacher, if it has one to train, then its student, and print their numbers."""
     from kdtrain.api.training import parts_of, train_part
+    from kdtrain.data.notes import data_notes
     from kdtrain.data.registry import data_folder
     from kdtrain.storage.mirror import results_folder
     from kdtrain.training.preflight import check_before_teacher
@@ -97,11 +119,15 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     workspace = Workspace(Store(results_folder(chosen.results)), data_folder(chosen.data), device)
 
     def show(metrics: "Metrics") -> None:
-        numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)  # a critic has no loss
+        shown = [name for name in dict.fromkeys((*SHOWN, recipe.objective)) if name in metrics]  # a critic has no loss
+        numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown)
         skipped = f"  {metrics['skipped_steps']:.0f} steps overflowed" if metrics.get("skipped_steps") else ""
         group.print_once(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
 
+    for note in data_notes(workspace.dataset(recipe.data)):
+        group.print_once(f"note: {note}")
     check_before_teacher(recipe, workspace)
+    _print_weights(recipe, workspace, group)
     options = {"checkpoint_every_steps": chosen.checkpoint_every_steps, "loaders": chosen.loaders}
     for title, part in parts_of(recipe):
         group.print_once(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}")
@@ -117,4 +143,30 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
             f"test accuracy {test['test/accuracy']:.4f}, test nll {test['test/nll']:.4f} ({test['images']} images)"
             + (f"; with ten crops {test['test_tta/accuracy']:.4f}" if "test_tta/accuracy" in test else "")
         )
+        _print_chance(title, best["val/accuracy"], part, workspace, group)
     return 0
+
+
+def _print_weights(recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
+    """Print which weights are taken of files, and the accuracy of a finished teacher."""
+    from kdtrain.study.description import weights_remark, weights_taken
+    from kdtrain.training.teacher_evaluation import evaluate_teacher
+
+    data = workspace.dataset(recipe.data)
+    networks = [each for each in (recipe.teacher, recipe.student) if each is not None]
+    for row in weights_taken(networks, data.image_shape, len(data.classes)):
+        group.print_once(weights_remark(row))
+    if recipe.teacher is not None and recipe.teacher.trained is not None:
+        best = evaluate_teacher(recipe, workspace)["best"]
+        assert best is not None
+        name = f"teacher: {recipe.teacher.model} from {recipe.teacher.trained}"
+        group.print_once(f"{name}: val accuracy {best['val/accuracy']:.4f}")
+        _print_chance("teacher", best["val/accuracy"], recipe, workspace, group)
+
+
+def _print_chance(title: str, accuracy: float, recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
+    from kdtrain.trials.records import chance_remark
+
+    remark = chance_remark(accuracy, workspace.dataset(recipe.data).summary())
+    if remark is not None:
+        group.print_once(f"{title}: {remark}")

@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
-from kdtrain.config.recipe import INHERITED, Recipe, teacher_recipe
+from kdtrain.config.recipe import INHERITED, Recipe, names_finished, teacher_recipe
 from kdtrain.config.space import grid_size, parameters, probe_points, resolve
 from kdtrain.config.study_settings import GridSampler, NoPruner, Report, StudySettings
 
@@ -28,8 +29,9 @@ def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheritin
         resolved = resolve(tree, values)
         data_names.add(format_value(_data_name(resolved.tree)))
         for problem in _problems_at(resolved.tree, tree, published, inheriting):
+            hint = search_hint(_value_at(resolved.tree, problem.path))
             problem = resolved.at_source(problem)
-            text = problem.text + _range_hint(ranges.get(problem.path), problem.text)
+            text = problem.text + _range_hint(ranges.get(problem.path), problem.text) + hint
             found.setdefault((problem.path, text.partition(", got ")[0]), replace(problem, text=text))
     if len(data_names) > 1:
         names = ", ".join(sorted(data_names))
@@ -62,6 +64,9 @@ def study_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Probl
     if len(study.published) > study.trials:
         count = len(study.published)
         yield Problem(trials, f"must be >= {count}, the number of published points, got {study.trials}")
+    if "best" in study.confirm.model_fields_set and study.confirm.best > study.trials:
+        text = f"must be <= {study.trials}, the number of trials, got {study.confirm.best}"
+        yield Problem(("study", "confirm", "best"), text)
     if not searched and study.trials > 1:
         yield Problem(trials, f"must be 1: recipe has no search space, so all trials are equal, got {study.trials}")
     if isinstance(study.sampler, GridSampler) and searched:
@@ -116,6 +121,16 @@ def _range_hint(parameter: Parameter | None, text: str) -> str:
     return f" in {parameter.description}{hint}"
 
 
+def _value_at(tree: Any, path: KeyPath) -> Any:
+    """Return the value at a path, or None if there is none."""
+    for key in path:
+        try:
+            tree = tree[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return tree
+
+
 def _data_name(recipe: dict[str, Any]) -> object:
     data = recipe.get("data")
     return data.get("name") if isinstance(data, dict) else data
@@ -152,6 +167,6 @@ def inherited_searches(recipe: dict[str, Any], tree: Any) -> list[Problem]:
 def _inherited(recipe: dict[str, Any]) -> list[str]:
     """Return the fields that the teacher takes from the recipe; none if it is not trained."""
     teacher = recipe.get("teacher")
-    if not isinstance(teacher, dict) or teacher.get("file") is not None:
+    if not isinstance(teacher, dict) or names_finished(teacher):
         return []
     return [name for name in INHERITED if teacher.get(name) is None]

@@ -1,28 +1,30 @@
 """Carry a study out in this process, one job after another, without Ray: for a debugger, notebooks and tests."""
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import Folder
-from kdtrain.study.study import Job, Study
-from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.study.study import Broken, Job, Study
+from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import smoke
+from kdtrain.training.teacher_evaluation import evaluate_teacher
 from kdtrain.training.trainer import train
 from kdtrain.trials.workspace import Workspace
 from kdtrain.visualization.pictures import draw_arrays
 
 
-class _Stopped(BaseException):
-    """The end of a training that the study has pruned; the trainer takes it for no failure of the recipe."""
+class _Pruned(Exception):
+    """The end of a training that the study has pruned."""
 
 
 def execute(study: Study) -> None:
     """Carry out every job of a study that is still to do, with the caller's number of threads and precision.
 
-    A job that breaks counts as failed, as in every executor.
+    A job that breaks is tried again, as in every executor.
 
     Raises:
         UserError: A combination of the space cannot run, or the sweep wants several workers for a trial.
@@ -36,8 +38,8 @@ def execute(study: Study) -> None:
         study.ended(job, run_job(study, job))
 
 
-def run_job(study: Study, job: Job) -> str | None:
-    """Carry out one job in this process; return the reason why it broke, or None."""
+def run_job(study: Study, job: Job) -> Broken | None:
+    """Carry out one job in this process; return why it broke, or None."""
     resources = study.sweep.resources
     options = {
         "final": job.final,
@@ -48,11 +50,26 @@ def run_job(study: Study, job: Job) -> str | None:
     }
     try:
         carry_out(job.kind, job.recipe, job.trained, study.workspace, study.journal.files, options)
-    except _Stopped:
+    except _Pruned:
         pass
     except Exception as error:
-        return str(error) or type(error).__name__
+        return broken_by(error)
     return None
+
+
+def broken_by(error: Exception) -> Broken:
+    """Return why a job broke: a mistake of the user in its own words, anything else with its type and traceback."""
+    if isinstance(error, (UserError, NonFiniteLoss)):  # of a preflight check; a training's is an outcome
+        return Broken(str(error), users=True)
+    return Broken(sentence(error), "".join(traceback.format_exception(error)))
+
+
+def sentence(error: BaseException) -> str:
+    """Return a mistake of the user in its own words, and of any other exception the type and the first line."""
+    if isinstance(error, UserError):
+        return str(error)
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}".removesuffix(": ")
 
 
 def carry_out(
@@ -69,6 +86,8 @@ def carry_out(
             smoke(recipe, workspace)
         case "train":
             train(recipe, workspace, **options)
+        case "evaluate":
+            evaluate_teacher(recipe, workspace)
         case "test":
             for each in trained:
                 read_test(each, workspace)
@@ -81,6 +100,6 @@ def _pruning(study: Study, job: Job) -> Callable[[Metrics], None]:
 
     def on_epoch(metrics: Metrics) -> None:
         if study.should_prune(job, int(metrics["epoch"])):
-            raise _Stopped
+            raise _Pruned
 
     return on_epoch

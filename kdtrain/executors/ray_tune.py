@@ -22,11 +22,10 @@ from kdtrain.config import space
 from kdtrain.errors import NoResult, UserError
 from kdtrain.executors.ray_cluster import DRIVER_SLOTS, alive_nodes, await_nodes, connected
 from kdtrain.executors.ray_worker import check_node, ray_storage, run_job
+from kdtrain.runtime.source_code import code_digest
 from kdtrain.storage.folder import write_bytes
 from kdtrain.study.capacity import bootstrap, concurrent_trials, nodes_at_most, per_worker
-from kdtrain.study.study import Job, Study
-
-PROCESS_RESTARTS = 2
+from kdtrain.study.study import Broken, Job, Study
 
 
 def execute(
@@ -75,7 +74,7 @@ def execute(
             ),
             run_config=tune.RunConfig(
                 name="tune", storage_path=storage, storage_filesystem=files, verbose=0,
-                failure_config=tune.FailureConfig(max_failures=PROCESS_RESTARTS),
+                failure_config=tune.FailureConfig(max_failures=0),
             ),
         )  # fmt: skip
         try:
@@ -154,10 +153,12 @@ class StudySearcher(Searcher):
         job = self.by_tune_id.pop(trial_id, None)
         if job is None:
             return
-        if (result or {}).get("unfit"):
-            self.error = UserError(str(result["broken"]))  # type: ignore[index]
-        lost = f"its process ended {PROCESS_RESTARTS + 1} times without an outcome" if error else None
-        self.study.ended(job, lost or (result or {}).get("broken"))
+        lost = {"reason": "its process was killed, or its node was lost"} if error else None
+        told = lost or (result or {}).get("broken")
+        broken = Broken(**told) if told else None
+        if broken is not None and (result or {}).get("unfit"):
+            self.error = UserError(broken.reason)
+        self.study.ended(job, broken)
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the study's journal and the store hold everything."""
@@ -205,12 +206,13 @@ def _job_settings(study: Study, on_cluster: bool, data: str | None) -> dict[str,
     """Return the part of the config that all jobs share.
 
     `scratch` is a folder of each node, or of all nodes if they share the results. `mark` is a file in it, which a node
-    that does not share the results lacks.
+    that does not share the results lacks. `code` has the digests of the methods' modules as this process runs them.
     """
     files, store = study.journal.files, study.workspace.store.folder
     scratch = files.path.absolute() / ".ray"
     mark = f"mark-{uuid.uuid4().hex}"
     write_bytes(scratch / mark, b"")
+    methods = [*study.search.sweep.methods(), *study.baselines.sweep.methods()]  # the baselines' is the teachers' too
     return {
         "results": store.url or str(store.path.absolute()),
         "sweep": study.sweep.name,
@@ -220,6 +222,7 @@ def _job_settings(study: Study, on_cluster: bool, data: str | None) -> dict[str,
         "data": data or str(study.workspace.data_root),
         "resources": study.sweep.resources.model_dump(),
         "readings": study.sweep.readings(),
+        "code": {type(method).__module__: code_digest(type(method).__module__) for method in methods},
     }
 
 

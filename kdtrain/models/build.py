@@ -1,5 +1,7 @@
 """Build a Classifier by name; `registry` has the table of models."""
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -67,6 +69,15 @@ def build(
     return classifier
 
 
+def shapes_only(network: Network, image_shape: ImageShape, classes: int) -> Classifier:
+    """Return a network on the meta device, without memory and time; see `build` for arguments and errors."""
+    try:
+        with torch.device("meta"):
+            return build(network, image_shape, classes, 0, pretrained=False)
+    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
+        return build(network, image_shape, classes, 0, pretrained=False)
+
+
 def _head(kind: Head, features: int, classes: int, dropout: float) -> nn.Sequential:
     """Return a head; hidden is that of setup 1 (maximzubkov/cnn-distillation, `encoder.fc`)."""
     if kind == "linear":
@@ -98,3 +109,17 @@ def forward_flops(network: nn.Module, image_shape: ImageShape) -> int:
     with torch.no_grad(), evaluation_mode(network), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *image_shape, device=device))
     return int(counter.get_total_flops())
+
+
+@lru_cache(maxsize=64)
+def network_size(network: Network, image_shape: ImageShape, classes: int) -> tuple[int, int]:
+    """Return the number of parameters and the FLOPs of one image's forward pass.
+
+    Both come from shapes alone; a network whose forward pass reads numbers is built in memory.
+    """
+    try:
+        built = shapes_only(network, image_shape, classes)
+        return parameter_count(built), forward_flops(built, image_shape)
+    except RuntimeError:
+        built = build(network, image_shape, classes, 0, pretrained=False)
+        return parameter_count(built), forward_flops(built, image_shape)

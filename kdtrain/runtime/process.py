@@ -1,11 +1,14 @@
 """The process and machine that a training runs in, as they are recorded with its outcome."""
 
+import hashlib
 import os
 import platform
 import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 import torch
 
+GIT_S = 10.0
 PACKAGES = ("kdtrain", "torch", "torchvision", "timm", "pillow", "ray", "optuna", "numpy")
 
 
@@ -21,13 +25,24 @@ def compile_into(folder: Path) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Use this number of CPU threads, which decides how sums are rounded, and restore the caller's afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def describe(device: torch.device, workers: int) -> dict[str, Any]:
-    """Return what an outcome records of process and machine: device, threads, workers, commit, versions."""
+    """Return what an outcome records of process and machine: device, threads, workers, state of the code, versions."""
     return {
         "device": _device_name(device, platform.machine()),
         "threads": torch.get_num_threads(),
         "workers": workers,
-        "git_commit": _git_commit(),
+        **source_state(),
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
@@ -78,10 +93,40 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+@lru_cache
+def source_state(package: Path = Path(__file__).parents[1]) -> dict[str, str | None]:
+    """Return the commit of the repository that tracks this package, and a digest of what differs from it.
+
+    git_dirty is None if nothing differs, else 16 hexadecimal digits of `git diff HEAD` and of untracked modules of the
+    package, or "unknown". Both are None without git, and if the package is only installed inside a repository.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        if not _git(package, "ls-files", "--", "__init__.py"):
+            return {"git_commit": None, "git_dirty": None}
+        commit = _git(package, "rev-parse", "HEAD").decode().strip()
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}
+    try:
+        return {"git_commit": commit, "git_dirty": _difference(package)}
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": commit, "git_dirty": "unknown"}
+
+
+def _difference(package: Path) -> str | None:
+    changed = _git(package, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "HEAD")
+    untracked = _git(package, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py")
+    if not changed and not untracked:
         return None
-    return done.stdout.strip() or None
+    digest = hashlib.blake2b(changed, digest_size=8)
+    for name in untracked.split(b"\0")[:-1]:
+        content = (package / os.fsdecode(name)).read_bytes()
+        digest.update(name + b"\0" + hashlib.blake2b(content).digest())
+    return digest.hexdigest()
+
+
+def _git(folder: Path, *arguments: str) -> bytes:
+    """Return the output of a git command; GIT_DIR and the like, which a hook sets, are of another repository."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # it would write the index
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, check=True, timeout=GIT_S).stdout

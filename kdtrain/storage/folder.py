@@ -1,4 +1,4 @@
-"""Files of results by name: the common interface `Folder`, and the folder of this machine. Standard library only.
+"""Files of results by name: the common interface `Folder`, and the folder of this machine. No other package is needed.
 
 Every write is atomic: a file is written under a temporary name and then renamed, so a reader sees all of it or none.
 """
@@ -15,7 +15,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from kdtrain.errors import UserError
+
 Row = dict[str, Any]
+LOCK = ".lock"
 TRANSFERS = 8
 """Files that are transferred at the same time."""
 
@@ -44,6 +47,14 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
 def digest(data: bytes) -> str:
     """Return 16 hexadecimal digits that identify the content."""
     return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def user_path(written: str | Path, name: str) -> Path:
+    """Return a path that a user has written, with `~` as the home folder; UserError begins with `name`."""
+    try:
+        return Path(written).expanduser()
+    except RuntimeError as error:  # ~name of an unknown user
+        raise UserError(f"{name}: {written} is no path ({str(error).rstrip('.')})") from None
 
 
 def user_cache() -> Path:
@@ -88,9 +99,16 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
         BlockingIOError: Another process has locked it, and `wait` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as file:
+    with open(folder / LOCK, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder of this machine if nothing but its lock is in it."""
+    if {path.name for path in folder.iterdir()} <= {LOCK}:
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 class Folder(ABC):
@@ -145,7 +163,11 @@ class Folder(ABC):
 
     @abstractmethod
     def clear(self) -> None:
-        """Remove the folder with all that is in it."""
+        """Remove the folder with all that is in it: for a folder that only kdtrain writes into."""
+
+    @abstractmethod
+    def remove_if_empty(self) -> None:
+        """Remove the folder if no file but its lock is in it."""
 
     @abstractmethod
     def lock(self, owner: str, *, wait: bool) -> AbstractContextManager[None]:
@@ -205,6 +227,9 @@ class LocalFolder(Folder):
 
     def clear(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def remove_if_empty(self) -> None:
+        remove_if_empty(self.path)
 
     def lock(self, owner: str, *, wait: bool) -> AbstractContextManager[None]:
         return locked(self.path, wait=wait)

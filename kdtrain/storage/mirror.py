@@ -11,7 +11,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import TRANSFERS, Folder, LocalFolder, append_row, digest, locked, user_cache, write_bytes
+from kdtrain.storage.folder import (
+    TRANSFERS,
+    Folder,
+    LocalFolder,
+    append_row,
+    digest,
+    locked,
+    remove_if_empty,
+    user_cache,
+    user_path,
+    write_bytes,
+)
 from kdtrain.storage.lease import LEASE_FILE, Lease
 from kdtrain.storage.remote import RemoteFiles, Stamp
 
@@ -25,7 +36,7 @@ def results_folder(place: str) -> Folder:
     if not place:
         raise UserError("--results: must name a folder or a URL, got nothing")
     if "://" not in place:
-        return LocalFolder(Path(place))
+        return LocalFolder(user_path(place, "--results"))
     if "@" in urlsplit(place).netloc:
         raise UserError("--results: a URL is written into files; leave the secret out and set it in the environment")
     return MirrorFolder(user_cache() / "results" / digest(place.encode()), RemoteFiles(place, "--results"))
@@ -96,6 +107,11 @@ class MirrorFolder(Folder):
     def clear(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         self._remote.clear(self._below)
+
+    def remove_if_empty(self) -> None:
+        remove_if_empty(self.path)
+        if set(self._stamps()) <= {LEASE_FILE}:
+            self._remote.clear(self._below)
 
     def publish(self) -> None:
         for path in sorted(path for path in self.path.iterdir() if path.is_file() and path.name[0] != "."):

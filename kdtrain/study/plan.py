@@ -1,17 +1,18 @@
 """The text of `--plan`: what a sweep will do and what it costs at most. Needs no data and no Ray."""
 
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdtrain.config import space
 from kdtrain.config.sweep import Sweep
+from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import AnyData, data_folder, load
+from kdtrain.storage.folder import user_path
 from kdtrain.study.capacity import Nodes, concurrency, machine_resources
 from kdtrain.study.cost import sharing, stage_costs, trainings
 from kdtrain.study.description import network_sizes
-from kdtrain.study.step_cost import TIMED_STEPS
+from kdtrain.study.step_cost import TIMING_BUDGET_S
 from kdtrain.study.study import PARTS
 
 
@@ -24,11 +25,11 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         UserError: Not even one trial fits onto the machine or the cluster.
     """
     first = sweep.recipe_for(space.probe_points(sweep.tree)[0], sweep.study.seed)
-    images, classes = _sizes(first.data, data)
+    images, classes, notes = _sizes(first.data, data)
     environment = Environment(
         loader=PackageLoader("kdtrain.study"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters["table"] = _table
+    environment.filters |= {"table": _table, "duration": duration, "flops": flops_text}
     nodes = cluster or ([machine_resources()],) * 2
     shared = sharing(sweep, images, classes) if sweep.resources.teacher_cache != "none" else None
     return environment.get_template("plan.txt.j2").render(
@@ -39,10 +40,24 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         networks=network_sizes(sweep, first.data.image_shape, classes),
         sharing=shared,
         costs=None if images is None else stage_costs(sweep, images, classes),
-        steps=TIMED_STEPS,
+        budget_s=TIMING_BUDGET_S,
         cluster=cluster,
+        notes=notes,
         concurrency=None if images is None else concurrency(sweep.resources, *nodes),
     )
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: `40 s`, `12.5 min`, `7.3 h`, `1,234.5 days`."""
+    for unit, length_s in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:,.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def flops_text(flops: float) -> str:
+    """Return a number of FLOPs: `12.34 TFLOP`, `2,694.9 PFLOP`."""
+    return f"{flops / 1e15:,.1f} PFLOP" if flops >= 1e15 else f"{flops / 1e12:,.2f} TFLOP"
 
 
 def _table(rows: list[list[Any]]) -> str:
@@ -53,13 +68,16 @@ def _table(rows: list[list[Any]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _sizes(config: AnyData, data: str | None) -> tuple[int | None, int]:
-    """Return the number of training images (None if a user's own folder is absent) and of classes."""
+def _sizes(config: AnyData, data: str | None) -> tuple[int | None, int, list[str]]:
+    """Return the number of training images (None if a user's own folder is absent), that of classes, and notes.
+
+    The files of a user's own folder are listed, not read.
+    """
     if config.class_count is not None and config.train_images is not None:
         limit = (config.limit_per_class or config.train_images) * config.class_count
-        return min(config.train_images, limit), config.class_count
+        return min(config.train_images, limit), config.class_count, []
     root = data_folder(data)
-    if not (root / Path(getattr(config, "folder", "."))).is_dir():
-        return None, 2
+    if not (root / user_path(getattr(config, "folder", "."), "recipe.data.folder")).is_dir():
+        return None, 2, []
     dataset = load(config, root)
-    return len(dataset.train), len(dataset.classes)
+    return len(dataset.train), len(dataset.classes), data_notes(dataset, contents=False)

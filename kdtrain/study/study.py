@@ -5,8 +5,11 @@ that has an outcome is never run again, so a study that was cut off continues wh
 The preflight checks (`smoke`) come first: a combination that cannot run must fail before any long training.
 """
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+import importlib.util
+from collections import Counter
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 from kdtrain.config import space
@@ -14,9 +17,10 @@ from kdtrain.config.parameter import Values
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult, UserError
+from kdtrain.models.config import WeightsFile
 from kdtrain.storage.folder import Row
-from kdtrain.study.description import recipe_yaml
-from kdtrain.study.journal import StudyJournal
+from kdtrain.study.description import recipe_yaml, weights_remark
+from kdtrain.study.journal import ERRORS, StudyJournal
 from kdtrain.study.search import Search
 from kdtrain.study.selection import (
     Candidate,
@@ -26,29 +30,38 @@ from kdtrain.study.selection import (
     compared_recipes,
     mean_objectives,
 )
-from kdtrain.trials.outcome import best_epoch, outcome_row, ranking_key, require_own_workers
-from kdtrain.trials.records import EpochRow, JobEnd
+from kdtrain.trials.objectives import HIGHER_IS_BETTER, ranking_key
+from kdtrain.trials.outcome import best_epoch, outcome_row, require_own_workers
+from kdtrain.trials.records import EpochRow, JobEnd, chance_remark
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
 FIRST_CONFIRMING_SEED = 1_000_000
 """Seeds of the search lie below it. Each study seed has 1,000 confirming seeds from it on, so no seed that has chosen
 a recipe also confirms one."""
+TESTED_TOGETHER = 4
+"""Trainings whose test split one job reads: few, so that jobs share the work, but more than one, because a job on
+several workers takes ten seconds to start."""
+REASONS_SHOWN = 3
+PICTURES = "pictures.npz"
 STARTING = "starting"
 PARTS = ("data", "method", "teacher", "student")
 """The parts of a recipe that must fit together: preflight checks try each of their combinations."""
 TEACHER_PARTS = ("data", "teacher", "student")
 """The parts of a recipe that decide which teacher is trained; its model may be the student's."""
+WITH_OUTCOME = ("train", "evaluate")
+"""The kinds of jobs whose outcome the store has."""
 JobStream = Generator["Job | None", None, None]
 TrainingStream = Generator["Job | None", None, "list[Job]"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A unit of work for an executor: "smoke", "train", "test" or "pictures".
+    """A unit of work for an executor: "smoke", "train", "evaluate" (a finished teacher), "test" or "pictures".
 
     A `final` training keeps its weights. `trained` are the recipes whose test split is read, or that are shown side by
-    side; `recipe` is then the winner's. `details` join the job's "planned" event.
+    side; `recipe` is then the winner's. `details` join the job's "planned" event. A job that ran out of a GPU's memory
+    is handed out again as `alone`: no other job may use its GPU meanwhile.
     """
 
     stage: str
@@ -59,6 +72,7 @@ class Job:
     final: bool = False
     prunable: bool = False
     trained: tuple[Recipe, ...] = ()
+    alone: bool = False
     details: Row = field(default_factory=dict, compare=False)
 
     @property
@@ -72,6 +86,19 @@ class Job:
         return {"stage": self.stage, "number": self.number, "trial_id": self.trial_id}
 
 
+@dataclass(frozen=True)
+class Broken:
+    """Why a job broke: anything but an outcome of its recipe, such as a bug, a full disk or a killed process.
+
+    `traceback` is None if the process ended without one, or if the reason is a mistake of the user (`users`).
+    """
+
+    reason: str
+    traceback: str | None = None
+    out_of_memory: bool = False
+    users: bool = False
+
+
 class Study:
     """A sweep that is carried out in a folder of results."""
 
@@ -82,7 +109,24 @@ class Study:
         self.stage, self.stage_size = STARTING, 0
         self._running: dict[str, Job] = {}
         self._waiting: dict[str, list[Job]] = {}  # by trial_id: jobs of a recipe that another job is training
+        self._again: list[Job] = []  # jobs that broke and are handed out once more
+        self._breaks: Counter[str] = Counter()  # by job, in this start
         self._ends: dict[str, JobEnd] = {}
+        self.remarks: list[str] = []  # sentences for the terminal, each as soon as it is known
+        self._stages = self._run_stages()
+        self._first: Job | None = None  # taken by `begin`
+        self._first_stage = self.stage, self.stage_size
+
+    def begin(self) -> bool:
+        """Return True if there is a job to do; if not, the study has finished. It needs no executor to find out.
+
+        Raises:
+            UserError, NoResult: See `jobs`.
+        """
+        self._first = next(self._stages, None)
+        self._first_stage = self.stage, self.stage_size
+        self.stage, self.stage_size = STARTING, 0  # until an executor takes the job
+        return self._first is not None
 
     def jobs(self) -> JobStream:
         """Yield every job that is still to do, stage by stage; None if a running job must end before the next one.
@@ -91,6 +135,21 @@ class Study:
             UserError: A combination of the space cannot run.
             NoResult: A stage has left nothing to go on with.
         """
+        if self._first is not None:
+            self.stage, self.stage_size = self._first_stage
+            yield self._first
+        yield from self._stages
+
+    def _run_stages(self) -> JobStream:
+        try:
+            yield from self._all_stages()
+        except NoResult as error:
+            self.journal.append_once("no_result", reason=str(error))
+            raise
+
+    def _all_stages(self) -> JobStream:
+        if self.journal.description is not None:
+            self.remarks += map(weights_remark, self.journal.description.get("weights", []))
         yield from self._smoke()
         teachers = yield from self._train_teachers()
         alone = yield from self._run_search(self.baselines)
@@ -99,7 +158,7 @@ class Study:
         runs = yield from self._confirm(candidates)
         means = mean_objectives({key: [self._ends[job.key]["value"] for job in own] for key, own in runs.items()})
         winner = self._choose_winner(candidates, runs, means)
-        yield from self._read_test(winner, [*teachers, *(job for own in runs.values() for job in own)])
+        yield from self._read_test(teachers, [job for own in runs.values() for job in own])
         yield from self._draw_pictures(winner, runs, means)
         self.workspace.store.remove_leftovers(self.journal.trial_ids())
         self.journal.append_once("finished")
@@ -120,27 +179,51 @@ class Study:
         folder.remove_checkpoints()
         return True
 
-    def ended(self, job: Job, broken: str | None = None) -> None:
-        """Record that a running job has ended, with the reason if it broke.
+    def ended(self, job: Job, broken: Broken | None = None) -> None:
+        """Record that a running job has ended, or hand it out again if it broke.
 
-        What breaks outside the training (a full disk, a killed process) is no outcome of the recipe. The job counts as
-        failed until the study is opened again, and is then run again.
+        A job is tried again at most `resources.retries` times, and once more alone after running out of a GPU's memory.
+        Then it counts as broken until the study is opened again, and is then run again.
         """
-        if job.kind == "train":
-            broken = None if self._has_outcome(job) else broken or "its process ended without an outcome"
+        if job.kind in WITH_OUTCOME:
+            lost = Broken("its process ended without an outcome")
+            broken = None if self._has_outcome(job) else broken or lost
+        traceback = None
+        if broken is not None:
+            if not broken.users:
+                traceback = self.journal.write_error(job.key, broken.traceback or broken.reason)
+            if self._is_tried_again(job, broken):
+                self._again.append(replace(job, alone=job.alone or broken.out_of_memory))
+                return
         self._running.pop(job.key, None)
-        self._note_end(job, broken)
-        for follower in self._waiting.pop(job.trial_id, []):
-            self._note_end(follower, broken)
+        for each in (job, *self._waiting.pop(job.trial_id, [])):
+            if broken is None:
+                self._note_end(each, self._end(each))
+            else:
+                end: JobEnd = {"state": "broken", "value": None, "reason": broken.reason, "epochs": 0}
+                self._note_end(each, {**end, "traceback": traceback})
+
+    def broken_jobs(self) -> str | None:
+        """Return a sentence about the jobs of this start that broke, or None."""
+        broken = {key: end for key, end in self._ends.items() if end["state"] == "broken"}
+        if not broken:
+            return None
+        return f"broken: {', '.join(broken)}; the same command tries them again{self._tracebacks(broken.values())}"
+
+    def _is_tried_again(self, job: Job, broken: Broken) -> bool:
+        if broken.out_of_memory:
+            return not job.alone
+        self._breaks[job.key] += 1
+        is_mistake = broken.users and job.kind == "smoke"  # the combination cannot run
+        return not is_mistake and self._breaks[job.key] <= self.sweep.resources.retries
 
     def progress(self) -> Row:
         """Return the stage, its number of jobs by state, and the best objective of the search so far, for a display."""
         # copies, because a display reads them in a thread of its own
         ends = [end["state"] for key, end in list(self._ends.items()) if key.rpartition("-")[0] == self.stage]
-        counts = {state: ends.count(state) for state in ("complete", "pruned", "failed")}
+        counts = {state: ends.count(state) for state in ("complete", "pruned", "failed", "broken")}
         running = sum(job.stage == self.stage for job in list(self._running.values()))
-        values = [trial.value for trial in list(self.search.finished.values()) if trial.value is not None]
-        best = (max if self._maximize else min)(values, default=None)
+        best = (max if self._maximize else min)(list(self.search.values.values()), default=None)
         return {"stage": self.stage, "of": self.stage_size, "running": running, "best": best, **counts}
 
     # stages
@@ -158,34 +241,70 @@ class Study:
         problems: list[str] = []
         for job, values in zip(jobs, points, strict=True):
             end = self._ends.get(job.key)
-            if end is not None and end["state"] == "failed":
+            if end is not None and end["state"] == "broken":
                 what = f"{job.recipe.method.name} with student {job.recipe.student.model}"
                 what += f" and teacher {job.recipe.teacher.model}" if job.recipe.teacher else ""
-                text = f"{what} fails on its first batch: {end['reason']}"
+                text = f"{what} fails on its first batch: {end['reason']}{self._traceback_of(end)}"
                 problems += self.sweep.error(values, ("method",), text).problems
         if problems:
             raise UserError(*problems)
 
     def _train_teachers(self) -> TrainingStream:
-        """Train each teacher of the space that the store does not have."""
-        points: dict[Recipe, Values] = {}
+        """Train each teacher of the space that the store does not have, and evaluate each finished one."""
+        points: dict[str, tuple[Job, Values]] = {}  # by trial_id
         for values in space.combinations(self.sweep.tree, TEACHER_PARTS):
-            recipe = teacher_recipe(self.sweep.recipe_for(values, self.sweep.study.seed))
-            if recipe is not None:
-                points.setdefault(recipe, values)
-        jobs = [self._job("teacher", number, recipe, final=True) for number, recipe in enumerate(points)]
+            recipe = self.sweep.recipe_for(values, self.sweep.study.seed)
+            trained_by = teacher_recipe(recipe)
+            job = self._job("teacher", len(points), trained_by or recipe, final=True)
+            if trained_by is None:
+                job = replace(job, kind="evaluate", trial_id=self.workspace.finished_teacher(recipe).trial_id)
+            points.setdefault(job.trial_id, (job, values))
+        jobs = [job for job, _ in points.values()]
+        for job in jobs:
+            student, weights = job.recipe.student, job.recipe.student.weights
+            if job.kind == "train" and isinstance(weights, WeightsFile) and weights.part == "network":
+                self.remarks.append(
+                    f"teacher {student.model}: its training goes on from {weights.file}; if it is finished, write"
+                    f" teacher: {{model: {student.model}, trained: {weights.file}}}"
+                )
         yield from self._run_stage(jobs)
         problems: list[str] = []
-        for job, values in zip(jobs, points.values(), strict=True):
+        for job, values in points.values():
             end = self._ends[job.key]
-            if end["state"] != "complete":
-                folder = self._trial(job)
-                again = f"remove {folder.files} to try again" if folder.outcome() else "the same command tries again"
-                text = f"training {job.recipe.student.model} failed: {end['reason']} ({again})"
+            if end["state"] == "complete":
+                self.remarks.append(self._teacher_remark(job))
+            else:
+                done = "evaluating the teacher" if job.kind == "evaluate" else f"training {job.recipe.student.model}"
+                what = "broke" if end["state"] == "broken" else "failed"
+                text = f"{done} {what}: {end['reason']}{self._traceback_of(end)}; "
+                text += _advice([end])
                 problems += self.sweep.error(values, ("teacher",), text).problems
         if problems:
             raise NoResult(*problems)
-        return jobs
+        return [job for job in jobs if job.kind == "train"]
+
+    def _teacher_remark(self, job: Job) -> str:
+        """Return a sentence about a teacher's validation accuracy."""
+        finished = job.recipe.teacher if job.kind == "evaluate" else None
+        name = f"{finished.model} from {finished.trained}" if finished else job.recipe.student.model
+        accuracy, chance = self._accuracy(job)
+        return ", ".join(filter(None, (f"teacher {name}: validation accuracy {accuracy:.2%}", chance)))
+
+    def _remark_on_chance(self, stage: str, jobs: Sequence[Job]) -> None:
+        """Warn if all trainings of a stage that completed are no better than the most frequent class."""
+        complete = [job for job in jobs if self._ends[job.key]["state"] == "complete"]
+        remarks = list(takewhile(bool, (self._accuracy(job)[1] for job in complete)))
+        if complete and len(remarks) == len(complete):
+            each = "the complete trial" if len(complete) == 1 else f"each of the {len(complete)} complete trials"
+            self.remarks.append(f"{stage}: {each} is {remarks[0]}")
+
+    def _accuracy(self, job: Job) -> tuple[float, str | None]:
+        """Return the validation accuracy of a complete job, with a remark if nothing was learned."""
+        outcome, recipe = self._trial(job).outcome(), self._trial(job).recipe()
+        assert outcome is not None
+        assert outcome["best"] is not None
+        accuracy = outcome["best"]["val/accuracy"]
+        return accuracy, chance_remark(accuracy, recipe["data"] if recipe else {})
 
     def _run_search(self, search: Search) -> TrainingStream:
         """Run a search's trials batch by batch, each suggested when the batch before it has ended (or one by one)."""
@@ -199,13 +318,15 @@ class Study:
             if self.sweep.study.order == "batches":
                 yield from self._run(jobs)
             else:
+                yield from self._to_do_again()
                 yield from (job for job in jobs if self._begin(job))
             number = batch.stop
         while any(job.stage == search.stage for job in self._running.values()):
-            yield None
-        if not any(self._ends[job.key]["state"] == "complete" for job in searched):
-            reasons = sorted({str(end["reason"]) for end in self.journal.ends(search.stage).values() if end["reason"]})
-            raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {'; '.join(reasons)}")
+            yield from self._to_do_again() or [None]
+        ends = [self._ends[f"{search.stage}-{number}"] for number in range(search.trials)]
+        if not any(end["state"] == "complete" for end in ends):
+            raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {self._summary(ends)}")
+        self._remark_on_chance(search.stage, searched)
         return searched
 
     def _choose_candidates(self, searched: Sequence[Job], alone: Sequence[Job]) -> list[Candidate]:
@@ -231,6 +352,7 @@ class Study:
                 runs[candidate.key].append(job)
                 jobs.append(job)
         yield from self._run_stage(jobs)
+        self._remark_on_chance("confirm", jobs)
         return runs
 
     def _choose_winner(
@@ -239,33 +361,68 @@ class Study:
         """Fix the winner by validation metrics alone, before the test split is read; write best.yaml."""
         winner = choose_winner(candidates, means, maximize=self._maximize)
         if winner is None:
-            raise NoResult("confirm: none of the best recipes completed all its seeds; trials.csv has the reasons")
+            ends = [self._ends[job.key] for own in runs.values() for job in own]
+            raise NoResult(f"confirm: none of the best recipes completed all its seeds: {self._summary(ends)}")
         job = runs[winner.key][0]
         self.journal.append_once("winner", candidate=winner.key, baseline=winner.baseline, trial_id=job.trial_id)
         self.journal.files.write("best.yaml", recipe_yaml(job.recipe, self.sweep.name).encode())
         return job.recipe
 
-    def _read_test(self, winner: Recipe, trainings: Sequence[Job]) -> JobStream:
-        """Read the test split once for each teacher and each confirmed training."""
-        untested = {job.trial_id: job.recipe for job in trainings if self._is_untested(job)}
-        if not untested:
-            return
-        job = self._job("test", 0, winner, kind="test", trained=tuple(untested.values()))
-        yield from self._run_stage([job])
-        broken = self._ends[job.key]["reason"]
-        if broken:
-            raise NoResult(f"confirm: reading the test split failed: {broken}")
+    def _read_test(self, teachers: Sequence[Job], confirmed: Sequence[Job]) -> JobStream:
+        """Read the test split once for each teacher and then, in parallel jobs, for each confirmed training."""
+        parts = [self._untested(teachers), self._untested(confirmed)]
+        jobs = [
+            self._job("test", number, recipes[0], kind="test", trained=recipes)
+            for number, recipes in enumerate(recipes for part in parts for recipes in part)
+        ]
+        first = len(parts[0])
+        self.stage, self.stage_size = "test", len(jobs)
+        for part in (jobs[:first], jobs[first:]):  # a student is compared with its teacher's test outputs
+            yield from self._run(part)
+            ends = [self._ends[job.key] for job in part if self._ends[job.key]["state"] == "broken"]
+            if ends:
+                raise NoResult(f"confirm: the test split was not read for all recipes: {self._summary(ends)}")
+
+    def _untested(self, trainings: Sequence[Job]) -> list[tuple[Recipe, ...]]:
+        """Return the recipes whose test split is to be read, in parts for one job each."""
+        recipes = {job.trial_id: job.recipe for job in trainings if self._is_untested(job)}
+        distinct = list(recipes.values())
+        return [tuple(distinct[i : i + TESTED_TOGETHER]) for i in range(0, len(distinct), TESTED_TOGETHER)]
 
     def _draw_pictures(self, winner: Recipe, runs: dict[str, list[Job]], means: dict[str, float]) -> JobStream:
+        """Draw the winner's pictures, unless they have been drawn of the same trainings with the same packages."""
         recipes = {key: own[0].recipe for key, own in runs.items()}
         compared = compared_recipes(recipes, means, maximize=self._maximize)
-        yield from self._run_stage([self._job("pictures", 0, winner, kind="pictures", trained=tuple(compared))])
+        details = {
+            "compared": [self.workspace.trial_id(recipe) for recipe in compared],
+            "gradcam": importlib.util.find_spec("pytorch_grad_cam") is not None,
+        }
+        job = self._job("pictures", 0, winner, kind="pictures", trained=tuple(compared), details=details)
+        if not (self.journal.has_completed(**job.about, **job.details) and self.journal.files.has(PICTURES)):
+            yield from self._run_stage([job])
+
+    def _summary(self, ends: Sequence[JobEnd]) -> str:
+        """Return how many jobs failed, broke or were pruned, with their first reasons and what can be done."""
+        parts = []
+        for state in ("pruned", "failed", "broken"):
+            reasons = [str(end["reason"]) for end in ends if end["state"] == state]
+            shown = list(dict.fromkeys(reasons))
+            more = f"; and {len(shown) - REASONS_SHOWN} other reasons" if len(shown) > REASONS_SHOWN else ""
+            if reasons:
+                parts.append(f"{len(reasons)} {state} ({'; '.join(shown[:REASONS_SHOWN])}{more})")
+        return f"{', '.join(parts)}; {_advice(ends)}{self._tracebacks(ends)}"
+
+    def _tracebacks(self, ends: Iterable[JobEnd]) -> str:
+        return f"; tracebacks: {self.journal.files}/{ERRORS}" if any(end.get("traceback") for end in ends) else ""
+
+    def _traceback_of(self, end: JobEnd) -> str:
+        return f" (traceback: {self.journal.files}/{end['traceback']})" if end.get("traceback") else ""
 
     # jobs
 
     @property
     def _maximize(self) -> bool:
-        return self.sweep.study.objective == "val/accuracy"
+        return HIGHER_IS_BETTER[self.sweep.study.objective]
 
     def _trial(self, job: Job) -> TrialFolder:
         return self.workspace.store.trial(job.trial_id)
@@ -287,7 +444,7 @@ class Study:
     def _planned_job(self, search: Search, number: int) -> Job | None:
         """Return the job of a trial, with the values of an earlier start or new ones; None if they do not go together:
         the trial has then failed for that reason."""
-        values = self.journal.planned_values(search.stage, number) or search.suggest(number)
+        values = self._earlier_values(search, number) or search.suggest(number)
         search.planned[number] = values
         published = number < len(search.sweep.published)
         try:
@@ -302,6 +459,18 @@ class Study:
             return None
         prunable = not published and self.sweep.study.pruner.name != "none"
         return self._job(search.stage, number, recipe, values, published=published, prunable=prunable)
+
+    def _earlier_values(self, search: Search, number: int) -> Values | None:
+        """Return the values that a trial was planned with at an earlier start, or None.
+
+        None also if they make another trial now, because code, images or weights have changed since: the sampler chose
+        them by results that this search does not have.
+        """
+        plan = self.journal.plan(search.stage, number)
+        if plan is None or plan["trial_id"] is None:
+            return plan and plan["values"]
+        recipe = search.sweep.recipe_for(plan["values"], self.sweep.study.seed)
+        return plan["values"] if self.workspace.trial_id(recipe) == plan["trial_id"] else None
 
     def _searched_trial(self, job: Job) -> SearchedTrial:
         key = None
@@ -326,15 +495,20 @@ class Study:
     def _run(self, jobs: Sequence[Job]) -> JobStream:
         yield from (job for job in jobs if self._begin(job))
         while any(job.key not in self._ends for job in jobs):
-            yield None
+            yield from self._to_do_again() or [None]
+
+    def _to_do_again(self) -> list[Job | None]:
+        again: list[Job | None] = [*self._again]
+        self._again.clear()
+        return again
 
     def _begin(self, job: Job) -> bool:
         """Note a job as planned; return True if it is to be run, False if its recipe is trained or being trained."""
         if job.kind != "test":  # the report counts it to the confirm stage
             self.journal.note("planned", **job.about, **job.details)
-        if job.kind == "train":
+        if job.kind in WITH_OUTCOME:
             if self._has_outcome(job):
-                self._note_end(job)
+                self._note_end(job, self._end(job))
                 return False
             if any(other.trial_id == job.trial_id for other in self._running.values()):
                 self._waiting.setdefault(job.trial_id, []).append(job)
@@ -349,8 +523,10 @@ class Study:
         kept its weights.
         """
         folder = self._trial(job)
-        require_own_workers(job.recipe, folder, self.sweep.resources.workers)
         outcome = folder.outcome()
+        if job.kind == "evaluate":
+            return outcome is not None
+        require_own_workers(job.recipe, folder, self.sweep.resources.workers)
         if outcome is None or outcome["state"] == "failed":
             return outcome is not None
         if outcome["state"] == "complete":
@@ -365,8 +541,11 @@ class Study:
         if not job.prunable:
             return None
         known = self.journal.ends(job.stage).get(job.number)
-        if known is not None and known["trial_id"] == job.trial_id and known["state"] == "pruned":
-            return int(known["epochs"]) if rows and rows[-1]["epoch"] >= known["epochs"] else None
+        if known is not None and known["trial_id"] == job.trial_id:
+            if known["state"] == "complete":
+                return None
+            if known["state"] == "pruned":
+                return int(known["epochs"]) if rows and rows[-1]["epoch"] >= known["epochs"] else None
         rows = [row for row in rows if row["epoch"] < job.recipe.epochs]
         return self._search_of(job).pruned_at(job.number, rows)
 
@@ -376,20 +555,22 @@ class Study:
     def _pruning_reason(self, epoch: int) -> str:
         return f"stopped by {self.sweep.study.pruner.name} after epoch {epoch}"
 
-    def _note_end(self, job: Job, broken: str | None = None) -> None:
-        end = self._end(job, broken)
+    def _note_end(self, job: Job, end: JobEnd) -> None:
         self._ends[job.key] = end
         if job.stage in ("baselines", "search"):
-            rows = self._trial(job).epochs()[: end["epochs"]]
-            self._search_of(job).tell(job.number, end["state"], end["value"], rows)
+            if end["state"] == "broken":
+                self._search_of(job).forget(job.number)
+            else:
+                rows = self._trial(job).epochs()[: end["epochs"]]
+                self._search_of(job).tell(job.number, end["state"], end["value"], rows)
         if job.kind != "test":
             self.journal.note("ended", **job.about, **end)
 
-    def _end(self, job: Job, broken: str | None) -> JobEnd:
-        """Return how a job has ended for this study: a trial that it would have pruned counts as pruned, even if
-        another sweep has trained it to its end."""
-        if broken or job.kind != "train":
-            return {"state": "failed" if broken else "complete", "value": None, "reason": broken, "epochs": 0}
+    def _end(self, job: Job) -> JobEnd:
+        """Return how a job that did not break has ended for this study: a trial that it would have pruned counts as
+        pruned, even if another sweep has trained it to its end."""
+        if job.kind not in WITH_OUTCOME:
+            return {"state": "complete", "value": None, "reason": None, "epochs": 0}
         folder = self._trial(job)
         outcome, rows = folder.outcome(), folder.epochs()
         assert outcome is not None
@@ -400,3 +581,10 @@ class Study:
             best = best_epoch(rows[:stop], self.sweep.study.objective)
         value = best[self.sweep.study.objective] if best and state != "failed" else None
         return {"state": state, "value": value, "reason": reason, "epochs": epochs}
+
+
+def _advice(ends: Sequence[JobEnd]) -> str:
+    """Return what the user can do about jobs that did not complete."""
+    if any(end["state"] == "broken" for end in ends):
+        return "the same command tries again what broke"
+    return "the same command gives the same; change the recipe, for example its learning rate"

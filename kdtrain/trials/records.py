@@ -5,37 +5,51 @@
 <results>/trials/<trial_id>/outcome.json    Outcome
 <results>/<sweep>/study.json                StudyRecord
 <results>/<sweep>/record.jsonl              PlannedEvent, EndedEvent, and these, each with its `time`:
-                                            opened (command), winner (candidate, baseline, trial_id), finished
+                                            opened (command), winner (candidate, baseline, trial_id), finished,
+                                            no_result (reason)
+<results>/<sweep>/errors/<job>-<attempt>.txt  the traceback of a job that broke
 
 Files written by an earlier version may lack keys that were added since, without a new schema number. Standard library
 only.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
 State = Literal["complete", "pruned", "failed"]
+"""How a training has ended. `failed`: its loss became non-finite, as it would again."""
+JobState = Literal[State, "broken"]
+"""How a job of a study has ended. `broken`: without an outcome, for a reason that is no property of its recipe."""
 
 
 class Environment(TypedDict):
-    """The machine and the versions of a training."""
+    """The machine and the versions of a training. `git_dirty` is a digest of what differs from the commit, or None."""
 
     device: str
     threads: int
     workers: int
     git_commit: str | None
+    git_dirty: NotRequired[str | None]
     versions: dict[str, str]
 
 
 class TeacherReference(TypedDict, total=False):
-    """The teacher of a distilled student: a trial of the same store, or a file of weights."""
+    """The teacher of a distilled student: a trial of the same store, or a finished one from a file.
+
+    `trial_id` of a finished one names the folder of its evaluation, which earlier versions did not make.
+    """
 
     trial_id: str
     file: str
     sha256: str
+    weights_key: str
 
 
 class DataSummary(TypedDict):
-    """The data set of a training: its fingerprint and its numbers of classes and of images by split."""
+    """The data set of a training: its fingerprint and its numbers of classes and of images by split.
+
+    `val_most_frequent` is the number of validation images of their most frequent class.
+    """
 
     name: str
     fingerprint: str
@@ -43,16 +57,22 @@ class DataSummary(TypedDict):
     train: int
     val: int
     test: int
+    val_most_frequent: NotRequired[int]
 
 
 class RecipeRecord(TypedDict):
-    """recipe.json: what is trained, on which data. `weights` are those of cross-entropy and distillation."""
+    """recipe.json: what is trained, on which data. `weights` are those of cross-entropy and distillation.
+
+    If nothing is trained but a finished teacher evaluated, `finished` is its file, and `recipe` has its network as the
+    student.
+    """
 
     schema: NotRequired[int]
     numerics: int
     trial_id: str
     recipe: dict[str, Any]
     teacher: TeacherReference | None
+    finished: NotRequired[TeacherReference]
     weights: list[float] | None
     data: DataSummary
     parameters: int
@@ -64,6 +84,7 @@ EpochRow = TypedDict(
     {
         "epoch": int,
         "val/accuracy": float,
+        "val/mpa": float,
         "val/nll": float,
         "images": int,
         "seconds": float,
@@ -80,8 +101,10 @@ EpochRow = TypedDict(
 """A row of epochs.jsonl. `epoch` counts from 1; seconds are those of rank 0, images those of all ranks. A row also has
 `train/<term>` for each loss term, and further `val/<metric>` that depend on the method."""
 
-BestEpoch = TypedDict("BestEpoch", {"epoch": int, "val/accuracy": float, "val/nll": float})
-"""The epoch whose weights a training keeps."""
+BestEpoch = TypedDict(
+    "BestEpoch", {"epoch": int, "val/accuracy": float, "val/mpa": NotRequired[float], "val/nll": float}
+)
+"""The epoch whose weights a training keeps, with the metrics that can be objectives."""
 
 
 class Outcome(TypedDict):
@@ -111,6 +134,7 @@ class Outcome(TypedDict):
     threads: NotRequired[int]
     workers: NotRequired[int]
     git_commit: NotRequired[str | None]
+    git_dirty: NotRequired[str | None]
     versions: NotRequired[dict[str, str]]
 
 
@@ -132,8 +156,20 @@ class NetworkSize(TypedDict):
     flops_per_image: int
 
 
+class WeightsTaken(TypedDict):
+    """The weights of a file that a network takes, and others that fit it too, as dotted paths in the file."""
+
+    model: str
+    file: str
+    taken: str
+    others: list[str]
+
+
 class StudyRecord(TypedDict):
-    """study.json: what a study searches. `models` are the networks that it can reach, by name."""
+    """study.json: what a study searches.
+
+    `models` are the networks that it can reach, by name; `data_notes` is what the owner of the images should know.
+    """
 
     schema: NotRequired[int]
     name: str
@@ -145,6 +181,8 @@ class StudyRecord(TypedDict):
     report: dict[str, Any]
     parameters: list[ParameterRecord]
     models: dict[str, NetworkSize]
+    weights: NotRequired[list[WeightsTaken]]
+    data_notes: NotRequired[list[str]]
 
 
 class TrialSource(TypedDict):
@@ -172,12 +210,16 @@ class PlannedEvent(TypedDict):
 
 
 class JobEnd(TypedDict):
-    """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count."""
+    """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count.
 
-    state: State
+    `traceback` names a file in the study's folder, if the job broke with one.
+    """
+
+    state: JobState
     value: float | None
     reason: str | None
     epochs: int
+    traceback: NotRequired[str | None]
 
 
 class EndedEvent(JobEnd):
@@ -188,3 +230,17 @@ class EndedEvent(JobEnd):
     stage: str
     number: int
     trial_id: str | None
+
+
+def chance_remark(accuracy: float, data: Mapping[str, Any]) -> str | None:
+    """Return a remark on a network that has learned nothing, or None.
+
+    It has not if it names at most as many validation images rightly as their most frequent class has. `data` is a
+    DataSummary; those of earlier versions lack that number, and there is no remark.
+    """
+    most, images = data.get("val_most_frequent"), data.get("val")
+    if most is None or not images or round(accuracy * images) > most:
+        return None
+    return (
+        f"not better than the most frequent class ({most / images:.2%} of the validation images): nothing was learned"
+    )

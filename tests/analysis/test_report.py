@@ -49,7 +49,7 @@ def test_an_unfinished_study_without_a_winner(made_up: Maker, golden: Golden) ->
 def test_a_study_with_every_rare_sentence(whole: Maker, golden: Golden) -> None:
     """Two seeds, weak teacher, a lost run, free order, caches off, float16, equal trials, a failed job of pictures."""
     made = whole(seeds=2, teacher_test=0.9, order="free", searched=22, objective="val/nll")
-    made.describe(report={"title": "Does it help?"})
+    made.describe(report={"title": "Does it help?"}, data_notes=["digits: 2 of 60 images of test are also in train"])
     made.change_outcome("confirm0007", test=None)
     made.store.trial("confirm0001").predictions.unlink()
     made.trial("search", 30, [0.5], recipe={"method": {"name": "kd", "temperature": 4.0}})
@@ -64,13 +64,47 @@ def test_a_study_with_every_rare_sentence(whole: Maker, golden: Golden) -> None:
 def test_a_study_without_a_trial_or_whose_trials_all_failed_has_a_report_without_pictures(made_up: Maker) -> None:
     made = made_up(trials=1)
     assert "unfinished: search 0 of 1" in text_of(made)
-    made.trial("search", 0, [0.4], state="failed", reason="out of memory", values={"optimizer.lr": 0.1})
+    made.trial("search", 0, [0.4], state="failed", reason=NON_FINITE, values={"optimizer.lr": 0.1})
     best = {"epoch": 1, "val/accuracy": 0.4, "val/nll": 1.0}
     made.change_outcome("search0000", best=best)  # reached before it failed
     folder = made.store.trial("search0000")
     folder.write_recipe((folder.recipe() or {}) | {"teacher": {"file": "t.safetensors", "sha256": "0"}})
     assert "| teacher (from a file, not measured here) |" in text_of(made)
     assert not list(made.folder.glob("*.png"))
+    made.event("no_result", reason="search: none of 1 trials completed: 1 failed; the same command gives the same")
+    text = text_of(made)
+    assert "> This study has ended without a result. search: none of 1 trials completed" in text
+    assert "To continue it" not in text
+
+
+def test_what_broke_is_listed_with_its_traceback_and_leaves_rows_without_interval_and_p(whole: Maker) -> None:
+    made = whole()
+    made.end("search", 2, "search0002", "broken", reason="OSError: full", traceback="errors/search-2-3.txt")
+    made.end("confirm", 2, "confirm0002", "broken", reason="RuntimeError: driver", traceback="errors/confirm-2-3.txt")
+    made.store.trial("confirm0002").remove_outcome()
+    study = read_study(made.folder)
+    best, second, _, alone = candidates(study)
+    assert best.difference is not None
+    assert (best.difference.n, best.difference.interval, best.difference.broken, best.p) == (4, None, 1, None)
+    assert best.test is not None
+    assert best.test.interval is None
+    assert second.difference is not None
+    assert second.difference.interval is not None, "nothing of its own or of its baseline broke"
+    text = text_of(made)
+    assert "> 2 jobs broke" in text
+    assert "undecided: 1 confirming run broke" in text
+    assert "| search | 2 | OSError: full | `errors/search-2-3.txt` |" in text
+    made.end("confirm", 15, alone.trial_ids[1000], "broken", reason="RuntimeError: driver")  # of the baseline
+    assert all(each.difference.interval is None for each in candidates(read_study(made.folder)) if each.difference)
+
+
+def test_a_journal_that_called_broken_jobs_failed_is_read_as_it_is_meant(made_up: Maker) -> None:
+    made = made_up(trials=3)
+    made.trial("search", 0, [0.4], state="failed", reason="RuntimeError: CUDA error")
+    made.trial("search", 1, [0.4], state="failed", reason=NON_FINITE)
+    made.plan("search", 2)
+    made.end("search", 2, None, "failed", reason="warmup_epochs must be below epochs 3, got 3")
+    assert list(read_study(made.folder).trials["state"]) == ["broken", "failed", "failed"]
 
 
 def test_the_primary_interval_is_scipys_paired_t_interval(finished: Study) -> None:
@@ -122,18 +156,33 @@ def test_a_failed_confirming_run_is_left_out_with_its_pair_and_a_bootstrap_needs
     assert (best.planned, len(best.trial_ids), best.difference.n) == (5, 4, 4)
 
 
+def test_the_objective_val_mpa_has_columns_of_its_own_and_says_which_classes_count(whole: Maker) -> None:
+    text = text_of(whole(searched=6, objective="val/mpa"))
+    assert "| val accuracy, % | val MPA, % | val NLL, nats | state |" in text
+    assert "with the highest mean val/mpa" in text
+    assert (
+        "Ranked by val/mpa of the best epoch (mean accuracy per class, over the classes that have validation images)"
+        in text
+    )
+
+
 def test_only_cost_differs_if_only_times_and_the_machine_differ(whole: Maker, tmp_path: Path) -> None:
     first, second = whole(tmp_path / "one", searched=6), whole(tmp_path / "two", searched=6)
     for trial in second.store.trials():
-        changes = {"seconds": 99.0, "images_per_s": 1.0, "device": "gpu", "git_commit": "f00", "threads": 8}
+        changes = {"seconds": 99.0, "images_per_s": 1.0, "device": "gpu", "threads": 8}
+        changes |= {"git_commit": "f00", "git_dirty": "0123456789abcdef"}
         trial.write_outcome((trial.outcome() or {}) | changes)
-    second.event("opened", command="again")
+    second.event("opened", command="again", data="/other data")
     studies = [read_study(made.folder) for made in (first, second)]
     texts = [compose(study, find_all(study), Pictures()) for study in studies]
     one, two = (text.split("## Cost and versions") for text in texts)
     assert one[0] == two[0]
     assert one[1] != two[1]
-    assert "\n## " not in one[1], "cost stands last"
+    assert "| git commit | abc1234 |" in one[1], "earlier records have no git_dirty"
+    assert "| git commit | f00 with changes 0123456789abcdef |" in two[1]
+    assert f"kdtrain train {second.folder}/best.yaml --results repeat --data '/other data'\n```\n" in two[1]
+    assert "```sh\nagain\n```\n" in two[1]
+    assert [line for line in one[1].splitlines() if line.startswith("## ")] == ["## To repeat it"]
 
 
 def share_teachers(made: MadeUpStudy, **rest: object) -> None:
@@ -161,6 +210,9 @@ def test_seconds_without_the_teacher_are_known_on_a_cpu_only(made_up: Maker) -> 
     share_teachers(made, device="cuda")  # a GPU still computes when the time is taken
     found = cost(read_study(made.folder))
     assert found["bare_s"] is found["overhead"] is found["teacher_outputs"]["seconds_per_image"] is None
+
+
+NON_FINITE = "epoch 2, step 5: train/loss is nan"
 
 
 @pytest.mark.slow

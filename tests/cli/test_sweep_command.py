@@ -1,18 +1,24 @@
 """`kdtrain sweep`, `plan` and `check`: exit codes, sentences, and nothing left behind by what was refused."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+import made_up_data
 import pytest
 import yaml
 from studies import TREE, carry_out, open_study, sweep_file
 
+from kdtrain.api.sweeps import opened
 from kdtrain.cli import check, plan
-from kdtrain.cli.sweep import main
-from kdtrain.config.sweep import load_sweep
+from kdtrain.cli.sweep import _again, main, options
+from kdtrain.config.sweep import Sweep, load_sweep
+from kdtrain.errors import UserError
 from kdtrain.storage.folder import locked
 from kdtrain.study import cost
+from kdtrain.study.plan import duration
+from kdtrain.study.step_cost import CPU, META, ImageCost, ImageSeconds, _counted_on, image_flops, image_seconds
 
 ROOT = Path(__file__).parents[2]
 VALID = yaml.safe_dump(TREE, sort_keys=False)
@@ -56,6 +62,47 @@ def test_check_reports_every_mistake_at_once_by_the_command_and_by_the_flag(
     assert capsys.readouterr().out == f"{file}: valid; 2 searched parameters, 6 trials\n" * 2
 
 
+def test_check_notes_what_is_not_there_and_the_file_is_valid_nevertheless(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = {
+        "data": {"name": "image_folder", "folder": "pets", "resolution": 16},
+        "teacher": {"model": "lenet5_teacher", "trained": "~/teacher.pth"},
+        "student": {"model": "lenet5_student", "weights": {"file": "start.pth"}},
+    }
+    file = sweep_file(tmp_path, recipe=recipe)
+    assert check.main([str(file), "--data", str(tmp_path / "data")]) == 0
+    valid, *notes = capsys.readouterr().out.splitlines()
+    assert valid.endswith("valid; 2 searched parameters, 6 trials")
+    places = (
+        "recipe.data: image_folder is not there",
+        "recipe.student.weights.file: start.pth",
+        "recipe.teacher.trained: ~/teacher.pth",
+    )
+    assert [note.startswith(f"note: {place}") for note, place in zip(notes, places, strict=True)] == [True] * 3, notes
+    assert str(tmp_path / "data" / "pets") in notes[0]
+    assert f"looked for {tmp_path}/teacher.pth" in notes[2]
+    (tmp_path / "teacher.pth").write_bytes(b"")
+    made_up_data.paint_classes(tmp_path / "data" / "pets")
+    assert main([str(file), "--check", "--data", "~/data", "--set", "recipe.student.weights=null"]) == 0
+    assert capsys.readouterr().out.splitlines() == [valid]
+    assert check.main([str(file), "--data", "s3://bucket/data"]) == 0
+    assert "note: recipe.data: s3://bucket/data is not downloaded for this check" in capsys.readouterr().out
+
+
+def test_the_command_that_continues_is_complete_and_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDTRAIN_DATA", "/all data")
+    words = ["my sweep.yaml", "--set", "recipe.data={name: mnist}", "--set", "recipe.epochs=3", "--trials", "8"]
+    words += ["--seed", "3", "--results", "~/some results", "--address", "auto"]
+    parser = options()
+    again = shlex.split(_again(parser.parse_args(words)))
+    assert again[:2] == ["kdtrain", "sweep"]
+    assert vars(parser.parse_args(again[2:])) == vars(parser.parse_args([*words, "--data", "/all data"]))
+    named = shlex.split(_again(parser.parse_args(["a.yaml", "--data", "here"])))
+    assert named == ["kdtrain", "sweep", "a.yaml", "--data", "here"]
+
+
 def test_a_folder_that_is_not_ours_is_refused_and_kept_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +123,55 @@ def test_a_folder_that_is_not_ours_is_refused_and_kept_as_it_is(
         assert main(command) == 2
         assert expected in capsys.readouterr().err
         assert everything(results) == before
+
+
+@pytest.mark.parametrize("at_url", [False, True])
+@pytest.mark.parametrize("there", [[], ["notes.txt"], ["small/notes.txt"], ["small/.hidden", "small/deep/notes.txt"]])
+def test_a_refused_first_start_removes_only_what_it_has_written(
+    there: list[str], at_url: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    results = tmp_path / "results"
+    for name in there:
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / name).write_text("mine")
+    before = everything(tmp_path)
+    sweep = load_sweep(sweep_file(tmp_path))
+    where = f"file://{results}" if at_url else str(results)
+    written = []
+
+    def refused_start() -> None:
+        with opened(sweep, where, None, "again", check_capacity=False) as study:
+            written.append(study.journal.files.has("study.json"))
+            raise UserError("a preflight check failed")
+
+    with pytest.raises(UserError, match="preflight"):
+        refused_start()
+    assert written == [True]
+    (tmp_path / "small.yaml").unlink()
+    assert everything(tmp_path) == before
+    assert results.exists() == (bool(there) or at_url)
+
+
+@pytest.mark.parametrize("stem", ["..", ".", ".hidden", "ends.", "a b", "a*b", "ü", "trials", "x" * 201, "a\nb"])
+def test_a_name_that_is_no_folder_of_a_sweep_is_refused_and_the_folders_stay(
+    stem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Path(f"{stem}.yaml").write_text(VALID)
+    before = everything(tmp_path)
+    for arguments in ([f"{stem}.yaml"], [f"{stem}.yaml", "--check"], [f"{stem}.yaml", "--results", "."]):
+        assert main(arguments) == 2
+        assert "the sweep's name" in capsys.readouterr().err
+    assert everything(tmp_path) == before
+    with pytest.raises(UserError, match="the sweep's name"):
+        Sweep.from_dict(TREE, stem)
+
+
+@pytest.mark.parametrize("name", ["a", "cub_mgd", "run-2", "v1.2", "_x", "-", "2026-11-30"])
+def test_letters_digits_and_dots_inside_name_a_sweep(name: str) -> None:
+    assert Sweep.from_dict(TREE, name).name == name
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -181,7 +277,8 @@ def test_the_cost_of_a_plan_is_that_of_the_most_expensive_training_of_the_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
 ) -> None:
     """MGD's generator and both passes of R-Drop are counted, in whatever order the options are written."""
-    monkeypatch.setattr(cost, "image_seconds", lambda recipe, classes: (0.0, 0.0))  # timing takes seconds
+    untimed = ImageSeconds(0.0, 0.0, "")
+    monkeypatch.setattr(cost, "image_seconds", lambda recipes, *_: dict.fromkeys(recipes, untimed))  # it takes seconds
     cheap, expensive = EXPENSIVE[field]
 
     def flops(option: object) -> float:
@@ -197,3 +294,41 @@ def test_the_cost_of_a_plan_is_that_of_the_most_expensive_training_of_the_space(
 
     either = [flops({"choice": options}) for options in ([cheap, expensive], [expensive, cheap])]
     assert either[0] == either[1] > 1.02 * flops(cheap)
+
+
+TIMED = {
+    "data": {"name": "digits", "resolution": 64},
+    "teacher": {**FIXED, "model": "resnet10t", "weights": None},
+    "student": {"model": "test_resnet", "weights": None},
+    "method": {"name": "rkd_distance", "balance": {"weight": 1.0}},
+}
+
+
+def test_flops_are_counted_without_numbers_and_equal_those_of_a_real_pass(tmp_path: Path) -> None:
+    for method in (TIMED["method"], {"name": "mgd", "balance": {"weight": 1.0}, "stage": "8"}):
+        sweep = load_sweep(sweep_file(tmp_path, recipe=TIMED | {"method": method}, study={"published": None}))
+        recipe = next(cost._reachable(sweep, ()))
+        assert _counted_on(META, recipe, 10) == _counted_on(CPU, recipe, 10)
+
+
+def test_what_does_not_fit_into_the_budget_of_time_is_scaled_and_said(tmp_path: Path) -> None:
+    sweep = load_sweep(sweep_file(tmp_path, recipe=TIMED, study={"published": None}))
+    cheap = next(cost._reachable(sweep.baseline(), ()))
+    recipe = next(cost._reachable(sweep, ()))
+    measured = image_seconds([recipe, cheap], 10, threads=1, budget_s=60.0)  # ends after five steps
+    assert all(" steps of " in seconds.how for seconds in measured.values()), measured
+    assert measured[recipe].step > 0
+    assert measured[recipe].teacher > 0
+    assert measured[cheap].teacher == 0
+    scaled = image_seconds([recipe, cheap], 10, threads=1, budget_s=0.0)
+    assert {seconds.how for seconds in scaled.values()} == {"scaled by FLOPs"}
+    flops: ImageCost = image_flops(recipe, 10)
+    assert scaled[recipe].teacher / scaled[recipe].step == pytest.approx(flops.teacher / flops.step)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.25, "0.2 s"), (68, "68 s"), (150, "2.5 min"), (9000, "2.5 h"), (4_888_468.2 * 60, "3,394.8 days")],
+)
+def test_a_plan_shows_times_in_the_unit_that_suits_them(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

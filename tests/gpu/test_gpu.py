@@ -51,6 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tf32": {"precision": "tf32"},
     "clipping of tensors": {"clipping": {"norm": 0.1, "over": "tensor"}, "precision": "fp16"},
     "ema": {"ema": {"decay": 0.9}},
+    "class weights": {"class_weights": "balanced", "sampler": "class_balanced"},
     "mixup": {"mixup": {}, "label_smoothing": 0.1},
     "dropout": {"student": {"model": "resnet18", "weights": None, "dropout": 0.5}},
 }
@@ -116,7 +117,8 @@ def test_no_step_that_reads_cached_outputs_waits(label: str, tmp_path: Path) -> 
     state.teacher_outputs = cached_teacher(state.teacher_outputs, Cache(tmp_path, 1 << 30), (), "a test")
     assert isinstance(state.teacher_outputs, CachedTeacher)
     state.teacher_outputs.begin(0)
-    require_no_wait(state, batches_of(state.recipe.seed, state.recipe.batch_size, 60, 0))  # SP's are kept as they stand
+    # SP's are cached as they stand
+    require_no_wait(state, batches_of(0, state.recipe.batch_size, state.data.train.labels, 0, "shuffled"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -49,6 +49,7 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
         "kind": "train", "key": "search-0", "recipe": config.model_dump(mode="json"), "trial_id": trial.trial_id,
         "final": True, "also": [], "results": str(tmp_path / "results"), "sweep": "tested", "data": str(NO_DATA),
         "ray_storage": str(tmp_path / "storage"), "scratch": str(tmp_path / "scratch"), "mark": "mark", "readings": (),
+        "code": {},
         "resources": Resources(workers=WORKERS, checkpoint_every_steps=17, teacher_cache="none").model_dump(),
     }  # fmt: skip
     (tmp_path / "job.json").write_text(json.dumps(job))
@@ -85,7 +86,10 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
     expected = trial_of(config, undisturbed)
     assert [timeless(row) for row in trial.epochs()] == [timeless(row) for row in expected.epochs()], killed
     assert trial.weights.read_bytes() == expected.weights.read_bytes(), killed
-    reported = read_rows(tmp_path / "rows.jsonl")
-    assert [row["epoch"] for row in reported if "broken" not in row] == list(range(1, config.epochs + 1)), killed
+    rows = read_rows(tmp_path / "rows.jsonl")
+    (broken,) = [row["broken"] for row in rows if "broken" in row]
+    assert "worker " in broken["reason"]
+    reported = [row for row in rows if "broken" not in row]
+    assert [row["epoch"] for row in reported] == list(range(1, config.epochs + 1)), killed
     assert [row["val/accuracy"] for row in reported] == [row["val/accuracy"] for row in trial.epochs()], killed
     assert len({row["checkpoint_path"] for row in reported}) == config.epochs, "each with a checkpoint of its own"

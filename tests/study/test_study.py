@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,13 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from studies import TREE, carry_out, decisions, events, open_study, plans, sweep_file
+from studies import TREE, carry_out, decisions, events, open_study, plans, sweep_file, with_trials_of
 
 from kdtrain.config.sweep import load_recipe
 from kdtrain.errors import UserError
 from kdtrain.executors.local import execute, run_job
-from kdtrain.study.study import FIRST_CONFIRMING_SEED, Job, Study
+from kdtrain.study.study import FIRST_CONFIRMING_SEED, Broken, Job, Study
 from kdtrain.training.trainer import train
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """One study carried out to its end, for the tests that only look."""
-    folder = tmp_path_factory.mktemp("finished")
-    study = open_study(sweep_file(folder), folder / "results")
-    execute(study)
-    return study
 
 
 def outcomes(study: Study, stage: str) -> list[dict[str, Any]]:
@@ -49,12 +41,6 @@ def mean_accuracies(study: Study) -> dict[str, float]:
     for plan, outcome in zip(plans(study, "confirm"), outcomes(study, "confirm"), strict=True):
         values.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
     return {candidate: math.fsum(own) for candidate, own in values.items()}
-
-
-def with_trials_of(finished: Study, results: Path, file: Path) -> Study:
-    """Open another study in a folder that has the trials of the finished one."""
-    shutil.copytree(finished.workspace.store.results / "trials", results / "trials")
-    return open_study(file, results)
 
 
 def copied(finished: Study, tmp_path: Path, **options: Any) -> Study:
@@ -124,18 +110,18 @@ def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
 def test_opening_a_finished_study_runs_nothing_and_records_nothing_new(finished: Study, tmp_path: Path) -> None:
     before = finished.journal.path.read_bytes()
     again = open_study(sweep_file(tmp_path), finished.workspace.store.results)
-    assert [job.kind for job in carry_out(again)] == ["pictures"]
+    assert carry_out(again) == []
     assert [row["event"] for row in events(again)][-1] == "finished"
     assert again.journal.path.read_bytes() == before
 
 
 def test_pictures_compare_the_best_distilled_recipe_with_the_student_alone(finished: Study) -> None:
-    *_, job = carry_out(finished)  # its last job is done again whenever a study is opened
+    (job,) = plans(finished, "pictures")
     best = max(("best 1", "best 2", "published 1"), key=mean_accuracies(finished).__getitem__)
     first = {row["candidate"]: row["trial_id"] for row in reversed(plans(finished, "confirm"))}
-    compared = [finished.workspace.trial_id(recipe) for recipe in job.trained]
-    assert compared == [first[best], first["baseline 1"]]
-    assert {recipe.seed for recipe in job.trained} == {FIRST_CONFIRMING_SEED}
+    assert job["compared"] == [first[best], first["baseline 1"]]
+    recipes = [recipe_of(finished, {"trial_id": trial_id})["recipe"] for trial_id in job["compared"]]
+    assert {recipe["seed"] for recipe in recipes} == {FIRST_CONFIRMING_SEED}
 
 
 @pytest.mark.parametrize(
@@ -166,6 +152,20 @@ def test_pruning_looks_at_earlier_batches_only(finished: Study, tmp_path: Path) 
     for plan, _ in pruned(finished):
         rows = finished.workspace.store.trial(plan["trial_id"]).epochs()
         assert study.search.pruned_at(plan["number"], rows) is None
+
+
+def test_values_that_were_planned_for_other_code_or_images_are_suggested_anew(finished: Study, tmp_path: Path) -> None:
+    rows = events(finished)
+    for row in rows:
+        if row["event"] == "planned" and row["stage"] == "search" and row["number"] >= 3:
+            row["values"] = row["values"] | {"optimizer.lr": 0.5 * row["values"]["optimizer.lr"]}  # of other results
+            row["trial_id"] = "0123456789abcdef"
+    study = with_trials_of(finished, tmp_path / "results", sweep_file(tmp_path))
+    study.journal.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = open_study(sweep_file(tmp_path), tmp_path / "results")
+    assert {job.kind for job in carry_out(again)} <= {"pictures"}, "all trials are in the store"
+    *decided, winner = decisions(again)
+    assert (decided, winner) == (decisions(finished), decisions(finished)[-1]), "the winner is noted again"
 
 
 def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) -> None:
@@ -254,10 +254,23 @@ TEACHER = {"teacher": {"model": "lenet5_teacher", "optimizer": {"name": "adam", 
 def test_samplers_suggest_differently(finished: Study, tmp_path: Path) -> None:
     """TPE models the trials that have finished, random search does not; Optuna's log level stays as it was."""
     study = open_study(sweep_file(tmp_path, study={"sampler": {"name": "random"}}), tmp_path / "results")
-    study.search.planned, study.search.finished = finished.search.planned, finished.search.finished
+    study.search = replace(finished.search, sweep=study.sweep)
     verbosity = optuna.logging.get_verbosity()
     assert finished.search.suggest(5) == finished.search.planned[5] != study.search.suggest(5)
     assert optuna.logging.get_verbosity() == verbosity
+
+
+def test_objective_mpa_is_maximised(tmp_path: Path) -> None:
+    settings = {"objective": "val/mpa", "trials": 3, "published": None}
+    study = open_study(sweep_file(tmp_path, recipe=TEACHER, study=settings), tmp_path / "results")
+    carry_out(study)
+    reached = [row["best"]["val/mpa"] for row in outcomes(study, "search")]
+    first = next(row for row in plans(study, "confirm") if row["candidate"] == "best 1")
+    complete = [
+        value for number, value in enumerate(reached) if study.journal.ends("search")[number]["state"] != "pruned"
+    ]
+    assert reached[first["source"]["number"]] == max(complete)
+    assert study.journal.ends("search")[first["source"]["number"]]["value"] == max(complete)
 
 
 def test_objective_nll_is_minimised(tmp_path: Path) -> None:
@@ -312,7 +325,7 @@ def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tm
     """A teacher's file that holds another network is found on the first batch, before anything is trained."""
     weights = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(3)}, weights)
-    teacher = {"teacher": {"model": "lenet5_teacher", "file": str(weights)}}
+    teacher = {"teacher": {"model": "lenet5_teacher", "trained": str(weights)}}
     study = open_study(sweep_file(tmp_path, recipe=teacher), tmp_path / "results")
     with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.method: kd with student lenet5_student and teacher"):
         execute(study)
@@ -345,7 +358,7 @@ def test_workers_that_run_ahead_do_not_change_where_a_trial_is_pruned(finished: 
         study.ended(job)
     assert decisions(study) == decisions(finished)
     assert all(len(study.workspace.store.trial(p["trial_id"]).epochs()) == o["epochs"] for p, o in pruned(study))
-    assert [job.kind for job in carry_out(open_study(sweep_file(tmp_path), tmp_path / "results"))] == ["pictures"]
+    assert carry_out(open_study(sweep_file(tmp_path), tmp_path / "results")) == []
 
 
 def test_epochs_that_are_done_again_are_judged_again(finished: Study) -> None:
@@ -392,7 +405,7 @@ def test_a_free_order_continues_after_a_cut_and_opened_again_trains_nothing(tmp_
     assert len(outcomes(study, "search")) == 8
     assert events(study)[-1]["event"] == "finished"
     again = open_study(file, tmp_path / "results")
-    assert [job.kind for job in carry_out(again)] == ["pictures"]
+    assert carry_out(again) == []
     assert decisions(again) == decisions(study)
 
 
@@ -402,9 +415,10 @@ def test_what_breaks_outside_a_training_is_tried_again(finished: Study, tmp_path
     shutil.rmtree(study.workspace.store.trial(plans(finished, "search")[1]["trial_id"]).path)
     job = next(job for job in study.jobs() if job is not None and (job.kind == "train" or study.ended(job)))
     assert job.key == "search-1"
-    study.ended(job, "[Errno 28] No space left on device")
+    for _ in range(3):
+        study.ended(job, Broken("OSError: [Errno 28] No space left on device", "Traceback"))
     broken = [row for row in events(study) if row["event"] == "ended"][-1]
-    assert (broken["state"], broken["reason"]) == ("failed", "[Errno 28] No space left on device")
+    assert (broken["state"], broken["reason"]) == ("broken", "OSError: [Errno 28] No space left on device")
     again = open_study(file, tmp_path / "results")
     assert "search-1" in {job.key for job in carry_out(again)}
     assert decisions(again) == decisions(finished)

@@ -47,6 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clipping": {"clipping": {"norm": 0.1}},
     "clipping of tensors": {"clipping": {"norm": 0.1, "over": "tensor"}, "precision": "fp16"},
     "ema": {"ema": {"decay": 0.9}},
+    "class weights": {"class_weights": "balanced", "sampler": "class_balanced"},
     "mixup": {"mixup": {}, "label_smoothing": 0.1},
     "mixup published": {"mixup": {"convention": "published"}},
     "frozen encoder": {"student": {"model": "lenet5_student", "freeze": "encoder", "allow_random_frozen": True}},
@@ -255,7 +256,7 @@ def test_no_step_that_reads_cached_outputs_waits(devices: StandIn, label: str, t
     state.teacher_outputs = cached_teacher(state.teacher_outputs, Cache(tmp_path, 1 << 30), (), "a test")
     assert isinstance(state.teacher_outputs, CachedTeacher)
     state.teacher_outputs.begin(0)
-    assert waits_of_steps(devices, state, batches_of(state.recipe.seed, 16, 60, 0)[:3]) == []
+    assert waits_of_steps(devices, state, batches_of(0, 16, state.data.train.labels, 0, "shuffled")[:3]) == []
 
 
 @pytest.mark.parametrize("label", ["kd in float16, averaged, mixed, clipped", "critic"])

@@ -107,6 +107,11 @@ class Resources(Config):
     concurrent_trials: Literal["auto"] | Count = Field(
         default="auto", description="Maximum number of trials at the same time. auto: as many as the resources allow."
     )
+    retries: NonNegativeInt = Field(
+        default=2,
+        description="Number of times that a job is tried again in one start of the sweep after it broke: out of memory,"
+        " a killed process, a bug. A non-finite loss is a result and is never tried again.",
+    )
     checkpoint_every_steps: Count | None = Field(
         default=None,
         description="Number of steps between checkpoints within an epoch. If it is set, every epoch ends with a"

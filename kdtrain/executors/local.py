@@ -1,13 +1,14 @@
 """Carry a study out in this process, one job after another, without Ray: for a debugger, notebooks and tests."""
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import Folder
-from kdtrain.study.study import Job, Study
-from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.study.study import Broken, Job, Study
+from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import smoke
 from kdtrain.training.trainer import train
@@ -22,7 +23,7 @@ class _Stopped(BaseException):
 def execute(study: Study) -> None:
     """Carry out every job of a study that is still to do, with the caller's number of threads and precision.
 
-    A job that breaks counts as failed, as in every executor.
+    A job that breaks is tried again, as in every executor.
 
     Raises:
         UserError: A combination of the space cannot run, or the sweep wants several workers for a trial.
@@ -36,8 +37,8 @@ def execute(study: Study) -> None:
         study.ended(job, run_job(study, job))
 
 
-def run_job(study: Study, job: Job) -> str | None:
-    """Carry out one job in this process; return the reason why it broke, or None."""
+def run_job(study: Study, job: Job) -> Broken | None:
+    """Carry out one job in this process; return why it broke, or None."""
     resources = study.sweep.resources
     options = {
         "final": job.final,
@@ -51,8 +52,20 @@ def run_job(study: Study, job: Job) -> str | None:
     except _Stopped:
         pass
     except Exception as error:
-        return str(error) or type(error).__name__
+        return broken_by(error)
     return None
+
+
+def broken_by(error: Exception) -> Broken:
+    """Return why a job broke: a mistake of the user in its own words, anything else with its type and traceback."""
+    if isinstance(error, (UserError, NonFiniteLoss)):  # of a preflight check; a training's is an outcome
+        return Broken(str(error), users=True)
+    return Broken(sentence(error), "".join(traceback.format_exception(error)))
+
+
+def sentence(error: BaseException) -> str:
+    """Return the type and the text of an exception; the text alone if it is a mistake of the user."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def carry_out(

@@ -24,9 +24,7 @@ from kdtrain.executors.ray_cluster import DRIVER_SLOTS, alive_nodes, await_nodes
 from kdtrain.executors.ray_worker import check_node, ray_storage, run_job
 from kdtrain.storage.folder import write_bytes
 from kdtrain.study.capacity import bootstrap, concurrent_trials, nodes_at_most, per_worker
-from kdtrain.study.study import Job, Study
-
-PROCESS_RESTARTS = 2
+from kdtrain.study.study import Broken, Job, Study
 
 
 def execute(
@@ -75,7 +73,7 @@ def execute(
             ),
             run_config=tune.RunConfig(
                 name="tune", storage_path=storage, storage_filesystem=files, verbose=0,
-                failure_config=tune.FailureConfig(max_failures=PROCESS_RESTARTS),
+                failure_config=tune.FailureConfig(max_failures=0),
             ),
         )  # fmt: skip
         try:
@@ -154,10 +152,12 @@ class StudySearcher(Searcher):
         job = self.by_tune_id.pop(trial_id, None)
         if job is None:
             return
-        if (result or {}).get("unfit"):
-            self.error = UserError(str(result["broken"]))  # type: ignore[index]
-        lost = f"its process ended {PROCESS_RESTARTS + 1} times without an outcome" if error else None
-        self.study.ended(job, lost or (result or {}).get("broken"))
+        lost = {"reason": "its process was killed"} if error else None
+        told = lost or (result or {}).get("broken")
+        broken = Broken(**told) if told else None
+        if broken is not None and (result or {}).get("unfit"):
+            self.error = UserError(broken.reason)
+        self.study.ended(job, broken)
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the study's journal and the store hold everything."""

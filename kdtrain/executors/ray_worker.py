@@ -12,6 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,16 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import Resources
 from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import UserError
-from kdtrain.executors.local import carry_out
+from kdtrain.executors.local import broken_by, carry_out, sentence
 from kdtrain.runtime.process import compile_into
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
+from kdtrain.study.study import Broken
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
-WORKER_RESTARTS = 2
 WARM_UP_S = 60.0
 REPORT_EVERY_S = 0.2
 """How often Ray Train fetches a report. Workers wait for it before the next one, so with Ray's own 2 s every epoch
@@ -61,7 +62,7 @@ def run_job(config: dict[str, Any]) -> None:
     device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
     broken, unfit = _broken_by(lambda: _on_workers(config, resources) if on_workers else _run(config, device, report))
     if broken is not None or config["kind"] != "train":
-        report({"epoch": 0, "broken": broken, "unfit": unfit})
+        report({"epoch": 0, "broken": None if broken is None else asdict(broken), "unfit": unfit})
 
 
 def _prepared(config: dict[str, Any]) -> Resources:
@@ -155,7 +156,7 @@ def _on_workers(config: dict[str, Any], resources: Resources) -> None:
             storage_path=f"{storage}/train",
             storage_filesystem=files,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # as Ray documents it
-            failure_config=ray_train.FailureConfig(max_failures=WORKER_RESTARTS),
+            failure_config=ray_train.FailureConfig(max_failures=0),
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
         ),
     )
@@ -225,20 +226,24 @@ def ray_storage(written: str) -> tuple[str, Any]:
     return f"{remote.base}/{below}", remote.files
 
 
-def _broken_by(work: Callable[[], None]) -> tuple[str | None, bool]:
-    """Return (why `work` failed, or None; whether a node is unfit): a failure belongs in the study, not in Tune."""
+def _broken_by(work: Callable[[], None]) -> tuple[Broken | None, bool]:
+    """Return (why `work` broke, or None; whether a node is unfit): what breaks belongs in the study, not in Tune."""
     try:
         work()
     except WorkerGroupError as error:
-        failures = sorted(error.worker_failures.items())
-        unfit = next((_sentence(own) for _, own in failures if isinstance(own, UnfitNode)), None)
-        return unfit or "; ".join(f"worker {rank}: {_sentence(own)}" for rank, own in failures), unfit is not None
+        failures = [own for _, own in sorted(error.worker_failures.items())]
+        unfit = next((own for own in failures if isinstance(own, UnfitNode)), None)
+        if unfit is not None:
+            return Broken(str(unfit), users=True), True
+        reason = "; ".join(f"worker {rank}: {_short(own)}" for rank, own in sorted(error.worker_failures.items()))
+        return Broken(reason, str(error), users=all(isinstance(own, UserError) for own in failures)), False
     except Exception as error:
-        return _sentence(error), isinstance(error, UnfitNode)
+        return broken_by(error), isinstance(error, UnfitNode)
     return None, False
 
 
-def _sentence(error: Exception) -> str:
-    """Return an error's text without the traceback that Ray adds to an error of another process."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return (lines[-1].strip() if "Traceback" in str(error) else str(error)) if lines else type(error).__name__
+def _short(error: Exception) -> str:
+    """Return an error's sentence without the traceback that Ray adds to an error of another process."""
+    text = sentence(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if "Traceback" in text else text

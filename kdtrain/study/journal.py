@@ -10,6 +10,8 @@ from kdtrain.trials.records import EndedEvent, PlannedEvent, StudyRecord
 from kdtrain.trials.store import SCHEMA, json_bytes, read_object
 
 FILE = "record.jsonl"
+ERRORS = "errors"
+"""The folder of the tracebacks of jobs that broke."""
 
 
 class StudyJournal:
@@ -63,6 +65,12 @@ class StudyJournal:
         known = self._events(event).get((fields["stage"], fields["number"]))
         if known is None or any(known.get(key) != value for key, value in fields.items()):
             self.append(event, **fields)
+
+    def write_error(self, job: str, text: str) -> None:
+        """Write what broke a job to `errors/<job>-<attempt>.txt`; attempts count on over all starts of the study."""
+        errors = self.files.folder(ERRORS)
+        attempts = [int(Path(name).stem.rpartition("-")[2]) for name in errors.names(f"{job}-*.txt")]
+        errors.write(f"{job}-{max(attempts, default=0) + 1}.txt", text.encode())
 
     def is_idle(self) -> bool:
         """Return True if no training was ever planned; preflight checks may have been."""

@@ -111,6 +111,11 @@ class Search:
         own = value if state == "complete" else None
         self.finished[number] = self._frozen(self.planned[number], STATES[state], own, reported, dict(rungs))
 
+    def forget(self, number: int) -> None:
+        """Leave out a trial that broke: neither sampler nor pruner takes it into account."""
+        self._running.pop(number, None)
+        self.planned.pop(number, None)
+
     def _finished_before(self, number: int) -> list[FrozenTrial]:
         """Return the trials of earlier batches by number, or, in free order, all trials as they finished."""
         if self.sweep.study.order == "free":

@@ -5,8 +5,9 @@ that has an outcome is never run again, so a study that was cut off continues wh
 The preflight checks (`smoke`) come first: a combination that cannot run must fail before any long training.
 """
 
+from collections import Counter
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdtrain.config import space
@@ -48,7 +49,8 @@ class Job:
     """A unit of work for an executor: "smoke", "train", "test" or "pictures".
 
     A `final` training keeps its weights. `trained` are the recipes whose test split is read, or that are shown side by
-    side; `recipe` is then the winner's. `details` join the job's "planned" event.
+    side; `recipe` is then the winner's. `details` join the job's "planned" event. A job that ran out of a GPU's memory
+    is handed out again as `alone`: no other job may use its GPU meanwhile.
     """
 
     stage: str
@@ -59,6 +61,7 @@ class Job:
     final: bool = False
     prunable: bool = False
     trained: tuple[Recipe, ...] = ()
+    alone: bool = False
     details: Row = field(default_factory=dict, compare=False)
 
     @property
@@ -72,6 +75,19 @@ class Job:
         return {"stage": self.stage, "number": self.number, "trial_id": self.trial_id}
 
 
+@dataclass(frozen=True)
+class Broken:
+    """Why a job broke: anything but an outcome of its recipe, such as a bug, a full disk or a killed process.
+
+    `traceback` is None if the process ended without one, or if the reason is a mistake of the user (`users`).
+    """
+
+    reason: str
+    traceback: str | None = None
+    out_of_memory: bool = False
+    users: bool = False
+
+
 class Study:
     """A sweep that is carried out in a folder of results."""
 
@@ -82,6 +98,8 @@ class Study:
         self.stage, self.stage_size = STARTING, 0
         self._running: dict[str, Job] = {}
         self._waiting: dict[str, list[Job]] = {}  # by trial_id: jobs of a recipe that another job is training
+        self._again: list[Job] = []  # jobs that broke and are handed out once more
+        self._breaks: Counter[str] = Counter()  # by job, in this start
         self._ends: dict[str, JobEnd] = {}
 
     def jobs(self) -> JobStream:
@@ -120,24 +138,38 @@ class Study:
         folder.remove_checkpoints()
         return True
 
-    def ended(self, job: Job, broken: str | None = None) -> None:
-        """Record that a running job has ended, with the reason if it broke.
+    def ended(self, job: Job, broken: Broken | None = None) -> None:
+        """Record that a running job has ended, or hand it out again if it broke.
 
-        What breaks outside the training (a full disk, a killed process) is no outcome of the recipe. The job counts as
-        failed until the study is opened again, and is then run again.
+        A job is tried again at most `resources.retries` times, and once more alone after running out of a GPU's memory.
+        Then it counts as broken until the study is opened again, and is then run again.
         """
         if job.kind == "train":
-            broken = None if self._has_outcome(job) else broken or "its process ended without an outcome"
+            lost = Broken("its process ended without an outcome")
+            broken = None if self._has_outcome(job) else broken or lost
+        if broken is not None:
+            if not broken.users:
+                self.journal.write_error(job.key, broken.traceback or broken.reason)
+            if self._is_tried_again(job, broken):
+                self._again.append(replace(job, alone=job.alone or broken.out_of_memory))
+                return
         self._running.pop(job.key, None)
         self._note_end(job, broken)
         for follower in self._waiting.pop(job.trial_id, []):
             self._note_end(follower, broken)
 
+    def _is_tried_again(self, job: Job, broken: Broken) -> bool:
+        if broken.out_of_memory:
+            return not job.alone
+        self._breaks[job.key] += 1
+        is_mistake = broken.users and job.kind == "smoke"  # the combination cannot run
+        return not is_mistake and self._breaks[job.key] <= self.sweep.resources.retries
+
     def progress(self) -> Row:
         """Return the stage, its number of jobs by state, and the best objective of the search so far, for a display."""
         # copies, because a display reads them in a thread of its own
         ends = [end["state"] for key, end in list(self._ends.items()) if key.rpartition("-")[0] == self.stage]
-        counts = {state: ends.count(state) for state in ("complete", "pruned", "failed")}
+        counts = {state: ends.count(state) for state in ("complete", "pruned", "failed", "broken")}
         running = sum(job.stage == self.stage for job in list(self._running.values()))
         values = [trial.value for trial in list(self.search.finished.values()) if trial.value is not None]
         best = (max if self._maximize else min)(values, default=None)
@@ -158,7 +190,7 @@ class Study:
         problems: list[str] = []
         for job, values in zip(jobs, points, strict=True):
             end = self._ends.get(job.key)
-            if end is not None and end["state"] == "failed":
+            if end is not None and end["state"] == "broken":
                 what = f"{job.recipe.method.name} with student {job.recipe.student.model}"
                 what += f" and teacher {job.recipe.teacher.model}" if job.recipe.teacher else ""
                 text = f"{what} fails on its first batch: {end['reason']}"
@@ -202,7 +234,7 @@ class Study:
                 yield from (job for job in jobs if self._begin(job))
             number = batch.stop
         while any(job.stage == search.stage for job in self._running.values()):
-            yield None
+            yield self._again.pop(0) if self._again else None
         if not any(self._ends[job.key]["state"] == "complete" for job in searched):
             reasons = sorted({str(end["reason"]) for end in self.journal.ends(search.stage).values() if end["reason"]})
             raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {'; '.join(reasons)}")
@@ -326,7 +358,7 @@ class Study:
     def _run(self, jobs: Sequence[Job]) -> JobStream:
         yield from (job for job in jobs if self._begin(job))
         while any(job.key not in self._ends for job in jobs):
-            yield None
+            yield self._again.pop(0) if self._again else None
 
     def _begin(self, job: Job) -> bool:
         """Note a job as planned; return True if it is to be run, False if its recipe is trained or being trained."""
@@ -376,20 +408,25 @@ class Study:
     def _pruning_reason(self, epoch: int) -> str:
         return f"stopped by {self.sweep.study.pruner.name} after epoch {epoch}"
 
-    def _note_end(self, job: Job, broken: str | None = None) -> None:
+    def _note_end(self, job: Job, broken: Broken | None = None) -> None:
         end = self._end(job, broken)
         self._ends[job.key] = end
         if job.stage in ("baselines", "search"):
-            rows = self._trial(job).epochs()[: end["epochs"]]
-            self._search_of(job).tell(job.number, end["state"], end["value"], rows)
+            if end["state"] == "broken":
+                self._search_of(job).forget(job.number)
+            else:
+                rows = self._trial(job).epochs()[: end["epochs"]]
+                self._search_of(job).tell(job.number, end["state"], end["value"], rows)
         if job.kind != "test":
             self.journal.note("ended", **job.about, **end)
 
-    def _end(self, job: Job, broken: str | None) -> JobEnd:
+    def _end(self, job: Job, broken: Broken | None) -> JobEnd:
         """Return how a job has ended for this study: a trial that it would have pruned counts as pruned, even if
         another sweep has trained it to its end."""
-        if broken or job.kind != "train":
-            return {"state": "failed" if broken else "complete", "value": None, "reason": broken, "epochs": 0}
+        if broken is not None:
+            return {"state": "broken", "value": None, "reason": broken.reason, "epochs": 0}
+        if job.kind != "train":
+            return {"state": "complete", "value": None, "reason": None, "epochs": 0}
         folder = self._trial(job)
         outcome, rows = folder.outcome(), folder.epochs()
         assert outcome is not None

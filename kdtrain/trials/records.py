@@ -14,6 +14,9 @@ only.
 from typing import Any, Literal, NotRequired, TypedDict
 
 State = Literal["complete", "pruned", "failed"]
+"""How a training has ended. `failed`: its loss became non-finite, as it would again."""
+JobState = Literal[State, "broken"]
+"""How a job of a study has ended. `broken`: without an outcome, for a reason that is no property of its recipe."""
 
 
 class Environment(TypedDict):
@@ -174,7 +177,7 @@ class PlannedEvent(TypedDict):
 class JobEnd(TypedDict):
     """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count."""
 
-    state: State
+    state: JobState
     value: float | None
     reason: str | None
     epochs: int

@@ -5,7 +5,8 @@
 <results>/trials/<trial_id>/outcome.json    Outcome
 <results>/<sweep>/study.json                StudyRecord
 <results>/<sweep>/record.jsonl              PlannedEvent, EndedEvent, and these, each with its `time`:
-                                            opened (command), winner (candidate, baseline, trial_id), finished
+                                            opened (command), placed (PlacedEvent), winner (candidate, baseline,
+                                            trial_id), finished
 
 Files written by an earlier version may lack keys that were added since, without a new schema number. Standard library
 only.
@@ -174,13 +175,27 @@ class PlannedEvent(TypedDict):
     baseline: NotRequired[str | None]
 
 
+class MemoryRecord(TypedDict):
+    """What a preflight check has measured: the device, the peak of the process's own memory, the peak that torch has
+    reserved on the GPU, and the GPU's size; the last two are 0 without a GPU."""
+
+    device: str
+    process_bytes: int
+    gpu_bytes: int
+    gpu_total_bytes: int
+
+
 class JobEnd(TypedDict):
-    """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count."""
+    """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count.
+
+    `memory` is what a preflight check has measured.
+    """
 
     state: JobState
     value: float | None
     reason: str | None
     epochs: int
+    memory: NotRequired[MemoryRecord | None]
 
 
 class EndedEvent(JobEnd):
@@ -191,3 +206,13 @@ class EndedEvent(JobEnd):
     stage: str
     number: int
     trial_id: str | None
+
+
+class PlacedEvent(TypedDict):
+    """An executor has decided where jobs run. `trials_per_gpu` is None without a GPU or with several for a trial."""
+
+    event: Literal["placed"]
+    time: float
+    device: str
+    trials_per_gpu: int | None
+    trials_at_once: int

@@ -1,0 +1,110 @@
+"""The device of this process: which one it takes, its name, and the memory that a piece of work needs on it."""
+
+import gc
+import os
+import platform
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+def best_device() -> torch.device:
+    """Return what a process without a choice takes: cuda if there is a GPU, else Apple's mps, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device's name for people, such as "NVIDIA L4", "mps (arm64)" or "cpu (x86_64)"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def gpus_that_torch_lacks(devices: Path = Path("/dev")) -> list[str]:
+    """Return NVIDIA's GPUs of this machine, such as "nvidia0", if torch sees none of them; none if they are hidden.
+
+    torch was then built without CUDA, or the driver is older than it needs. A user who sets CUDA_VISIBLE_DEVICES hides
+    GPUs on purpose.
+    """
+    if "CUDA_VISIBLE_DEVICES" in os.environ or torch.cuda.device_count() > 0:
+        return []
+    return sorted(file.name for file in devices.glob("nvidia*") if re.fullmatch(r"nvidia\d+", file.name))
+
+
+@dataclass
+class PeakMemory:
+    """The most memory that a piece of work has held, in bytes.
+
+    `process_bytes` is the process's own memory, without the pages of files, which processes share. `gpu_bytes` is what
+    torch has reserved on the GPU, with its unused parts, but without CUDA's own memory; 0 without a GPU.
+    """
+
+    process_bytes: int = 0
+    gpu_bytes: int = 0
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
+    """Measure the peak while the context lasts; earlier work of the process leaves nothing in the GPU's number."""
+    peak = PeakMemory()
+    release_gpu_memory(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        yield peak
+    finally:
+        peak.process_bytes = _own_peak_bytes()
+        peak.gpu_bytes = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+
+
+def gpu_total_bytes(device: torch.device) -> int:
+    """Return the size of a GPU's memory; 0 of another device."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
+
+
+def release_gpu_memory(device: torch.device) -> None:
+    """Give the memory that torch has reserved and does not use back to the other processes on the GPU."""
+    if device.type == "cuda":
+        gc.collect()  # an exception's traceback holds the tensors of its frames
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if the GPU's memory was exhausted; False for the memory of the machine."""
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError) or told
+
+
+OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+"""What libraries other than torch's own allocator say in a plain RuntimeError."""
+
+
+def held_by_others_bytes(device: torch.device) -> int:
+    """Return the memory of a GPU that other processes hold, an estimate from below."""
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, total - free - torch.cuda.memory_reserved(device) - CUDA_BYTES)
+
+
+CUDA_BYTES = 1 << 30
+"""An upper bound of what CUDA itself takes on a GPU for each process: its context, kernels and libraries."""
+
+
+def _own_peak_bytes() -> int:
+    """Return the peak of this process's memory without the pages of files; of its whole memory where /proc is absent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        kib = dict(re.findall(r"^(VmHWM|RssFile):\s+(\d+) kB", status.read_text(), re.MULTILINE))
+        if "VmHWM" in kib:
+            return (int(kib["VmHWM"]) - int(kib.get("RssFile", 0))) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +14,17 @@ from kdtrain.api.training import ONE_TRAINING, cpu_threads
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import NoResult, UserError
-from kdtrain.storage.folder import Folder
+from kdtrain.storage.folder import Folder, write_bytes
 from kdtrain.storage.mirror import results_folder
 from kdtrain.study.capacity import concurrent_trials, machine_resources
 from kdtrain.study.description import describe
-from kdtrain.study.journal import StudyJournal
+from kdtrain.study.journal import FILES, StudyJournal
 from kdtrain.study.study import Study
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
+
+REPORT_MARK = ".report"
+"""The file beside a report that tells what it rests on."""
 
 
 def run_sweep(
@@ -66,7 +70,9 @@ def run_sweep(
     failure: NoResult | None = None
     with opened(sweep, where, source, command, check_capacity=address is None) as study:
         try:
-            if executor == "local":
+            if not study.begin():
+                pass  # nothing is left to do
+            elif executor == "local":
                 from kdtrain.executors import local
 
                 with ONE_TRAINING, cpu_threads(sweep.resources.cpus_per_worker):  # threads as in a process of Ray
@@ -87,14 +93,15 @@ def run_sweep(
 def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_capacity: bool) -> Iterator[Study]:
     """Open the study of a sweep for this process alone; its journal names the `command` that continues it.
 
-    If the study is refused with a UserError before anything was trained, its new folder is removed again.
+    If a new study is refused with a UserError before anything was trained, what it has written is removed again.
     """
     store, data_root = results_folder(results), data_folder(data)
     if check_capacity:
         concurrent_trials(sweep.resources, [machine_resources()])
     about = describe(sweep, data_root)
     folder = store.folder(sweep.name)
-    is_new = not folder.path.exists() and not folder.has("study.json")
+    is_new = not any(folder.has(name) for name in FILES)
+    made = [path for path in folder.path.parents if not path.exists()]
     with _held(folder):
         journal = StudyJournal(folder)
         try:
@@ -104,20 +111,29 @@ def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_
             yield Study(sweep, Workspace(Store(store), data_root, device), journal)
         except UserError:
             if is_new and journal.is_idle():
-                folder.clear()
-                with suppress(OSError):  # the results folder stays if anything else is in it
-                    folder.path.parent.rmdir()
+                journal.remove()
+                with suppress(OSError):  # a folder stays if anything else is in it
+                    for path in made:
+                        path.rmdir()
             raise
 
 
 def report(study: Study) -> Path:
-    """Write the report of a study that has ended or was stopped; return its path on this machine."""
+    """Write the report of a study that has ended or was stopped; return its path on this machine.
+
+    A report is left as it is if nothing has happened since it was written.
+    """
+    folder = study.journal.files
+    rests_on = f"{study.journal.digest()} kdtrain {metadata.version('kdtrain')}"
+    path, mark = folder.path / "report.md", folder.path / REPORT_MARK
+    if folder.url is None and path.exists() and mark.exists() and mark.read_text() == rests_on:
+        return path
     from analysis.report import write_report
 
-    folder = study.journal.files
     study.workspace.store.fetch_for_reports()
     folder.fetch_all("*")  # another node may have written the arrays of the pictures
     path = write_report(folder.path)
+    write_bytes(mark, rests_on.encode())
     folder.publish()
     return path
 

@@ -26,14 +26,6 @@ ONE_TRAINING = threading.RLock()
 trainings in two threads would draw one another's numbers. The second one waits."""
 
 
-class _CallbackFailed(BaseException):
-    """An error of the user's callback. It passes the trainer, which takes an Exception for a failure of the recipe."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-
 def train(
     recipe: Recipe,
     results: str | Path = "results",
@@ -57,7 +49,8 @@ def train(
 
     Returns:
         The student's outcome: `state` ("complete" or "failed"), `reason`, `best` (epoch and validation metrics of the
-        best epoch) and `test` (metrics of the test split; None if the training failed).
+        best epoch) and `test` (metrics of the test split; None if the training failed). A training fails if its loss
+        becomes NaN or infinite; any other exception is raised, and the same call continues the training.
 
     Raises:
         UserError: The recipe does not fit the data, or a file is absent or cannot be written.
@@ -70,21 +63,6 @@ def train(
     if not isinstance(recipe, Recipe):
         raise UserError(f"recipe: must be a Recipe, see load_recipe; got {type(recipe).__name__}")
     workspace = Workspace(Store(results_folder(str(results))), data_folder(data), Group().device(device))
-
-    def report(metrics: Metrics) -> None:
-        try:
-            if on_epoch is not None:
-                on_epoch(metrics)
-        except Exception as error:
-            raise _CallbackFailed(error) from error
-
-    try:
-        return _train(recipe, workspace, report)
-    except _CallbackFailed as failed:
-        raise failed.error from None
-
-
-def _train(recipe: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], None]) -> Outcome:
     with ONE_TRAINING, cpu_threads(1):
         check_before_teacher(recipe, workspace)
         *teachers, (_, student) = parts_of(recipe)
@@ -122,7 +100,8 @@ def train_part(
         outcome = trainer.train(part, workspace, final=True, **options)
         return read_test(part, workspace) if outcome["state"] == "complete" else outcome
     except OSError as error:
-        if error.filename is None:
+        results = workspace.store.results.absolute()
+        if error.filename is None or not Path(error.filename).absolute().is_relative_to(results):
             raise
         text = f"cannot be written ({error.strerror}); name another folder with --results"
         raise UserError(f"{workspace.store.folder}: {text}") from None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdtrain.study.study import Study
 
 PIPED_INTERVAL_S = 10.0
+ENDED = ("complete", "pruned", "failed", "broken")
 
 
 @contextmanager
@@ -90,8 +91,8 @@ class Display:
         state = self.study.progress()
         if not state["of"]:
             return str(state["stage"])
-        ended = state["complete"] + state["pruned"] + state["failed"]
-        counts = ", ".join(f"{name} {state[name]}" for name in ("running", "complete", "pruned", "failed"))
+        ended = sum(state[name] for name in ENDED)
+        counts = ", ".join(f"{name} {state[name]}" for name in ("running", *ENDED))
         parts = [f"{state['stage']} {ended}/{state['of']}", counts]
         if state["best"] is not None:
             parts.append(f"best {self.study.sweep.study.objective} {state['best']:.4f}")

@@ -85,12 +85,15 @@ def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
         opened(sweep, chosen.results, chosen.data, _again(chosen), check_capacity=on_this_machine) as study,
     ):
         try:
-            _execute(study, chosen, interruption)
+            if study.begin():
+                _execute(study, chosen, interruption)
         except NoResult as error:
             failure = error
         interruption.check()
         path, folder = report(study), study.journal.files
     print(f"{sweep.name}: {path}" + (f", and in {folder}" if folder.url else ""))
+    if failure is None and (broken := study.broken_jobs()):
+        print(broken, file=sys.stderr)
     if failure is not None:
         print("\n".join(failure.problems), file=sys.stderr)
         return 1

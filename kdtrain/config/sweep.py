@@ -1,5 +1,6 @@
 """Sweeps (`recipe:` with search spaces, `study:`, `resources:`, `report:`) and plain recipes, loaded and checked."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,10 @@ from kdtrain.config.sweep_checks import (
 )
 from kdtrain.errors import UserError
 from kdtrain.methods.base import TeacherReading
+
+NAME = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+"""The names of sweeps. A sweep's folder has its name, so `..` or `a/b` would be a folder of someone else's."""
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,9 @@ class Sweep:
         Raises:
             UserError: Every mistake at once, such as `mine: recipe.method.temperature: must be > 0, got -1`.
         """
-        if name in ("", ".", "..") or Path(name).name != name:
-            raise UserError(f"name: must be the name of a folder, such as 'mine', got {format_value(name)}")
+        if not isinstance(name, str) or _name_problems(name):
+            wrong = _name_problems(name) if isinstance(name, str) else [f"must be a text, got {format_value(name)}"]
+            raise UserError(*(f"name: {text}" for text in wrong))
         return _checked_sweep(locate(data, name), name, overrides, {})
 
     @cached_property
@@ -178,8 +184,7 @@ def _checked_sweep(
     broken = [*located.problems, *(problem.under(("recipe",)) for problem in broken)]
     if parts and tree is not None and not problems and not broken:
         problems += [*study_problems(parts.study, tree), *report_problems(parts.report, tree)]
-    if name == "trials":
-        problems.append(Problem((), "a sweep cannot be named trials: that folder of the results is for all trials"))
+    problems += [Problem((), text) for text in _name_problems(name)]
     if parts is None or tree is None or problems or broken:
         raise located.error([*broken, *_without_consequences(problems, broken)])
     return Sweep(name, located, tree, parts.study, parts.resources, parts.report, published, tuple(overrides))
@@ -199,6 +204,17 @@ def _checked_recipe(located: Located, overrides: Sequence[str]) -> Recipe:
     if recipe is None or problems or broken:
         raise located.error([*broken, *_without_consequences(problems, broken)])
     return recipe
+
+
+def _name_problems(name: str) -> list[str]:
+    rule = "the sweep's name (its file's, without .yaml) names its folder of results; it"
+    if not NAME.fullmatch(name):
+        return [f"{rule} must consist of letters, digits, _, - and, inside, dots; got {format_value(name)}"]
+    if len(name) > LONGEST_NAME:
+        return [f"{rule} must have at most {LONGEST_NAME} characters, got {len(name)}"]
+    if name == "trials":
+        return [f"{rule} must not be trials: that folder holds the trials of all sweeps"]
+    return []
 
 
 def _searchable_tree(written: Any) -> tuple[dict[str, Any] | None, list[Problem]]:

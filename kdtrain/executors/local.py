@@ -16,8 +16,8 @@ from kdtrain.trials.workspace import Workspace
 from kdtrain.visualization.pictures import draw_arrays
 
 
-class _Stopped(BaseException):
-    """The end of a training that the study has pruned; the trainer takes it for no failure of the recipe."""
+class _Pruned(Exception):
+    """The end of a training that the study has pruned."""
 
 
 def execute(study: Study) -> None:
@@ -49,7 +49,7 @@ def run_job(study: Study, job: Job) -> Broken | None:
     }
     try:
         carry_out(job.kind, job.recipe, job.trained, study.workspace, study.journal.files, options)
-    except _Stopped:
+    except _Pruned:
         pass
     except Exception as error:
         return broken_by(error)
@@ -94,6 +94,6 @@ def _pruning(study: Study, job: Job) -> Callable[[Metrics], None]:
 
     def on_epoch(metrics: Metrics) -> None:
         if study.should_prune(job, int(metrics["epoch"])):
-            raise _Stopped
+            raise _Pruned
 
     return on_epoch

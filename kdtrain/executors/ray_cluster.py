@@ -100,7 +100,7 @@ def _running_ray(address: str) -> Iterator[None]:
 def _own_ray(resources: Resources) -> Iterator[None]:
     there = machine_resources()
     _remove_leftovers()
-    temporary = tempfile.mkdtemp(prefix=f"kd-{os.getpid()}-", dir="/tmp")  # Ray's sockets need a short path
+    temporary = tempfile.mkdtemp(prefix=f"kdtrain-ray-{os.getpid()}-", dir="/tmp")  # Ray's sockets need a short path
     with _environment(ENVIRONMENT | OWN_ENVIRONMENT, RAY_TMPDIR=temporary):
         try:
             _initialize(
@@ -167,8 +167,8 @@ def _environment(defaults: Mapping[str, str], **values: str) -> Iterator[None]:
 
 def _remove_leftovers() -> None:
     """Remove the temporary folders of drivers that were killed."""
-    for folder in Path("/tmp").glob("kd-*-*"):
-        pid = folder.name.split("-")[1]
+    for folder in Path("/tmp").glob("kdtrain-ray-*-*"):
+        pid = folder.name.split("-")[2]
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+LOCK = ".lock"
 TRANSFERS = 8
 """Files that are transferred at the same time."""
 
@@ -88,9 +89,16 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
         BlockingIOError: Another process has locked it, and `wait` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as file:
+    with open(folder / LOCK, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder of this machine if nothing but its lock is in it."""
+    if {path.name for path in folder.iterdir()} <= {LOCK}:
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 class Folder(ABC):
@@ -145,7 +153,11 @@ class Folder(ABC):
 
     @abstractmethod
     def clear(self) -> None:
-        """Remove the folder with all that is in it."""
+        """Remove the folder with all that is in it: for a folder that only kdtrain writes into."""
+
+    @abstractmethod
+    def remove_if_empty(self) -> None:
+        """Remove the folder if no file but its lock is in it."""
 
     @abstractmethod
     def lock(self, owner: str, *, wait: bool) -> AbstractContextManager[None]:
@@ -205,6 +217,9 @@ class LocalFolder(Folder):
 
     def clear(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def remove_if_empty(self) -> None:
+        remove_if_empty(self.path)
 
     def lock(self, owner: str, *, wait: bool) -> AbstractContextManager[None]:
         return locked(self.path, wait=wait)

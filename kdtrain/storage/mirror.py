@@ -11,7 +11,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import TRANSFERS, Folder, LocalFolder, append_row, digest, locked, user_cache, write_bytes
+from kdtrain.storage.folder import (
+    TRANSFERS,
+    Folder,
+    LocalFolder,
+    append_row,
+    digest,
+    locked,
+    remove_if_empty,
+    user_cache,
+    write_bytes,
+)
 from kdtrain.storage.lease import LEASE_FILE, Lease
 from kdtrain.storage.remote import RemoteFiles, Stamp
 
@@ -96,6 +106,11 @@ class MirrorFolder(Folder):
     def clear(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         self._remote.clear(self._below)
+
+    def remove_if_empty(self) -> None:
+        remove_if_empty(self.path)
+        if set(self._stamps()) <= {LEASE_FILE}:
+            self._remote.clear(self._below)
 
     def publish(self) -> None:
         for path in sorted(path for path in self.path.iterdir() if path.is_file() and path.name[0] != "."):

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import Folder, LocalFolder, Row
+from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
 from kdtrain.trials.records import EndedEvent, PlannedEvent, StudyRecord
-from kdtrain.trials.store import SCHEMA, json_bytes, read_object
+from kdtrain.trials.store import SCHEMA, is_broken, json_bytes, read_object
 
 FILE = "record.jsonl"
 ERRORS = "errors"
 """The folder of the tracebacks of jobs that broke."""
+FILES = ("study.json", "sweep.yaml", FILE, "ray.log")
+"""What a study has written before its first training."""
 
 
 class StudyJournal:
@@ -66,15 +68,38 @@ class StudyJournal:
         if known is None or any(known.get(key) != value for key, value in fields.items()):
             self.append(event, **fields)
 
-    def write_error(self, job: str, text: str) -> None:
-        """Write what broke a job to `errors/<job>-<attempt>.txt`; attempts count on over all starts of the study."""
-        errors = self.files.folder(ERRORS)
-        attempts = [int(Path(name).stem.rpartition("-")[2]) for name in errors.names(f"{job}-*.txt")]
-        errors.write(f"{job}-{max(attempts, default=0) + 1}.txt", text.encode())
+    def has_completed(self, **planned: Any) -> bool:
+        """Return True if the job that was planned with these fields is complete."""
+        key = planned["stage"], planned["number"]
+        plan, end = self._plans.get(key, {}), self._ends.get(key)
+        as_planned = all(plan.get(name) == value for name, value in planned.items())
+        return as_planned and end is not None and end["state"] == "complete"
+
+    def digest(self) -> str:
+        """Return what identifies the study and all its events, except that it was opened again."""
+        events = [row for row in self.files.rows(FILE) if row["event"] != "opened"]
+        return digest(json_bytes({"study": read_object(self.files, "study.json"), "events": events}))
+
+    def write_error(self, job: str, text: str) -> str:
+        """Write the traceback of a job that broke; return the file's name.
+
+        The name is `errors/<job>-<attempt>.txt`; attempts are counted over all starts of the study.
+        """
+        folder = self.files.folder(ERRORS)
+        attempts = [int(name.removesuffix(".txt").rpartition("-")[2]) for name in folder.names(f"{job}-*.txt")]
+        name = f"{job}-{max(attempts, default=0) + 1}.txt"
+        folder.write(name, f"{text.rstrip()}\n".encode())
+        return f"{ERRORS}/{name}"
 
     def is_idle(self) -> bool:
-        """Return True if no training was ever planned; preflight checks may have been."""
-        return all(stage == "smoke" for stage, _ in self._plans)
+        """Return True if no training was ever planned, and nothing broke: its traceback is kept."""
+        return all(stage == "smoke" for stage, _ in self._plans) and not self.files.folder(ERRORS).names("*")
+
+    def remove(self) -> None:
+        """Remove `FILES`, and the folder if nothing else is in it."""
+        for name in FILES:
+            self.files.remove(name)
+        self.files.remove_if_empty()
 
     def planned_values(self, stage: str, number: int) -> dict[str, Any] | None:
         """Return the parameter values that a trial was planned with at an earlier start, or None."""
@@ -90,6 +115,8 @@ class StudyJournal:
         return {number: row for (own, number), row in self._ends.items() if own == stage}
 
     def _remember(self, row: Row) -> None:
+        if row["event"] == "ended" and row["trial_id"] is not None and is_broken(row):
+            row["state"] = "broken"  # of a journal that called it failed
         if row["event"] not in ("planned", "ended"):
             self._others[row["event"]] = {key: value for key, value in row.items() if key not in ("event", "time")}
             return

@@ -5,6 +5,7 @@ that has an outcome is never run again, so a study that was cut off continues wh
 The preflight checks (`smoke`) come first: a combination that cannot run must fail before any long training.
 """
 
+import importlib.util
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult, UserError
 from kdtrain.storage.folder import Row
 from kdtrain.study.description import recipe_yaml
-from kdtrain.study.journal import StudyJournal
+from kdtrain.study.journal import ERRORS, StudyJournal
 from kdtrain.study.search import Search
 from kdtrain.study.selection import (
     Candidate,
@@ -35,6 +36,11 @@ from kdtrain.trials.workspace import Workspace
 FIRST_CONFIRMING_SEED = 1_000_000
 """Seeds of the search lie below it. Each study seed has 1,000 confirming seeds from it on, so no seed that has chosen
 a recipe also confirms one."""
+TESTED_TOGETHER = 4
+"""Trainings whose test split one job reads: few, so that jobs share the work, but more than one, because a job on
+several workers takes ten seconds to start."""
+REASONS_SHOWN = 3
+PICTURES = "pictures.npz"
 STARTING = "starting"
 PARTS = ("data", "method", "teacher", "student")
 """The parts of a recipe that must fit together: preflight checks try each of their combinations."""
@@ -101,6 +107,17 @@ class Study:
         self._again: list[Job] = []  # jobs that broke and are handed out once more
         self._breaks: Counter[str] = Counter()  # by job, in this start
         self._ends: dict[str, JobEnd] = {}
+        self._first: Job | None = None
+        self._stages = self._run_stages()
+
+    def begin(self) -> bool:
+        """Return True if there is a job to do; if not, the study has finished. It needs no executor to find out.
+
+        Raises:
+            UserError, NoResult: See `jobs`.
+        """
+        self._first = next(self._stages, None)
+        return self._first is not None
 
     def jobs(self) -> JobStream:
         """Yield every job that is still to do, stage by stage; None if a running job must end before the next one.
@@ -109,6 +126,11 @@ class Study:
             UserError: A combination of the space cannot run.
             NoResult: A stage has left nothing to go on with.
         """
+        if self._first is not None:
+            yield self._first
+        yield from self._stages
+
+    def _run_stages(self) -> JobStream:
         yield from self._smoke()
         teachers = yield from self._train_teachers()
         alone = yield from self._run_search(self.baselines)
@@ -117,7 +139,7 @@ class Study:
         runs = yield from self._confirm(candidates)
         means = mean_objectives({key: [self._ends[job.key]["value"] for job in own] for key, own in runs.items()})
         winner = self._choose_winner(candidates, runs, means)
-        yield from self._read_test(winner, [*teachers, *(job for own in runs.values() for job in own)])
+        yield from self._read_test(teachers, [job for own in runs.values() for job in own])
         yield from self._draw_pictures(winner, runs, means)
         self.workspace.store.remove_leftovers(self.journal.trial_ids())
         self.journal.append_once("finished")
@@ -147,16 +169,27 @@ class Study:
         if job.kind == "train":
             lost = Broken("its process ended without an outcome")
             broken = None if self._has_outcome(job) else broken or lost
+        traceback = None
         if broken is not None:
             if not broken.users:
-                self.journal.write_error(job.key, broken.traceback or broken.reason)
+                traceback = self.journal.write_error(job.key, broken.traceback or broken.reason)
             if self._is_tried_again(job, broken):
                 self._again.append(replace(job, alone=job.alone or broken.out_of_memory))
                 return
         self._running.pop(job.key, None)
-        self._note_end(job, broken)
-        for follower in self._waiting.pop(job.trial_id, []):
-            self._note_end(follower, broken)
+        for each in (job, *self._waiting.pop(job.trial_id, [])):
+            if broken is None:
+                self._note_end(each, self._end(each))
+            else:
+                end: JobEnd = {"state": "broken", "value": None, "reason": broken.reason, "epochs": 0}
+                self._note_end(each, {**end, "traceback": traceback})
+
+    def broken_jobs(self) -> str | None:
+        """Return a sentence about the jobs of this start that broke, or None."""
+        keys = [key for key, end in self._ends.items() if end["state"] == "broken"]
+        if not keys:
+            return None
+        return f"broken: {', '.join(keys)}; the same command tries them again. {self._tracebacks}"
 
     def _is_tried_again(self, job: Job, broken: Broken) -> bool:
         if broken.out_of_memory:
@@ -193,7 +226,7 @@ class Study:
             if end is not None and end["state"] == "broken":
                 what = f"{job.recipe.method.name} with student {job.recipe.student.model}"
                 what += f" and teacher {job.recipe.teacher.model}" if job.recipe.teacher else ""
-                text = f"{what} fails on its first batch: {end['reason']}"
+                text = f"{what} fails on its first batch: {end['reason']}{self._traceback_of(end)}"
                 problems += self.sweep.error(values, ("method",), text).problems
         if problems:
             raise UserError(*problems)
@@ -211,9 +244,9 @@ class Study:
         for job, values in zip(jobs, points.values(), strict=True):
             end = self._ends[job.key]
             if end["state"] != "complete":
-                folder = self._trial(job)
-                again = f"remove {folder.files} to try again" if folder.outcome() else "the same command tries again"
-                text = f"training {job.recipe.student.model} failed: {end['reason']} ({again})"
+                what = "broke" if end["state"] == "broken" else "failed"
+                text = f"training {job.recipe.student.model} {what}: {end['reason']}{self._traceback_of(end)}; "
+                text += _advice([end])
                 problems += self.sweep.error(values, ("teacher",), text).problems
         if problems:
             raise NoResult(*problems)
@@ -235,9 +268,9 @@ class Study:
             number = batch.stop
         while any(job.stage == search.stage for job in self._running.values()):
             yield self._again.pop(0) if self._again else None
-        if not any(self._ends[job.key]["state"] == "complete" for job in searched):
-            reasons = sorted({str(end["reason"]) for end in self.journal.ends(search.stage).values() if end["reason"]})
-            raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {'; '.join(reasons)}")
+        ends = [self._ends[f"{search.stage}-{number}"] for number in range(search.trials)]
+        if not any(end["state"] == "complete" for end in ends):
+            raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {self._summary(ends)}")
         return searched
 
     def _choose_candidates(self, searched: Sequence[Job], alone: Sequence[Job]) -> list[Candidate]:
@@ -271,27 +304,57 @@ class Study:
         """Fix the winner by validation metrics alone, before the test split is read; write best.yaml."""
         winner = choose_winner(candidates, means, maximize=self._maximize)
         if winner is None:
-            raise NoResult("confirm: none of the best recipes completed all its seeds; trials.csv has the reasons")
+            ends = [self._ends[job.key] for own in runs.values() for job in own]
+            raise NoResult(f"confirm: none of the best recipes completed all its seeds: {self._summary(ends)}")
         job = runs[winner.key][0]
         self.journal.append_once("winner", candidate=winner.key, baseline=winner.baseline, trial_id=job.trial_id)
         self.journal.files.write("best.yaml", recipe_yaml(job.recipe, self.sweep.name).encode())
         return job.recipe
 
-    def _read_test(self, winner: Recipe, trainings: Sequence[Job]) -> JobStream:
-        """Read the test split once for each teacher and each confirmed training."""
-        untested = {job.trial_id: job.recipe for job in trainings if self._is_untested(job)}
-        if not untested:
-            return
-        job = self._job("test", 0, winner, kind="test", trained=tuple(untested.values()))
-        yield from self._run_stage([job])
-        broken = self._ends[job.key]["reason"]
-        if broken:
-            raise NoResult(f"confirm: reading the test split failed: {broken}")
+    def _read_test(self, teachers: Sequence[Job], confirmed: Sequence[Job]) -> JobStream:
+        """Read the test split once for each teacher and then, in parallel jobs, for each confirmed training."""
+        begun = 0
+        for trainings in (teachers, confirmed):  # a student is compared with its teacher's test outputs
+            untested = {job.trial_id: job.recipe for job in trainings if self._is_untested(job)}
+            recipes = list(untested.values())
+            parts = [tuple(recipes[i : i + TESTED_TOGETHER]) for i in range(0, len(recipes), TESTED_TOGETHER)]
+            jobs = [self._job("test", begun + i, part[0], kind="test", trained=part) for i, part in enumerate(parts)]
+            begun += len(jobs)
+            yield from self._run_stage(jobs)
+            ends = [self._ends[job.key] for job in jobs if self._ends[job.key]["state"] == "broken"]
+            if ends:
+                raise NoResult(f"confirm: the test split was not read for all recipes: {self._summary(ends)}")
 
     def _draw_pictures(self, winner: Recipe, runs: dict[str, list[Job]], means: dict[str, float]) -> JobStream:
+        """Draw the winner's pictures, unless they have been drawn of the same trainings with the same packages."""
         recipes = {key: own[0].recipe for key, own in runs.items()}
         compared = compared_recipes(recipes, means, maximize=self._maximize)
-        yield from self._run_stage([self._job("pictures", 0, winner, kind="pictures", trained=tuple(compared))])
+        details = {
+            "compared": [self.workspace.trial_id(recipe) for recipe in compared],
+            "gradcam": importlib.util.find_spec("pytorch_grad_cam") is not None,
+        }
+        job = self._job("pictures", 0, winner, kind="pictures", trained=tuple(compared), details=details)
+        if not (self.journal.has_completed(**job.about, **job.details) and self.journal.files.has(PICTURES)):
+            yield from self._run_stage([job])
+
+    def _summary(self, ends: Sequence[JobEnd]) -> str:
+        """Return how many jobs failed, broke or were pruned, with their first reasons and what can be done."""
+        parts = []
+        for state in ("pruned", "failed", "broken"):
+            reasons = [str(end["reason"]) for end in ends if end["state"] == state]
+            shown = list(dict.fromkeys(reasons))
+            more = f"; and {len(shown) - REASONS_SHOWN} other reasons" if len(shown) > REASONS_SHOWN else ""
+            if reasons:
+                parts.append(f"{len(reasons)} {state} ({'; '.join(shown[:REASONS_SHOWN])}{more})")
+        traceback = f". {self._tracebacks}" if any(end.get("traceback") for end in ends) else ""
+        return f"{', '.join(parts)}; {_advice(ends)}{traceback}"
+
+    @property
+    def _tracebacks(self) -> str:
+        return f"Tracebacks: {self.journal.files.folder(ERRORS)}"
+
+    def _traceback_of(self, end: JobEnd) -> str:
+        return f" (traceback: {self.journal.files}/{end['traceback']})" if end.get("traceback") else ""
 
     # jobs
 
@@ -366,7 +429,7 @@ class Study:
             self.journal.note("planned", **job.about, **job.details)
         if job.kind == "train":
             if self._has_outcome(job):
-                self._note_end(job)
+                self._note_end(job, self._end(job))
                 return False
             if any(other.trial_id == job.trial_id for other in self._running.values()):
                 self._waiting.setdefault(job.trial_id, []).append(job)
@@ -397,8 +460,11 @@ class Study:
         if not job.prunable:
             return None
         known = self.journal.ends(job.stage).get(job.number)
-        if known is not None and known["trial_id"] == job.trial_id and known["state"] == "pruned":
-            return int(known["epochs"]) if rows and rows[-1]["epoch"] >= known["epochs"] else None
+        if known is not None and known["trial_id"] == job.trial_id:
+            if known["state"] == "complete":
+                return None
+            if known["state"] == "pruned":
+                return int(known["epochs"]) if rows and rows[-1]["epoch"] >= known["epochs"] else None
         rows = [row for row in rows if row["epoch"] < job.recipe.epochs]
         return self._search_of(job).pruned_at(job.number, rows)
 
@@ -408,8 +474,7 @@ class Study:
     def _pruning_reason(self, epoch: int) -> str:
         return f"stopped by {self.sweep.study.pruner.name} after epoch {epoch}"
 
-    def _note_end(self, job: Job, broken: Broken | None = None) -> None:
-        end = self._end(job, broken)
+    def _note_end(self, job: Job, end: JobEnd) -> None:
         self._ends[job.key] = end
         if job.stage in ("baselines", "search"):
             if end["state"] == "broken":
@@ -420,11 +485,9 @@ class Study:
         if job.kind != "test":
             self.journal.note("ended", **job.about, **end)
 
-    def _end(self, job: Job, broken: Broken | None) -> JobEnd:
-        """Return how a job has ended for this study: a trial that it would have pruned counts as pruned, even if
-        another sweep has trained it to its end."""
-        if broken is not None:
-            return {"state": "broken", "value": None, "reason": broken.reason, "epochs": 0}
+    def _end(self, job: Job) -> JobEnd:
+        """Return how a job that did not break has ended for this study: a trial that it would have pruned counts as
+        pruned, even if another sweep has trained it to its end."""
         if job.kind != "train":
             return {"state": "complete", "value": None, "reason": None, "epochs": 0}
         folder = self._trial(job)
@@ -437,3 +500,10 @@ class Study:
             best = best_epoch(rows[:stop], self.sweep.study.objective)
         value = best[self.sweep.study.objective] if best and state != "failed" else None
         return {"state": state, "value": value, "reason": reason, "epochs": epochs}
+
+
+def _advice(ends: Sequence[JobEnd]) -> str:
+    """Return what the user can do about jobs that did not complete."""
+    if any(end["state"] == "broken" for end in ends):
+        return "the same command tries again what broke"
+    return "the same command gives the same; change the recipe, for example its learning rate"

@@ -2,7 +2,6 @@
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
@@ -12,7 +11,6 @@ import safetensors.torch
 from torch import Tensor
 
 from kdtrain.config.recipe import Recipe
-from kdtrain.errors import UserError
 from kdtrain.methods.base import TeacherReading
 from kdtrain.models.build import parameter_count
 from kdtrain.runtime import distributed, process
@@ -63,9 +61,11 @@ def train(
         loaders: Processes that make the training's views.
         shared_readings: Readings of all methods of the sweep, which share the cached teacher outputs.
 
+    A non-finite loss is an outcome, `failed`. Any other exception is raised and leaves none: the training can be
+    continued.
+
     Raises:
         UserError: The user can mend it: data, weights or parts of the recipe that do not fit.
-        OSError: The disk is full, a connection broke: the training can be continued.
     """
     data = workspace.dataset(recipe.data)
     with workspace.reserved_trial(recipe) as trial, backend_settings(recipe.precision, workspace.device):
@@ -166,14 +166,8 @@ def _fit(
 
     try:
         fit(state, state.recipe.epochs, report, checkpoint=checkpoints.write, every_steps=every_steps)
-    except (UserError, OSError):  # a full disk or a closed pipe is no outcome of the recipe: it can be continued
-        raise
-    except Exception as error:
-        if distributed.size() > 1 and not isinstance(error, NonFiniteLoss):
-            raise  # the other ranks wait for this one, so the group must end
-        if distributed.rank() == 0:
-            trial.write_error(traceback.format_exc())
-        return "failed", str(error) if isinstance(error, NonFiniteLoss) else f"{type(error).__name__}: {error}"
+    except NonFiniteLoss as error:
+        return "failed", str(error)
     return "complete", None
 
 

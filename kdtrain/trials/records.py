@@ -188,14 +188,16 @@ class MemoryRecord(TypedDict):
 class JobEnd(TypedDict):
     """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count.
 
-    `memory` is what a preflight check has measured.
+    `traceback` names a file in the study's folder, if the job broke with one. `memory` is what a preflight check has
+    measured.
     """
 
     state: JobState
     value: float | None
     reason: str | None
     epochs: int
-    memory: NotRequired[MemoryRecord | None]
+    traceback: NotRequired[str | None]
+    memory: NotRequired[MemoryRecord]
 
 
 class EndedEvent(JobEnd):

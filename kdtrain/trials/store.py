@@ -10,6 +10,7 @@
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +22,8 @@ from kdtrain.trials.records import EpochRow, Outcome, RecipeRecord
 
 SCHEMA = 1
 CHECKPOINTS = "checkpoint-*.safetensors"
+NON_FINITE = r"epoch \d+[ ,:]"
+"""The pattern with which the reason of a non-finite loss begins, and no other reason."""
 
 
 def read_object(folder: Folder, name: str) -> Row | None:
@@ -44,6 +47,12 @@ def read_object(folder: Folder, name: str) -> Row | None:
             "upgrade kdtrain or name another folder with --results"
         )
     return value
+
+
+def is_broken(end: Mapping[str, Any]) -> bool:
+    """Return True if a training or a job broke. Earlier versions called that failed, as they did a non-finite loss."""
+    non_finite = re.match(NON_FINITE, end.get("reason") or "")
+    return end.get("state") == "broken" or (end.get("state") == "failed" and non_finite is None)
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
@@ -113,8 +122,12 @@ class TrialFolder:
         self.files.write("epochs.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def outcome(self) -> Outcome | None:
-        """Return outcome.json, or None before the training has ended."""
-        return cast(Outcome | None, read_object(self.files, "outcome.json"))
+        """Return outcome.json, or None before the training has ended.
+
+        Earlier versions also wrote one if the training broke; it counts as none, so that the recipe is trained again.
+        """
+        outcome = read_object(self.files, "outcome.json")
+        return None if outcome is None or is_broken(outcome) else cast(Outcome, outcome)
 
     def write_outcome(self, row: Mapping[str, Any]) -> None:
         self.files.write("outcome.json", json_bytes({"schema": SCHEMA, **row}), durable=True)
@@ -141,9 +154,6 @@ class TrialFolder:
 
     def write_predictions(self, data: bytes) -> None:
         self.files.write("predictions.npz", data)
-
-    def write_error(self, text: str) -> None:
-        self.files.write("error.txt", text.encode())
 
     def write_checkpoint(self, step: int, data: bytes) -> None:
         """Write the checkpoint of a step under its digest, and remove all others except the newest earlier one.

@@ -8,9 +8,11 @@ import pytest
 import yaml
 from studies import TREE, carry_out, open_study, sweep_file
 
+from kdtrain.api.sweeps import opened
 from kdtrain.cli import check, plan
 from kdtrain.cli.sweep import main
-from kdtrain.config.sweep import load_sweep
+from kdtrain.config.sweep import Sweep, load_sweep
+from kdtrain.errors import UserError
 from kdtrain.storage.folder import locked
 from kdtrain.study import cost
 
@@ -76,6 +78,55 @@ def test_a_folder_that_is_not_ours_is_refused_and_kept_as_it_is(
         assert main(command) == 2
         assert expected in capsys.readouterr().err
         assert everything(results) == before
+
+
+@pytest.mark.parametrize("at_url", [False, True])
+@pytest.mark.parametrize("there", [[], ["notes.txt"], ["small/notes.txt"], ["small/.hidden", "small/deep/notes.txt"]])
+def test_a_refused_first_start_removes_only_what_it_has_written(
+    there: list[str], at_url: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    results = tmp_path / "results"
+    for name in there:
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / name).write_text("mine")
+    before = everything(tmp_path)
+    sweep = load_sweep(sweep_file(tmp_path))
+    where = f"file://{results}" if at_url else str(results)
+    written = []
+
+    def refused_start() -> None:
+        with opened(sweep, where, None, "again", check_capacity=False) as study:
+            written.append(study.journal.files.has("study.json"))
+            raise UserError("a preflight check failed")
+
+    with pytest.raises(UserError, match="preflight"):
+        refused_start()
+    assert written == [True]
+    (tmp_path / "small.yaml").unlink()
+    assert everything(tmp_path) == before
+    assert results.exists() == (bool(there) or at_url)
+
+
+@pytest.mark.parametrize("stem", ["..", ".", ".hidden", "ends.", "a b", "a*b", "ü", "trials", "x" * 201, "a\nb"])
+def test_a_name_that_is_no_folder_of_a_sweep_is_refused_and_the_folders_stay(
+    stem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Path(f"{stem}.yaml").write_text(VALID)
+    before = everything(tmp_path)
+    for arguments in ([f"{stem}.yaml"], [f"{stem}.yaml", "--check"], [f"{stem}.yaml", "--results", "."]):
+        assert main(arguments) == 2
+        assert "the sweep's name" in capsys.readouterr().err
+    assert everything(tmp_path) == before
+    with pytest.raises(UserError, match="the sweep's name"):
+        Sweep.from_dict(TREE, stem)
+
+
+@pytest.mark.parametrize("name", ["a", "cub_mgd", "run-2", "v1.2", "_x", "-", "2026-11-30"])
+def test_letters_digits_and_dots_inside_name_a_sweep(name: str) -> None:
+    assert Sweep.from_dict(TREE, name).name == name
 
 
 def everything(folder: Path) -> dict[str, bytes]:

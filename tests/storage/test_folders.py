@@ -47,6 +47,11 @@ def test_files_are_written_read_appended_listed_and_removed(folder: Folder) -> N
     own.publish()
     folder.fetch_all("*")
     assert own.rows("rows.jsonl") == [{"epoch": 1}, {"epoch": 2}]
+    own.remove_if_empty()
+    assert own.names("[!.]*") == ["rows.jsonl"]
+    own.remove("rows.jsonl")
+    own.remove_if_empty()
+    assert not own.path.exists()
     folder.clear()
     assert own.names("*") == []
 

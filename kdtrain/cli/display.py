@@ -45,8 +45,10 @@ def quiet(log: Path) -> Iterator[TextIO]:
 class Display:
     """One live line about a study; in a pipe a line at each new stage and every ten seconds."""
 
-    def __init__(self, study: "Study", terminal: TextIO) -> None:
+    def __init__(self, study: "Study", terminal: TextIO, place: str | None = None) -> None:
+        """Show a study on a terminal, which knows already that trials run at `place`."""
         self.study = study
+        self.place = place
         self.console = Console(file=terminal)
         self.stage_started: dict[str, tuple[float, int]] = {}
         self.stopped = threading.Event()
@@ -65,15 +67,23 @@ class Display:
     def _follow(self) -> None:
         if self.console.is_terminal:
             with Live(console=self.console, get_renderable=self._line, redirect_stdout=False, redirect_stderr=False):
-                self.stopped.wait()
+                while not self.stopped.wait(0.2):
+                    self._print_place()
             return
         stage, printed = "", 0.0
         while not self.stopped.wait(0.2):
+            self._print_place()
             now = time.monotonic()
             if self.study.stage != stage or now - printed > PIPED_INTERVAL_S:
                 stage, printed = self.study.stage, now
                 self._print()
         self._print()
+
+    def _print_place(self) -> None:
+        """Print where trials run, if that has changed."""
+        if self.study.placed and self.study.placed != self.place:
+            self.place = self.study.placed
+            self.console.print(f"trials run on {self.place}", soft_wrap=True, highlight=False)
 
     def _print(self) -> None:
         line = self.line()

@@ -104,14 +104,17 @@ def _execute(study: "Study", chosen: argparse.Namespace, interruption: Interrupt
     """Run the study on Ray, whose messages go to a file, with a line of progress on the terminal."""
     from kdtrain.api.sweeps import url_of_data
     from kdtrain.cli.display import Display, quiet
+    from kdtrain.study.capacity import first_place
 
+    place = first_place(study.sweep.resources) if chosen.address is None else None
     folder = study.journal.files
     log = folder.path / "ray.log"
-    print(f"{study.sweep.name}: results in {folder}, Ray's own messages in {log}", flush=True)
+    where = place or f"the cluster at {chosen.address}"
+    print(f"{study.sweep.name}: on {where}; results in {folder}, Ray's own messages in {log}", flush=True)
     with quiet(log) as terminal:
         from kdtrain.executors.ray_tune import execute
 
-        with Display(study, terminal).shown():
+        with Display(study, terminal, place).shown():
             execute(study, chosen.address, url_of_data(chosen.data), interruption.check)
 
 

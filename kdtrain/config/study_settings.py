@@ -100,8 +100,8 @@ class Resources(Config):
     cpus_per_worker: Count = Field(default=1, description="Number of CPUs of each worker.")
     gpus_per_worker: Literal["auto"] | NonNegative = Field(
         default="auto",
-        description="GPUs of each worker. auto: one if the machine, or a node that the cluster may start, has a GPU, else"
-        " none. 0: train on the CPU. 0.25: four workers share one.",
+        description="GPUs of each worker. auto: one if the machine, or a node that the cluster may start, has a GPU,"
+        " else none. 0: train on the CPU. 0.25: four workers share one.",
     )
     trials_per_gpu: Literal["auto"] | Count = Field(
         default="auto",

@@ -98,7 +98,7 @@ def _running_ray(address: str) -> Iterator[None]:
 
 @contextmanager
 def _own_ray(resources: Resources) -> Iterator[None]:
-    there = machine_resources()
+    there = machine_resources(resources)
     _remove_leftovers()
     temporary = tempfile.mkdtemp(prefix=f"kdtrain-ray-{os.getpid()}-", dir="/tmp")  # Ray's sockets need a short path
     with _environment(ENVIRONMENT | OWN_ENVIRONMENT, RAY_TMPDIR=temporary):

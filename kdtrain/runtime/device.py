@@ -52,7 +52,7 @@ class PeakMemory:
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
     """Measure the peak while the context lasts; earlier work of the process leaves nothing in the GPU's number."""
     peak = PeakMemory()
-    release_gpu_memory(device)
+    release_gpu_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
@@ -67,9 +67,9 @@ def gpu_total_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
 
 
-def release_gpu_memory(device: torch.device) -> None:
+def release_gpu_memory() -> None:
     """Give the memory that torch has reserved and does not use back to the other processes on the GPU."""
-    if device.type == "cuda":
+    if torch.cuda.is_initialized():
         gc.collect()  # an exception's traceback holds the tensors of its frames
         torch.cuda.empty_cache()
 
@@ -101,7 +101,7 @@ CUDA_BYTES = 1 << 30
 
 
 def _own_peak_bytes() -> int:
-    """Return the peak of this process's memory without the pages of files; of its whole memory where /proc is absent."""
+    """Return the peak of this process's memory without the pages of files; with them if the system has no /proc."""
     status = Path("/proc/self/status")
     if status.exists():
         kib = dict(re.findall(r"^(VmHWM|RssFile):\s+(\d+) kB", status.read_text(), re.MULTILINE))

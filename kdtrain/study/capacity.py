@@ -12,7 +12,7 @@ import yaml
 
 from kdtrain.config.study_settings import Resources
 from kdtrain.errors import UserError
-from kdtrain.runtime.device import CUDA_BYTES, gpus_that_torch_lacks
+from kdtrain.runtime.device import CUDA_BYTES, device_name, gpus_that_torch_lacks
 from kdtrain.runtime.limits import cpu_limit, memory_limit_bytes
 from kdtrain.trials.records import MemoryRecord
 
@@ -107,16 +107,19 @@ def share_of_gpu(trials: int) -> float:
 def kinds_of_gpus(alive: Nodes, cluster: Mapping[str, Any]) -> int:
     """Return how many kinds of GPUs a cluster has or may start.
 
-    Nodes that a cluster starts by itself count by node type, because their GPUs are unknown before they are there; other
-    nodes count by the name that Ray has found for their GPUs.
+    Nodes that a cluster starts by itself count by node type, because their GPUs are unknown before they are there.
+    Other nodes count by the names of their GPUs.
     """
     declared = nodes_at_most(alive, cluster)
     if declared != list(alive):
         return len({name for name, kind in cluster["available_node_types"].items() if kind["resources"].get("GPU")})
-    names = [
-        next((name for name in node if name.startswith("accelerator_type:")), "") for node in alive if node.get("GPU")
-    ]
-    return len(set(names))
+    unnamed = any(node.get("GPU") and not names_of_gpus([node]) for node in alive)
+    return len(names_of_gpus(alive)) + unnamed
+
+
+def names_of_gpus(nodes: Nodes) -> list[str]:
+    """Return the distinct names that Ray has found for the nodes' GPUs, such as "L4"."""
+    return sorted({name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")})
 
 
 def concurrency(resources: Resources, present: Nodes, at_most: Nodes) -> tuple[int, int]:
@@ -211,6 +214,22 @@ def nodes_at_most(alive: Nodes, cluster: Mapping[str, Any]) -> list[Mapping[str,
     return [head.get("resources", {}), *workers[: cluster.get("max_workers")]]
 
 
+def first_place(resources: Resources) -> str:
+    """Return where a sweep runs on this machine before anything is measured; UserError if not even one trial fits."""
+    nodes = [machine_resources(resources)]
+    return placed(placement(resources, nodes), device_of_trials(resources, nodes, gpu_name()))
+
+
+def device_of_trials(resources: Resources, nodes: Nodes, gpu: str) -> str:
+    """Return the name of the GPU if trials use one, else "cpu"."""
+    return gpu if with_gpus(resources, nodes).gpus_per_worker else "cpu"
+
+
+def gpu_name() -> str:
+    """Return the name of this machine's first GPU, such as "NVIDIA L4"; "GPU" if torch sees none."""
+    return device_name(torch.device("cuda", 0)) if torch.cuda.is_available() else "GPU"
+
+
 def placed(place: Placement, device: str, memory: MemoryRecord | None = None) -> str:
     """Return where trials run, as the first line of a sweep says it.
 
@@ -223,6 +242,8 @@ def placed(place: Placement, device: str, memory: MemoryRecord | None = None) ->
     if place.trials_per_gpu is not None:
         parts.append(f"{place.trials_per_gpu} trial{'s' * (place.trials_per_gpu > 1)} per GPU")
     parts.append(f"{place.at_once} trial{'s' * (place.at_once > 1)} at once")
+    if memory is None and place.trials_per_gpu is not None:
+        parts.append("before the preflight checks have measured their memory")
     if memory is not None and memory["gpu_bytes"]:
         used, there = memory["gpu_bytes"] / GB, memory["gpu_total_bytes"] / GB
         parts.append(f"a trial was measured to take {used:.1f} GB of a GPU's {there:.1f} GB")

@@ -86,8 +86,8 @@ def placement(
     if at_once < fit:
         largest = max(node.get("memory", 0.0) for node in nodes)
         worker["memory"] = float(min(needed_bytes, math.floor(largest)))
-    limit = at_once if resources.concurrent_trials == "auto" else resources.concurrent_trials
-    return Placement(worker, min(at_once, limit), trials_per_gpu, memory_limits=at_once < min(fit, limit))
+    wanted = fit if resources.concurrent_trials == "auto" else min(fit, resources.concurrent_trials)
+    return Placement(worker, min(at_once, wanted), trials_per_gpu, memory_limits=at_once < wanted)
 
 
 def most_at_once(resources: Resources, nodes: Nodes) -> int:

@@ -4,6 +4,7 @@
 The study and the store are the truth, and every start makes a fresh Tuner.
 """
 
+import json
 import logging
 import time
 import uuid
@@ -253,13 +254,14 @@ class StudySearcher(Searcher):
         job = self.by_tune_id.pop(trial_id, None)
         if job is None:
             return
-        lost = {"reason": "its process was killed"} if error else None
-        told = lost or (result or {}).get("broken")
-        broken = Broken(**told) if told else None
-        if broken is not None and (result or {}).get("unfit"):
+        told = json.loads((result or {}).get("told", "{}"))
+        broken = Broken(**told["broken"]) if told.get("broken") else None
+        if error:
+            broken = Broken("its process was killed")
+        elif broken is not None and told["unfit"]:
             self.error = UserError(broken.reason)
-        if memory := (result or {}).get("memory"):
-            self.study.measured(job, memory)
+        elif told.get("memory"):
+            self.study.measured(job, told["memory"])
         self.study.ended(job, broken)
 
     def save(self, checkpoint_path: str) -> None:
@@ -287,7 +289,7 @@ class StudyScheduler(FIFOScheduler):
         job = self.searcher.by_tune_id.get(trial.trial_id)
         if self.searcher.error is not None:
             return TrialScheduler.STOP
-        if job is not None and "broken" not in result and self.searcher.study.should_prune(job, result["epoch"]):
+        if job is not None and "told" not in result and self.searcher.study.should_prune(job, result["epoch"]):
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
 

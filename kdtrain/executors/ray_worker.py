@@ -71,8 +71,9 @@ def run_job(config: dict[str, Any]) -> None:
         if not unfit:
             broken = _after_job(config, broken, CUDA if uses_gpu else CPU)
     if broken is not None or config["kind"] != "train":
-        told = None if broken is None else asdict(broken)
-        report({"epoch": 0, "broken": told, "unfit": unfit, "memory": memory[0] if memory else None})
+        # as JSON, because Tune flattens a dict in a result into keys such as "broken/reason"
+        told = {"broken": broken and asdict(broken), "unfit": unfit, "memory": memory[0] if memory else None}
+        report({"epoch": 0, "told": json.dumps(told)})
 
 
 def _after_job(config: dict[str, Any], broken: Broken | None, device: torch.device) -> Broken | None:

@@ -218,8 +218,8 @@ class StudySearcher(Searcher):
         self.limit = 1 if job.alone else place.at_once
         if needs != self.processes:
             self.processes, self.rounds = needs, self.rounds + 1
-            self.to_warm = self.limit if self.keep_warm else 0
-        if not job.alone:
+            self.to_warm = self.limit if self.keep_warm and not job.alone else 0
+        if job.stage != "teacher" and not job.alone:
             self.places.announce(place)
         if len(self.live) >= self.limit:
             return None

@@ -29,7 +29,7 @@ from kdtrain.config.study_settings import Resources
 from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import UserError
 from kdtrain.executors.local import after_job, broken_by, carry_out, sentence
-from kdtrain.runtime.device import is_out_of_memory, release_gpu_memory
+from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
 from kdtrain.runtime.process import compile_into
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.mirror import results_folder

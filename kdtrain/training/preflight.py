@@ -9,7 +9,7 @@ from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data.base import Dataset, Split
 from kdtrain.errors import UserError
 from kdtrain.models.weights import load_whole_network
-from kdtrain.runtime.device import (
+from kdtrain.runtime.memory import (
     device_name,
     gpu_total_bytes,
     held_by_others_bytes,

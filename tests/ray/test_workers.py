@@ -46,7 +46,7 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "mark").touch()
     job = {
-        "kind": "train", "key": "search-0", "recipe": config.model_dump(mode="json"), "trial_id": trial.trial_id,
+        "kind": "train", "key": "search-0", "needs": {"slot": 1.0}, "alone": False, "recipe": config.model_dump(mode="json"), "trial_id": trial.trial_id,
         "final": True, "also": [], "results": str(tmp_path / "results"), "sweep": "tested", "data": str(NO_DATA),
         "ray_storage": str(tmp_path / "storage"), "scratch": str(tmp_path / "scratch"), "mark": "mark", "readings": (),
         "resources": Resources(workers=WORKERS, checkpoint_every_steps=17, teacher_cache="none").model_dump(),

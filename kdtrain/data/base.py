@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdtrain.base_config import Config, Count, Seed
 from kdtrain.data.pillow_resize import resize
+from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 from kdtrain.storage.cache import Cache
 
@@ -194,7 +195,7 @@ class TensorImages:
     def eval_view(self, indices: Tensor) -> Tensor:
         """See `Images.eval_view`."""
         # pixels[indices] takes 0.22 ms for 128 MNIST images, index_select 0.08 ms
-        return self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
+        return self.pixels.index_select(0, to_device(indices, self.pixels.device))
 
     def tta_view(self, indices: Tensor) -> Tensor | None:
         """Return None: there is no test-time augmentation."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdtrain.data.pillow_resize import resize, resize_each
+from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import stream
 
 FLIP_PROBABILITY = 0.5
@@ -47,7 +48,7 @@ class Resize:
             uint8 [n, C, R, R].
         """
         assert isinstance(images, Tensor)
-        return resize(images[indices.to(images.device)], self.resolution)
+        return resize(images[to_device(indices, images.device)], self.resolution)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _random_parameters(
 
 def _crop_squares(images_NCHW: Tensor, indices: Tensor, tops: Tensor, lefts: Tensor, size: int, padding: int) -> Tensor:
     """Return the squares uint8 [n, C, size, size] at these corners [n] of the padded images."""
-    which, tops, lefts = (each.to(images_NCHW.device, non_blocking=True) for each in (indices, tops, lefts))
+    which, tops, lefts = (to_device(each, images_NCHW.device) for each in (indices, tops, lefts))
     if padding:
         images_NCHW = functional.pad(images_NCHW[which], (padding,) * 4)
         which = torch.arange(len(which), device=which.device)
@@ -157,6 +158,6 @@ def _crop_squares(images_NCHW: Tensor, indices: Tensor, tops: Tensor, lefts: Ten
 
 def _flip(pixels_NCHW: Tensor, flipped: Tensor) -> Tensor:
     """Exchange left and right of the images for which `flipped` (bool [N]) is True, in place."""
-    which = flipped.nonzero().flatten().to(pixels_NCHW.device, non_blocking=True)
+    which = to_device(flipped.nonzero().flatten(), pixels_NCHW.device)
     pixels_NCHW[which] = pixels_NCHW[which].flip(3)
     return pixels_NCHW

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdtrain.base_config import Config
+from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 
 
@@ -55,7 +56,7 @@ def pairing(mixup: Mixup, batch: Tensor, total: int, seed: int, epoch: int, step
 
 def mixed(images: Tensor, partner_images: Tensor, shares: Tensor) -> Tensor:
     """Return l x + (1 - l) x' of images x and x', float [N, C, H, W], and shares l, float32 [N]."""
-    shares_N111 = shares.to(images.device, images.dtype, non_blocking=True)[:, None, None, None]
+    shares_N111 = to_device(shares.to(images.dtype), images.device)[:, None, None, None]
     return shares_N111 * images + (1 - shares_N111) * partner_images
 
 

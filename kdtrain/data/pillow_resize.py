@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kdtrain.runtime.device import to_device
+
 ONE = float(1 << 22)
 DYADIC = 64
 """Weights that are multiples of 1 / DYADIC are exact in float32 and in torch's 16-bit weights too."""
@@ -34,7 +36,7 @@ def resize(pixels_NCHW: Tensor, resolution: int) -> Tensor:
             pixels_NCHW, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False
         )
     exact = torch.float32 if dyadic else torch.float64
-    rows, columns = (each.to(exact).to(pixels_NCHW.device, non_blocking=True) for each in (rows, columns))
+    rows, columns = (to_device(each.to(exact), pixels_NCHW.device) for each in (rows, columns))
     return _both_passes(pixels_NCHW, rows, columns.T, columns_later)
 
 
@@ -52,7 +54,7 @@ def resize_each(pixels_NCHW: Tensor, heights: Tensor, widths: Tensor, resolution
         for own in (later == columns_later).nonzero().flatten().split(chunk):
             if len(own) == 0:
                 continue
-            there = own.to(device, non_blocking=True)
+            there = to_device(own, device)
             rows = _weights_on(device, heights[own], resolution, padded_height)
             columns = _weights_on(device, widths[own], resolution, padded_width).transpose(1, 2)
             out[there] = _both_passes(pixels_NCHW[there], rows[:, None], columns[:, None], columns_later)
@@ -80,7 +82,7 @@ def _both_passes(pixels_NCHW: Tensor, rows: Tensor, columns: Tensor, columns_lat
 
 
 def _weights_on(device: torch.device, sizes: Tensor, out: int, padded: int) -> Tensor:
-    return weights(sizes.to(device, non_blocking=True), out, padded, int(sizes.max()))
+    return weights(to_device(sizes, device), out, padded, int(sizes.max()))
 
 
 def weights(sizes: Tensor, out: int, padded: int | None = None, largest: int | None = None) -> Tensor:

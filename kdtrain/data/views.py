@@ -148,6 +148,8 @@ class ViewedImages:
 
     def for_device(self, device: torch.device) -> "ViewedImages":
         """See `Images.for_device`. The images are copied to a device once for all trainings of this process."""
+        if device.type == "mps":  # it has no float64, by which a batch's views equal those of single images
+            device = torch.device("cpu")
         if device not in self._for_device:
             on_device = BatchedImages(self, device)
             self._for_device[device] = on_device if on_device.batched else self

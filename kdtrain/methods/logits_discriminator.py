@@ -26,6 +26,7 @@ from kdtrain.methods.base import (
 )
 from kdtrain.methods.critic import CriticLoss, CriticPlayer, Turns
 from kdtrain.methods.loss_weights import LossWeights
+from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator, stream
 
 MIN_CLASSES = 10
@@ -86,7 +87,7 @@ def interpolate(student_NK: Tensor, teacher_NK: Tensor, batch: Batch) -> Tensor:
         torch.rand((), generator=generator(batch.seed, "penalty", batch.step, index), dtype=torch.float64)
         for index in batch.indices.tolist()
     ]
-    share_N1 = torch.stack(draws)[:, None].to(student_NK)
+    share_N1 = to_device(torch.stack(draws)[:, None].to(student_NK.dtype), student_NK.device)
     return share_N1 * student_NK + (1 - share_N1) * teacher_NK
 
 

@@ -24,6 +24,7 @@ from kdtrain.methods.base import (
     require_equal_shapes,
 )
 from kdtrain.methods.loss_weights import WithCrossEntropy
+from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 
 
@@ -116,7 +117,7 @@ class MgdCriterion(WeightedCriterion):
         aligned, target = self.align(student.features[self.stage]), teacher.features[self.stage]
         if self.training and self.mask_ratio:
             mask = channel_mask(batch, aligned.shape[1], self.mask_ratio)
-            aligned = aligned * mask.to(aligned, non_blocking=True)
+            aligned = aligned * to_device(mask.to(aligned.dtype), aligned.device)
         if aligned.device.type == "cpu":  # for channels_last maps it would reorder the generator's weights each time
             aligned = aligned.contiguous()
         value = mgd_loss(self.generation(aligned), target, alpha=self.alpha)

@@ -5,6 +5,7 @@ import platform
 import re
 import resource
 import subprocess
+import sys
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -22,9 +23,8 @@ def compile_into(folder: Path) -> None:
 
 def describe(device: torch.device, workers: int) -> dict[str, Any]:
     """Return what an outcome records of process and machine: device, threads, workers, commit, versions."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
     return {
-        "device": name,
+        "device": _device_name(device, platform.machine()),
         "threads": torch.get_num_threads(),
         "workers": workers,
         "git_commit": _git_commit(),
@@ -34,11 +34,14 @@ def describe(device: torch.device, workers: int) -> dict[str, Any]:
 
 def rounding(device: torch.device) -> dict[str, Any]:
     """Return what decides how numbers are rounded: libraries choose kernels by the model of the processor."""
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({_processor()})"
     libraries = {
         name: version for name, version in _versions().items() if name in ("torch", "torchvision", "timm", "pillow")
     }
-    return {"device": kind, "threads": torch.get_num_threads(), **libraries}
+    return {"device": _device_name(device, _processor()), "threads": torch.get_num_threads(), **libraries}
+
+
+def _device_name(device: torch.device, processor: str) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({processor})"
 
 
 @lru_cache
@@ -49,11 +52,19 @@ def _processor() -> str:
     return f"{model[1] if model else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin a new measurement of `peak_memory_bytes` on a CUDA device. A process's own peak cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the GPU's peak since it was reset, or on a CPU the peak of the whole process since its start."""
+    """Return a CUDA device's peak since it was reset, what MPS holds, or on a CPU the peak of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @lru_cache

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kdtrain.runtime.device import to_device
 from kdtrain.storage.cache import SharedFolder, Tensors
 from kdtrain.teacher.cache_policy import SMALL_BYTES
 from kdtrain.teacher.outputs import UNIT_IMAGES
@@ -48,11 +49,11 @@ class CachedRows:
 
     def rows(self, indices: Tensor) -> Tensors:
         """Return the rows of these images [N]."""
-        at = indices.to(self._device, non_blocking=True)
+        at = to_device(indices, self._device)
         rows = {name: values.index_select(0, at) for name, values in self._small.items()}
         rows |= {name: self._gathered(name, indices.tolist()) for name in self._large}
         return dict(from_stored(name, values) for name, values in rows.items())
 
     def _gathered(self, name: str, indices: list[int]) -> Tensor:
         rows = torch.stack([self.loaded[index // UNIT_IMAGES][name][index % UNIT_IMAGES] for index in indices])
-        return rows.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else rows
+        return to_device(rows, self._device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdtrain.data.sampling import batches_of
 from kdtrain.methods.base import Batch, Outputs, TeacherReading
 from kdtrain.runtime import distributed
+from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.cache import Cache, Tensors
 from kdtrain.storage.folder import Row
@@ -89,8 +90,7 @@ class CachedTeacher:
         if self.by_batch:
             rows = self._current.unit(batch.epoch_step)
             own = distributed.share(torch.arange(batch.size)) if batch.count else torch.tensor([0])
-            own = own.to(self.live.device, non_blocking=True)
-            return Outputs(rows.pop("logits").index_select(0, own), readings=rows)
+            return Outputs(rows.pop("logits").index_select(0, to_device(own, self.live.device)), readings=rows)
         rows = self._current.rows(batch.indices)
         features = {each.stage: rows[each.name] for each in self.live.use.readings if each.kind == "features"}
         return Outputs(rows.pop("logits"), features, rows)

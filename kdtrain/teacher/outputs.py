@@ -20,6 +20,7 @@ from kdtrain.data.mixup import Mixup, mixed, pairing
 from kdtrain.data.registry import AnyData
 from kdtrain.methods.base import Batch, Outputs, TeacherReading
 from kdtrain.runtime import distributed
+from kdtrain.runtime.device import to_device
 from kdtrain.teacher.network import CHUNK_IMAGES, Teacher
 
 UNIT_IMAGES = 8 * CHUNK_IMAGES
@@ -154,14 +155,14 @@ class LiveTeacher:
     def val_unit(self, indices: Tensor) -> Tensor:
         """Return logits [N, K] of validation images, computed in float32."""
         images = self.data.val.images.for_device(self.device)
-        return self.teacher(as_floats(images.eval_view(indices).to(self.device))).logits
+        return self.teacher(as_floats(to_device(images.eval_view(indices), self.device))).logits
 
     def train_unit(self, indices: Tensor, epoch: int) -> Outputs:
         """Return outputs for the views of training images in an epoch, mixed if the recipe mixes image by image."""
         images, total = self.data.train.images.for_device(self.device), len(self.data.train)
 
         def views(wanted: Tensor) -> Tensor:
-            return as_floats(images.train_view(wanted, self.use.seed, epoch).to(self.device))
+            return as_floats(to_device(images.train_view(wanted, self.use.seed, epoch), self.device))
 
         pixels = views(indices)
         if self.use.mixup is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdtrain.runtime import distributed
+from kdtrain.runtime.device import to_device
 from kdtrain.trials.outcome import SKIPPED
 
 Metrics = dict[str, float]
@@ -63,8 +64,9 @@ class EpochProgress:
         if not waiting:
             return
         counts = torch.tensor([each.own for each in waiting for _ in each.names], dtype=torch.float64)
-        means = torch.stack([value for each in waiting for value in each.means]).double()
-        sums = iter(_over_ranks(means * counts.to(means.device)))
+        means = torch.stack([value for each in waiting for value in each.means])
+        means = (means.cpu() if means.device.type == "mps" else means).double()  # MPS has no float64
+        sums = iter(_over_ranks(means * to_device(counts, means.device)))
         for each in waiting:
             found = {name: next(sums) for name in each.names}
             _require_finite(found, each, self.epoch)

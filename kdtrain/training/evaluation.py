@@ -11,9 +11,11 @@ from torch.nn import functional
 
 from kdtrain.data.base import Split, as_floats
 from kdtrain.runtime import distributed
+from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 
-CHUNK_IMAGES = {"cpu": 64, "cuda": 256}
+CHUNK_IMAGES = 256
+CHUNK_IMAGES_ON_CPU = 64
 """Images of one forward. On a CPU the activations of 64 images stay in the cache: MobileNetV2 takes 7 to 13 % less time
 than with 256, and 0.2 GB less memory; the logits are the same bits."""
 ECE_BINS = 15
@@ -24,10 +26,10 @@ def logits_of(network: nn.Module, split: Split, device: torch.device) -> Tensor:
     images = split.images.for_device(device)
 
     def rows(indices: Tensor) -> Tensor:
-        logits: Tensor = network(as_floats(images.eval_view(indices).to(device)))
+        logits: Tensor = network(as_floats(to_device(images.eval_view(indices), device)))
         return logits.float()
 
-    return _rows_of_split(network, rows, len(split), CHUNK_IMAGES[device.type])
+    return _rows_of_split(network, rows, len(split), _chunk_images(device))
 
 
 def tta_logits(network: nn.Module, split: Split, device: torch.device) -> Tensor | None:
@@ -39,11 +41,11 @@ def tta_logits(network: nn.Module, split: Split, device: torch.device) -> Tensor
     def rows(indices: Tensor) -> Tensor:
         views = split.images.tta_view(indices)  # [n, V, C, H, W]
         assert views is not None
-        logits: Tensor = network(as_floats(views.flatten(0, 1).to(device)))
+        logits: Tensor = network(as_floats(to_device(views.flatten(0, 1), device)))
         means: Tensor = logits.float().unflatten(0, views.shape[:2]).mean(1)
         return means
 
-    return _rows_of_split(network, rows, len(split), max(1, CHUNK_IMAGES[device.type] // first.shape[1]))
+    return _rows_of_split(network, rows, len(split), max(1, _chunk_images(device) // first.shape[1]))
 
 
 def student_metrics(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
@@ -124,6 +126,10 @@ def diff_t_s_published(logits_NK: Tensor, teacher_NK: Tensor, seed: int, epoch: 
     last = total % batch_size or batch_size
     batch = torch.randperm(total, generator=generator(seed, "diff_t_s", epoch))[-last:]
     return diff_t_s(logits_NK[batch], teacher_NK[batch])
+
+
+def _chunk_images(device: torch.device) -> int:
+    return CHUNK_IMAGES_ON_CPU if device.type == "cpu" else CHUNK_IMAGES
 
 
 @torch.inference_mode()

@@ -28,6 +28,7 @@ from kdtrain.data.mixup import Mixup, pairing
 from kdtrain.data.sampling import batches_of
 from kdtrain.errors import UserError
 from kdtrain.runtime import distributed
+from kdtrain.runtime.device import to_device
 from kdtrain.storage.cache import NO_ROOM
 
 BATCHES_AHEAD = 2
@@ -129,9 +130,7 @@ class BatchLoader:
             epoch_step = 0
 
     def _floats(self, pixels: Tensor) -> Tensor:
-        if self._device.type == "cuda" and pixels.device.type == "cpu":
-            pixels = pixels.pin_memory()  # the same tensor if it is pinned already
-        return as_floats(pixels.to(self._device, non_blocking=True))
+        return as_floats(to_device(pixels, self._device))
 
 
 class _LoaderProcesses:

@@ -10,6 +10,7 @@ from kdtrain.data.mixup import mixed, mixed_target
 from kdtrain.data.sampling import batches_of
 from kdtrain.methods.base import Batch, LossTerm, Outputs, weighted_sum
 from kdtrain.runtime import distributed
+from kdtrain.runtime.device import seed_generators, to_device
 from kdtrain.runtime.rng import stream
 from kdtrain.teacher.outputs import TeacherOutputs
 from kdtrain.training.epoch_metrics import EpochProgress, Metrics, NonFiniteLoss
@@ -80,7 +81,7 @@ def train_step(state: TrainState, indices: Tensor, epoch_step: int = 0) -> dict[
     """
     images, batch = load_batch(state, indices, epoch_step)
     teacher = state.teacher_outputs.of(images, batch) if state.teacher_outputs else None
-    _seed_dropout(state.device, stream(state.recipe.seed, "dropout", state.step, distributed.rank()))
+    seed_generators(state.device, stream(state.recipe.seed, "dropout", state.step, distributed.rank()))
     if state.critic is not None and state.critic.turns.is_critics(batch.step, batch.epoch_step):
         assert teacher is not None
         return _critic_step(state, images, teacher, batch)
@@ -122,7 +123,7 @@ def load_batch(state: TrainState, indices: Tensor, epoch_step: int) -> tuple[Ten
         images = mixed(images, partners, part.shares)
         target = mixed_target(target, split.labels[part.partners], part.shares, len(state.data.classes))
     batch = Batch(
-        target.to(state.device, non_blocking=True), part.indices, recipe.seed, state.epoch, state.step, epoch_step,
+        to_device(target, state.device), part.indices, recipe.seed, state.epoch, state.step, epoch_step,
         size=len(indices), count=part.count,
     )  # fmt: skip
     return images, batch
@@ -184,19 +185,12 @@ def _logits_without_buffers(student: torch.nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _seed_dropout(device: torch.device, seed: int) -> None:
-    """Seed the generators that dropout draws from."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
 def _costs(state: TrainState) -> Metrics:
     """Return what views and teacher outputs have cost so far: images of all ranks, seconds of this rank."""
     costs: Metrics = {"views_seconds": state.loader.seconds}
     outputs = state.teacher_outputs
     counts = (outputs.requested, outputs.computed, outputs.checked) if outputs is not None else (0, 0, 0)
-    of_all_ranks = distributed.sum_over_ranks(torch.tensor(counts, device=state.device)).tolist()
+    of_all_ranks = distributed.sum_over_ranks(to_device(torch.tensor(counts), state.device)).tolist()
     names = ("teacher_images", "teacher_images_computed", "teacher_images_checked")
     costs |= dict(zip(names, of_all_ranks, strict=True))
     if outputs is not None:

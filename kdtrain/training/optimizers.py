@@ -85,7 +85,10 @@ def _adamw(config: AdamW, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
     spared = [parameter for parameter in parameters if parameter.ndim <= 1 and config.decay_on == "weights"]
     if config.decay_times == "nothing":
         groups = [{"params": decayed, DECAY: config.weight_decay}, {"params": spared, DECAY: 0.0}]
-        return AdamWithDecayPerStep([group for group in groups if group["params"]], config.lr, weight_decay=0.0)
+        return AdamWithDecayPerStep(
+            [group for group in groups if group["params"]], config.lr, weight_decay=0.0,
+            fused=parameters[0].device.type != "cpu",  # on a CPU it rounds as torch's default
+        )  # fmt: skip
     # torch multiplies the decay by lr_t; dividing by the peak first gives weight_decay * lr_t / lr
     decay = config.weight_decay / config.lr if config.decay_times == "relative_lr" else config.weight_decay
     groups = [{"params": decayed, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
@@ -99,16 +102,20 @@ class AdamWithDecayPerStep(torch.optim.AdamW):
     """AdamW whose decay does not depend on the learning rate: w -= decay_per_step * w, then Adam's step.
 
     This is the AdamW of the reference implementation of the Flowers102 setup. Parameters without a gradient do not
-    change. It is not fused: a gradient scaler calls `step` of a fused optimizer even if the step is skipped.
+    change.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         assert closure is None
+        # A gradient scaler calls `step` of a fused optimizer even if an overflow is to skip it, and sets this attribute
+        # before; without it the scaler would wait for the device.
+        overflow: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             moving: list[Tensor] = [each for each in group["params"] if each.grad is not None]
             if moving and group[DECAY]:
-                torch._foreach_mul_(moving, 1 - group[DECAY])
+                kept = 1 - group[DECAY]
+                torch._foreach_mul_(moving, kept if overflow is None else torch.where(overflow > 0, 1.0, kept))
         return super().step()
 
 

@@ -73,6 +73,7 @@ def train(
         earlier = trial.outcome()
         if earlier is not None and _serves(earlier, final, trial):
             return earlier
+        process.reset_peak_memory(workspace.device)
         # searched trials leave the test split's images alone; preflight checks them
         decoded_here = data.share(workspace.cache, test=final) if workspace.cache is not None else None
         if decoded_here is not None:

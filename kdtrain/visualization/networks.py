@@ -27,7 +27,8 @@ class Networks:
     """The networks of recipes with kept weights, each loaded once, in evaluation mode on the CPU, without gradients."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self._workspace = replace(workspace, device=torch.device("cpu"))
+        self.device = torch.device("cpu")
+        self._workspace = replace(workspace, device=self.device)
         self._loaded: dict[Hashable, Classifier] = {}
 
     def of(self, recipe: Recipe) -> Classifier:
@@ -57,7 +58,7 @@ class Networks:
             if predictions.exists():
                 with np.load(predictions) as kept:
                     return torch.from_numpy(kept["val_logits"])
-        return logits_of(self.teacher_of(recipe), self._workspace.dataset(recipe.data).val, torch.device("cpu"))
+        return logits_of(self.teacher_of(recipe), self._workspace.dataset(recipe.data).val, self.device)
 
     def trio(self, recipe: Recipe, compared: Sequence[Recipe]) -> dict[str, tuple[str, Classifier]]:
         """Return {role: (what is frozen, network)}; the role "alone" is absent if there is no such student."""

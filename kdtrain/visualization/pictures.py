@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from kdtrain.config.recipe import Recipe
 from kdtrain.storage.folder import Folder
 from kdtrain.training.final_evaluation import arrays_file
+from kdtrain.training.precision import backend_settings
 from kdtrain.trials.workspace import Workspace
 from kdtrain.visualization.attention import attention
 from kdtrain.visualization.gradcam import gradcam
@@ -31,9 +32,10 @@ def draw_arrays(recipe: Recipe, workspace: Workspace, folder: Folder, compared: 
     folder.remove(FILE)  # that of an earlier winner must not stay if this one's cannot be made
     networks = Networks(workspace)
     data = workspace.dataset(recipe.data)
-    arrays = softened(recipe, data, networks) | attention(recipe, compared, data, networks)
-    for distilled in compared:
-        if distilled.teacher is not None:
-            arrays |= gradcam(distilled, compared, workspace.dataset(distilled.data), networks)
+    with backend_settings("fp32", networks.device):
+        arrays = softened(recipe, data, networks) | attention(recipe, compared, data, networks)
+        for distilled in compared:
+            if distilled.teacher is not None:
+                arrays |= gradcam(distilled, compared, workspace.dataset(distilled.data), networks)
     arrays |= lr_schedule(recipe, data) | mixed_images(recipe, data)
     folder.write(FILE, arrays_file(arrays))

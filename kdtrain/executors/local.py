@@ -10,7 +10,8 @@ import torch
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import Resources
 from kdtrain.errors import UserError
-from kdtrain.runtime.memory import best_device, is_out_of_memory, release_gpu_memory
+from kdtrain.runtime.device import best_device
+from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
 from kdtrain.storage.folder import Folder
 from kdtrain.study.study import Broken, Job, Study
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss

@@ -1,7 +1,6 @@
-"""The device of this process: which one it takes, its name, and the memory that a piece of work needs on it."""
+"""The memory that a piece of work needs, in the process and on its GPU, and what happens without enough of it."""
 
 import gc
-import os
 import platform
 import re
 import resource
@@ -11,29 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-
-def best_device() -> torch.device:
-    """Return what a process without a choice takes: cuda if there is a GPU, else Apple's mps, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def device_name(device: torch.device) -> str:
-    """Return a device's name for people, such as "NVIDIA L4", "mps (arm64)" or "cpu (x86_64)"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
-
-
-def gpus_that_torch_lacks(devices: Path = Path("/dev")) -> list[str]:
-    """Return NVIDIA's GPUs of this machine, such as "nvidia0", if torch sees none of them; none if they are hidden.
-
-    torch was then built without CUDA, or the driver is older than it needs. A user who sets CUDA_VISIBLE_DEVICES hides
-    GPUs on purpose.
-    """
-    if "CUDA_VISIBLE_DEVICES" in os.environ or torch.cuda.device_count() > 0:
-        return []
-    return sorted(file.name for file in devices.glob("nvidia*") if re.fullmatch(r"nvidia\d+", file.name))
 
 
 @dataclass

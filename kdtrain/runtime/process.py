@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from kdtrain.runtime.device import device_name
+
 PACKAGES = ("kdtrain", "torch", "torchvision", "timm", "pillow", "ray", "optuna", "numpy")
 
 
@@ -24,7 +26,7 @@ def compile_into(folder: Path) -> None:
 def describe(device: torch.device, workers: int) -> dict[str, Any]:
     """Return what an outcome records of process and machine: device, threads, workers, commit, versions."""
     return {
-        "device": _device_name(device, platform.machine()),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "workers": workers,
         "git_commit": _git_commit(),
@@ -37,11 +39,7 @@ def rounding(device: torch.device) -> dict[str, Any]:
     libraries = {
         name: version for name, version in _versions().items() if name in ("torch", "torchvision", "timm", "pillow")
     }
-    return {"device": _device_name(device, _processor()), "threads": torch.get_num_threads(), **libraries}
-
-
-def _device_name(device: torch.device, processor: str) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({processor})"
+    return {"device": device_name(device, _processor()), "threads": torch.get_num_threads(), **libraries}
 
 
 @lru_cache

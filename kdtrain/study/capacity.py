@@ -12,8 +12,9 @@ import yaml
 
 from kdtrain.config.study_settings import Resources
 from kdtrain.errors import UserError
-from kdtrain.runtime.memory import CUDA_BYTES, device_name, gpus_that_torch_lacks
+from kdtrain.runtime.device import device_name, gpus_that_torch_lacks
 from kdtrain.runtime.limits import cpu_limit, memory_limit_bytes
+from kdtrain.runtime.memory import CUDA_BYTES
 from kdtrain.trials.records import MemoryRecord
 
 Nodes = Sequence[Mapping[str, float]]

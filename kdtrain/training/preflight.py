@@ -1,16 +1,17 @@
 """Preflight checks: what can fail fails here, before anything long is trained."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.data.base import Dataset, Split
+from kdtrain.data.base import Dataset
 from kdtrain.errors import UserError
 from kdtrain.models.weights import load_whole_network
+from kdtrain.runtime.device import device_name
 from kdtrain.runtime.memory import (
-    device_name,
     gpu_total_bytes,
     held_by_others_bytes,
     is_out_of_memory,
@@ -19,7 +20,7 @@ from kdtrain.runtime.memory import (
 from kdtrain.teacher.network import Teacher, untrained_teacher
 from kdtrain.training.assembly import assemble, require_statistics
 from kdtrain.training.epoch_metrics import NonFiniteLoss
-from kdtrain.training.evaluation import CHUNK_IMAGES, logits_of
+from kdtrain.training.evaluation import first_chunk, logits_of
 from kdtrain.training.loop import train_step
 from kdtrain.training.precision import backend_settings
 from kdtrain.trials.records import MemoryRecord
@@ -104,10 +105,8 @@ def smoke(recipe: Recipe, workspace: Workspace, workers: int = 1) -> MemoryRecor
             terms |= train_step(state, images, first)
             state.step = first + 1
             train_step(state, images, first + 1)
-        few = Split(data.val.images, data.val.labels[: CHUNK_IMAGES[device.type]])
-        for network in (state.evaluated, state.teacher.network if state.teacher else None):
-            if network is not None:
-                logits_of(network, few, device)
+        for network in (state.evaluated, *([state.teacher.network] if state.teacher else [])):
+            logits_of(network, first_chunk(data.val, device), device)
     broken = [name for name, value in terms.items() if not torch.isfinite(value)]
     if broken:
         raise NonFiniteLoss(f"not finite on the first batch: {', '.join(broken)}")
@@ -122,26 +121,38 @@ def smoke(recipe: Recipe, workspace: Workspace, workers: int = 1) -> MemoryRecor
 def what_would_fit(recipe: Recipe, workspace: Workspace) -> str:
     """Return a sentence for a training that ran out of the memory of its GPU, although no other trial was on it.
 
-    The batch size is halved until two updates fit, which takes a few seconds each.
+    The batch size is halved until the updates of a preflight check fit, which takes seconds.
     """
     device, size = workspace.device, recipe.batch_size
     told = f"out of memory on {device_name(device)}"
     if device.type != "cuda":
-        return f"{told}: write a smaller batch_size than {size}"
+        return f"{told} with batch_size {size}; write a smaller one"
     told += f" ({gpu_total_bytes(device) / GB:.1f} GB) with batch_size {size}"
-    others = held_by_others_bytes(device)
-    if others > 0:
+    if others := held_by_others_bytes(device):
         told += f"; other processes hold {others / GB:.1f} GB"
-    while size > 0:
+    fits = largest_batch_that_fits(
+        size, lambda each: smoke(recipe.model_copy(update={"batch_size": each}), workspace)["gpu_bytes"]
+    )
+    if fits is None:
+        return f"{told}; not even batch_size 1 fits"
+    return f"{told}; batch_size {fits[0]} fits: its updates take {fits[1] / GB:.1f} GB"
+
+
+def largest_batch_that_fits(batch_size: int, needed_bytes: Callable[[int], int]) -> tuple[int, int] | None:
+    """Return the first of batch_size, batch_size / 2, ... that fits, with the bytes that it needs; None if none fits.
+
+    Args:
+        batch_size: The number of images to begin with.
+        needed_bytes: Measures the bytes of a batch size; raises torch.OutOfMemoryError if it does not fit.
+    """
+    while batch_size > 0:
         try:
-            needed = smoke(recipe.model_copy(update={"batch_size": size}), workspace)
-        except Exception as error:  # another error is no statement about memory
+            return batch_size, needed_bytes(batch_size)
+        except RuntimeError as error:
             if not is_out_of_memory(error):
-                return told
-        else:
-            return f"{told}; batch_size {size} fits: its updates take {needed['gpu_bytes'] / GB:.1f} GB"
-        size //= 2
-    return f"{told}; not even batch_size 1 fits"
+                raise
+        batch_size //= 2
+    return None
 
 
 def _teacher_for_smoke(recipe: Recipe, data: Dataset, device: torch.device) -> Teacher | None:

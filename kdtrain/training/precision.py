@@ -32,8 +32,6 @@ def backend_settings(precision: Precision, device: torch.device) -> Iterator[Non
             f"recipe.precision: tf32 needs a GPU of compute capability 8.0 or newer, but the device is {device.type};"
             " write fp32"
         )
-    if precision in HALF and device.type == "mps":
-        raise UserError(f"recipe.precision: {precision} is not supported on mps; write fp32, or --device cpu")
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = False, True

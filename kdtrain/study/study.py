@@ -46,8 +46,7 @@ PARTS = ("data", "method", "teacher", "student")
 """The parts of a recipe that must fit together: preflight checks try each of their combinations."""
 MEMORY_PARTS = (*PARTS, "mixup", "r_drop", "optimizer", "ema", "precision")
 """The parts of a recipe whose options differ in memory: preflight checks measure each of their combinations, with the
-largest of the SIZES."""
-SIZES = ("batch_size", "resolution")
+largest batch size."""
 TEACHER_PARTS = ("data", "teacher", "student")
 """The parts of a recipe that decide which teacher is trained; its model may be the student's."""
 JobStream = Generator["Job | None", None, None]
@@ -535,7 +534,7 @@ class Study:
 
 def preflight_points(sweep: Sweep) -> list[Values]:
     """Return the values that preflight checks try, without combinations that are no valid recipe."""
-    points = space.combinations(sweep.tree, MEMORY_PARTS, SIZES)
+    points = space.combinations(sweep.tree, MEMORY_PARTS, largest=("batch_size",))
     return [values for values in points if _is_valid(sweep, values)]
 
 

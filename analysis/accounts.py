@@ -4,10 +4,10 @@ import json
 import shlex
 from typing import Any
 
-from analysis.frame import NOT_ENDED, STAGES, TRAINING, Study, flatten
+from analysis.frame import BROKEN, NOT_ENDED, STAGES, TRAINING, Study, flatten
 from analysis.tables import MISSING, Rows, count, listed, missing, one_line, sampled
 
-STATES = ("complete", "pruned", "failed", "not ended")
+STATES = ("complete", "pruned", "failed", BROKEN, NOT_ENDED)
 
 
 def trial_counts(study: Study) -> Rows:
@@ -32,6 +32,17 @@ def reasons(study: Study) -> Rows:
         {"stage": STAGES[stage], "state": state, "reason": why, "count": len(numbers), "trials": listed(numbers)}
         for (stage, state, _, why), numbers in sorted(grouped.items())
     ]
+
+
+def broken(study: Study) -> Rows:
+    """Return a row for each job that broke: its reason, and the file of its traceback in the study's folder."""
+    return [
+        {
+            "stage": row["stage"], "trial": row["number"], "reason": one_line(row["reason"]),
+            "traceback": MISSING if missing(row["traceback"]) else f"`{row['traceback']}`",
+        }
+        for row in study.trials[study.trials["state"] == BROKEN].to_dict("records")
+    ]  # fmt: skip
 
 
 def stages_ended(study: Study) -> str:

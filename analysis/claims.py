@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.frame import Study, complete_trials
+from analysis.frame import BROKEN, Study, complete_trials
 from analysis.statistics import (
     SEEDS_FOR_A_CLAIM,
     Estimate,
@@ -88,12 +88,15 @@ def candidates(study: Study) -> list[Candidate]:
     winner = (study.winner or {}).get("candidate")
     groups = {str(key): group for key, group in confirm.groupby("candidate", sort=False)}
     tests = {key: _by_seed(group, "test/accuracy") for key, group in groups.items()}
+    broken = {key: _broken(group) for key, group in groups.items()}
     compared = []
     for key, group in groups.items():
         candidate = _candidate(study, key, group)
         if candidate.baseline is not None and candidate.baseline in tests:
             differences = paired_differences(tests[key], tests[candidate.baseline])
-            candidate = replace(candidate, difference=mean_estimate(differences), p=paired_p_value(differences))
+            difference = mean_estimate(differences, broken[key] + broken[candidate.baseline])
+            p = paired_p_value(differences) if difference and difference.interval else None
+            candidate = replace(candidate, difference=difference, p=p)
         compared.append(replace(candidate, primary=key == winner))
     corrected = holm([None if candidate.primary else candidate.p for candidate in compared])
     return [replace(candidate, p_holm=p) for candidate, p in zip(compared, corrected, strict=True)]
@@ -114,6 +117,9 @@ def teachers(study: Study) -> list[Single]:
 
 def undecided(difference: Estimate) -> str | None:
     """Return why a difference decides nothing, or None if it decides."""
+    if difference.broken:
+        runs = "1 confirming run" if difference.broken == 1 else f"{difference.broken} confirming runs"
+        return f"{runs} broke, which gives no interval until the sweep is run again"
     if difference.n < SEEDS_FOR_A_CLAIM:
         seeds = "1 seed is" if difference.n == 1 else f"{difference.n} seeds are"
         return f"{seeds} too few, a claim needs {SEEDS_FOR_A_CLAIM}"
@@ -157,9 +163,13 @@ def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
         planned=len(group),
         model=student_name(recipe),
         parameters=float(group["parameters"].dropna().iloc[0]) if group["parameters"].notna().any() else math.nan,
-        validation=mean_estimate(list(_by_seed(group, study.objective).values())),
-        test=mean_estimate(list(_by_seed(group, "test/accuracy").values())),
+        validation=mean_estimate(list(_by_seed(group, study.objective).values()), _broken(group)),
+        test=mean_estimate(list(_by_seed(group, "test/accuracy").values()), _broken(group)),
     )
+
+
+def _broken(group: pd.DataFrame) -> int:
+    return int((group["state"] == BROKEN).sum())
 
 
 def _by_seed(group: pd.DataFrame, metric: str) -> dict[int, float]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.claims import Candidate, Single, candidates, find, teachers
-from analysis.frame import NOT_ENDED, Study, read_arrays
+from analysis.frame import BROKEN, NOT_ENDED, Study, read_arrays
 from analysis.importance import Branch, branches
 from analysis.references.sections import Section, reference_section
 from analysis.tables import one_line
@@ -67,8 +67,8 @@ def _arrays(study: Study) -> tuple[dict[str, np.ndarray], str | None]:
         return {}, str(error).replace(str(path), path.name)
     jobs = study.stage("pictures")
     state = None if jobs.empty else jobs["state"].iloc[-1]
-    if state == "failed":
-        return {}, f"the job that computes its arrays failed ({one_line(jobs['reason'].iloc[-1])})"
+    if state == BROKEN:
+        return {}, f"the job that computes its arrays broke ({one_line(jobs['reason'].iloc[-1])})"
     known = {
         None: "the study has not computed its arrays", NOT_ENDED: "the job that computes its arrays has not ended",
     }  # fmt: skip

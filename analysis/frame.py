@@ -12,13 +12,13 @@ import pandas as pd
 
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import LocalFolder, Row, read_rows
-from kdtrain.trials.store import Store, read_object
+from kdtrain.trials.store import Store, is_broken, read_object
 
 STAGES = ("smoke", "teacher", "baselines", "search", "confirm", "pictures")
 TRAINING = ("teacher", "baselines", "search", "confirm")  # the other stages have a recipe, but train nothing
-NOT_ENDED = "not ended"
+NOT_ENDED, BROKEN = "not ended", "broken"
 PLANNED = (
-    "stage", "number", "trial_id", "state", "reason", "published",
+    "stage", "number", "trial_id", "state", "reason", "traceback", "published",
     "candidate", "role", "seed", "baseline", "source_stage", "source_number",
 )  # fmt: skip
 MEASURED = (
@@ -70,6 +70,12 @@ class Study:
     @property
     def winner(self) -> Row | None:
         return next((event for event in reversed(self.record) if event["event"] == "winner"), None)
+
+    @property
+    def no_result(self) -> str | None:
+        """The reason why the study has ended without a result, or None."""
+        newest = next((event for event in reversed(self.record) if event["event"] != "opened"), {})
+        return newest["reason"] if newest.get("event") == "no_result" else None
 
     @property
     def data(self) -> Row | None:
@@ -201,8 +207,10 @@ def _planned(record: list[Row]) -> list[Row]:
         if event["event"] == "planned":
             rows[key] = {"trial_id": None, "values": {}, **event}
         elif event["event"] == "ended" and key in rows:
-            rows[key] |= {name: event.get(name) for name in ("state", "reason", "value", "epochs")}
+            rows[key] |= {name: event.get(name) for name in ("state", "reason", "traceback", "value", "epochs")}
             rows[key]["trial_id"] = event.get("trial_id") or rows[key]["trial_id"]
+            if event.get("trial_id") and is_broken(event):
+                rows[key]["state"] = BROKEN
     by_time = sorted(rows.values(), key=lambda row: float(row.get("time", 0.0)))
     latest = {row["candidate"]: row.get("source") for row in by_time if row.get("candidate")}
     current = [row for row in rows.values() if row.get("source") == latest.get(row.get("candidate"), row.get("source"))]

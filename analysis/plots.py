@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis import style
-from analysis.frame import AXIS, Study, complete_trials
+from analysis.frame import AXIS, BROKEN, Study, complete_trials
 from analysis.importance import Branch
 from analysis.tables import short_names
 
@@ -84,16 +84,17 @@ def _best_so_far(axes: Axes, study: Study, trials: pd.DataFrame, last: int, **lo
 
 
 def mark_failed(axes: Axes, trials: pd.DataFrame, x: pd.Series) -> None:
-    """Draw failed trials, which have no score, as crosses on the axis."""
-    failed = trials[trials["state"] == "failed"].index
-    if len(failed):
-        look: dict[str, Any] = {"marker": "x", "color": style.INK, "s": 26, "clip_on": False, "zorder": 4}
-        axes.scatter(x.loc[failed], [0.02] * len(failed), transform=axes.get_xaxis_transform(), label="failed", **look)
+    """Draw failed and broken trials, which have no score, as crosses on the axis."""
+    for state, marker in (("failed", "x"), (BROKEN, "+")):
+        own = trials[trials["state"] == state].index
+        if len(own):
+            look: dict[str, Any] = {"marker": marker, "color": style.INK, "s": 26, "clip_on": False, "zorder": 4}
+            axes.scatter(x.loc[own], [0.02] * len(own), transform=axes.get_xaxis_transform(), label=state, **look)
 
 
 def scores_of(study: Study, trials: pd.DataFrame) -> pd.Series:
-    """Return the objective in the unit of its axis; a failed trial has none, even if it had epochs before."""
-    scored = trials.loc[trials["state"] != "failed", study.objective].dropna()
+    """Return the objective in the unit of its axis; a failed or broken trial has none, even if it had epochs before."""
+    scored = trials.loc[~trials["state"].isin(["failed", BROKEN]), study.objective].dropna()
     return scored * AXIS[study.objective][1]
 
 

@@ -61,6 +61,7 @@ def compose(study: Study, findings: Findings, pictures: Pictures) -> str:
         hyperparameters=[(branch, results.hyperparameters(branch)) for branch in findings.branches],
         trial_counts=accounts.trial_counts(study),
         reasons=accounts.reasons(study),
+        broken=accounts.broken(study),
         equal_trials=accounts.equal_trials(study),
         continue_command=accounts.continue_command(study),
         cost=cost(study),

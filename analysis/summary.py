@@ -9,6 +9,7 @@ from analysis.claims import BEAT, LOST, UNDECIDED, Candidate, Verdict, candidate
 from analysis.frame import Study, read_study
 from analysis.importance import Branch, branches
 from analysis.statistics import Estimate, holm
+from analysis.tables import one_line
 from kdtrain.errors import UserError
 
 UNFINISHED, UNREADABLE = "unfinished", "cannot be read"
@@ -79,5 +80,6 @@ def _of_study(name: str, study: Study) -> Summary:
     if study.finished:
         decision, p = verdict(difference), winner.p if winner else None
     else:
-        decision, p = Verdict(UNFINISHED, stages_ended(study)), None
+        reason = one_line(study.no_result) if study.no_result else stages_ended(study)
+        decision, p = Verdict(UNFINISHED, reason), None
     return Summary(name, decision, study, winner, branches(study), difference, p)

@@ -1,5 +1,6 @@
 """Small sweeps for tests, carried out in this process, and what their journals tell."""
 
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ def open_study(file: Path, results: Path, **options: Any) -> Study:
     study = Study(sweep, Workspace(Store(results), NO_DATA), StudyJournal(results / sweep.name))
     study.journal.open(describe(sweep, NO_DATA), file.read_text())
     return study
+
+
+def with_trials_of(finished: Study, results: Path, file: Path) -> Study:
+    """Open another study in a folder that has the trials of the finished one."""
+    shutil.copytree(finished.workspace.store.results / "trials", results / "trials")
+    return open_study(file, results)
 
 
 def carry_out(study: Study, *, jobs: int | None = None, cut_at_epoch: int | None = None) -> list[Job]:

@@ -82,6 +82,7 @@ class StudyResult:
     trials: pd.DataFrame = field(repr=False, compare=False)
     _winner: Winner | None = field(repr=False)
     _comparison: Comparison | None = field(repr=False)
+    _no_result: str | None = field(repr=False)
 
     @property
     def report(self) -> Path:
@@ -96,7 +97,8 @@ class StudyResult:
             UserError: The study has chosen none yet.
         """
         if self._winner is None:
-            raise UserError(f"{self.folder}: has no winner yet; run the sweep again to continue it")
+            why = self._no_result or "run the sweep again to continue it"
+            raise UserError(f"{self.folder}: has no winner{'' if self._no_result else ' yet'}; {why}")
         return self._winner
 
     @property
@@ -136,4 +138,4 @@ def open_study(folder: str | Path) -> StudyResult:
             interval = None if estimate.interval is None else (estimate.interval.low, estimate.interval.high)
             comparison = Comparison(estimate.mean, interval, estimate.n, str(verdict(estimate)))
     trials = pd.concat([study.trials, study.values.add_prefix("recipe.")], axis="columns")
-    return StudyResult(study.name, study.folder, study.finished, trials, winner, comparison)
+    return StudyResult(study.name, study.folder, study.finished, trials, winner, comparison, study.no_result)

@@ -56,7 +56,7 @@ class NoPruner(Config):
 class Confirm(Config):
     """The recipes that are trained again with fresh seeds, and read the test split once."""
 
-    best: Count = Field(default=2, description="Number of the best recipes.")
+    best: Count = Field(default=2, description="Number of the best recipes, at most `trials`.")
     seeds: Count = Field(default=5, description="Number of trainings of each recipe.")
     published: bool = Field(default=True, description="If true, the published points are trained again too.")
 

@@ -62,6 +62,9 @@ def study_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Probl
     if len(study.published) > study.trials:
         count = len(study.published)
         yield Problem(trials, f"must be >= {count}, the number of published points, got {study.trials}")
+    if "best" in study.confirm.model_fields_set and study.confirm.best > study.trials:
+        text = f"must be <= {study.trials}, the number of trials, got {study.confirm.best}"
+        yield Problem(("study", "confirm", "best"), text)
     if not searched and study.trials > 1:
         yield Problem(trials, f"must be 1: recipe has no search space, so all trials are equal, got {study.trials}")
     if isinstance(study.sampler, GridSampler) and searched:

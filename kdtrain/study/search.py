@@ -39,13 +39,16 @@ class RunningTrial:
 class Search:
     """The search of a stage ("search" or "baselines") over a sweep's tree; published points are its first trials.
 
-    `planned` and `finished` have the trials by number; `finished` in the order in which they finished.
+    `planned` has the trials by number, `values` the objectives of the complete ones. `_finished` has all in the order
+    in which they finished; `_told` those that are yet to join it, which takes a search that has ended seconds.
     """
 
     stage: str
     sweep: Sweep
     planned: dict[int, Values] = field(default_factory=dict)
-    finished: dict[int, FrozenTrial] = field(default_factory=dict)
+    values: dict[int, float] = field(default_factory=dict)
+    _finished: dict[int, FrozenTrial] = field(default_factory=dict)
+    _told: list[tuple[int, str, float | None, Sequence[EpochRow]]] = field(default_factory=list)
     _running: dict[int, RunningTrial] = field(default_factory=dict)
 
     @property
@@ -79,7 +82,7 @@ class Search:
         study = self._study(self._finished_before(number), self._sampler(number))
         start = self.batch_of(number).start
         for other, values in sorted(self.planned.items()):
-            if other < number and (other >= start or other not in self.finished):
+            if other < number and (other >= start or other not in self._finished):
                 study.add_trial(self._frozen(values, TrialState.RUNNING, None, {}, {}))
         return space.suggest(study.ask(), self.sweep.tree)
 
@@ -103,13 +106,9 @@ class Search:
     def tell(self, number: int, state: str, value: float | None, rows: Sequence[EpochRow]) -> None:
         """Add a trial that has finished, with the objective at its best epoch and the rows of its epochs."""
         self._running.pop(number, None)
-        trial = self._trial_to_prune(number)
-        for row in rows:
-            self._report(trial, row)
-        rungs = trial.study.get_trials(deepcopy=False)[-1].system_attrs
-        reported = {int(row["epoch"]): float(row[self.sweep.study.objective]) for row in rows}
-        own = value if state == "complete" else None
-        self.finished[number] = self._frozen(self.planned[number], STATES[state], own, reported, dict(rungs))
+        if state == "complete" and value is not None:
+            self.values[number] = value
+        self._told.append((number, state, value, rows))
 
     def forget(self, number: int) -> None:
         """Leave out a trial that broke: neither sampler nor pruner takes it into account."""
@@ -118,10 +117,22 @@ class Search:
 
     def _finished_before(self, number: int) -> list[FrozenTrial]:
         """Return the trials of earlier batches by number, or, in free order, all trials as they finished."""
+        told, self._told = self._told, []
+        for each in told:
+            self._finished[each[0]] = self._as_finished(*each)
         if self.sweep.study.order == "free":
-            return list(self.finished.values())
+            return list(self._finished.values())
         start = self.batch_of(number).start
-        return [trial for other, trial in sorted(self.finished.items()) if other < start]
+        return [trial for other, trial in sorted(self._finished.items()) if other < start]
+
+    def _as_finished(self, number: int, state: str, value: float | None, rows: Sequence[EpochRow]) -> FrozenTrial:
+        trial = self._trial_to_prune(number)
+        for row in rows:
+            self._report(trial, row)
+        rungs = trial.study.get_trials(deepcopy=False)[-1].system_attrs
+        reported = {int(row["epoch"]): float(row[self.sweep.study.objective]) for row in rows}
+        own = value if state == "complete" else None
+        return self._frozen(self.planned[number], STATES[state], own, reported, dict(rungs))
 
     def _trial_to_prune(self, number: int) -> optuna.Trial:
         """Return a new Optuna trial beside those that this trial is compared with for pruning."""

@@ -138,6 +138,13 @@ class Study:
         yield from self._stages
 
     def _run_stages(self) -> JobStream:
+        try:
+            yield from self._all_stages()
+        except NoResult as error:
+            self.journal.append_once("no_result", reason=str(error))
+            raise
+
+    def _all_stages(self) -> JobStream:
         yield from self._smoke()
         teachers = yield from self._train_teachers()
         alone = yield from self._run_search(self.baselines)
@@ -222,8 +229,7 @@ class Study:
         ends = [end["state"] for key, end in list(self._ends.items()) if key.rpartition("-")[0] == self.stage]
         counts = {state: ends.count(state) for state in ("complete", "pruned", "failed", "broken")}
         running = sum(job.stage == self.stage for job in list(self._running.values()))
-        values = [trial.value for trial in list(self.search.finished.values()) if trial.value is not None]
-        best = (max if self._maximize else min)(values, default=None)
+        best = (max if self._maximize else min)(list(self.search.values.values()), default=None)
         return {"stage": self.stage, "of": self.stage_size, "running": running, "best": best, **counts}
 
     # stages

@@ -201,7 +201,7 @@ def whole_study(
         if number % 9 == 5:
             epochs, end = 4, {"state": "pruned", "reason": "below the best third of epoch 4"}
         elif number == 13:
-            epochs, end = 2, {"state": "failed", "reason": "the loss is not finite at step 21"}
+            epochs, end = 2, {"state": "failed", "reason": "epoch 3, step 21: train/loss is nan"}
         accuracies = curve(0.95 + gain - loss, epochs, 200 + number)
         made.trial("search", number, accuracies, published=number == 0, **best, **end)
     best["recipe"] = recipe | {"note": 1}

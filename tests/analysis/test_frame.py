@@ -93,7 +93,7 @@ def test_trials_csv_has_a_row_a_trial_and_whole_numbers_stay_whole(finished: Stu
     confirmed = table[table["candidate"] == "best 1"]
     assert list(confirmed["seed"]) == ["1000", "1001", "1002", "1003", "1004"]
     assert confirmed["test/accuracy"].notna().all()
-    assert list(table.loc[table["state"] == "failed", "reason"]) == ["the loss is not finite at step 21"]
+    assert list(table.loc[table["state"] == "failed", "reason"]) == ["epoch 3, step 21: train/loss is nan"]
 
 
 def test_a_searched_parameter_may_be_called_as_a_metric_is(made_up: Maker) -> None:

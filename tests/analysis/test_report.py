@@ -64,13 +64,47 @@ def test_a_study_with_every_rare_sentence(whole: Maker, golden: Golden) -> None:
 def test_a_study_without_a_trial_or_whose_trials_all_failed_has_a_report_without_pictures(made_up: Maker) -> None:
     made = made_up(trials=1)
     assert "unfinished: search 0 of 1" in text_of(made)
-    made.trial("search", 0, [0.4], state="failed", reason="out of memory", values={"optimizer.lr": 0.1})
+    made.trial("search", 0, [0.4], state="failed", reason=NON_FINITE, values={"optimizer.lr": 0.1})
     best = {"epoch": 1, "val/accuracy": 0.4, "val/nll": 1.0}
     made.change_outcome("search0000", best=best)  # reached before it failed
     folder = made.store.trial("search0000")
     folder.write_recipe((folder.recipe() or {}) | {"teacher": {"file": "t.safetensors", "sha256": "0"}})
     assert "| teacher (from a file, not measured here) |" in text_of(made)
     assert not list(made.folder.glob("*.png"))
+    made.event("no_result", reason="search: none of 1 trials completed: 1 failed; the same command gives the same")
+    text = text_of(made)
+    assert "> This study has ended without a result. search: none of 1 trials completed" in text
+    assert "To continue it" not in text
+
+
+def test_what_broke_is_listed_with_its_traceback_and_leaves_rows_without_interval_and_p(whole: Maker) -> None:
+    made = whole()
+    made.end("search", 2, "search0002", "broken", reason="OSError: full", traceback="errors/search-2-3.txt")
+    made.end("confirm", 2, "confirm0002", "broken", reason="RuntimeError: driver", traceback="errors/confirm-2-3.txt")
+    made.store.trial("confirm0002").remove_outcome()
+    study = read_study(made.folder)
+    best, second, _, alone = candidates(study)
+    assert best.difference is not None
+    assert (best.difference.n, best.difference.interval, best.difference.broken, best.p) == (4, None, 1, None)
+    assert best.test is not None
+    assert best.test.interval is None
+    assert second.difference is not None
+    assert second.difference.interval is not None, "nothing of its own or of its baseline broke"
+    text = text_of(made)
+    assert "> 2 jobs broke" in text
+    assert "undecided: 1 confirming run broke" in text
+    assert "| search | 2 | OSError: full | `errors/search-2-3.txt` |" in text
+    made.end("confirm", 15, alone.trial_ids[1000], "broken", reason="RuntimeError: driver")  # of the baseline
+    assert all(each.difference.interval is None for each in candidates(read_study(made.folder)) if each.difference)
+
+
+def test_a_journal_that_called_broken_jobs_failed_is_read_as_it_is_meant(made_up: Maker) -> None:
+    made = made_up(trials=3)
+    made.trial("search", 0, [0.4], state="failed", reason="RuntimeError: CUDA error")
+    made.trial("search", 1, [0.4], state="failed", reason=NON_FINITE)
+    made.plan("search", 2)
+    made.end("search", 2, None, "failed", reason="warmup_epochs must be below epochs 3, got 3")
+    assert list(read_study(made.folder).trials["state"]) == ["broken", "failed", "failed"]
 
 
 def test_the_primary_interval_is_scipys_paired_t_interval(finished: Study) -> None:
@@ -161,6 +195,9 @@ def test_seconds_without_the_teacher_are_known_on_a_cpu_only(made_up: Maker) -> 
     share_teachers(made, device="cuda")  # a GPU still computes when the time is taken
     found = cost(read_study(made.folder))
     assert found["bare_s"] is found["overhead"] is found["teacher_outputs"]["seconds_per_image"] is None
+
+
+NON_FINITE = "epoch 2, step 5: train/loss is nan"
 
 
 @pytest.mark.slow

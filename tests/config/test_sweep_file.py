@@ -279,7 +279,7 @@ def test_trials_and_seed_of_the_command_line_are_checked_as_such(tmp_path: Path)
 
 PLAIN = changed("{loguniform: [3.0e-4, 1e-1]}", "0.1").replace(METHOD, f"    {{name: kd, {KD}}}\n").replace(
     "  published: [{method: {name: kd, balance: {kd_ratio: 0.7}, temperature: 4}, optimizer: {lr: 1e-3}}]\n", ""
-)  # fmt: skip
+).replace("{best: 2, seeds: 5}", "{seeds: 5}")  # fmt: skip
 
 
 def test_a_study_fits_its_space(tmp_path: Path) -> None:
@@ -289,10 +289,20 @@ def test_a_study_fits_its_space(tmp_path: Path) -> None:
     assert problems_of(tmp_path, SWEEP, "study.published=[{}, {}]", trials=1)  # and they do not match either
     two = "{optimizer: {lr: 1e-3}, method: {name: kd, balance: {weight: 1}, temperature: 4}}"
     both = f"study.published=[{two}, {two.replace('weight: 1', 'weight: 2')}]"
-    (problem,) = problems_of(tmp_path, SWEEP, both, trials=1)
+    (problem,) = problems_of(tmp_path, SWEEP, both, "study.confirm.best=1", trials=1)
     assert problem.startswith("--trials: must be >= 2, ")
     repeated = problems_of(tmp_path, SWEEP, f"study.published=[{two}, {two}]")
     assert "--set study.published: study.published.1: repeats an earlier published point" in repeated
+
+
+def test_no_more_recipes_are_confirmed_than_there_are_trials(tmp_path: Path) -> None:
+    confirmed = SWEEP.replace("{best: 2, seeds: 5}", "{best: 25, seeds: 5}")
+    assert problems_of(tmp_path, confirmed) == [
+        "x.yaml:18: study.confirm.best: must be <= 24, the number of trials, got 25"
+    ]
+    assert load(tmp_path, confirmed, trials=25).study.confirm.best == 25
+    default = load(tmp_path, SWEEP.replace("  confirm: {best: 2, seeds: 5}\n", ""), trials=1)
+    assert default.study.confirm.best == 2, "the default is no mistake of the file"
 
 
 def test_a_grid_has_points_and_no_more_trials_than_points(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""python one_trial.py CONFIG.json ROWS.jsonl: runs one job on a Ray of its own, and writes the rows that reach Tune."""
+"""python one_trial.py CONFIG.json ROWS.jsonl: runs one job on a Ray of its own, again if it breaks, and writes the rows that reach Tune."""
 
 import json
 import sys
@@ -27,9 +27,13 @@ class Rows(tune.Callback):
 def main(config: Path, rows: Path) -> None:
     job = json.loads(config.read_text())
     ray.init(address="local", num_cpus=CPUS, resources={"slot": 1}, include_dashboard=False, log_to_driver=False)
-    run_config = tune.RunConfig(name="tune", storage_path=job["ray_storage"], verbose=0, callbacks=[Rows(rows)])
     trainable = tune.with_resources(run_job, {"slot": 1.0})
-    tune.Tuner(trainable, param_space=job, run_config=run_config).fit()
+    for attempt in range(1 + job["resources"]["retries"]):  # as a study does
+        name = f"tune-{attempt}"
+        run_config = tune.RunConfig(name=name, storage_path=job["ray_storage"], verbose=0, callbacks=[Rows(rows)])
+        (result,) = tune.Tuner(trainable, param_space=job, run_config=run_config).fit()
+        if not (result.metrics or {}).get("broken"):
+            break
     ray.shutdown()
 
 

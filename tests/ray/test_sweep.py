@@ -144,10 +144,13 @@ def test_a_sweep_ends_with_its_pictures(undisturbed: Path) -> None:
 
 
 def test_running_again_trains_nothing(sweep: Path, undisturbed: Path) -> None:
-    before, text = rows_written(undisturbed), tables(undisturbed)
+    """Nor does it start a Ray, or write the report again."""
+    before, text = rows_written(undisturbed), (undisturbed / "small" / "report.md").stat()
+    log = (undisturbed / "small" / "ray.log").stat()
     assert run(sweep, undisturbed).returncode == 0
     assert rows_written(undisturbed) == before
-    assert tables(undisturbed) == text
+    assert (undisturbed / "small" / "report.md").stat() == text
+    assert (undisturbed / "small" / "ray.log").stat() == log
 
 
 def test_trials_in_warm_processes_equal_the_recipe_trained_in_a_fresh_one(undisturbed: Path, tmp_path: Path) -> None:
@@ -192,6 +195,9 @@ def test_a_killed_trial_process_loses_nothing(sweep: Path, undisturbed: Path, tm
     assert driver.wait(timeout=240) == 0
     assert tables(tmp_path) == tables(undisturbed)
     assert epochs_by_trial(tmp_path) == epochs_by_trial(undisturbed)
+    (error,) = (tmp_path / "small" / "errors").iterdir()
+    assert error.name.endswith("-1.txt")
+    assert error.read_text() == "its process was killed\n"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,13 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from studies import TREE, carry_out, decisions, events, open_study, plans, sweep_file
+from studies import TREE, carry_out, decisions, events, open_study, plans, sweep_file, with_trials_of
 
 from kdtrain.config.sweep import load_recipe
 from kdtrain.errors import UserError
 from kdtrain.executors.local import execute, run_job
-from kdtrain.study.study import FIRST_CONFIRMING_SEED, Job, Study
+from kdtrain.study.study import FIRST_CONFIRMING_SEED, Broken, Job, Study
 from kdtrain.training.trainer import train
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """One study carried out to its end, for the tests that only look."""
-    folder = tmp_path_factory.mktemp("finished")
-    study = open_study(sweep_file(folder), folder / "results")
-    execute(study)
-    return study
 
 
 def outcomes(study: Study, stage: str) -> list[dict[str, Any]]:
@@ -49,12 +41,6 @@ def mean_accuracies(study: Study) -> dict[str, float]:
     for plan, outcome in zip(plans(study, "confirm"), outcomes(study, "confirm"), strict=True):
         values.setdefault(plan["candidate"], []).append(outcome["best"]["val/accuracy"])
     return {candidate: math.fsum(own) for candidate, own in values.items()}
-
-
-def with_trials_of(finished: Study, results: Path, file: Path) -> Study:
-    """Open another study in a folder that has the trials of the finished one."""
-    shutil.copytree(finished.workspace.store.results / "trials", results / "trials")
-    return open_study(file, results)
 
 
 def copied(finished: Study, tmp_path: Path, **options: Any) -> Study:
@@ -124,18 +110,18 @@ def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
 def test_opening_a_finished_study_runs_nothing_and_records_nothing_new(finished: Study, tmp_path: Path) -> None:
     before = finished.journal.path.read_bytes()
     again = open_study(sweep_file(tmp_path), finished.workspace.store.results)
-    assert [job.kind for job in carry_out(again)] == ["pictures"]
+    assert carry_out(again) == []
     assert [row["event"] for row in events(again)][-1] == "finished"
     assert again.journal.path.read_bytes() == before
 
 
 def test_pictures_compare_the_best_distilled_recipe_with_the_student_alone(finished: Study) -> None:
-    *_, job = carry_out(finished)  # its last job is done again whenever a study is opened
+    (job,) = plans(finished, "pictures")
     best = max(("best 1", "best 2", "published 1"), key=mean_accuracies(finished).__getitem__)
     first = {row["candidate"]: row["trial_id"] for row in reversed(plans(finished, "confirm"))}
-    compared = [finished.workspace.trial_id(recipe) for recipe in job.trained]
-    assert compared == [first[best], first["baseline 1"]]
-    assert {recipe.seed for recipe in job.trained} == {FIRST_CONFIRMING_SEED}
+    assert job["compared"] == [first[best], first["baseline 1"]]
+    recipes = [recipe_of(finished, {"trial_id": trial_id})["recipe"] for trial_id in job["compared"]]
+    assert {recipe["seed"] for recipe in recipes} == {FIRST_CONFIRMING_SEED}
 
 
 @pytest.mark.parametrize(
@@ -254,7 +240,7 @@ TEACHER = {"teacher": {"model": "lenet5_teacher", "optimizer": {"name": "adam", 
 def test_samplers_suggest_differently(finished: Study, tmp_path: Path) -> None:
     """TPE models the trials that have finished, random search does not; Optuna's log level stays as it was."""
     study = open_study(sweep_file(tmp_path, study={"sampler": {"name": "random"}}), tmp_path / "results")
-    study.search.planned, study.search.finished = finished.search.planned, finished.search.finished
+    study.search = replace(finished.search, sweep=study.sweep)
     verbosity = optuna.logging.get_verbosity()
     assert finished.search.suggest(5) == finished.search.planned[5] != study.search.suggest(5)
     assert optuna.logging.get_verbosity() == verbosity
@@ -345,7 +331,7 @@ def test_workers_that_run_ahead_do_not_change_where_a_trial_is_pruned(finished: 
         study.ended(job)
     assert decisions(study) == decisions(finished)
     assert all(len(study.workspace.store.trial(p["trial_id"]).epochs()) == o["epochs"] for p, o in pruned(study))
-    assert [job.kind for job in carry_out(open_study(sweep_file(tmp_path), tmp_path / "results"))] == ["pictures"]
+    assert carry_out(open_study(sweep_file(tmp_path), tmp_path / "results")) == []
 
 
 def test_epochs_that_are_done_again_are_judged_again(finished: Study) -> None:
@@ -392,7 +378,7 @@ def test_a_free_order_continues_after_a_cut_and_opened_again_trains_nothing(tmp_
     assert len(outcomes(study, "search")) == 8
     assert events(study)[-1]["event"] == "finished"
     again = open_study(file, tmp_path / "results")
-    assert [job.kind for job in carry_out(again)] == ["pictures"]
+    assert carry_out(again) == []
     assert decisions(again) == decisions(study)
 
 
@@ -402,9 +388,10 @@ def test_what_breaks_outside_a_training_is_tried_again(finished: Study, tmp_path
     shutil.rmtree(study.workspace.store.trial(plans(finished, "search")[1]["trial_id"]).path)
     job = next(job for job in study.jobs() if job is not None and (job.kind == "train" or study.ended(job)))
     assert job.key == "search-1"
-    study.ended(job, "[Errno 28] No space left on device")
+    for _ in range(3):
+        study.ended(job, Broken("OSError: [Errno 28] No space left on device", "Traceback"))
     broken = [row for row in events(study) if row["event"] == "ended"][-1]
-    assert (broken["state"], broken["reason"]) == ("failed", "[Errno 28] No space left on device")
+    assert (broken["state"], broken["reason"]) == ("broken", "OSError: [Errno 28] No space left on device")
     again = open_study(file, tmp_path / "results")
     assert "search-1" in {job.key for job in carry_out(again)}
     assert decisions(again) == decisions(finished)

@@ -267,14 +267,19 @@ def test_a_loss_that_is_no_number_ends_as_failed_with_epoch_and_terms(
     assert not list(left.folder.path.glob("checkpoint-*"))
 
 
-def test_a_training_that_breaks_ends_as_failed_with_its_reason_and_the_traceback_kept(tmp_path: Path) -> None:
+def test_a_training_that_breaks_has_no_outcome_and_continues_from_its_checkpoint(tmp_path: Path) -> None:
     def broken(metrics) -> None:
         raise RuntimeError("the power went out")
 
-    left = trained(recipe(), tmp_path, on_epoch=broken)
-    assert (left.outcome["state"], left.outcome["reason"]) == ("failed", "RuntimeError: the power went out")
-    assert left.outcome["epochs"] == 1
-    assert "test_loop.py" in (left.folder.path / "error.txt").read_text()
+    with pytest.raises(RuntimeError, match="the power went out"):
+        trained(recipe(), tmp_path, on_epoch=broken)
+    left = workspace(tmp_path).trial(recipe())
+    assert left.outcome() is None
+    assert [row["epoch"] for row in left.epochs()] == [1]
+    epochs: list[int] = []
+    continued = trained(recipe(), tmp_path, on_epoch=lambda metrics: epochs.append(metrics["epoch"]))
+    assert epochs == [2]
+    assert equal_weights(continued.weights, trained(recipe()).weights)
 
 
 def test_smoke_runs_one_batch_and_writes_nothing(tmp_path: Path, monkeypatch) -> None:

@@ -5,12 +5,8 @@
 <results>/trials/<trial_id>/outcome.json    Outcome
 <results>/<sweep>/study.json                StudyRecord
 <results>/<sweep>/record.jsonl              PlannedEvent, EndedEvent, and these, each with its `time`:
-<<<<<<< HEAD
-                                            opened (command), placed (PlacedEvent), winner (candidate, baseline,
-                                            trial_id), finished
-=======
-                                            opened (command), winner (candidate, baseline, trial_id), finished,
-                                            no_result (reason)
+                                             opened (command), placed (PlacedEvent), winner (candidate, baseline,
+                                             trial_id), finished, no_result (reason)
 <results>/<sweep>/errors/<job>-<attempt>.txt  the traceback of a job that broke
 
 Files written by an earlier version may lack keys that were added since, without a new schema number. Standard library

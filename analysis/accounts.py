@@ -79,11 +79,21 @@ def equal_trials(study: Study) -> Rows:
 
 
 def continue_command(study: Study) -> str:
-    """Return the command that continues the sweep, with --trials and --seed, which its file may leave out."""
+    """Return the command, or the call of the Python API, that continues the sweep: the newest one that started it."""
+    given = commands(study)
+    if given:
+        return given[-1]
     fields = study.description["study"]
     words = ["kdtrain", "sweep", study.description["file"]]
     words += [word for override in study.description.get("overrides", []) for word in ("--set", override)]
     return shlex.join([*words, "--trials", str(fields["trials"]), "--seed", str(fields["seed"])])
+
+
+def train_command(study: Study) -> str:
+    """Return the command that trains the winner again, with the data that the sweep was started with."""
+    named = [event.get("data") for event in study.record if event["event"] == "opened"]
+    data = ["--data", str(named[-1])] if named and named[-1] else []
+    return shlex.join(["kdtrain", "train", str(study.folder / "best.yaml"), "--results", "repeat", *data])
 
 
 def commands(study: Study) -> list[str]:

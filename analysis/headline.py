@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.accounts import commands, continue_command, stages_ended
+from analysis.accounts import continue_command, stages_ended
 from analysis.claims import Candidate, Single, bootstrap, verdict
 from analysis.frame import Study
 from analysis.tables import (
@@ -26,11 +26,10 @@ def headline(
 
     binomial_images: numbers of test images of the teachers' intervals; lost: confirming runs without a test result.
     """
-    given = commands(study)
     return {
         "title": (study.description.get("report") or {}).get("title") or study.name,
         "stages": stages_ended(study),
-        "command": given[-1] if given else continue_command(study),
+        "command": continue_command(study),
         "winner": winner,
         "baseline": baseline,
         "verdict": verdict(winner.difference if winner else None),

@@ -63,6 +63,8 @@ def compose(study: Study, findings: Findings, pictures: Pictures) -> str:
         reasons=accounts.reasons(study),
         broken=accounts.broken(study),
         equal_trials=accounts.equal_trials(study),
-        continue_command=accounts.continue_command(study),
+        train_command=accounts.train_command(study),
+        continue_command=(again := accounts.continue_command(study)),
+        in_python=again.startswith("kdtrain."),
         cost=cost(study),
     )

@@ -104,7 +104,7 @@ def test_ray_is_imported_by_executors_only() -> None:
 def test_signals_and_descriptors_are_set_by_the_commands_only() -> None:
     """The connection to Ray restores handlers that Ray has replaced; a loader's own processes ignore Ctrl-C."""
     restoring, children = "kdtrain/executors/ray_cluster.py", "kdtrain/training/loader.py"
-    assert importers("signal") <= {"kdtrain/cli/sweep.py", restoring, children}
+    assert importers("signal") <= {"kdtrain/cli/common.py", restoring, children}
     assert {named(path) for path in SOURCES if "os.dup2" in path.read_text()} == {
         "kdtrain/cli/display.py",
         "kdtrain/cli/main.py",

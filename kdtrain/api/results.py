@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.claims import candidates, find, verdict
 from analysis.frame import read_study
 from kdtrain.errors import UserError
+from kdtrain.storage.folder import user_path
 
 if TYPE_CHECKING:
     from kdtrain.config.recipe import Recipe
@@ -127,7 +128,7 @@ def open_study(folder: str | Path) -> StudyResult:
     Raises:
         UserError: The folder is absent, is not a study's, or holds a damaged file or one of a newer kdtrain.
     """
-    study = read_study(Path(folder))
+    study = read_study(user_path(folder, "folder"))
     event = study.winner
     found = find(candidates(study), event["candidate"]) if event else None
     winner = comparison = None

@@ -1,5 +1,8 @@
 """Runs a sweep from Python; the command `kdtrain sweep` runs the same steps with a terminal around them."""
 
+import os
+import random
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -10,10 +13,11 @@ from typing import Literal
 import torch
 
 from kdtrain.api.results import StudyResult, open_study
-from kdtrain.api.training import ONE_TRAINING, cpu_threads
+from kdtrain.api.training import ONE_TRAINING, arguments_named
 from kdtrain.config.sweep import Sweep
-from kdtrain.data.registry import data_folder
+from kdtrain.data.registry import data_folder, named_data
 from kdtrain.errors import NoResult, UserError
+from kdtrain.runtime.process import cpu_threads
 from kdtrain.storage.folder import Folder, write_bytes
 from kdtrain.storage.mirror import results_folder
 from kdtrain.study.capacity import machine_resources, placement, with_gpus
@@ -28,6 +32,7 @@ REPORT_MARK = ".report"
 """The file beside a report that tells what it rests on."""
 
 
+@arguments_named()
 def run_sweep(
     sweep: Sweep,
     results: str | Path = "results",
@@ -67,7 +72,7 @@ def run_sweep(
     if executor == "local" and address is not None:
         raise UserError(f"address: needs the executor ray, got {address!r} with the executor local")
     where, source = str(results), None if data is None else str(data)
-    command = f"kdtrain.run_sweep(sweep, results={where!r}, executor={executor!r})"
+    command = _call(sweep, where, named_data(source), executor, address)
     failure: NoResult | None = None
     device = CPU
     if executor == "local":
@@ -82,9 +87,10 @@ def run_sweep(
                 with ONE_TRAINING, cpu_threads(sweep.resources.cpus_per_worker):  # threads as in a process of Ray
                     local.execute(study)
             else:
-                from kdtrain.executors import ray_tune
+                with _ray_unnoticed():
+                    from kdtrain.executors import ray_tune
 
-                ray_tune.execute(study, address, url_of_data(source))
+                    ray_tune.execute(study, address, url_of_data(source))
         except NoResult as error:
             failure = error
         report(study)
@@ -117,7 +123,7 @@ def opened(
         journal = StudyJournal(folder)
         try:
             journal.open(about, sweep.located.text)
-            journal.append("opened", command=command)
+            journal.append("opened", command=command, data=named_data(data))
             study = Study(sweep, Workspace(Store(store), data_root, device), journal)
             study.on_gpu = on_gpu
             yield study
@@ -151,8 +157,44 @@ def report(study: Study) -> Path:
 
 
 def url_of_data(data: str | None) -> str | None:
-    """Return `data` if it is a URL, from which each node of a cluster fetches the data sets."""
-    return data if data is not None and "://" in data else None
+    """Return the URL from which each node of a cluster fetches the data sets; None if they are in a folder."""
+    place = named_data(data)
+    return place if place is not None and "://" in place else None
+
+
+@contextmanager
+def _ray_unnoticed() -> Iterator[None]:
+    """Restore what importing and running Ray changes in the caller's process.
+
+    Its folder of packages stays in `sys.path`, because it imports from there later, but behind the caller's folders.
+    """
+    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    folders, hook, numbers = list(sys.path), sys.excepthook, random.getstate()
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
+            del os.environ[name]
+        os.environ.update(before)
+        sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
+        sys.excepthook = hook
+        random.setstate(numbers)
+
+
+def _call(sweep: Sweep, results: str, data: str | None, executor: str, address: str | None) -> str:
+    """Return the Python call that continues a sweep; `sweep` stands for one that was made from a dict."""
+    loaded = "sweep"
+    if sweep.located.has_lines:
+        arguments = [repr(sweep.located.file), *([f"overrides={list(sweep.overrides)!r}"] if sweep.overrides else [])]
+        arguments += [
+            f"{option}={getattr(sweep.study, option)}"
+            for option in ("trials", "seed")
+            if sweep.located.places.get(("study", option)) == f"--{option}"
+        ]
+        loaded = f"kdtrain.load_sweep({', '.join(arguments)})"
+    named = {"results": results, "data": data, "executor": executor, "address": address}
+    options = [f"{name}={value!r}" for name, value in named.items() if value is not None]
+    return f"kdtrain.run_sweep({', '.join([loaded, *options])})"
 
 
 @contextmanager

@@ -1,18 +1,18 @@
 """Trains one recipe in this process, after its teacher; the command `kdtrain train` does the same."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import NoResult, UserError
 from kdtrain.runtime import distributed
 from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
+from kdtrain.runtime.process import cpu_threads
 from kdtrain.runtime.torchrun import Group
 from kdtrain.storage.mirror import results_folder
 from kdtrain.training import trainer
@@ -26,8 +26,19 @@ from kdtrain.trials.workspace import Workspace
 ONE_TRAINING = threading.RLock()
 """Held while this process trains: initial weights and dropout are drawn from torch's one default generator, so two
 trainings in two threads would draw one another's numbers. The second one waits."""
+OPTION = re.compile(r"--(results|data|device|address|loaders)\b")
 
 
+@contextmanager
+def arguments_named() -> Iterator[None]:
+    """Name arguments in the messages of a UserError, where the command line has options: `device` for `--device`."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(*(OPTION.sub(r"\1", problem) for problem in error.problems)) from None
+
+
+@arguments_named()
 def train(
     recipe: Recipe,
     results: str | Path = "results",
@@ -79,17 +90,6 @@ def parts_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
     """Return the trainings of a recipe with their titles: its teacher, if it has one to train, and the student."""
     teacher = teacher_recipe(recipe)
     return [*([("teacher", teacher)] if teacher is not None else []), (recipe.method.name, recipe)]
-
-
-@contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Use this number of CPU threads, which decides how sums are rounded, and restore the caller's afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def train_part(

@@ -12,13 +12,13 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 
 import yaml
 
-from kdtrain.cli.common import guarded
+from kdtrain.cli.common import add_address, add_data, add_results, guarded, read_sweep, sweep_parser
 from kdtrain.errors import UserError
+from kdtrain.storage.folder import user_path
 
 PROJECT = "kdtrain"
 """The project's folder in the home of every node, as the cluster files mount it."""
@@ -29,11 +29,13 @@ REPORT = re.compile(r"^(\S+): (\S+)/report\.md")
 def main(arguments: list[str] | None = None) -> int:
     """Return exit code 0: the report is here; 1: the job ended without one; 2: the user has something to correct; 130:
     interrupted, the sweep goes on."""
-    chosen, options = _parser().parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    chosen, options = _parser().parse_known_args(words)
     try:
         return guarded(lambda: _run(chosen, options))
     except KeyboardInterrupt:
-        print("stopped printing; the sweep goes on. The same command prints its output again", file=sys.stderr)
+        again = shlex.join(["kdtrain", "cluster", *words])
+        print(f"stopped printing; the sweep goes on. To print its output again: {again}", file=sys.stderr)
         return 130
 
 
@@ -50,11 +52,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(chosen: argparse.Namespace, options: list[str]) -> int:
-    from kdtrain.config.sweep import load_sweep
+def _sweep_options() -> argparse.ArgumentParser:
+    """Return the parser of what follows CLUSTER: it refuses here what `kdtrain sweep` would refuse on the head."""
+    parser = sweep_parser("cluster CLUSTER", "Runs a sweep on a cluster.")
+    add_results(parser)
+    add_data(parser)
+    add_address(parser)
+    return parser
 
-    overrides = [value for option, value in pairwise(options) if option == "--set"]
-    sweep = load_sweep(chosen.file, overrides)  # a mistake is reported before anything is sent
+
+def _run(chosen: argparse.Namespace, options: list[str]) -> int:
+    sweep = read_sweep(
+        _sweep_options().parse_args([chosen.file, *options])
+    )  # a mistake is reported before anything is sent
     _require_cluster_file(chosen.cluster)
     sent = Path(chosen.file)
     if sent.is_absolute() or ".." in sent.parts:
@@ -66,7 +76,7 @@ def _run(chosen: argparse.Namespace, options: list[str]) -> int:
     folder, code = _follow([ray, "exec", chosen.cluster, job])
     if folder is None:
         return code or 1
-    target = Path(chosen.into) / sweep.name
+    target = user_path(chosen.into, "--into") / sweep.name
     target.mkdir(parents=True, exist_ok=True)
     _call([ray, "rsync-down", chosen.cluster, f"{folder}/", f"{target}/"])
     print(f"{sweep.name}: {target / 'report.md'}")
@@ -96,7 +106,7 @@ def _call(words: list[str]) -> None:
 
 def _require_cluster_file(file: str) -> None:
     try:
-        known = yaml.safe_load(Path(file).read_text())
+        known = yaml.safe_load(user_path(file, "CLUSTER").read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from None
     if not isinstance(known, dict) or "cluster_name" not in known:

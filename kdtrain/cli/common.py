@@ -1,12 +1,13 @@
 """What the commands share: the options of a sweep, and errors as sentences."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdtrain.errors import UserError
+from kdtrain.storage.folder import user_path
 
 if TYPE_CHECKING:
     from kdtrain.config.sweep import Sweep
@@ -44,7 +45,7 @@ def read_sweep(chosen: argparse.Namespace) -> "Sweep":
     """Return the sweep that the parsed options describe; raise UserError for every mistake in it."""
     from kdtrain.config.sweep import load_sweep
 
-    if not Path(chosen.file).exists():
+    if not user_path(chosen.file, "FILE").exists():
         raise UserError(f"{chosen.file}: no such file; `kdtrain example` lists sweeps and prints one")
     return load_sweep(chosen.file, chosen.set, chosen.trials, chosen.seed)
 
@@ -60,3 +61,33 @@ def guarded(work: Callable[[], int]) -> int:
     except OSError as error:
         print(f"{error.filename or 'error'}: {error.strerror or error}", file=sys.stderr)
     return 2
+
+
+class Interruption:
+    """Handlers of Ctrl-C and SIGTERM that raise KeyboardInterrupt and remember it.
+
+    Python drops a KeyboardInterrupt that is raised inside a destructor: a sweep went on after Ctrl-C and ended with
+    exit code 0. `check` raises it again.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._before:
+            signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a signal has come."""
+        if self._came:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self._came = True
+        raise KeyboardInterrupt

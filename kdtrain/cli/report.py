@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 from kdtrain.cli.common import guarded
+from kdtrain.errors import UserError
+from kdtrain.storage.folder import user_path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,12 +16,14 @@ def main(arguments: list[str] | None = None) -> int:
         description="Writes report.md, its pictures and trials.csv of a sweep again, or overview.md and forest.png "
         "over all sweeps of a results folder.",
     )
-    parser.add_argument("folder", type=Path, help="a sweep's folder (results/digits_kd) or a folder of them (results)")
-    folder: Path = parser.parse_args(arguments).folder
-    return guarded(lambda: _write(folder))
+    parser.add_argument("folder", help="a sweep's folder (results/digits_kd) or a folder of them (results)")
+    written: str = parser.parse_args(arguments).folder
+    return guarded(lambda: _write(user_path(written, "folder")))
 
 
 def _write(folder: Path) -> int:
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; name the folder of a sweep, such as results/digits_kd, or of several")
     if folder.is_dir() and not (folder / "study.json").exists():
         from analysis.overview import write_overview
 

@@ -1,12 +1,12 @@
 """kdtrain sweep FILE: runs a sweep to its report, or continues it. Heavy modules are imported when they are needed."""
 
 import argparse
+import os
 import shlex
-import signal
 import sys
 from typing import TYPE_CHECKING
 
-from kdtrain.cli.common import add_address, add_data, add_results, read_sweep, sweep_parser
+from kdtrain.cli.common import Interruption, add_address, add_data, add_results, read_sweep, sweep_parser
 from kdtrain.errors import NoResult, UserError
 
 if TYPE_CHECKING:
@@ -43,36 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"stopped; trainings continue from their checkpoints. Continue: {_again(chosen)}", file=sys.stderr)
         return 130
-
-
-class Interruption:
-    """Handlers of Ctrl-C and SIGTERM that raise KeyboardInterrupt and remember it.
-
-    Python drops a KeyboardInterrupt that is raised inside a destructor: a sweep went on after Ctrl-C and ended with
-    exit code 0. `check` raises it again.
-    """
-
-    def __init__(self) -> None:
-        self._came = False
-
-    def __enter__(self) -> "Interruption":
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in self._before:
-            signal.signal(number, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal has come."""
-        if self._came:
-            raise KeyboardInterrupt
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        self._came = True
-        raise KeyboardInterrupt
 
 
 def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
@@ -119,10 +89,11 @@ def _execute(study: "Study", chosen: argparse.Namespace, interruption: Interrupt
 
 
 def _again(chosen: argparse.Namespace) -> str:
-    """Return the command line that continues this sweep."""
+    """Return the command line that continues this sweep, in any shell: it names the data that KDTRAIN_DATA named."""
     words = ["kdtrain", "sweep", chosen.file]
+    options = {**vars(chosen), "data": chosen.data or os.environ.get("KDTRAIN_DATA") or None}
     for name in ("trials", "results", "data", "address", "seed"):
-        value = getattr(chosen, name)
+        value = options[name]
         if value is not None and (name, value) != ("results", "results"):
             words += [f"--{name}", str(value)]
     for override in chosen.set:

@@ -2,14 +2,18 @@
 
 import argparse
 import io
-from contextlib import redirect_stderr, redirect_stdout
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING
 
-from kdtrain.cli.common import add_data, add_results
+from kdtrain.cli.common import Interruption, add_data, add_results
+from kdtrain.config.problems import format_value
 from kdtrain.errors import UserError
 from kdtrain.runtime.torchrun import Group
+from kdtrain.storage.folder import locked
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +22,8 @@ if TYPE_CHECKING:
     from kdtrain.training.epoch_metrics import Metrics
 
 SHOWN = ("train/loss", "val/accuracy", "val/nll")
-LEAST = {"threads": 1, "checkpoint_every_steps": 1, "loaders": 0}
+BOUNDS = {"threads": (1, 1024), "checkpoint_every_steps": (1, 10**9), "loaders": (0, 64)}
+COMPILED = "kdtrain-compiled-"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,8 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             chosen = _parser().parse_args(arguments)
+    # torchrun sends SIGTERM if another process has failed, which reports that itself: it ends this one at once
+    signals = nullcontext() if group.launched else Interruption()
     try:
-        return _train(chosen, group)
+        with signals:
+            return _train(chosen, group)
     except UserError as error:
         group.print_error("\n".join(error.problems))
         return 2
@@ -68,21 +76,33 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(chosen: argparse.Namespace, group: Group) -> int:
-    for option, least in LEAST.items():
+    for option, (least, most) in BOUNDS.items():
         number = getattr(chosen, option)
-        if number is not None and number < least:
-            raise UserError(f"--{option.replace('_', '-')}: must be at least {least}, got {number}")
+        if number is not None and not least <= number <= most:
+            bound = f"at least {least}" if number < least else f"at most {most}"
+            raise UserError(f"--{option.replace('_', '-')}: must be {bound}, got {format_value(number)}")
     import torch
 
     from kdtrain.config.sweep import load_recipe
-    from kdtrain.runtime.process import compile_into
 
     recipe = load_recipe(Path(chosen.recipe), chosen.set)
     torch.set_num_threads(chosen.threads)
     device = group.device(chosen.device)
-    with TemporaryDirectory(prefix="kdtrain-compiled-") as folder, group.process_group(device):
-        compile_into(Path(folder))
+    with _compiler_folder(), group.process_group(device):
         return _train_parts(recipe, chosen, device, group)
+
+
+@contextmanager
+def _compiler_folder() -> Iterator[None]:
+    """Give torch's compiler a temporary folder, and remove those that killed processes have left."""
+    from kdtrain.runtime.process import compile_into
+
+    for left in Path(gettempdir()).glob(f"{COMPILED}*"):
+        with suppress(OSError), locked(left, wait=False):  # a process that still runs holds the lock of its own
+            shutil.rmtree(left)
+    with TemporaryDirectory(prefix=COMPILED, ignore_cleanup_errors=True) as folder, locked(Path(folder), wait=True):
+        compile_into(Path(folder))
+        yield
 
 
 def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.device", group: Group) -> int:

@@ -9,8 +9,11 @@ from typing import Any
 
 from kdtrain.config.parameter import space_kind
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value
-from kdtrain.config.yaml_reader import Reading, dump_yaml, read_yaml
+from kdtrain.config.yaml_reader import MAX_DEPTH, Reading, dump_yaml, read_yaml
 from kdtrain.errors import UserError
+from kdtrain.storage.folder import user_path
+
+LARGEST_BITS = 1023  # larger numbers have no float
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,16 @@ class Located:
 
 def load_located(file: str | Path) -> Located:
     """Return the mapping in a YAML file, with its line numbers."""
+    if not isinstance(file, str | PurePath):
+        raise UserError(f"file: must be the path of a YAML file, got {format_value(file)}")
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = user_path(file, "file").read_text(encoding="utf-8")
+    except ValueError:  # a path with a NUL, or bytes that are not UTF-8
+        raise UserError(f"{file}: cannot be read: not UTF-8 text") from None
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{file}: cannot be read: {reason}") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     reading = read_yaml(text, str(file))
     if reading.data is None and not reading.problems:
         raise UserError(f"{file}: is empty; write a mapping, such as 'recipe: {{...}}'")
@@ -69,13 +75,13 @@ def load_located(file: str | Path) -> Located:
 
 def locate(data: object, name: str) -> Located:
     """Return a mapping from Python as if it came from a file; messages begin with `name` in place of file and line."""
-    reading = _read_python(data)
+    reading = _read_python(data, name)
     if not isinstance(reading.data, dict):
         raise UserError(f"{name}: must be a mapping of keys to values at the top level, got {type(data).__name__}")
     return Located(name, dump_yaml(reading.data), reading.data, reading.lines, reading.problems, has_lines=False)
 
 
-def _read_python(data: object) -> Reading:
+def _read_python(data: object, name: str) -> Reading:
     """Return Python data as the plain data that a file would give; the `lines` number the values in their order."""
     order: dict[KeyPath, int] = {}
     problems: list[Problem] = []
@@ -91,7 +97,8 @@ def _read_python(data: object) -> Reading:
         if isinstance(value, str):
             return str.__str__(value)  # a subclass becomes plain text
         if isinstance(value, Integral):
-            return int(value)
+            bits = int(value).bit_length()
+            return int(value) if bits <= LARGEST_BITS else report(path, f"must be a number, got one of {bits} bits")
         if isinstance(value, Real):
             if not math.isfinite(value):
                 return report(path, f"must be a finite number, got {float(value)}")
@@ -101,6 +108,8 @@ def _read_python(data: object) -> Reading:
         if id(value) in enclosing:
             return report(path, "must not contain itself")
         enclosing |= {id(value)}
+        if len(enclosing) > MAX_DEPTH:
+            raise UserError(f"{name}: is nested too deeply to be read: more than {MAX_DEPTH} levels")
         if isinstance(value, Mapping):
             for key in value:
                 if not isinstance(key, str):
@@ -127,8 +136,10 @@ def apply_overrides(
     located: Located, overrides: Sequence[str], parts: Collection[str], example: str
 ) -> tuple[Located, list[Problem]]:
     """Return the data with every valid override `path=value` applied, and the problems of the others."""
-    if isinstance(overrides, str):
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
         raise UserError(f"overrides: must be a list, such as ['{example}'], got {format_value(overrides)}")
+    if wrong := [override for override in overrides if not isinstance(override, str)]:
+        raise UserError(f"overrides: must be texts, such as '{example}', got {format_value(wrong[0])}")
     problems = []
     for override in overrides:
         key_text, equals, text = override.partition("=")
@@ -145,7 +156,9 @@ def apply_overrides(
 
 
 def _override_path(data: dict[str, Any], key_text: str, parts: Collection[str]) -> KeyPath:
-    path = tuple(int(key) if key.isdecimal() else key for key in key_text.split("."))
+    path = tuple(int(key) if key.isdecimal() and len(key) < 10 else key for key in key_text.split("."))
+    if len(path) > MAX_DEPTH:
+        raise ValueError(f"is nested too deeply: more than {MAX_DEPTH} levels")
     if path[0] not in parts:
         owners = [part for part, value in data.items() if isinstance(value, dict) and path[0] in value]
         hint = f"; did you mean {owners[0]}.{key_text}?" if owners else ""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kdtrain.config.other_spellings import other_space
 from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value
 
 Label = str | int | float | bool | None
@@ -13,6 +14,8 @@ Values = dict[str, Label]
 INT_KINDS = ("int", "logint")
 RANGE_KINDS = ("uniform", "loguniform", *INT_KINDS)
 KINDS = (*RANGE_KINDS, "choice")
+LARGEST, LARGEST_WHOLE = 1e300, 10**15
+"""Bounds of a range: beyond them the arithmetic of a sampler overflows."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,8 @@ def _space_problems(node: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
         yield from (((), text) for text in _range_problems(word, written))
     elif isinstance(written, list) and (near := difflib.get_close_matches(word, KINDS, n=1, cutoff=0.76)):
         yield (), f"unknown search space '{word}'; nearest: {near[0]} (choices: {', '.join(KINDS)})"
+    elif (sentence := other_space(node)) is not None:
+        yield (), sentence
 
 
 def _choice_problems(options: Any) -> Iterator[tuple[KeyPath, str]]:
@@ -214,6 +219,10 @@ def _range_problems(kind: str, ends: Any) -> Iterator[str]:
         yield f"{kind} must be two {'whole ' if whole else ''}numbers, [low, high], got {format_value(ends)}"
         return
     low, high = ends
+    largest = LARGEST_WHOLE if whole else LARGEST
+    if max(abs(low), abs(high)) > largest:
+        yield f"{kind} must be within -{largest:g} and {largest:g}, got {format_value(ends)}"
+        return
     if low > high:
         yield f"{kind} must go from low to high, got {format_value(ends)}; write [{high!r}, {low!r}]"
     if low == high:

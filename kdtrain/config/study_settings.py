@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from kdtrain.base_config import Config, Count, NonNegative, NonNegativeInt
 from kdtrain.config.recipe import Objective
 
+MOST_TRIALS = 1_000_000
+
 
 class Tpe(Config):
     """Optuna's tree-structured Parzen estimator; the first `startup_trials` are random."""
@@ -25,7 +27,7 @@ class GridSampler(Config):
     """Every combination, in the order of the file."""
 
     name: Literal["grid"]
-    points: Annotated[int, Field(ge=2)] | None = Field(
+    points: Annotated[int, Field(ge=2, le=10_000)] | None = Field(
         default=None,
         description="Number of values of each range, both ends included. Required if the recipe has a range.",
     )
@@ -36,7 +38,7 @@ class Asha(Config):
 
     name: Literal["asha"]
     min_epochs: Count
-    reduction: Annotated[int, Field(ge=2)] = 3
+    reduction: Annotated[int, Field(ge=2, le=10_000)] = 3
 
 
 class Median(Config):
@@ -56,8 +58,10 @@ class NoPruner(Config):
 class Confirm(Config):
     """The recipes that are trained again with fresh seeds, and read the test split once."""
 
-    best: Count = Field(default=2, description="Number of the best recipes, at most `trials`.")
-    seeds: Count = Field(default=5, description="Number of trainings of each recipe.")
+    best: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = Field(
+        default=2, description="Number of the best recipes, at most `trials`."
+    )
+    seeds: Annotated[int, Field(ge=1, le=1_000)] = Field(default=5, description="Number of trainings of each recipe.")
     published: bool = Field(default=True, description="If true, the published points are trained again too.")
 
 
@@ -67,7 +71,9 @@ class StudySettings(Config):
     objective: Objective = Field(
         default="val/accuracy", description="The metric of the best epoch that trials compete by."
     )
-    trials: Count = Field(description="Number of trials of the search, published points included.")
+    trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = Field(
+        description="Number of trials of the search, published points included."
+    )
     sampler: Annotated[Tpe | RandomSampler | GridSampler, Field(discriminator="name")] = Tpe(name="tpe")
     pruner: Annotated[Asha | Median | NoPruner, Field(discriminator="name")] = NoPruner(name="none")
     published: tuple[dict[str, Any], ...] = Field(
@@ -84,7 +90,9 @@ class StudySettings(Config):
         description="batches: suggestions are made in batches, so the search can be repeated exactly. free: one is made"
         " whenever a trial ends, which is faster on a cluster and cannot be repeated exactly.",
     )
-    batch: Count = Field(default=4, description="Number of suggestions that are made at once, with order batches.")
+    batch: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = Field(
+        default=4, description="Number of suggestions that are made at once, with order batches."
+    )
 
     @model_validator(mode="after")
     def _batch_only_with_batches(self) -> Self:
@@ -96,14 +104,18 @@ class StudySettings(Config):
 class Resources(Config):
     """Settings of speed. Workers and CPUs change results only by floating-point rounding, loaders not at all."""
 
-    workers: Count = Field(default=1, description="Number of processes that train one trial together.")
-    cpus_per_worker: Count = Field(default=1, description="Number of CPUs of each worker.")
+    workers: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="Number of processes that train one trial together."
+    )
+    cpus_per_worker: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="Number of CPUs of each worker."
+    )
     gpus_per_worker: Literal["auto"] | NonNegative = Field(
         default="auto",
         description="GPUs of each worker. auto: one if the machine, or a node that the cluster may start, has a GPU,"
         " else none. 0: train on the CPU. 0.25: four workers share one.",
     )
-    trials_per_gpu: Literal["auto"] | Count = Field(
+    trials_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000)] = Field(
         default="auto",
         description="Number of trials that share a GPU, if a trial has one worker. auto: as many as fit by the memory"
         " that the preflight checks measure, if gpus_per_worker is auto.",
@@ -131,7 +143,9 @@ class Resources(Config):
         description="auto: teacher outputs and decoded images are computed once per node for all trials that see the"
         " same images. none: every trial computes its own.",
     )
-    cache_bytes: Count = Field(default=20 << 30, description="Maximum size of the cache of a node, in bytes.")
+    cache_bytes: Annotated[int, Field(ge=1, le=2**60)] = Field(
+        default=20 << 30, description="Maximum size of the cache of a node, in bytes."
+    )
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Self:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
 from kdtrain.config.recipe import INHERITED, Recipe, teacher_recipe
@@ -28,8 +29,9 @@ def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheritin
         resolved = resolve(tree, values)
         data_names.add(format_value(_data_name(resolved.tree)))
         for problem in _problems_at(resolved.tree, tree, published, inheriting):
+            hint = search_hint(_value_at(resolved.tree, problem.path))
             problem = resolved.at_source(problem)
-            text = problem.text + _range_hint(ranges.get(problem.path), problem.text)
+            text = problem.text + _range_hint(ranges.get(problem.path), problem.text) + hint
             found.setdefault((problem.path, text.partition(", got ")[0]), replace(problem, text=text))
     if len(data_names) > 1:
         names = ", ".join(sorted(data_names))
@@ -117,6 +119,16 @@ def _range_hint(parameter: Parameter | None, text: str) -> str:
         return ""
     hint = "; for whole numbers write int or logint" if "whole number" in text else ""
     return f" in {parameter.description}{hint}"
+
+
+def _value_at(tree: Any, path: KeyPath) -> Any:
+    """Return the value at a path, or None if there is none."""
+    for key in path:
+        try:
+            tree = tree[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return tree
 
 
 def _data_name(recipe: dict[str, Any]) -> object:

@@ -7,10 +7,12 @@ from typing import Any
 
 import yaml
 
-from kdtrain.config.problems import KeyPath, Problem, dotted
+from kdtrain.config.problems import KeyPath, Problem, dotted, format_value
 from kdtrain.errors import UserError
 
 MAX_VALUES = 100_000  # a few lines of aliases of aliases would otherwise fill the memory
+MAX_DEPTH = 100
+"""Levels of nesting. Python's own limit would be met somewhere behind the reader."""
 CORE = "tag:yaml.org,2002:"
 
 
@@ -34,6 +36,14 @@ def read_yaml(text: str, place: str) -> Reading:
 def dump_yaml(data: Any) -> str:
     """Return plain data as YAML that `read_yaml` reads back as equal data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def flow_yaml(data: Any) -> str:
+    """Return plain data as YAML in one line: `{choice: [1, 2, 4]}`."""
+    text: str = yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6, default_flow_style=True
+    )
+    return text.removesuffix("...\n").strip()
 
 
 class _Loader(yaml.SafeLoader):
@@ -98,6 +108,8 @@ class _Reader:
         if id(node) in enclosing:
             raise UserError(f"{self.place}:{_line(node)}: {dotted(path)}: an alias cannot be inside its own anchor")
         enclosing |= {id(node)}
+        if len(enclosing) > MAX_DEPTH:
+            raise UserError(f"{self.place}: is nested too deeply to be read: more than {MAX_DEPTH} levels")
         if isinstance(node, yaml.MappingNode) and node.tag == f"{CORE}map":
             return self._mapping(node, path, enclosing)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{CORE}seq":
@@ -143,7 +155,7 @@ class _Reader:
                     return number
                 return self._report(path, f"must be a finite number, got {text}")
         except (ValueError, KeyError):
-            return self._report(path, f"is not a valid {tag}: '{text}'")
+            return self._report(path, f"is not a valid {tag}: {format_value(text)}")
         return self._wrong_tag(node, path)
 
     def _wrong_tag(self, node: yaml.Node, path: KeyPath) -> None:

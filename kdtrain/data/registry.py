@@ -16,16 +16,34 @@ from kdtrain.data.flowers102 import Flowers102
 from kdtrain.data.hymenoptera import Hymenoptera
 from kdtrain.data.image_folder import ImageFolder
 from kdtrain.data.mnist import Mnist
+from kdtrain.errors import UserError
+from kdtrain.storage.folder import user_path
 
 AnyData = Digits | Mnist | Cifar10 | Hymenoptera | Cub200 | Flowers102 | ImageFolder
 Data = Annotated[AnyData, Field(discriminator="name")]
 
 
+def named_data(chosen: str | Path | None) -> str | None:
+    """Return the folder or URL of the data sets as it is named: `chosen`, or the variable KDTRAIN_DATA, or None.
+
+    Raises:
+        UserError: `chosen` is empty, as it is if a shell's variable is not set.
+    """
+    if chosen is not None and not str(chosen):
+        raise UserError("--data: must name a folder or a URL, got nothing")
+    return str(chosen) if chosen is not None else os.environ.get("KDTRAIN_DATA") or None
+
+
 def data_folder(chosen: str | Path | None) -> Path:
-    """Return the folder for the value of --data: a URL is downloaded; None: KDTRAIN_DATA, or ~/.cache/kdtrain/data."""
-    if "://" in str(chosen):
-        return download(str(chosen))
-    return Path(chosen or os.environ.get("KDTRAIN_DATA") or "~/.cache/kdtrain/data").expanduser().absolute()
+    """Return the folder of the data sets that `chosen` or KDTRAIN_DATA names; ~/.cache/kdtrain/data if neither does.
+
+    A URL is downloaded.
+
+    Raises:
+        UserError: The name is empty, `~name` of an unknown user, or a URL that cannot be downloaded.
+    """
+    place = named_data(chosen) or "~/.cache/kdtrain/data"
+    return download(place) if "://" in place else user_path(place, "--data").absolute()
 
 
 @lru_cache(maxsize=2)

@@ -4,6 +4,7 @@ N images, K classes, C channels, H x W positions of a map.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -258,8 +259,10 @@ def gather_global_batch(rows: Tensor, batch: Batch) -> Tensor:
     return distributed.gather_batch(at_least_float32(rows), batch.size)
 
 
-def no_autocast(values: Tensor) -> torch.autocast:
+def no_autocast(values: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast on the values' device: Gram matrices overflow float16."""
+    if values.is_meta:  # shapes only: nothing overflows, and torch has no autocast there
+        return nullcontext()
     return torch.autocast(values.device.type, enabled=False)
 
 

@@ -1,13 +1,13 @@
 """Decoupled Knowledge Distillation (Zhao et al. 2022, arXiv:2203.08679), equation 7. N images, K classes."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from kdtrain.base_config import NonNegative, Positive
+from kdtrain.base_config import NonNegative, NonNegativeInt, Positive
 from kdtrain.errors import UserError
 from kdtrain.methods.base import (
     Batch,
@@ -88,7 +88,7 @@ class Dkd(MethodConfig):
     alpha: NonNegative = Field(1.0, description="weight of TCKD, the target class against all others")
     beta: NonNegative = Field(8.0, description="weight of NCKD, the other classes among themselves")
     temperature: Positive = Field(4.0, description="T, divides the logits of both networks")
-    warmup_epochs: Annotated[int, Field(ge=0)] = Field(
+    warmup_epochs: NonNegativeInt = Field(
         20, description="the weight grows linearly to its full size in this epoch; 0: full from the start"
     )
     standardise: bool = Field(

@@ -23,6 +23,7 @@ from kdtrain.methods.base import (
     Outputs,
     at_least_float32,
     cross_entropy,
+    no_autocast,
 )
 from kdtrain.methods.critic import CriticLoss, CriticPlayer, Turns
 from kdtrain.methods.loss_weights import LossWeights
@@ -207,7 +208,7 @@ class Critic(nn.Module):
 
     def forward(self, probabilities_NK: Tensor) -> Tensor:
         """Return scores [N]."""
-        with torch.autocast(probabilities_NK.device.type, enabled=False):  # probabilities are float32
+        with no_autocast(probabilities_NK):  # probabilities are float32
             scores: Tensor = self.score(self.layers(probabilities_NK[:, None]))[:, 0]
             return torch.sigmoid(scores) if self.published else scores
 

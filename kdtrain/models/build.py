@@ -1,5 +1,7 @@
 """Build a Classifier by name; `registry` has the table of models."""
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -98,3 +100,18 @@ def forward_flops(network: nn.Module, image_shape: ImageShape) -> int:
     with torch.no_grad(), evaluation_mode(network), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *image_shape, device=device))
     return int(counter.get_total_flops())
+
+
+@lru_cache(maxsize=64)
+def network_size(network: Network, image_shape: ImageShape, classes: int) -> tuple[int, int]:
+    """Return the number of parameters and the FLOPs of one image's forward pass.
+
+    The network is built on the meta device, without numbers; on the CPU if it needs them (torchvision's RegNets).
+    """
+    try:
+        with torch.device("meta"):
+            built = build(network, image_shape, classes, 0, pretrained=False)
+        return parameter_count(built), forward_flops(built, image_shape)
+    except RuntimeError:
+        built = build(network, image_shape, classes, 0, pretrained=False)
+        return parameter_count(built), forward_flops(built, image_shape)

@@ -6,6 +6,8 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +23,17 @@ PACKAGES = ("kdtrain", "torch", "torchvision", "timm", "pillow", "ray", "optuna"
 def compile_into(folder: Path) -> None:
     """Set torch's compiler cache unless the user has. A killed compiler leaves broken files: use a temporary folder."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Use this number of CPU threads, which decides how sums are rounded, and restore the caller's afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe(device: torch.device, workers: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from kdtrain.storage.folder import Row, digest, locked, user_cache, write_bytes
+from kdtrain.storage.folder import Row, digest, locked, user_cache, user_path, write_bytes
 
 Tensors = dict[str, Tensor]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK)
@@ -44,7 +44,7 @@ POLL_S = 0.02
 def cache_folder() -> Path:
     """Return the cache folder of this node: $KDTRAIN_CACHE, or `shared` in the user's cache folder."""
     named = os.environ.get("KDTRAIN_CACHE")
-    return Path(named) if named else user_cache() / "shared"
+    return user_path(named, "KDTRAIN_CACHE") if named else user_cache() / "shared"
 
 
 class Cache:

@@ -1,4 +1,4 @@
-"""Files of results by name: the common interface `Folder`, and the folder of this machine. Standard library only.
+"""Files of results by name: the common interface `Folder`, and the folder of this machine. No other package is needed.
 
 Every write is atomic: a file is written under a temporary name and then renamed, so a reader sees all of it or none.
 """
@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+
+from kdtrain.errors import UserError
 
 Row = dict[str, Any]
 LOCK = ".lock"
@@ -45,6 +47,14 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
 def digest(data: bytes) -> str:
     """Return 16 hexadecimal digits that identify the content."""
     return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def user_path(written: str | Path, name: str) -> Path:
+    """Return a path that a user has written, with `~` as the home folder; UserError begins with `name`."""
+    try:
+        return Path(written).expanduser()
+    except RuntimeError as error:  # ~name of an unknown user
+        raise UserError(f"{name}: {written} is no path ({str(error).rstrip('.')})") from None
 
 
 def user_cache() -> Path:

@@ -20,6 +20,7 @@ from kdtrain.storage.folder import (
     locked,
     remove_if_empty,
     user_cache,
+    user_path,
     write_bytes,
 )
 from kdtrain.storage.lease import LEASE_FILE, Lease
@@ -35,7 +36,7 @@ def results_folder(place: str) -> Folder:
     if not place:
         raise UserError("--results: must name a folder or a URL, got nothing")
     if "://" not in place:
-        return LocalFolder(Path(place))
+        return LocalFolder(user_path(place, "--results"))
     if "@" in urlsplit(place).netloc:
         raise UserError("--results: a URL is written into files; leave the secret out and set it in the environment")
     return MirrorFolder(user_cache() / "results" / digest(place.encode()), RemoteFiles(place, "--results"))

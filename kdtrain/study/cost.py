@@ -7,20 +7,23 @@ from kdtrain.config import space
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.study.search import Search
-from kdtrain.study.step_cost import COUNTED_IMAGES, image_flops, image_seconds, made_up_state
+from kdtrain.study.step_cost import image_flops, image_seconds, made_up_teacher
 from kdtrain.study.study import PARTS, TEACHER_PARTS
 from kdtrain.teacher.cache_policy import bytes_per_image, reads_whole_batch, reason_not_cached
-from kdtrain.teacher.outputs import LiveTeacher
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """The upper bound of a stage's cost: training images, FLOPs, and seconds on this machine, of all its trainings."""
+    """The upper bound of a stage's cost: training images, FLOPs, and seconds on this machine, of all its trainings.
+
+    `timed` says how the seconds of an image were found.
+    """
 
     stage: str
     images: int
     flops: float
     seconds: float
+    timed: str
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,19 @@ def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
     alone = _most_expensive(_reachable(sweep.baseline(), ("data", "student", "r_drop")), classes)
     taught_by = _most_expensive(filter(None, map(teacher_recipe, reachable)), classes)
     teacher = max(reachable, key=lambda recipe: image_flops(recipe, classes).teacher)
-    work = [
+    possible = [
         ("teacher", taught_by, counts["teacher"] * (taught_by.epochs if taught_by else 0) * images, 0),
         ("baselines", alone, counts["baselines"] * epochs * images, 0),
         ("search and confirm", distilled, (counts["search"] + counts["confirm"]) * epochs * images, 0),
         ("teacher outputs", teacher, teacher_images(sweep, images, classes), 1),
     ]
-    return [
-        StageCost(
-            stage, seen, seen * image_flops(recipe, classes)[part], seen * image_seconds(recipe, classes)[part]
-        )
-        for stage, recipe, seen, part in work
-        if recipe is not None and seen > 0
-    ]  # fmt: skip
+    work = [(stage, recipe, seen, part) for stage, recipe, seen, part in possible if recipe is not None and seen > 0]
+    seconds = image_seconds((recipe for _, recipe, _, _ in work), classes, sweep.resources.cpus_per_worker)
+    costs = []
+    for stage, recipe, seen, part in work:
+        flops, timing = image_flops(recipe, classes)[part], seconds[recipe]
+        costs.append(StageCost(stage, seen, seen * flops, seen * (timing.step, timing.teacher)[part], timing.how))
+    return costs
 
 
 def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
@@ -134,8 +137,7 @@ def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[di
     live: dict[Recipe, str] = {}
     budget_bytes = sweep.resources.cache_bytes
     for recipe in _reachable(sweep, (*PARTS, "mixup", "precision", "batch_size")):
-        outputs = made_up_state(recipe, COUNTED_IMAGES, classes).teacher_outputs
-        assert isinstance(outputs, LiveTeacher)
+        outputs = made_up_teacher(recipe, classes)
         reason = reason_not_cached(outputs, recipe.method.teacher_readings, images or 0, budget_bytes)
         if reason:
             live[recipe] = reason

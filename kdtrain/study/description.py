@@ -8,7 +8,7 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.config.yaml_reader import dump_yaml
 from kdtrain.data.registry import load
-from kdtrain.models.build import build, forward_flops, parameter_count
+from kdtrain.models.build import network_size
 from kdtrain.models.config import Network
 from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord
 
@@ -16,7 +16,7 @@ from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord
 def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
     """Return the winner's recipe as the text of best.yaml."""
     head = f"# The winner of the sweep {sweep_name}, with the first of its confirming seeds.\n"
-    head += f"# Repeat: kdtrain train results/{sweep_name}/best.yaml --results repeat\n"
+    head += '# "To repeat it" in report.md has the command that trains it again.\n'
     return head + dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
 
 
@@ -43,7 +43,6 @@ def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int)
     teachers: list[Network] = [recipe.teacher for recipe in recipes if recipe.teacher]
     sizes: dict[str, NetworkSize] = {}
     for network in {network.model: network for network in [*teachers, *students]}.values():
-        built = build(network, image_shape, classes, 0, pretrained=False)
-        flops = forward_flops(built, image_shape)
-        sizes[network.model] = {"parameters": parameter_count(built), "flops_per_image": flops}
+        parameters, flops = network_size(network, image_shape, classes)
+        sizes[network.model] = {"parameters": parameters, "flops_per_image": flops}
     return sizes

@@ -20,7 +20,7 @@ from kdtrain.study.capacity import (
 )
 from kdtrain.study.cost import sharing, stage_costs, trainings
 from kdtrain.study.description import network_sizes
-from kdtrain.study.step_cost import TIMED_STEPS
+from kdtrain.study.step_cost import TIMING_BUDGET_S
 from kdtrain.study.study import preflight_points
 
 
@@ -37,7 +37,7 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
     environment = Environment(
         loader=PackageLoader("kdtrain.study"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters["table"] = _table
+    environment.filters |= {"table": _table, "duration": duration, "flops": flops_text}
     nodes = cluster or ([machine_resources(sweep.resources)],) * 2
     shared = sharing(sweep, images, classes) if sweep.resources.teacher_cache != "none" else None
     return environment.get_template("plan.txt.j2").render(
@@ -48,11 +48,24 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         networks=network_sizes(sweep, first.data.image_shape, classes),
         sharing=shared,
         costs=None if images is None else stage_costs(sweep, images, classes),
-        steps=TIMED_STEPS,
+        budget_s=TIMING_BUDGET_S,
         cluster=cluster,
         device=_device(sweep.resources, nodes[1], cluster is not None),
         concurrency=None if images is None else concurrency(sweep.resources, *nodes),
     )
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: `40 s`, `12.5 min`, `7.3 h`, `1,234.5 days`."""
+    for unit, length_s in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:,.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def flops_text(flops: float) -> str:
+    """Return a number of FLOPs: `12.34 TFLOP`, `2,694.9 PFLOP`."""
+    return f"{flops / 1e15:,.1f} PFLOP" if flops >= 1e15 else f"{flops / 1e12:,.2f} TFLOP"
 
 
 def _device(resources: Resources, nodes: Nodes, on_cluster: bool) -> str:

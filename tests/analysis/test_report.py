@@ -161,13 +161,15 @@ def test_only_cost_differs_if_only_times_and_the_machine_differ(whole: Maker, tm
     for trial in second.store.trials():
         changes = {"seconds": 99.0, "images_per_s": 1.0, "device": "gpu", "git_commit": "f00", "threads": 8}
         trial.write_outcome((trial.outcome() or {}) | changes)
-    second.event("opened", command="again")
+    second.event("opened", command="again", data="/other data")
     studies = [read_study(made.folder) for made in (first, second)]
     texts = [compose(study, find_all(study), Pictures()) for study in studies]
     one, two = (text.split("## Cost and versions") for text in texts)
     assert one[0] == two[0]
     assert one[1] != two[1]
-    assert "\n## " not in one[1], "cost stands last"
+    assert f"kdtrain train {second.folder}/best.yaml --results repeat --data '/other data'\n```\n" in two[1]
+    assert "```sh\nagain\n```\n" in two[1]
+    assert [line for line in one[1].splitlines() if line.startswith("## ")] == ["## To repeat it"]
 
 
 def share_teachers(made: MadeUpStudy, **rest: object) -> None:

@@ -15,6 +15,8 @@ from kdtrain.config.sweep import Sweep, load_sweep
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import locked
 from kdtrain.study import cost
+from kdtrain.study.plan import duration
+from kdtrain.study.step_cost import CPU, META, ImageCost, ImageSeconds, _counted_on, image_flops, image_seconds
 
 ROOT = Path(__file__).parents[2]
 VALID = yaml.safe_dump(TREE, sort_keys=False)
@@ -232,7 +234,8 @@ def test_the_cost_of_a_plan_is_that_of_the_most_expensive_training_of_the_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
 ) -> None:
     """MGD's generator and both passes of R-Drop are counted, in whatever order the options are written."""
-    monkeypatch.setattr(cost, "image_seconds", lambda recipe, classes: (0.0, 0.0))  # timing takes seconds
+    untimed = ImageSeconds(0.0, 0.0, "")
+    monkeypatch.setattr(cost, "image_seconds", lambda recipes, *_: dict.fromkeys(recipes, untimed))  # it takes seconds
     cheap, expensive = EXPENSIVE[field]
 
     def flops(option: object) -> float:
@@ -248,3 +251,41 @@ def test_the_cost_of_a_plan_is_that_of_the_most_expensive_training_of_the_space(
 
     either = [flops({"choice": options}) for options in ([cheap, expensive], [expensive, cheap])]
     assert either[0] == either[1] > 1.02 * flops(cheap)
+
+
+TIMED = {
+    "data": {"name": "digits", "resolution": 64},
+    "teacher": {**FIXED, "model": "resnet10t", "weights": None},
+    "student": {"model": "test_resnet", "weights": None},
+    "method": {"name": "rkd_distance", "balance": {"weight": 1.0}},
+}
+
+
+def test_flops_are_counted_without_numbers_and_equal_those_of_a_real_pass(tmp_path: Path) -> None:
+    for method in (TIMED["method"], {"name": "mgd", "balance": {"weight": 1.0}, "stage": "8"}):
+        sweep = load_sweep(sweep_file(tmp_path, recipe=TIMED | {"method": method}, study={"published": None}))
+        recipe = next(cost._reachable(sweep, ()))
+        assert _counted_on(META, recipe, 10) == _counted_on(CPU, recipe, 10)
+
+
+def test_what_does_not_fit_into_the_budget_of_time_is_scaled_and_said(tmp_path: Path) -> None:
+    sweep = load_sweep(sweep_file(tmp_path, recipe=TIMED, study={"published": None}))
+    cheap = next(cost._reachable(sweep.baseline(), ()))
+    recipe = next(cost._reachable(sweep, ()))
+    measured = image_seconds([recipe, cheap], 10, threads=1, budget_s=60.0)  # ends after five steps
+    assert all(" steps of " in seconds.how for seconds in measured.values()), measured
+    assert measured[recipe].step > 0
+    assert measured[recipe].teacher > 0
+    assert measured[cheap].teacher == 0
+    scaled = image_seconds([recipe, cheap], 10, threads=1, budget_s=0.0)
+    assert {seconds.how for seconds in scaled.values()} == {"scaled by FLOPs"}
+    flops: ImageCost = image_flops(recipe, 10)
+    assert scaled[recipe].teacher / scaled[recipe].step == pytest.approx(flops.teacher / flops.step)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.25, "0.2 s"), (68, "68 s"), (150, "2.5 min"), (9000, "2.5 h"), (4_888_468.2 * 60, "3,394.8 days")],
+)
+def test_a_plan_shows_times_in_the_unit_that_suits_them(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

@@ -74,19 +74,19 @@ def run_job(study: Study, job: Job) -> Broken | None:
         pass
     except Exception as error:
         broken = broken_by(error)
-    return after_job(broken, job.recipe, study.workspace, alone=job.alone)
+    return after_job(broken, job.alone, lambda: what_would_fit(job.recipe, study.workspace))
 
 
-def after_job(broken: Broken | None, recipe: Recipe, workspace: Workspace, *, alone: bool) -> Broken | None:
+def after_job(broken: Broken | None, alone: bool, what_would_fit: Callable[[], str]) -> Broken | None:
     """Release the GPU memory of a job that has ended; return why it broke, or None.
 
     If it ran out of the memory of a GPU that it had for itself, the reason says what would fit there. Call it outside
     the error's `except` clause, because its traceback holds the training's tensors.
     """
     release_gpu_memory()
-    if broken is None or not broken.out_of_memory or not alone:
+    if broken is None or not (broken.out_of_memory and alone):
         return broken
-    return replace(broken, reason=what_would_fit(recipe, workspace))
+    return replace(broken, reason=what_would_fit())
 
 
 def broken_by(error: Exception) -> Broken:

@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
 from kdtrain.study.study import Broken
 from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.training.preflight import what_would_fit
 from kdtrain.trials.records import MemoryRecord
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
@@ -64,22 +65,23 @@ def run_job(config: dict[str, Any]) -> None:
     memory: list[MemoryRecord | None] = []
     if resources.workers > 1 and config["kind"] in ("train", "test"):
         broken, unfit = _broken_by(lambda: _on_workers(config, resources))
+        if broken is not None and broken.out_of_memory:
+            advice = "each worker has its own GPU, so a smaller recipe.batch_size or more resources.workers need less"
+            broken = replace(broken, reason=f"{broken.reason}; {advice}")
     else:
         # Ray takes the share of a GPU that `needs` names, and a driver of several workers has none
         uses_gpu = bool(config["needs"].get("GPU"))
         broken, unfit = _broken_by(lambda: memory.append(_run(config, _device(uses_gpu), report)))
-        if not unfit:
-            broken = _after_job(config, broken, CUDA if uses_gpu else CPU)
+        broken = after_job(broken, config["alone"], lambda: _what_would_fit(config))
     if broken is not None or config["kind"] != "train":
         # as JSON, because Tune flattens a dict in a result into keys such as "broken/reason"
         told = {"broken": broken and asdict(broken), "unfit": unfit, "memory": memory[0] if memory else None}
         report({"epoch": 0, "told": json.dumps(told)})
 
 
-def _after_job(config: dict[str, Any], broken: Broken | None, device: torch.device) -> Broken | None:
-    recipe = Recipe.model_validate(config["recipe"])
-    workspace = Workspace(Store(results_folder(config["results"])), data_folder(config["data"]), device)
-    return after_job(broken, recipe, workspace, alone=config["alone"])
+def _what_would_fit(config: dict[str, Any]) -> str:
+    workspace = Workspace(Store(results_folder(config["results"])), data_folder(config["data"]), CUDA)
+    return what_would_fit(Recipe.model_validate(config["recipe"]), workspace)
 
 
 def _prepared(config: dict[str, Any]) -> Resources:

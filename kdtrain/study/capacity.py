@@ -48,8 +48,9 @@ def with_gpus(resources: Resources, nodes: Nodes) -> Resources:
     """Return the resources with a number in place of `gpus_per_worker: auto`: 1 if any node has a GPU, else 0."""
     if resources.gpus_per_worker != "auto":
         return resources
-    has_gpu = any(node.get("GPU", 0.0) >= 1 for node in nodes)
-    return resources.model_copy(update={"gpus_per_worker": 1.0 if has_gpu else 0.0})
+    if any(node.get("GPU", 0.0) >= 1 for node in nodes):
+        return resources.model_copy(update={"gpus_per_worker": 1.0})
+    return resources.model_copy(update={"gpus_per_worker": 0.0, "trials_per_gpu": "auto"})  # there is none to share
 
 
 def placement(

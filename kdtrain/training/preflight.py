@@ -130,9 +130,12 @@ def what_would_fit(recipe: Recipe, workspace: Workspace) -> str:
     told += f" ({gpu_total_bytes(device) / GB:.1f} GB) with batch_size {size}"
     if others := held_by_others_bytes(device):
         told += f"; other processes hold {others / GB:.1f} GB"
-    fits = largest_batch_that_fits(
-        size, lambda each: smoke(recipe.model_copy(update={"batch_size": each}), workspace)["gpu_bytes"]
-    )
+    try:
+        fits = largest_batch_that_fits(
+            size, lambda each: smoke(recipe.model_copy(update={"batch_size": each}), workspace)["gpu_bytes"]
+        )
+    except Exception:  # such as a batch that is too small for a method: no statement about memory
+        return told
     if fits is None:
         return f"{told}; not even batch_size 1 fits"
     return f"{told}; batch_size {fits[0]} fits: its updates take {fits[1] / GB:.1f} GB"

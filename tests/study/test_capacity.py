@@ -20,6 +20,7 @@ from kdtrain.study.capacity import (
     placed,
     placement,
     share_of_gpu,
+    with_gpus,
 )
 from kdtrain.trials.records import MemoryRecord
 
@@ -75,7 +76,10 @@ def test_trials_that_fit_at_once(resources: dict[str, Any], nodes: list[Mapping[
 def test_a_trial_has_a_gpu_where_there_is_one_and_before_anything_is_measured_it_shares_it_only_as_written(
     resources: dict[str, Any], nodes: Any, worker: dict[str, float], per_gpu: int | None, at_once: int
 ) -> None:
-    assert placement(Resources(**resources), nodes) == Placement(worker, at_once, per_gpu)
+    written = Resources(**resources)
+    assert placement(written, nodes) == Placement(worker, at_once, per_gpu)
+    sent = with_gpus(written, nodes).model_dump()
+    assert Resources.model_validate(sent).gpus_per_worker * written.workers <= sum(node.get("GPU", 0) for node in nodes)
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,8 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     check_before_teacher(recipe, workspace)
     options = {"checkpoint_every_steps": chosen.checkpoint_every_steps, "loaders": chosen.loaders}
     for title, part in parts_of(recipe):
-        about = f"{part.student.model}, {part.data.name}, {part.epochs} epochs, seed {part.seed}"
-        group.print_once(f"{title}: {about}, on {device_name(device)}")
+        about = f"{part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}"
+        group.print_once(f"{title}: {about}, device {device_name(device)}")
         outcome = train_part(part, workspace, show, **options)
         if outcome["state"] != "complete":
             group.print_error(f"{title}: {outcome['state']}: {outcome['reason']}")

@@ -11,7 +11,6 @@ from kdtrain.api.training import train_part
 from kdtrain.errors import UserError
 from kdtrain.executors.local import broken_by
 from kdtrain.executors.ray_worker import _broken_by
-from kdtrain.runtime import device
 from kdtrain.runtime.memory import is_out_of_memory, peak_memory
 from kdtrain.training import trainer
 from kdtrain.training.preflight import largest_batch_that_fits, smoke
@@ -83,16 +82,3 @@ def test_a_single_training_that_runs_out_of_memory_is_a_sentence(
     monkeypatch.setattr(trainer, "train", exhausted)
     with pytest.raises(UserError, match=r"recipe.batch_size: out of memory on .* with batch_size 16"):
         train_part(recipe(), workspace(tmp_path), None)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU")
-def test_gpus_that_torch_cannot_use_are_named_unless_they_are_hidden(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("nvidia0", "nvidia10", "nvidiactl", "nvidia-uvm"):
-        (tmp_path / name).touch()
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert device.gpus_that_torch_lacks(tmp_path) == ["nvidia0", "nvidia10"]
-    assert device.gpus_that_torch_lacks(tmp_path / "absent") == []
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert device.gpus_that_torch_lacks(tmp_path) == []

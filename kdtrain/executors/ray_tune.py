@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from kdtrain.config import space
 from kdtrain.config.study_settings import Resources
 from kdtrain.errors import NoResult, UserError
-from kdtrain.executors.ray_cluster import DRIVER_SLOTS, alive_nodes, await_nodes, connected
+from kdtrain.executors.ray_cluster import DRIVER_SLOTS, alive_nodes, await_nodes, connected, this_machine
 from kdtrain.executors.ray_worker import check_node, ray_storage, run_job
 from kdtrain.storage.folder import write_bytes
 from kdtrain.study.capacity import (
@@ -60,7 +60,7 @@ def execute(
     with connected(study.sweep.resources, address):
         if address is not None:
             await_nodes(study)
-        alive = alive_nodes()
+        alive = this_machine(study.sweep.resources) if address is None else alive_nodes()
         gpu = gpu_name() if address is None else ", ".join(names_of_gpus(alive)) or "GPU"
         places = Places(study, alive, bootstrap(), gpu)
         study.on_gpu = places.on_gpu

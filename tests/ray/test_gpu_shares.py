@@ -1,4 +1,4 @@
-"""The shares of GPUs that trials get, on a real Ray that is told of GPUs which this machine does not have."""
+"""The shares of a machine that trials get, on a real Ray that is told of GPUs and limits which are not there."""
 
 import json
 from collections.abc import Callable
@@ -106,6 +106,25 @@ def test_trials_share_gpus_as_measured_and_one_that_runs_out_of_memory_runs_once
         row["number"]: row["state"] for row in events(study) if row["event"] == "ended" and row["stage"] == "search"
     }
     assert ends == dict.fromkeys(range(4), "complete")
+
+
+def test_the_memory_of_a_container_limits_the_trials_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has imported torch has about half a GB of its own."""
+    machine = {"CPU": 2.0, "GPU": 0.0, "memory": 0.9e9}
+    monkeypatch.setattr(ray_cluster, "machine_resources", lambda resources: machine)
+    study = open_study(sweep_file(tmp_path), tmp_path / "results")
+
+    def stop_after_the_baselines() -> None:
+        if study.stage == "search":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ray_tune.execute(study, check_interrupted=stop_after_the_baselines)
+    placed = [(row["device"], row["trials_at_once"]) for row in events(study) if row["event"] == "placed"]
+    assert placed == [("cpu", 2), ("cpu", 1)]
+    assert "memory is the limit" in study.placed
+    assert study.memory is not None
+    assert 0.36e9 < study.memory["process_bytes"] < 0.9e9
 
 
 def test_a_gpu_that_torch_cannot_use_stops_the_study(tmp_path: Path, two_gpus: None) -> None:

@@ -10,11 +10,13 @@ from pydantic import ValidationError
 
 from kdtrain.config.study_settings import Resources
 from kdtrain.errors import UserError
+from kdtrain.study import capacity
 from kdtrain.study.capacity import (
     Placement,
     bootstrap,
     concurrency,
     kinds_of_gpus,
+    machine_resources,
     nodes_at_least,
     nodes_at_most,
     placed,
@@ -137,6 +139,16 @@ def test_the_memory_of_a_machine_limits_the_number_of_trials_at_once(
     assert (place.at_once, place.memory_limits) == (at_once, limits)
     assert place.worker.get("memory", 0) * at_once <= memory_gib * GIB
     assert ("memory is the limit" in placed(place, "cpu", measured(0))) == limits
+
+
+def test_a_containers_limits_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = machine_resources(Resources(gpus_per_worker=0))
+    for quota, cpus in ((None, whole["CPU"]), (1.9, 1.0), (0.5, 1.0), (4096.0, whole["CPU"])):
+        monkeypatch.setattr(capacity, "cpu_limit", lambda quota=quota: quota)
+        assert machine_resources(Resources(gpus_per_worker=0))["CPU"] == cpus
+    for limit, memory in ((None, whole["memory"]), (GIB, GIB), (1 << 60, whole["memory"])):
+        monkeypatch.setattr(capacity, "memory_limit_bytes", lambda limit=limit: limit)
+        assert machine_resources(Resources(gpus_per_worker=0))["memory"] == memory
 
 
 def test_the_first_line_names_device_and_number_of_trials() -> None:

@@ -81,22 +81,27 @@ def run_sweep(
         device = local.device_for(sweep.resources)
     with opened(sweep, where, source, command, check_capacity=address is None, device=device) as study:
         try:
-            if not study.begin():
-                pass  # nothing is left to do
-            elif executor == "local":
-                with ONE_TRAINING, cpu_threads(sweep.resources.cpus_per_worker):  # threads as in a process of Ray
-                    local.execute(study)
-            else:
-                with _ray_unnoticed():
-                    from kdtrain.executors import ray_tune
-
-                    ray_tune.execute(study, address, url_of_data(source))
+            if study.begin():
+                _execute(study, executor, address, source)
         except NoResult as error:
             failure = error
         report(study)
     if failure is not None:
         raise failure
     return open_study(study.journal.files.path)
+
+
+def _execute(study: Study, executor: str, address: str | None, data: str | None) -> None:
+    if executor == "local":
+        from kdtrain.executors import local
+
+        with ONE_TRAINING, cpu_threads(study.sweep.resources.cpus_per_worker):  # threads as in a process of Ray
+            local.execute(study)
+    else:
+        with _ray_unnoticed():
+            from kdtrain.executors import ray_tune
+
+            ray_tune.execute(study, address, url_of_data(data))
 
 
 @contextmanager
@@ -115,8 +120,8 @@ def opened(
         machine = machine_resources(sweep.resources)
         placement(sweep.resources, [machine])
         on_gpu = bool(with_gpus(sweep.resources, [machine]).gpus_per_worker)
-    about = describe(sweep, data_root)
     folder = store.folder(sweep.name)
+    about = describe(sweep, data_root, StudyJournal(folder).study_record())
     is_new = not any(folder.has(name) for name in FILES)
     made = [path for path in folder.path.parents if not path.exists()]
     with _held(folder):

@@ -107,7 +107,7 @@ def train_part(
         return read_test(part, workspace) if outcome["state"] == "complete" else outcome
     except OSError as error:
         results = workspace.store.results.absolute()
-        if error.filename is None or not Path(error.filename).absolute().is_relative_to(results):
+        if not isinstance(error.filename, str) or not Path(error.filename).absolute().is_relative_to(results):
             raise
         text = f"cannot be written ({error.strerror}); name another folder with --results"
         raise UserError(f"{workspace.store.folder}: {text}") from None

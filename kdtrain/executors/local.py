@@ -98,8 +98,11 @@ def broken_by(error: Exception) -> Broken:
 
 
 def sentence(error: BaseException) -> str:
-    """Return the type and the text of an exception; the text alone if it is a mistake of the user."""
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    """Return a mistake of the user in its own words, and of any other exception the type and the first line."""
+    if isinstance(error, UserError):
+        return str(error)
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}".removesuffix(": ")
 
 
 def carry_out(

@@ -254,14 +254,14 @@ class StudySearcher(Searcher):
         job = self.by_tune_id.pop(trial_id, None)
         if job is None:
             return
-        told = json.loads((result or {}).get("told", "{}"))
-        broken = Broken(**told["broken"]) if told.get("broken") else None
+        result = result or {}
+        broken = Broken(**json.loads(result["broken"])) if result.get("broken") else None
         if error:
-            broken = Broken("its process was killed")
-        elif broken is not None and told["unfit"]:
+            broken = Broken("its process was killed, or its node was lost")
+        elif broken is not None and result["unfit"]:
             self.error = UserError(broken.reason)
-        elif told.get("memory"):
-            self.study.measured(job, told["memory"])
+        elif result.get("memory"):
+            self.study.measured(job, json.loads(result["memory"]))
         self.study.ended(job, broken)
 
     def save(self, checkpoint_path: str) -> None:
@@ -289,7 +289,7 @@ class StudyScheduler(FIFOScheduler):
         job = self.searcher.by_tune_id.get(trial.trial_id)
         if self.searcher.error is not None:
             return TrialScheduler.STOP
-        if job is not None and "told" not in result and self.searcher.study.should_prune(job, result["epoch"]):
+        if job is not None and "broken" not in result and self.searcher.study.should_prune(job, result["epoch"]):
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
 

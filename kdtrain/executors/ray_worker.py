@@ -74,9 +74,12 @@ def run_job(config: dict[str, Any]) -> None:
         broken, unfit = _broken_by(lambda: memory.append(_run(config, _device(uses_gpu), report)))
         broken = after_job(broken, config["alone"], lambda: _what_would_fit(config))
     if broken is not None or config["kind"] != "train":
-        # as JSON, because Tune flattens a dict in a result into keys such as "broken/reason"
-        told = {"broken": broken and asdict(broken), "unfit": unfit, "memory": memory[0] if memory else None}
-        report({"epoch": 0, "told": json.dumps(told)})
+        report({"epoch": 0, "broken": _text(broken and asdict(broken)), "unfit": unfit, "memory": _text(*memory)})
+
+
+def _text(told: Any = None) -> str | None:
+    """Return what a job reports as text, because Tune flattens nested results; None for nothing."""
+    return None if told is None else json.dumps(told)
 
 
 def _what_would_fit(config: dict[str, Any]) -> str:
@@ -286,7 +289,5 @@ def _broken_by(work: Callable[[], None]) -> tuple[Broken | None, bool]:
 
 
 def _short(error: Exception) -> str:
-    """Return an error's sentence without the traceback that Ray adds to an error of another process."""
-    text = sentence(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if "Traceback" in text else text
+    """Return an error's sentence; the last line of the traceback that Ray adds to an error of another process."""
+    return str(error).strip().splitlines()[-1].strip() if "Traceback" in str(error) else sentence(error)

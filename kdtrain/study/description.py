@@ -20,9 +20,15 @@ def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
     return head + dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
 
 
-def describe(sweep: Sweep, data_root: Path) -> StudyRecord:
-    """Return the content of study.json without its schema number."""
-    data = load(sweep.recipe_for(space.probe_points(sweep.tree)[0], 0).data, data_root)
+def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) -> StudyRecord:
+    """Return the content of study.json without its schema number.
+
+    Measuring the networks takes seconds. Their sizes are taken from `earlier`, a study.json, if its recipe is the same.
+    """
+    models = earlier.get("models") if earlier is not None and earlier["recipe"] == sweep.tree else None
+    if models is None:
+        data = load(sweep.recipe_for(space.probe_points(sweep.tree)[0], 0).data, data_root)
+        models = network_sizes(sweep, data.image_shape, len(data.classes))
     return {
         "name": sweep.name,
         "file": sweep.located.file,
@@ -32,7 +38,7 @@ def describe(sweep: Sweep, data_root: Path) -> StudyRecord:
         "resources": sweep.resources.model_dump(mode="json"),
         "report": sweep.report.model_dump(mode="json"),
         "parameters": cast(list[ParameterRecord], [parameter.as_json() for parameter in sweep.parameters]),
-        "models": network_sizes(sweep, data.image_shape, len(data.classes)),
+        "models": models,
     }
 
 

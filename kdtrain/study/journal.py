@@ -37,7 +37,7 @@ class StudyJournal:
         Raises:
             UserError: The folder holds another study.
         """
-        earlier = cast(StudyRecord | None, read_object(self.files, "study.json"))
+        earlier = self.study_record()
         if earlier is not None:
             problems = _differences(_identity(earlier), _identity(about))
             before, now = earlier["study"]["trials"], about["study"]["trials"]
@@ -50,6 +50,10 @@ class StudyJournal:
                 )
         self.files.write("study.json", json_bytes({"schema": SCHEMA, **about}), durable=True)
         self.files.write("sweep.yaml", file_text.encode())
+
+    def study_record(self) -> StudyRecord | None:
+        """Return study.json, or None in a new folder."""
+        return cast(StudyRecord | None, read_object(self.files, "study.json"))
 
     def append(self, event: str, **fields: Any) -> None:
         """Append an event with the present time."""
@@ -71,14 +75,14 @@ class StudyJournal:
     def has_completed(self, **planned: Any) -> bool:
         """Return True if the job that was planned with these fields is complete."""
         key = planned["stage"], planned["number"]
-        plan, end = self._plans.get(key, {}), self._ends.get(key)
+        plan, end = self._events("planned").get(key, {}), self._ends.get(key)
         as_planned = all(plan.get(name) == value for name, value in planned.items())
         return as_planned and end is not None and end["state"] == "complete"
 
     def digest(self) -> str:
         """Return what identifies the study and all its events, except that it was opened again."""
         events = [row for row in self.files.rows(FILE) if row["event"] != "opened"]
-        return digest(json_bytes({"study": read_object(self.files, "study.json"), "events": events}))
+        return digest(json_bytes({"study": self.study_record(), "events": events}))
 
     def write_error(self, job: str, text: str) -> str:
         """Write the traceback of a job that broke; return the file's name.

@@ -7,7 +7,7 @@ The preflight checks (`smoke`) come first: a combination that cannot run must fa
 
 import importlib.util
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,8 +114,9 @@ class Study:
         self._breaks: Counter[str] = Counter()  # by job, in this start
         self._memory: dict[str, MemoryRecord] = {}  # by job
         self._ends: dict[str, JobEnd] = {}
-        self._first: Job | None = None
         self._stages = self._run_stages()
+        self._first: Job | None = None  # taken by `begin`
+        self._first_stage = self.stage, self.stage_size
 
     def begin(self) -> bool:
         """Return True if there is a job to do; if not, the study has finished. It needs no executor to find out.
@@ -124,6 +125,8 @@ class Study:
             UserError, NoResult: See `jobs`.
         """
         self._first = next(self._stages, None)
+        self._first_stage = self.stage, self.stage_size
+        self.stage, self.stage_size = STARTING, 0  # until an executor takes the job
         return self._first is not None
 
     def jobs(self) -> JobStream:
@@ -134,6 +137,7 @@ class Study:
             NoResult: A stage has left nothing to go on with.
         """
         if self._first is not None:
+            self.stage, self.stage_size = self._first_stage
             yield self._first
         yield from self._stages
 
@@ -211,10 +215,10 @@ class Study:
 
     def broken_jobs(self) -> str | None:
         """Return a sentence about the jobs of this start that broke, or None."""
-        keys = [key for key, end in self._ends.items() if end["state"] == "broken"]
-        if not keys:
+        broken = {key: end for key, end in self._ends.items() if end["state"] == "broken"}
+        if not broken:
             return None
-        return f"broken: {', '.join(keys)}; the same command tries them again. {self._tracebacks}"
+        return f"broken: {', '.join(broken)}; the same command tries them again{self._tracebacks(broken.values())}"
 
     def _is_tried_again(self, job: Job, broken: Broken) -> bool:
         if broken.out_of_memory:
@@ -299,10 +303,11 @@ class Study:
             if self.sweep.study.order == "batches":
                 yield from self._run(jobs)
             else:
+                yield from self._to_do_again()
                 yield from (job for job in jobs if self._begin(job))
             number = batch.stop
         while any(job.stage == search.stage for job in self._running.values()):
-            yield self._again.pop(0) if self._again else None
+            yield from self._to_do_again() or [None]
         ends = [self._ends[f"{search.stage}-{number}"] for number in range(search.trials)]
         if not any(end["state"] == "complete" for end in ends):
             raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {self._summary(ends)}")
@@ -348,17 +353,24 @@ class Study:
 
     def _read_test(self, teachers: Sequence[Job], confirmed: Sequence[Job]) -> JobStream:
         """Read the test split once for each teacher and then, in parallel jobs, for each confirmed training."""
-        begun = 0
-        for trainings in (teachers, confirmed):  # a student is compared with its teacher's test outputs
-            untested = {job.trial_id: job.recipe for job in trainings if self._is_untested(job)}
-            recipes = list(untested.values())
-            parts = [tuple(recipes[i : i + TESTED_TOGETHER]) for i in range(0, len(recipes), TESTED_TOGETHER)]
-            jobs = [self._job("test", begun + i, part[0], kind="test", trained=part) for i, part in enumerate(parts)]
-            begun += len(jobs)
-            yield from self._run_stage(jobs)
-            ends = [self._ends[job.key] for job in jobs if self._ends[job.key]["state"] == "broken"]
+        parts = [self._untested(teachers), self._untested(confirmed)]
+        jobs = [
+            self._job("test", number, recipes[0], kind="test", trained=recipes)
+            for number, recipes in enumerate(recipes for part in parts for recipes in part)
+        ]
+        first = len(parts[0])
+        self.stage, self.stage_size = "test", len(jobs)
+        for part in (jobs[:first], jobs[first:]):  # a student is compared with its teacher's test outputs
+            yield from self._run(part)
+            ends = [self._ends[job.key] for job in part if self._ends[job.key]["state"] == "broken"]
             if ends:
                 raise NoResult(f"confirm: the test split was not read for all recipes: {self._summary(ends)}")
+
+    def _untested(self, trainings: Sequence[Job]) -> list[tuple[Recipe, ...]]:
+        """Return the recipes whose test split is to be read, in parts for one job each."""
+        recipes = {job.trial_id: job.recipe for job in trainings if self._is_untested(job)}
+        distinct = list(recipes.values())
+        return [tuple(distinct[i : i + TESTED_TOGETHER]) for i in range(0, len(distinct), TESTED_TOGETHER)]
 
     def _draw_pictures(self, winner: Recipe, runs: dict[str, list[Job]], means: dict[str, float]) -> JobStream:
         """Draw the winner's pictures, unless they have been drawn of the same trainings with the same packages."""
@@ -381,12 +393,10 @@ class Study:
             more = f"; and {len(shown) - REASONS_SHOWN} other reasons" if len(shown) > REASONS_SHOWN else ""
             if reasons:
                 parts.append(f"{len(reasons)} {state} ({'; '.join(shown[:REASONS_SHOWN])}{more})")
-        traceback = f". {self._tracebacks}" if any(end.get("traceback") for end in ends) else ""
-        return f"{', '.join(parts)}; {_advice(ends)}{traceback}"
+        return f"{', '.join(parts)}; {_advice(ends)}{self._tracebacks(ends)}"
 
-    @property
-    def _tracebacks(self) -> str:
-        return f"Tracebacks: {self.journal.files.folder(ERRORS)}"
+    def _tracebacks(self, ends: Iterable[JobEnd]) -> str:
+        return f"; tracebacks: {self.journal.files}/{ERRORS}" if any(end.get("traceback") for end in ends) else ""
 
     def _traceback_of(self, end: JobEnd) -> str:
         return f" (traceback: {self.journal.files}/{end['traceback']})" if end.get("traceback") else ""
@@ -456,7 +466,12 @@ class Study:
     def _run(self, jobs: Sequence[Job]) -> JobStream:
         yield from (job for job in jobs if self._begin(job))
         while any(job.key not in self._ends for job in jobs):
-            yield self._again.pop(0) if self._again else None
+            yield from self._to_do_again() or [None]
+
+    def _to_do_again(self) -> list[Job | None]:
+        again: list[Job | None] = [*self._again]
+        self._again.clear()
+        return again
 
     def _begin(self, job: Job) -> bool:
         """Note a job as planned; return True if it is to be run, False if its recipe is trained or being trained."""

@@ -1,6 +1,6 @@
 """python one_trial.py CONFIG.json ROWS.jsonl: runs one job on a Ray of its own, again if it breaks.
 
-It writes the rows that reach Tune.
+The rows that reach Tune are written to ROWS.jsonl.
 """
 
 import json
@@ -35,7 +35,7 @@ def main(config: Path, rows: Path) -> None:
         name = f"tune-{attempt}"
         run_config = tune.RunConfig(name=name, storage_path=job["ray_storage"], verbose=0, callbacks=[Rows(rows)])
         (result,) = tune.Tuner(trainable, param_space=job, run_config=run_config).fit()
-        if not json.loads((result.metrics or {}).get("told", "{}")).get("broken"):
+        if not (result.metrics or {}).get("broken"):
             break
     ray.shutdown()
 

@@ -68,7 +68,7 @@ def recorder(folder: Path) -> Callable[[dict[str, Any]], None]:
             run_job({**config, "needs": {"CPU": 1}})
         (folder / f"{name}.json").write_text(json.dumps(about))
         if config["kind"] != "train" or told["broken"] is not None:
-            tune.report({"epoch": 0, "told": json.dumps(told)})
+            tune.report({"epoch": 0, **{name: value and json.dumps(value) for name, value in told.items()}})
 
     return run
 

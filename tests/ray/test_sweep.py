@@ -197,7 +197,66 @@ def test_a_killed_trial_process_loses_nothing(sweep: Path, undisturbed: Path, tm
     assert epochs_by_trial(tmp_path) == epochs_by_trial(undisturbed)
     (error,) = (tmp_path / "small" / "errors").iterdir()
     assert error.name.endswith("-1.txt")
-    assert error.read_text() == "its process was killed\n"
+    assert error.read_text() == "its process was killed, or its node was lost\n"
+
+
+FAULT = """
+import importlib.util, os, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "kdtrain.training.loop":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def faulty(module):
+            execute(module)
+            step = module.train_step
+
+            def train_step(state, *arguments):
+                if os.path.exists({file!r}) and state.recipe.teacher and state.epoch == 1:
+                    raise RuntimeError("the device was lost")
+                return step(state, *arguments)
+
+            module.train_step = train_step
+
+        spec.loader.exec_module = faulty
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+"""A sitecustomize.py with which each training of a distilled student raises in epoch 2 while `file` is there."""
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.ddp)])
+def test_what_raises_in_every_trial_is_broken_and_done_by_the_next_start(
+    workers: int, sweep: Path, tmp_path: Path
+) -> None:
+    results, fault = tmp_path / "results", tmp_path / "fault"
+    (tmp_path / "sitecustomize.py").write_text(FAULT.format(file=str(fault)))
+    fault.touch()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    small = ["--trials", "1", "--set", "study.confirm.seeds=1", "--set", f"resources.workers={workers}"]
+    words = command(sweep, results, *small, "--set", "resources.retries=1")
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=500, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert "search: none of 1 trials completed: 1 broken (" in done.stderr
+    assert "RuntimeError: the device was lost" in done.stderr
+    assert "the same command tries again" in done.stderr
+    errors = sorted((results / "small" / "errors").iterdir())
+    assert [path.name for path in errors] == ["search-0-1.txt", "search-0-2.txt"]
+    assert all("Traceback (most recent call last)" in path.read_text() for path in errors)
+    assert all("sitecustomize.py" in path.read_text() for path in errors)
+    (lost,) = [row["trial_id"] for row in events(results) if row["event"] == "planned" and row["stage"] == "search"]
+    assert not ended_in(results, lost)
+    assert "> This study has ended without a result." in (results / "small" / "report.md").read_text()
+    fault.unlink()
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=500, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert ended_in(results, lost)
+    assert "ended without" not in (results / "small" / "report.md").read_text()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -89,9 +89,9 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
     assert [timeless(row) for row in trial.epochs()] == [timeless(row) for row in expected.epochs()], killed
     assert trial.weights.read_bytes() == expected.weights.read_bytes(), killed
     rows = read_rows(tmp_path / "rows.jsonl")
-    (told,) = [json.loads(row["told"]) for row in rows if "told" in row]
-    assert "worker " in told["broken"]["reason"]
-    reported = [row for row in rows if "told" not in row]
+    (broken,) = [row["broken"] for row in rows if "broken" in row]
+    assert "worker " in json.loads(broken)["reason"]
+    reported = [row for row in rows if "broken" not in row]
     assert [row["epoch"] for row in reported] == list(range(1, config.epochs + 1)), killed
     assert [row["val/accuracy"] for row in reported] == [row["val/accuracy"] for row in trial.epochs()], killed
     assert len({row["checkpoint_path"] for row in reported}) == config.epochs, "each with a checkpoint of its own"

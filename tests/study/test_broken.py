@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from studies import TREE, decisions, events, open_study, plans, sweep_file, with_trials_of
 
+from analysis.claims import candidates, find
+from analysis.frame import read_study
 from kdtrain.errors import NoResult, UserError
 from kdtrain.executors import local
 from kdtrain.study.study import FIRST_CONFIRMING_SEED, TESTED_TOGETHER, Broken, Job, Study
@@ -190,6 +192,26 @@ def test_a_preflight_check_that_raises_keeps_its_traceback_and_a_mistake_is_not_
         local.execute(study)
     assert errors(study) == []
     assert study.journal.is_idle()
+
+
+def test_a_broken_confirming_run_leaves_its_row_without_an_interval_until_it_is_repeated(
+    finished: Study, fault: Callable[[Fault], Counter[int]], tmp_path: Path
+) -> None:
+    study, file = copied(finished, tmp_path), tmp_path / "small.yaml"
+    first = plans(study, "confirm")[0]
+    shutil.rmtree(study.workspace.store.trial(first["trial_id"]).path)
+    fault(lambda state: state.recipe.seed == first["seed"])
+    local.execute(study)
+    assert end_of(study, "confirm", 0)["state"] == "broken"
+    row = find(candidates(read_study(study.journal.folder)), first["candidate"])
+    assert row is not None
+    assert row.test is not None
+    assert (row.test.n, row.test.interval, row.p) == (1, None, None)
+    fault(lambda state: False)
+    again = open_study(file, tmp_path / "results")
+    local.execute(again)
+    assert decisions(again)[: len(decisions(finished))] == decisions(finished)
+    assert events(again)[-1]["event"] == "finished"
 
 
 def test_the_test_split_is_read_in_several_jobs_once_even_if_one_of_them_breaks(

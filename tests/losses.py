@@ -39,6 +39,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "dkd standardised": {"name": "dkd", "standardise": True, "warmup_epochs": 0, **ONE},
     "dist": {"name": "dist", **ONE},
 }
+DISCRIMINATOR: dict[str, Any] = {
+    "name": "logits_discriminator", "temperature": 1.5, "critic_steps": 1, "student_steps": 1, **ONE
+}  # fmt: skip
+ALL_CONFIGS: dict[str, dict[str, Any]] = {
+    "none": {"name": "none"},
+    **CONFIGS,
+    "logits_discriminator": DISCRIMINATOR,
+    "logits_discriminator clipping": DISCRIMINATOR | {"critic_training": {"lipschitz": {"name": "clipping"}}},
+    "logits_discriminator published": DISCRIMINATOR | {"convention": "published"},
+}
+"""Every registered method and its variants; the last three need ten classes and take turns with a critic."""
 RELATIONAL = [label for label in CONFIGS if label.split()[0] in ("rkd_distance", "rkd_angle", "sp", "dist")]
 
 

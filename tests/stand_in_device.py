@@ -305,7 +305,7 @@ class StandIn(TorchFunctionMode):
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found at least two: {both} ({name})"
             )
-        if any(tag in func.tags for tag in READS_SHAPE):
+        if not indices and any(tag in func.tags for tag in READS_SHAPE):
             self.wait(name)
 
     @contextmanager

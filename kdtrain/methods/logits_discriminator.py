@@ -28,7 +28,7 @@ from kdtrain.methods.base import (
 from kdtrain.methods.critic import CriticLoss, CriticPlayer, Turns
 from kdtrain.methods.loss_weights import LossWeights
 from kdtrain.runtime.device import to_device
-from kdtrain.runtime.rng import generator, stream
+from kdtrain.runtime.rng import generator, seeded, stream
 
 MIN_CLASSES = 10
 
@@ -215,8 +215,7 @@ class Critic(nn.Module):
 
 def new_critic(context: MethodContext, published: bool) -> Critic:
     """Return a critic with weights drawn from the recipe's seed; the caller's random generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(context.seed, "critic"))
+    with seeded(stream(context.seed, "critic")):
         return Critic(context.classes, published)
 
 

@@ -13,6 +13,7 @@ from kdtrain.models.feature_taps import dry_forward, evaluation_mode
 from kdtrain.models.registry import MODELS, model
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import load_network_weights
+from kdtrain.runtime.rng import seeded
 
 HIDDEN_FEATURES = 1000
 
@@ -42,8 +43,7 @@ def build(
         UserError: if the network cannot take such images, or its weights cannot be loaded.
     """
     entry = model(network.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         backbone = entry.source.backbone(image_shape)
         if backbone.head is not None:
             head = backbone.head(backbone.features, classes)

@@ -4,6 +4,8 @@ So a restart, a reused process or another number of workers changes no random nu
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -17,3 +19,11 @@ def stream(seed: int, purpose: str, *indices: int) -> int:
 def generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
     """Return a CPU generator at the start of the stream of these arguments; see `stream`."""
     return torch.Generator().manual_seed(stream(seed, purpose, *indices))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's default CPU generator for the context and restore it afterwards; those of GPUs are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

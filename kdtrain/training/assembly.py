@@ -16,7 +16,7 @@ from kdtrain.models.freezing import has_randomness
 from kdtrain.models.sync_batch_norm import convert_sync_batchnorm, trains_batch_norm
 from kdtrain.models.weights import errors_at
 from kdtrain.runtime import distributed
-from kdtrain.runtime.rng import stream
+from kdtrain.runtime.rng import seeded, stream
 from kdtrain.teacher.network import Teacher
 from kdtrain.teacher.outputs import LiveTeacher, TeacherOutputs, TeacherUse
 from kdtrain.training.distiller import Distiller
@@ -115,8 +115,7 @@ def _method_context(recipe: Recipe, data: Dataset, student: Classifier, teacher:
 def _distiller(
     method: MethodConfig, r_drop: RDrop | None, student: Classifier, context: MethodContext, device: torch.device
 ) -> Distiller:
-    with torch.random.fork_rng(devices=[]):  # for the initial weights of a projector or generator
-        torch.manual_seed(stream(context.seed, "criterion"))
+    with seeded(stream(context.seed, "criterion")):  # for the initial weights of a projector or generator
         criterion = method.criterion(context)
     if device.type == "cuda":  # on a CPU a generator's convolutions are faster with contiguous weights
         criterion = criterion.to(memory_format=student.layout)

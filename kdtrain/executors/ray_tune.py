@@ -132,20 +132,24 @@ class Places:
 
     def of(self, job: Job) -> Placement:
         """Return where a job runs."""
-        alone = job.alone or job.stage in ("smoke", "teacher")
-        return placement(
-            self._study.sweep.resources, self._nodes, self._study.memory, gpu_kinds=self._gpu_kinds, alone=alone
-        )
+        return self._placement(alone=job.alone or job.stage in ("smoke", "teacher"))
 
-    def announce(self, place: Placement) -> None:
-        """Tell the study where its next jobs run."""
-        memory = self._study.memory
+    def announce(self) -> None:
+        """Tell the study where its trials run."""
+        memory, place = self._study.memory, self._placement(alone=False)
         if memory is not None and self.on_gpu != (memory["gpu_total_bytes"] > 0):
             memory = None  # measured on another kind of device
         device = "cpu"
         if self.on_gpu:
             device = memory["device"] if memory else self._gpu
-        self._study.place(placed(place, device, memory), device, place.trials_per_gpu, place.at_once)
+        sentence = placed(place, device, memory)
+        if self._gpu_kinds > 1 and place.trials_per_gpu == 1:
+            sentence += ", because there are or may be GPUs of other kinds; resources.trials_per_gpu overrules it"
+        self._study.place(sentence, device, place.trials_per_gpu, place.at_once)
+
+    def _placement(self, alone: bool) -> Placement:
+        study = self._study
+        return placement(study.sweep.resources, self._nodes, study.memory, gpu_kinds=self._gpu_kinds, alone=alone)
 
     def needs(self, job: Job) -> dict[str, float]:
         """Return what Tune reserves for a job: what a trial of one worker takes, or a driver's slot.
@@ -219,8 +223,7 @@ class StudySearcher(Searcher):
         if needs != self.processes:
             self.processes, self.rounds = needs, self.rounds + 1
             self.to_warm = self.limit if self.keep_warm and not job.alone else 0
-        if job.stage != "teacher" and not job.alone:
-            self.places.announce(place)
+        self.places.announce()
         if len(self.live) >= self.limit:
             return None
         shared = {**self.settings, "needs": needs}

@@ -36,12 +36,14 @@ class Placement:
         at_once: The number of trials at the same time.
         trials_per_gpu: The number of trials that share a GPU; None without a GPU, or if a trial has several.
         memory_limits: True if more trials would run at once if the nodes had more memory.
+        to_be_measured: True if more trials may share a GPU as soon as their memory is measured.
     """
 
     worker: Mapping[str, float]
     at_once: int
     trials_per_gpu: int | None = None
     memory_limits: bool = False
+    to_be_measured: bool = False
 
 
 def with_gpus(resources: Resources, nodes: Nodes) -> Resources:
@@ -89,7 +91,10 @@ def placement(
         largest = max(node.get("memory", 0.0) for node in nodes)
         worker["memory"] = float(min(needed_bytes, math.floor(largest)))
     wanted = fit if resources.concurrent_trials == "auto" else min(fit, resources.concurrent_trials)
-    return Placement(worker, min(at_once, wanted), trials_per_gpu, memory_limits=at_once < wanted)
+    return Placement(
+        worker, min(at_once, wanted), trials_per_gpu,
+        memory_limits=at_once < wanted, to_be_measured=gpus > 0 and memory is None and _is_measured(resources),
+    )  # fmt: skip
 
 
 def most_at_once(resources: Resources, nodes: Nodes) -> int:
@@ -244,7 +249,7 @@ def placed(place: Placement, device: str, memory: MemoryRecord | None = None) ->
     if place.trials_per_gpu is not None:
         parts.append(f"{place.trials_per_gpu} trial{'s' * (place.trials_per_gpu > 1)} per GPU")
     parts.append(f"{place.at_once} trial{'s' * (place.at_once > 1)} at once")
-    if memory is None and place.trials_per_gpu is not None:
+    if place.to_be_measured:
         parts.append("before the preflight checks have measured their memory")
     if memory is not None and memory["gpu_bytes"]:
         used, there = memory["gpu_bytes"] / GB, memory["gpu_total_bytes"] / GB

@@ -72,12 +72,10 @@ def _device(resources: Resources, nodes: Nodes, on_cluster: bool) -> str:
     """Return on what trials run, and how many share a GPU."""
     gpu = ", ".join(names_of_gpus(nodes)) or "GPU" if on_cluster else gpu_name()
     device = device_of_trials(resources, nodes, gpu)
-    per_gpu = placement(resources, nodes).trials_per_gpu
-    if per_gpu is None:
-        return device
-    if resources.gpus_per_worker == resources.trials_per_gpu == "auto":
+    place = placement(resources, nodes)
+    if place.to_be_measured:
         return f"{device}, trials per GPU: auto, decided after the preflight checks have measured a trial's memory"
-    return f"{device}, trials per GPU: {per_gpu}"
+    return device if place.trials_per_gpu is None else f"{device}, trials per GPU: {place.trials_per_gpu}"
 
 
 def _table(rows: list[list[Any]]) -> str:

@@ -12,7 +12,6 @@ from kdtrain.config.study_settings import Resources
 from kdtrain.errors import UserError
 from kdtrain.study import capacity
 from kdtrain.study.capacity import (
-    Placement,
     bootstrap,
     concurrency,
     kinds_of_gpus,
@@ -79,7 +78,9 @@ def test_a_trial_has_a_gpu_where_there_is_one_and_before_anything_is_measured_it
     resources: dict[str, Any], nodes: Any, worker: dict[str, float], per_gpu: int | None, at_once: int
 ) -> None:
     written = Resources(**resources)
-    assert placement(written, nodes) == Placement(worker, at_once, per_gpu)
+    place = placement(written, nodes)
+    assert (place.worker, place.at_once, place.trials_per_gpu) == (worker, at_once, per_gpu)
+    assert place.to_be_measured == ("GPU" in worker and set(resources) == set())
     sent = with_gpus(written, nodes).model_dump()
     assert Resources.model_validate(sent).gpus_per_worker * written.workers <= sum(node.get("GPU", 0) for node in nodes)
 
@@ -156,6 +157,8 @@ def test_the_first_line_names_device_and_number_of_trials() -> None:
     assert placed(before, "NVIDIA L4").startswith("NVIDIA L4, 1 trial per GPU, 1 trial at once, before")
     assert placed(after, "NVIDIA L4", measured(3.0)).startswith("NVIDIA L4, 5 trials per GPU, 5 trials at once")
     assert placed(placement(Resources(), [{"CPU": 2}]), "cpu") == "cpu, 2 trials at once"
+    written = placement(Resources(trials_per_gpu=2), [GPU])
+    assert placed(written, "NVIDIA L4") == "NVIDIA L4, 2 trials per GPU, 2 trials at once"
 
 
 @pytest.mark.parametrize(

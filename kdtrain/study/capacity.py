@@ -117,9 +117,12 @@ def kinds_of_gpus(alive: Nodes, cluster: Mapping[str, Any]) -> int:
     Nodes that a cluster starts by itself count by node type, because their GPUs are unknown before they are there.
     Other nodes count by the names of their GPUs.
     """
-    declared = nodes_at_most(alive, cluster)
-    if declared != list(alive):
-        return len({name for name, kind in cluster["available_node_types"].items() if kind["resources"].get("GPU")})
+    if nodes_at_most(alive, cluster) != list(alive):
+        head = cluster.get("head_node_type")
+        types = [
+            kind for name, kind in cluster["available_node_types"].items() if name == head or kind.get("max_workers")
+        ]
+        return sum(bool(kind["resources"].get("GPU")) for kind in types)
     unnamed = any(node.get("GPU") and not names_of_gpus([node]) for node in alive)
     return len(names_of_gpus(alive)) + unnamed
 
@@ -185,16 +188,18 @@ def _require_fit(resources: Resources, nodes: Nodes) -> None:
     fit = most_at_once(resources, nodes)
     if fit == 0:
         needed = {"CPU": _cpus(resources), "GPU": _gpus(resources, nodes)}
+        advice = "; write gpus_per_worker: 0 to train on the CPU" if needed["GPU"] else ""
         for name, each in needed.items():
             total = sum(node.get(name, 0.0) for node in nodes)
             if each * resources.workers > total:
                 raise UserError(
                     f"resources: a trial needs {each * resources.workers:g} {name}s "
                     f"({resources.workers} workers of {each:g}), but there are {total:g}"
-                    + ("; write gpus_per_worker: 0 to train on the CPU" if name == "GPU" else "")
+                    + (advice if name == "GPU" else "")
                 )
         there = _workers_that_fit({name: each for name, each in needed.items() if each}, nodes)
-        raise UserError(f"resources: {resources.workers} workers are needed, but {there} fit onto {len(nodes)} nodes")
+        onto = f"{there} fit onto {len(nodes)} nodes"
+        raise UserError(f"resources: {resources.workers} workers are needed, but {onto}{advice}")
     if resources.concurrent_trials != "auto" and resources.concurrent_trials > fit:
         raise UserError(f"resources.concurrent_trials: {fit} trials fit at once, got {resources.concurrent_trials}")
 

@@ -124,6 +124,8 @@ def test_gpus_of_several_kinds_are_not_shared_unless_it_is_written() -> None:
     assert kinds_of_gpus([HEAD], cluster) == 1
     cluster["available_node_types"]["larger"] = {"max_workers": 1, "resources": {"CPU": 48, "GPU": 4}}
     assert kinds_of_gpus([HEAD, large], cluster) == 2
+    cluster["available_node_types"]["larger"]["max_workers"] = 0
+    assert kinds_of_gpus([HEAD, large], cluster) == 1
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,7 @@ def test_the_first_line_names_device_and_number_of_trials() -> None:
         ({"cpus_per_worker": 9}, [GPU], "a trial needs 9 CPUs"),
         ({"gpus_per_worker": 1}, [{"CPU": 4}], "a trial needs 1 GPUs"),
         ({"cpus_per_worker": 4}, [{"CPU": 3}, {"CPU": 3}], "1 workers are needed, but 0 fit onto 2 nodes"),
+        ({}, [{"CPU": 0, "GPU": 1}, {"CPU": 8}], "0 fit onto 2 nodes; write gpus_per_worker: 0 to train on the CPU"),
     ],
 )
 def test_what_does_not_fit_is_refused(resources: dict[str, Any], nodes: Any, problem: str) -> None:

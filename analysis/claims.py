@@ -63,7 +63,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Single:
-    """A teacher: one run, so its interval is the binomial interval of its test images."""
+    """A teacher: one run, so its interval is the binomial interval of its test images.
+
+    file: of a finished teacher, whose test accuracy is that which its students were compared with.
+    """
 
     model: str
     trial_id: str
@@ -72,6 +75,7 @@ class Single:
     test: float
     test_images: float
     interval: Interval | None
+    file: str | None = None
 
 
 class ImageBootstrap(NamedTuple):
@@ -107,7 +111,7 @@ def find(found: list[Candidate], key: str | None) -> Candidate | None:
 
 
 def teachers(study: Study) -> list[Single]:
-    """Return the trained teachers, that of the winner first; a teacher from a file has no trial."""
+    """Return the teachers that are trained or evaluated, that of the winner first."""
     rows = study.stage("teacher")
     won = study.recipes.get((study.winner or {}).get("trial_id", ""), {})
     of_winner = (won.get("teacher") or {}).get("trial_id")
@@ -178,8 +182,11 @@ def _by_seed(group: pd.DataFrame, metric: str) -> dict[int, float]:
 
 
 def _single(study: Study, row: pd.Series) -> Single:
-    recipe = study.recipes.get(row["trial_id"], {}).get("recipe", {})
+    about = study.recipes.get(row["trial_id"], {})
+    recipe, file = about.get("recipe", {}), (about.get("finished") or {}).get("file")
     test, images = row["test/accuracy"], row["test_images"]
+    if file is not None:
+        test, images = _test_of_finished(study, row["trial_id"])
     measured = not math.isnan(test) and not math.isnan(images)
     return Single(
         model=student_name(recipe),
@@ -189,7 +196,17 @@ def _single(study: Study, row: pd.Series) -> Single:
         test=test,
         test_images=images,
         interval=clopper_pearson(round(test * images), int(images)) if measured else None,
+        file=file,
     )
+
+
+def _test_of_finished(study: Study, trial_id: str) -> tuple[float, float]:
+    """Return a finished teacher's test accuracy and the number of test images, as its students' outcomes have them."""
+    for student_id, about in study.recipes.items():
+        test = (study.outcomes.get(student_id) or {}).get("test") or {}
+        if (about.get("teacher") or {}).get("trial_id") == trial_id and "test/teacher_accuracy" in test:
+            return float(test["test/teacher_accuracy"]), float(test["images"])
+    return math.nan, math.nan
 
 
 def student_name(recipe: Mapping[str, Any] | None) -> str:

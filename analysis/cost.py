@@ -36,8 +36,9 @@ def cost(study: Study) -> Row:
         "peak_memory_bytes": max(
             (o["peak_memory_bytes"] for o in outcomes if o.get("peak_memory_bytes")), default=None
         ),
-        **{name: _distinct(o.get(name) for o in outcomes) for name in ("device", "threads", "workers", "git_commit")},
+        **{name: _distinct(o.get(name) for o in outcomes) for name in ("device", "threads", "workers")},
         "placed": next((event for event in reversed(study.record) if event["event"] == "placed"), None),
+        "git_commit": _distinct(_commit(outcome) for outcome in outcomes),
         "versions": _distinct(
             ", ".join(f"{name} {version}" for name, version in sorted((outcome.get("versions") or {}).items()))
             for outcome in outcomes
@@ -51,6 +52,12 @@ def wall_seconds(study: Study) -> float:
     times = [float(event["time"]) for event in study.record]
     starts = [i for i, event in enumerate(study.record) if event["event"] == "opened"]
     return sum(times[end - 1] - times[start] for start, end in pairwise([*starts, len(times)]))
+
+
+def _commit(outcome: Row) -> str | None:
+    """Return the commit, and a digest of what differed from it; records of before have no digest."""
+    changes = outcome.get("git_dirty")
+    return f"{outcome['git_commit']} with changes {changes}" if changes else outcome.get("git_commit")
 
 
 def _distinct(values: Iterable[Any]) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import LocalFolder, Row, read_rows
+from kdtrain.trials.objectives import HIGHER_IS_BETTER, objectives_of
 from kdtrain.trials.store import Store, is_broken, read_object
 
 STAGES = ("smoke", "teacher", "baselines", "search", "confirm", "pictures")
@@ -22,10 +23,14 @@ PLANNED = (
     "candidate", "role", "seed", "baseline", "source_stage", "source_number",
 )  # fmt: skip
 MEASURED = (
-    "best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "test_images", "parameters",
+    "best_epoch", *HIGHER_IS_BETTER, "test/accuracy", "test/nll", "test_images", "parameters",
     "epochs", "images", "teacher_images", "seconds", "images_per_s", "peak_memory_bytes",
 )  # fmt: skip
-AXIS = {"val/accuracy": ("validation accuracy, %", 100.0), "val/nll": ("validation cross-entropy (NLL), nats", 1.0)}
+AXIS = {
+    "val/accuracy": ("validation accuracy, %", 100.0),
+    "val/mpa": ("validation mean accuracy per class, %", 100.0),
+    "val/nll": ("validation cross-entropy (NLL), nats", 1.0),
+}
 """The label of an objective on an axis, and the factor to its unit."""
 PARAMETER = ("name", "kind", "low", "high", "choices", "conditions")
 
@@ -61,7 +66,7 @@ class Study:
 
     @property
     def larger_is_better(self) -> bool:
-        return self.objective != "val/nll"
+        return HIGHER_IS_BETTER[self.objective]
 
     @property
     def parameters(self) -> list[Row]:
@@ -160,7 +165,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def trials_csv(study: Study) -> str:
     """Return a CSV with one row per trial; a searched value has the column `recipe.<name>`, unlike any metric."""
     columns = ["stage", "number", "trial_id", "state", "candidate", "seed"]
-    measured = ["best_epoch", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "epochs", "reason", "seconds"]
+    measured = ["best_epoch", *HIGHER_IS_BETTER, "test/accuracy", "test/nll", "epochs", "reason", "seconds"]
     counts = study.trials.astype(dict.fromkeys(("best_epoch", "epochs", "seed"), "Int64"))
     frame = pd.concat([counts[columns], study.values.add_prefix("recipe."), counts[measured]], axis="columns")
     return str(frame.to_csv(index=False, lineterminator="\n"))
@@ -226,7 +231,7 @@ def _outcome(planned: Row, outcomes: Mapping[str, Row], store: Store) -> Row | N
     rows = [row for row in store.trial(planned["trial_id"]).epochs() if row["epoch"] <= epochs]
     if not rows or outcome["best"] is None:
         return outcome
-    best = next((row for row in rows if planned.get("value") in (row["val/accuracy"], row["val/nll"])), None)
+    best = next((row for row in rows if planned.get("value") in objectives_of(row).values()), None)
     return outcome | {"epochs": epochs, "best": best, "test": None}
 
 
@@ -243,6 +248,6 @@ def _trial_row(planned: Row, recipe: Row | None, outcome: Row | None) -> Row:
     best, test = outcome.get("best") or {}, outcome.get("test") or {}
     row |= {name: outcome.get(name) for name in MEASURED}
     row |= {"best_epoch": best.get("epoch"), "test_images": test.get("images")}
-    row |= {name: best.get(name) for name in ("val/accuracy", "val/nll")}
+    row |= {name: best.get(name) for name in HIGHER_IS_BETTER}
     row |= {name: test.get(name) for name in ("test/accuracy", "test/nll")}
     return row

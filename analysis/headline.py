@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis.accounts import continue_command, stages_ended
+from analysis.chance import chance_remarks
 from analysis.claims import Candidate, Single, bootstrap, verdict
 from analysis.frame import Study
 from analysis.tables import (
@@ -35,6 +36,13 @@ def headline(
         "verdict": verdict(winner.difference if winner else None),
         "bootstrap": bootstrap(study, winner, baseline) if winner and baseline else None,
         "teacher_below": _teacher_below(study, baseline, teachers[0]) if teachers else None,
+        "teachers": [
+            {"name": single.model + (f" from {single.file}" if single.file else ""), "validation": single.validation}
+            for single in teachers
+            if not missing(single.validation)
+        ],
+        "chance": chance_remarks(study),
+        "weights": study.description.get("weights", []),
         "lost": [
             {"runs": each.planned - len(each.trial_ids), "planned": each.planned, "key": each.key}
             for each in (winner, baseline)
@@ -66,7 +74,8 @@ def _networks(
         accuracy = percent(teacher.test)
         if teacher.interval is not None:
             accuracy = f"{percent_interval(teacher.test, teacher.interval)} \\*"
-        rows.append(_row(study, "other teacher" if i else "teacher", teacher, accuracy, "1"))
+        network = "other teacher" if i else "teacher"
+        rows.append(_row(study, network + (" (finished)" if teacher.file else ""), teacher, accuracy, "1"))
     if not rows:
         from_file = any((recipe.get("teacher") or {}).get("file") for recipe in study.recipes.values())
         rows.append(_row(study, f"teacher ({'from a file, not measured here' if from_file else 'not trained yet'})"))

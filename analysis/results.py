@@ -23,6 +23,9 @@ from analysis.tables import (
     short_names,
 )
 
+FRACTIONS = {"val/accuracy": "val accuracy, %", "val/mpa": "val MPA, %"}
+"""The columns of objectives that are shown in percent."""
+
 
 def confirmed(study: Study, candidates: list[Candidate]) -> Rows:
     """Return a row for each confirmed recipe, with its searched values and its difference to its baseline."""
@@ -42,6 +45,7 @@ def best_trials(study: Study, most: int) -> Rows:
         | {
             "best epoch": count(trial["best_epoch"]),
             "val accuracy, %": percent(trial["val/accuracy"]),
+            **({"val MPA, %": percent(trial["val/mpa"])} if study.objective == "val/mpa" else {}),
             "val NLL, nats": number(trial["val/nll"]),
             "state": trial["state"],
         }
@@ -84,10 +88,8 @@ def _candidate_row(study: Study, candidate: Candidate, names: list[str], weighte
     if weighted:
         cross_entropy, distillation = candidate.weights or (None, None)
         row |= {"CE weight": sampled(cross_entropy), "distillation weight": sampled(distillation)}
-    if study.objective == "val/accuracy":
-        row["val accuracy, %"] = estimate_percent(candidate.validation)
-    else:
-        row["val NLL, nats"] = estimate_number(candidate.validation)
+    shown = estimate_percent if study.objective in FRACTIONS else estimate_number
+    row[FRACTIONS.get(study.objective, "val NLL, nats")] = shown(candidate.validation)
     is_decided = candidate.difference is not None and candidate.difference.decided
     return row | {
         "test accuracy, %": estimate_percent(candidate.test),

@@ -102,7 +102,7 @@ def sweep(setup: Setup, teacher_file: Path) -> dict[str, Any]:
     limit = {} if setup.images == every else {"limit_per_class": setup.images // setup.class_count}
     recipe = {
         "data": {"name": setup.data, "resolution": setup.px, **limit},
-        "teacher": {"model": setup.teacher, "file": str(teacher_file)},
+        "teacher": {"model": setup.teacher, "trained": str(teacher_file)},
         "student": {"model": setup.student, "weights": None},
         "method": {"name": "kd", "balance": {"alpha": {"uniform": [0, 1]}}, "temperature": {"loguniform": [1, 20]}},
         "optimizer": {"name": "sgd", "lr": {"loguniform": [0.001, 0.0317]}, "momentum": 0.9},

@@ -1,14 +1,25 @@
 """The base of every config class, and the ranges of numbers that they share."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Config(BaseModel):
-    """Immutable settings that refuse unknown keys, values of another type, and NaN."""
+    """Immutable settings that refuse unknown keys, values of another type, and NaN.
+
+    `renamed` has the new name of each key that earlier versions had.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def tuple_from_list(written: Any) -> Any:
+    """Return a list as a tuple: strict validation refuses a list for a tuple, and YAML has lists only."""
+    return tuple(written) if isinstance(written, list) else written
 
 
 Positive = Annotated[float, Field(gt=0)]

@@ -175,4 +175,6 @@ def require_equal(ours: TrialFolder, left_alone: TrialFolder, killed: str) -> No
     outcome, expected = ours.outcome(), left_alone.outcome()
     assert outcome is not None
     assert expected is not None
-    assert timeless(outcome | {"git_commit": None}) == timeless(expected | {"git_commit": None}), killed
+    assert timeless(outcome | {"git_commit": None, "git_dirty": None}) == timeless(
+        expected | {"git_commit": None, "git_dirty": None}
+    ), killed

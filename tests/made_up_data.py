@@ -34,6 +34,15 @@ def hymenoptera(root: Path, train: int = 10, val: int = 5) -> Path:
     return folder
 
 
+def paint_classes(folder: Path, images: int = 12) -> Path:
+    """Write train and test parts of two classes with this many images each; return the folder."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            for number in range(images):
+                paint(folder / part / name / f"{part}_{name}_{number:03d}.png")
+    return folder
+
+
 def cub200(root: Path, counts: Sequence[int] = (10, 12, 7)) -> Path:
     """Write CUB_200_2011 with this many images of each class; return its folder."""
     folder = root / "CUB_200_2011"
@@ -65,6 +74,31 @@ def idx(file: Path, values: np.ndarray) -> None:
     """Write uint8 values of any shape in MNIST's format: type, number of sizes, the sizes, the values."""
     header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
     file.write_bytes(header + values.tobytes())
+
+
+def cifar10(root: Path, patch: pytest.MonkeyPatch, batch: int = 1010) -> Path:
+    """Write cifar-10-batches-py with five batches and test images, the classes in turn; return its folder.
+
+    torchvision no longer checks the sums of the files, which are those of the real ones.
+    """
+    import pickle
+
+    from torchvision.datasets import CIFAR10
+
+    folder = root / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    lists = {
+        "train_list": [[f"data_batch_{number}", None] for number in range(1, 6)],
+        "test_list": [["test_batch", None]],
+    }
+    for attribute, files in lists.items():
+        patch.setattr(CIFAR10, attribute, files)
+        for name, _ in files:
+            pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (batch, 3072), dtype=np.uint8)
+            (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(batch)]}))
+    patch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+    return folder
 
 
 def flowers102(root: Path, classes: int = 3, train: int = 4, val: int = 4, test: int = 6) -> Path:

@@ -1,18 +1,24 @@
-"""kdtrain check FILE: every mistake of a sweep file at once, each with its line."""
+"""kdtrain check FILE: every mistake of a sweep file at once, each with its line, and notes about absent inputs."""
 
 import argparse
 
-from kdtrain.cli.common import guarded, read_sweep, sweep_parser
+from kdtrain.cli.common import add_data, guarded, read_sweep, sweep_parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return exit code 0 if the file is valid, else 2."""
-    chosen = sweep_parser("check", "Validates a sweep file; needs no data.").parse_args(arguments)
+    parser = sweep_parser("check", "Validates a sweep file, and notes what it names that is not there yet.")
+    add_data(parser)
+    chosen = parser.parse_args(arguments)
     return guarded(lambda: check(chosen))
 
 
 def check(chosen: argparse.Namespace) -> int:
-    """Validate the file of the parsed options."""
+    """Validate the file of the parsed options; absent data or weights are notes, since they may come later."""
+    from kdtrain.study.inputs import input_notes
+
     sweep = read_sweep(chosen)
     print(f"{chosen.file}: valid; {len(sweep.parameters)} searched parameters, {sweep.study.trials} trials")
+    for note in input_notes(sweep, chosen.data):
+        print(f"note: {note}")
     return 0

@@ -66,7 +66,7 @@ def _run(chosen: argparse.Namespace, options: list[str]) -> int:
         _sweep_options().parse_args([chosen.file, *options])
     )  # a mistake is reported before anything is sent
     _require_cluster_file(chosen.cluster)
-    sent = Path(chosen.file)
+    sent = user_path(chosen.file, "FILE")
     if sent.is_absolute() or ".." in sent.parts:
         raise UserError(f"{sent}: must be below this folder, which is the project on the nodes")
     ray = _ray()

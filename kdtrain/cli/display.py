@@ -43,16 +43,15 @@ def quiet(log: Path) -> Iterator[TextIO]:
 
 
 class Display:
-    """One live line about a study; in a pipe a line at each new stage and every ten seconds."""
+    """One live line about a study, below its remarks; in a pipe a line at each new stage and every ten seconds."""
 
-    def __init__(self, study: "Study", terminal: TextIO, place: str | None = None) -> None:
-        """Show a study on a terminal, which knows already that trials run at `place`."""
+    def __init__(self, study: "Study", terminal: TextIO) -> None:
         self.study = study
-        self.place = place
         self.console = Console(file=terminal)
         self.stage_started: dict[str, tuple[float, int]] = {}
         self.stopped = threading.Event()
         self.last_line = ""
+        self.remarks_shown = 0
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -68,22 +67,23 @@ class Display:
         if self.console.is_terminal:
             with Live(console=self.console, get_renderable=self._line, redirect_stdout=False, redirect_stderr=False):
                 while not self.stopped.wait(0.2):
-                    self._print_place()
+                    self._print_remarks()
+                self._print_remarks()
             return
         stage, printed = "", 0.0
         while not self.stopped.wait(0.2):
-            self._print_place()
+            self._print_remarks()
             now = time.monotonic()
             if self.study.stage != stage or now - printed > PIPED_INTERVAL_S:
                 stage, printed = self.study.stage, now
                 self._print()
+        self._print_remarks()
         self._print()
 
-    def _print_place(self) -> None:
-        """Print where trials run, if that has changed."""
-        if self.study.placed and self.study.placed != self.place:
-            self.place = self.study.placed
-            self.console.print(f"trials run on {self.place}", soft_wrap=True, highlight=False)
+    def _print_remarks(self) -> None:
+        for remark in self.study.remarks[self.remarks_shown :]:
+            self.console.print(remark, soft_wrap=True, highlight=False, markup=False)
+            self.remarks_shown += 1
 
     def _print(self) -> None:
         line = self.line()

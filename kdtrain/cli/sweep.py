@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Return exit code 0: done; 1: no result; 2: the user has something to correct; 130: interrupted."""
-    parser = sweep_parser("sweep", "Searches, confirms and reports: one sweep file in, results/<sweep>/report.md out.")
-    parser.add_argument("--check", action="store_true", help="the same as kdtrain check FILE")
-    parser.add_argument("--plan", action="store_true", help="the same as kdtrain plan FILE")
-    add_results(parser)
-    add_data(parser)
-    add_address(parser)
-    chosen = parser.parse_args(arguments)
+    chosen = options().parse_args(arguments)
     try:
         if chosen.check:
             from kdtrain.cli.check import check
@@ -43,6 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"stopped; trainings continue from their checkpoints. Continue: {_again(chosen)}", file=sys.stderr)
         return 130
+
+
+def options() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = sweep_parser("sweep", "Searches, confirms and reports: one sweep file in, results/<sweep>/report.md out.")
+    parser.add_argument("--check", action="store_true", help="the same as kdtrain check FILE")
+    parser.add_argument("--plan", action="store_true", help="the same as kdtrain plan FILE")
+    add_results(parser)
+    add_data(parser)
+    add_address(parser)
+    return parser
 
 
 def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
@@ -75,16 +80,22 @@ def _execute(study: "Study", chosen: argparse.Namespace, interruption: Interrupt
     from kdtrain.api.sweeps import url_of_data
     from kdtrain.cli.display import Display, quiet
     from kdtrain.study.capacity import first_place
+    from kdtrain.trials.store import read_object
 
-    place = first_place(study.sweep.resources) if chosen.address is None else None
     folder = study.journal.files
     log = folder.path / "ray.log"
-    where = place or f"the cluster at {chosen.address}"
-    print(f"{study.sweep.name}: on {where}; results in {folder}, Ray's own messages in {log}", flush=True)
+    where = f"on the cluster at {chosen.address}"
+    if chosen.address is None:
+        study.placed = first_place(study.sweep.resources)
+        where = f"on {study.placed}"
+    print(f"{study.sweep.name}: {where}; results in {folder}, Ray's own messages in {log}")
+    for note in (read_object(folder, "study.json") or {}).get("data_notes", []):
+        print(f"note: {note}")
+    sys.stdout.flush()
     with quiet(log) as terminal:
         from kdtrain.executors.ray_tune import execute
 
-        with Display(study, terminal, place).shown():
+        with Display(study, terminal).shown():
             execute(study, chosen.address, url_of_data(chosen.data), interruption.check)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from kdtrain.config.recipe import Recipe
     from kdtrain.training.epoch_metrics import Metrics
+    from kdtrain.trials.workspace import Workspace
 
 SHOWN = ("train/loss", "val/accuracy", "val/nll")
 BOUNDS = {"threads": (1, 1024), "checkpoint_every_steps": (1, 10**9), "loaders": (0, 64)}
@@ -108,6 +109,7 @@ def _compiler_folder() -> Iterator[None]:
 def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.device", group: Group) -> int:
     """Train the recipe's teacher, if it has one to train, then its student, and print their numbers."""
     from kdtrain.api.training import parts_of, train_part
+    from kdtrain.data.notes import data_notes
     from kdtrain.data.registry import data_folder
     from kdtrain.runtime.device import device_name
     from kdtrain.storage.mirror import results_folder
@@ -118,11 +120,15 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     workspace = Workspace(Store(results_folder(chosen.results)), data_folder(chosen.data), device)
 
     def show(metrics: "Metrics") -> None:
-        numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if name in metrics)  # a critic has no loss
+        shown = [name for name in dict.fromkeys((*SHOWN, recipe.objective)) if name in metrics]  # a critic has no loss
+        numbers = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown)
         skipped = f"  {metrics['skipped_steps']:.0f} steps overflowed" if metrics.get("skipped_steps") else ""
         group.print_once(f"epoch {metrics['epoch']:>4}  {numbers}  {metrics['seconds']:.1f} s{skipped}")
 
+    for note in data_notes(workspace.dataset(recipe.data)):
+        group.print_once(f"note: {note}")
     check_before_teacher(recipe, workspace)
+    _print_weights(recipe, workspace, group)
     options = {"checkpoint_every_steps": chosen.checkpoint_every_steps, "loaders": chosen.loaders}
     for title, part in parts_of(recipe):
         about = f"{part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}"
@@ -139,4 +145,30 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
             f"test accuracy {test['test/accuracy']:.4f}, test nll {test['test/nll']:.4f} ({test['images']} images)"
             + (f"; with ten crops {test['test_tta/accuracy']:.4f}" if "test_tta/accuracy" in test else "")
         )
+        _print_chance(title, best["val/accuracy"], part, workspace, group)
     return 0
+
+
+def _print_weights(recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
+    """Print which weights are taken of files, and the accuracy of a finished teacher."""
+    from kdtrain.study.description import weights_remark, weights_taken
+    from kdtrain.training.teacher_evaluation import evaluate_teacher
+
+    data = workspace.dataset(recipe.data)
+    networks = [each for each in (recipe.teacher, recipe.student) if each is not None]
+    for row in weights_taken(networks, data.image_shape, len(data.classes)):
+        group.print_once(weights_remark(row))
+    if recipe.teacher is not None and recipe.teacher.trained is not None:
+        best = evaluate_teacher(recipe, workspace)["best"]
+        assert best is not None
+        name = f"teacher: {recipe.teacher.model} from {recipe.teacher.trained}"
+        group.print_once(f"{name}: val accuracy {best['val/accuracy']:.4f}")
+        _print_chance("teacher", best["val/accuracy"], recipe, workspace, group)
+
+
+def _print_chance(title: str, accuracy: float, recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
+    from kdtrain.trials.records import chance_remark
+
+    remark = chance_remark(accuracy, workspace.dataset(recipe.data).summary())
+    if remark is not None:
+        group.print_once(f"{title}: {remark}")

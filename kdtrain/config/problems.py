@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from kdtrain.base_config import Config
+
 KeyPath = tuple[str | int, ...]
 """The path of a value in plain data: ("recipe", "method", "choice", 0, "temperature")."""
 M = TypeVar("M", bound=BaseModel)
@@ -134,6 +136,9 @@ def _path_in_data(data: Any, loc: KeyPath) -> tuple[KeyPath, Any]:
 def _unknown_key(model: Model, data: Any, path: KeyPath, noun: str) -> str:
     options, node = _models_at(model, data, path[:-1])
     owner, key = _select_model(options, node), str(path[-1])
+    renamed = owner.renamed.get(key) if owner is not None and issubclass(owner, Config) else None
+    if renamed is not None:
+        return f"is now {dotted((*path[:-1], renamed))}"
     known = list(owner.model_fields) if owner else []
     name = node.get("name") if "name" in known else None
     hint = nearest_hint(known, key) or f"; it has: {', '.join(known) or 'nothing'}"

@@ -1,21 +1,32 @@
 """The recipe of one training: everything that may change a bit of what is learned. A recipe has no search spaces."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from kdtrain.base_config import Config, Count, Seed
+from kdtrain.base_config import Config, Count, Positive, Seed, tuple_from_list
 from kdtrain.config.training import Clipping, Cosine, EarlyStopping, Ema, LrSchedule, Optimizer, RDrop
 from kdtrain.data.mixup import Mixup
 from kdtrain.data.registry import Data
+from kdtrain.data.sampling import Sampler
 from kdtrain.methods.none import NoDistillation
 from kdtrain.methods.registry import Method
-from kdtrain.models.config import Network, default_dropout
+from kdtrain.models.config import WEIGHTS_KEY, Network, WeightsKey, default_dropout
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
+ClassWeights = Literal["none", "balanced"] | Annotated[tuple[Positive, ...], BeforeValidator(tuple_from_list)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 BatchNorm = Literal["global", "per_worker"]
-Objective = Literal["val/accuracy", "val/nll"]
+Objective = Literal["val/accuracy", "val/mpa", "val/nll"]
+
+
+def names_finished(teacher: Mapping[str, Any]) -> bool:
+    """Return True if a teacher, as it is written, is a finished one.
+
+    The old key `file` counts too, so that its error, which names the new key, is the only one.
+    """
+    return teacher.get("trained", teacher.get("file")) is not None
 
 
 class Student(Network):
@@ -23,14 +34,19 @@ class Student(Network):
 
 
 class Teacher(Network):
-    """The network whose outputs the student learns from. It is trained first by its own recipe, or read from a file.
+    """The network whose outputs the student learns from: finished (`trained`), or trained first by its own recipe.
 
     A training field that is left out has the recipe's value; model `as_student` is the student's model.
     """
 
-    file: str | None = Field(
-        None, description="File with trained weights of this network (.safetensors or .pth); it is then not trained."
+    renamed: ClassVar = {"file": "trained"}
+
+    trained: str | None = Field(
+        None,
+        description="File with the weights of a finished teacher (.safetensors, or of torch.save), which is not trained"
+        " any further. A relative path begins at the working folder. To go on with its training: weights: {file: PATH}",
     )
+    weights_key: WeightsKey | None = Field(None, description=f"Of `trained`. {WEIGHTS_KEY}")
     seed: Seed = 0
     epochs: Count | None = None
     batch_size: Count | None = None
@@ -39,29 +55,35 @@ class Teacher(Network):
     clipping: Clipping | None = None
     early_stopping: EarlyStopping | None = None
     label_smoothing: Smoothing | None = None
+    class_weights: ClassWeights | None = None
+    sampler: Sampler | None = None
     precision: Precision | None = None
     batch_norm: BatchNorm | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _no_other_weights_than_the_file(cls, written: Any) -> Any:
-        if isinstance(written, dict) and written.get("file") is not None and "weights" not in written:
-            return {**written, "weights": None}
-        return written
+    def _no_initial_weights_if_finished(cls, written: Any) -> Any:
+        return {"weights": None, **written} if isinstance(written, dict) and names_finished(written) else written
 
     @model_validator(mode="after")
-    def _file_or_training(self) -> Self:
+    def _finished_or_trained(self) -> Self:
         # Compare values, not model_fields_set: a dumped recipe, as workers and best.yaml have it, sets every default.
         fields = Teacher.model_fields
         untrained = (*INHERITED, "seed", "weights", "freeze", "batch_norm_statistics", "allow_random_frozen")
         written = [name for name in untrained if getattr(self, name) != fields[name].default]
         written += ["dropout"] if self.dropout != default_dropout(self.head) else []
-        if self.file is not None and written:
-            raise ValueError(f"a teacher from a file is not trained; remove {', '.join(written)}")
+        if self.trained is not None and written:
+            raise ValueError(
+                f"a finished teacher (trained: FILE) is not trained; remove {', '.join(written)}, or write"
+                " weights: {file: FILE} instead of trained to go on with its training"
+            )
+        if self.trained is None and self.weights_key is not None:
+            raise ValueError("weights_key needs trained: FILE; for initial weights write weights: {file, weights_key}")
         return self
 
 
-INHERITED = tuple(name for name in Teacher.model_fields if name not in {*Network.model_fields, "file", "seed"})
+OWN = {*Network.model_fields, "trained", "weights_key", "seed"}
+INHERITED = tuple(name for name in Teacher.model_fields if name not in OWN)
 """The fields of a recipe that its teacher has too; if the teacher leaves one out, the recipe's value counts."""
 
 AS_STUDENT = "as_student"
@@ -86,6 +108,16 @@ class Recipe(Config):
     ema: Ema | None = None
     early_stopping: EarlyStopping | None = None
     label_smoothing: Smoothing = 0.0
+    class_weights: ClassWeights = Field(
+        "none",
+        description="Weights of the classes in cross-entropy. balanced: images / (classes * images of the class). A"
+        " list: one weight for each class, in the order of the data set's classes.",
+    )
+    sampler: Sampler = Field(
+        "shuffled",
+        description="shuffled: each training image once per epoch. class_balanced: as many images per epoch, but"
+        " equally many of each class; small classes repeat theirs, with the same view within an epoch.",
+    )
     batch_size: Count = Field(description="Number of images per step, over all workers together.")
     epochs: Count
     precision: Precision = Field(
@@ -98,7 +130,9 @@ class Recipe(Config):
         description="global: BatchNorm takes its training statistics over the images of all workers, so the number of"
         " workers does not change the result. per_worker: over each worker's own images.",
     )
-    objective: Objective = Field("val/accuracy", description="The metric of the epoch whose weights are kept.")
+    objective: Objective = Field(
+        "val/accuracy", description="The metric of the epoch whose weights are kept. val/mpa: mean accuracy per class."
+    )
     seed: Seed = 0
 
     @model_validator(mode="before")
@@ -150,7 +184,7 @@ class Recipe(Config):
 def teacher_recipe(recipe: Recipe) -> Recipe | None:
     """Return the whole recipe by which a recipe's teacher is trained, or None if no teacher is trained."""
     teacher = recipe.teacher
-    if teacher is None or teacher.file is not None:
+    if teacher is None or teacher.trained is not None:
         return None
     fields: dict[str, Any] = {name: getattr(teacher, name) for name in INHERITED}
     network = {name: getattr(teacher, name) for name in Network.model_fields}

@@ -22,7 +22,7 @@ from kdtrain.config.sweep_checks import (
     with_inherited,
 )
 from kdtrain.errors import UserError
-from kdtrain.methods.base import TeacherReading
+from kdtrain.methods.base import MethodConfig, TeacherReading
 
 NAME = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 """The names of sweeps. A sweep's folder has its name, so `..` or `a/b` would be a folder of someone else's."""
@@ -94,10 +94,13 @@ class Sweep:
             raise self.located.error(resolved.at_source(problem).under(("recipe",)) for problem in problems)
         return recipe
 
+    def methods(self) -> list[MethodConfig]:
+        """Return the configs of the methods of the space."""
+        return [self.recipe_for(values, 0).method for values in combinations(self.tree, ("method",))]
+
     def readings(self) -> tuple[TeacherReading, ...]:
         """Return everything that a method of the space reads of its teacher."""
-        methods = [self.recipe_for(values, 0).method for values in combinations(self.tree, ("method",))]
-        return tuple(dict.fromkeys(reading for method in methods for reading in method.teacher_readings))
+        return tuple(dict.fromkeys(reading for method in self.methods() for reading in method.teacher_readings))
 
     def baseline(self) -> "Sweep":
         """Return the sweep of the student alone, over the hyperparameters that it shares with this space.

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
-from kdtrain.config.recipe import INHERITED, Recipe, teacher_recipe
+from kdtrain.config.recipe import INHERITED, Recipe, names_finished, teacher_recipe
 from kdtrain.config.space import grid_size, parameters, probe_points, resolve
 from kdtrain.config.study_settings import GridSampler, NoPruner, Report, StudySettings
 
@@ -167,6 +167,6 @@ def inherited_searches(recipe: dict[str, Any], tree: Any) -> list[Problem]:
 def _inherited(recipe: dict[str, Any]) -> list[str]:
     """Return the fields that the teacher takes from the recipe; none if it is not trained."""
     teacher = recipe.get("teacher")
-    if not isinstance(teacher, dict) or teacher.get("file") is not None:
+    if not isinstance(teacher, dict) or names_finished(teacher):
         return []
     return [name for name in INHERITED if teacher.get(name) is None]

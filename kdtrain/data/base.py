@@ -5,6 +5,7 @@ N images, n images of a batch, C channels, H x W pixels, K classes, V views of a
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -87,6 +88,18 @@ class Images(Protocol):
         """True if training's views are made from memory for a whole batch at once, so loader processes gain nothing."""
         ...
 
+    def digests(self) -> list[str]:
+        """Return a digest of each image's content: the bytes of its file, or its pixels.
+
+        Raises:
+            UserError: A file cannot be read.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """Return what messages call an image: the path of its file below the data set's folder, or its number."""
+        ...
+
     def for_device(self, device: torch.device) -> "Images":
         """Return the same images with views on `device` if they can be held or made there, else on the CPU."""
         ...
@@ -145,9 +158,7 @@ class Dataset:
         train: The training split.
         val: The validation split.
         test: The test split.
-        fingerprint: 32 hexadecimal digits that identify images, labels and splits.
-        mtime_digest: A digest of the files' modification times, which the cache of a node needs because the fingerprint
-            has only the files' sizes. Empty if the fingerprint has every pixel.
+        notes: Sentences about what the reader has left out or decided; `data_notes` has these and others.
     """
 
     name: str
@@ -156,8 +167,17 @@ class Dataset:
     train: Split
     val: Split
     test: Split
-    fingerprint: str
-    mtime_digest: str = ""
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that identify the content and the label of every image, in the order of the splits."""
+        digest = hashlib.blake2b(f"{self.name} {len(self.classes)}".encode(), digest_size=16)
+        for split in self.splits():
+            for part in (" ".join(split.images.digests()).encode(), split.labels.numpy().tobytes()):
+                digest.update(len(part).to_bytes(8, "big"))
+                digest.update(part)
+        return digest.hexdigest()
 
     def splits(self, *, test: bool = True) -> tuple[Split, ...]:
         """Return training, validation and, unless test=False (a trial of the search), test split."""
@@ -169,9 +189,13 @@ class Dataset:
         return next(filter(None, reasons), None)
 
     def summary(self) -> dict[str, object]:
-        """Return name, fingerprint and sizes, for a trial's recipe.json."""
+        """Return name, fingerprint and sizes for a trial's recipe.json, see `trials.records.DataSummary`."""
         sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
-        return {"name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes}
+        most = int(torch.bincount(self.val.labels).max())
+        return {
+            "name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes,
+            "val_most_frequent": most,
+        }  # fmt: skip
 
 
 class TensorImages:
@@ -200,6 +224,14 @@ class TensorImages:
     def tta_view(self, indices: Tensor) -> Tensor | None:
         """Return None: there is no test-time augmentation."""
         return None
+
+    def digests(self) -> list[str]:
+        """See `Images.digests`."""
+        return row_digests(self.pixels.cpu().numpy())
+
+    def name(self, index: int) -> str:
+        """See `Images.name`."""
+        return f"image {index}"
 
     def for_device(self, device: torch.device) -> "TensorImages":
         """See `Images.for_device`. The images are copied to a device once for all trainings of this process."""
@@ -280,21 +312,9 @@ def remaining(total: int, *taken: Tensor) -> Tensor:
     return free.nonzero().flatten()
 
 
-def fingerprint(name: str, content: bytes | np.ndarray, labels: Tensor, *splits: Tensor) -> str:
-    """Return 32 hexadecimal digits that identify a data set.
-
-    Args:
-        name: The data set's name.
-        content: All pixels, or the names and sizes of all files.
-        labels: int64 [N].
-        splits: The image indices of each split.
-    """
-    digest = hashlib.blake2b(name.encode(), digest_size=16)
-    for part in (content, labels.numpy(), *(split.numpy() for split in splits)):
-        data = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
-    return digest.hexdigest()
+def row_digests(rows: np.ndarray) -> list[str]:
+    """Return a digest of 32 hexadecimal digits of each row of an array [N, ...]."""
+    return [hashlib.blake2b(np.ascontiguousarray(row), digest_size=16).hexdigest() for row in rows]
 
 
 def tensor_dataset(
@@ -303,8 +323,7 @@ def tensor_dataset(
     """Return a Dataset in memory from pixels uint8 [N, C, H, W], labels int64 [N] and the indices of each split."""
     train, val, test = (Split(TensorImages(pixels[indices]), labels[indices]) for indices in splits)
     _, channels, height, width = pixels.shape
-    mark = fingerprint(name, pixels.numpy(), labels, *splits)
-    return Dataset(name, classes, (channels, height, width), train, val, test, mark)
+    return Dataset(name, classes, (channels, height, width), train, val, test)
 
 
 def missing(name: str, looked_for: Path, how: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from kdtrain.data.base import DataConfig, Dataset, Split, fingerprint, limited, missing, remaining, stratified
+from kdtrain.data.base import DataConfig, Dataset, Split, limited, missing, remaining, stratified
 from kdtrain.data.batch_transforms import RandomCropFlip, Resize
 from kdtrain.data.views import ArraySource, ViewedImages, Views, batched_view, unchanged
 from kdtrain.errors import UserError
@@ -55,8 +55,7 @@ class Cifar10(DataConfig):
         parts = [limited(labels, part, self.limit_per_class, self.split_seed) for part in (train, val, test)]
         views = self._views()
         splits = [Split(ViewedImages(ArraySource(pixels[part.numpy()]), views), labels[part]) for part in parts]
-        mark = fingerprint("cifar10", pixels, labels, *parts)
-        return Dataset("cifar10", tuple(train_set.classes), self.image_shape, splits[0], splits[1], splits[2], mark)
+        return Dataset("cifar10", tuple(train_set.classes), self.image_shape, splits[0], splits[1], splits[2])
 
     def _views(self) -> Views:
         evaluation = batched_view(unchanged, Resize(self.resolution))

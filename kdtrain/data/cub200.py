@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing
-from kdtrain.data.image_files import file_dataset, is_image
+from kdtrain.data.class_folders import is_image
+from kdtrain.data.image_files import file_dataset
 from kdtrain.data.views import View, Views, resize_and_crop, ten_crop
 from kdtrain.errors import UserError
 from kdtrain.runtime.rng import generator

@@ -7,9 +7,13 @@ from pydantic import Field
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing, remaining, stratified
 from kdtrain.data.batch_transforms import RandomResizedCropFlip
-from kdtrain.data.image_files import file_dataset, list_both_parts
+from kdtrain.data.class_folders import left_out_notes, list_parts
+from kdtrain.data.image_files import file_dataset
 from kdtrain.data.views import Views, batched_view, resize_and_crop, unchanged
 from kdtrain.errors import UserError
+
+ENDINGS = (".jpeg", ".jpg", ".png")
+"""The archive also has the placeholder imageNotFound.gif, which is none of the 244 images."""
 
 
 class Hymenoptera(DataConfig):
@@ -40,14 +44,18 @@ class Hymenoptera(DataConfig):
             if not part.is_dir():
                 unpack = f"unpack hymenoptera_data.zip of PyTorch's transfer learning tutorial in {root}"
                 raise UserError(missing("hymenoptera", part, unpack))
-        classes, files, labels, test = list_both_parts(trained, held_out)
-        train = remaining(len(labels), test)
+        listing = list_parts([trained, held_out], ENDINGS)
+        labels = listing.labels
+        train, test = listing.parts
         val = test
         if self.convention == "corrected":
             val = stratified(labels[train], round(self.val_share * len(train)), self.split_seed, "val split")
             train = remaining(len(labels), test, val)
         parts = [limited(labels, part, self.limit_per_class, self.split_seed) for part in (train, val, test)]
-        return file_dataset("hymenoptera", folder, classes, files, labels, parts, self._views(), self.image_shape)
+        return file_dataset(
+            "hymenoptera", folder, listing.classes, listing.files, labels, parts, self._views(), self.image_shape,
+            notes=left_out_notes(folder, listing.left_out),
+        )  # fmt: skip
 
     def _views(self) -> Views:
         train = batched_view(unchanged, RandomResizedCropFlip(self.resolution))

@@ -1,13 +1,9 @@
-"""Image files: decoding, keeping the decoded images, and listing the files of class folders."""
+"""Images in files: the decoded images are kept in memory, or in files of a node's cache."""
 
 import hashlib
-import json
 import mmap
-import struct
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,16 +12,18 @@ import numpy as np
 import PIL
 import safetensors.torch
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from kdtrain.data.base import Dataset, Split, fingerprint
+from kdtrain.data.base import Dataset, Split
+from kdtrain.data.class_folders import shown
+from kdtrain.data.decoding import DECODING, WHITE, Colour, decode, open_image
+from kdtrain.data.file_contents import FileContents
 from kdtrain.data.views import Transform, ViewedImages, Views, transform_repr
 from kdtrain.errors import UserError
 from kdtrain.storage.cache import Cache, SharedFolder
 from kdtrain.storage.folder import Row
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_MEMORY_BYTES = 2 << 30
 """The most that the decoded images of one split may take: CUB's 7,684 training images at 246 pixels are 1.9 GB."""
 
@@ -48,11 +46,21 @@ class FileSource:
     Args:
         files: The image files.
         pre_transform: The pre-transform whose results are kept. Another one reads and decodes the file each time.
+        background: The colour under transparent pixels.
+        contents: The digests of the files' contents; None in loader processes, which need none.
     """
 
-    def __init__(self, files: Sequence[Path], pre_transform: Transform) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        pre_transform: Transform,
+        background: Colour = WHITE,
+        contents: FileContents | None = None,
+    ) -> None:
         self.files = list(files)
         self.pre_transform = pre_transform
+        self.background = background
+        self.contents = contents
         self.decoded: dict[int, Tensor] = {}  # uint8 [H, W, 3], in memory or memory-mapped
         self.bytes = 0
         self.full = False
@@ -65,10 +73,11 @@ class FileSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a loader process needs. It maps the decoded images that are in files and keeps no others."""
-        return {"files": self.files, "pre_transform": self.pre_transform, "unit_files": self._unit_files}
+        taken = ("files", "pre_transform", "background")
+        return {name: getattr(self, name) for name in taken} | {"unit_files": self._unit_files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["files"], state["pre_transform"])  # type: ignore[misc]
+        self.__init__(state["files"], state["pre_transform"], state["background"])  # type: ignore[misc]
         self.full = True
         for unit, file in state["unit_files"].items():
             self._map(unit, file)
@@ -85,6 +94,16 @@ class FileSource:
         image = self._decode(index, pre_transform)
         self._keep(index, image)
         return image
+
+    def digests(self) -> list[str]:
+        """See `Images.digests`."""
+        assert self.contents is not None
+        return self.contents.of(self.files)
+
+    def name(self, index: int) -> str:
+        """See `Images.name`."""
+        assert self.contents is not None
+        return shown(self.files[index].relative_to(self.contents.folder))
 
     def all_images(self, pre_transform: Transform) -> list[Tensor] | None:
         """See `Source.all_images`. All files are read first."""
@@ -124,11 +143,10 @@ class FileSource:
         return None
 
     def _ingredients(self) -> Row:
-        stats = [(str(file), stat.st_size, stat.st_mtime_ns) for file in self.files for stat in [file.stat()]]
-        listing = hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()
-        return {"what": "decoded images", "files": listing, "head": transform_repr(self.pre_transform),
-                "unit": UNIT_IMAGES, "pillow": PIL.__version__,
-                "torchvision": metadata.version("torchvision")}  # fmt: skip
+        contents = hashlib.blake2b(" ".join(self.digests()).encode(), digest_size=16).hexdigest()
+        return {"what": "decoded images", "contents": contents, "decoding": DECODING,
+                "background": self.background, "head": transform_repr(self.pre_transform), "unit": UNIT_IMAGES,
+                "pillow": PIL.__version__, "torchvision": metadata.version("torchvision")}  # fmt: skip
 
     def move_to_files(self, folder: Path) -> None:
         """See `Images.move_to_files`."""
@@ -173,9 +191,7 @@ class FileSource:
             return None
 
     def _decode(self, index: int, pre_transform: Transform) -> Image.Image:
-        with open_image(self.files[index]) as image:
-            pixels = image.convert("RGB")
-        return pre_transform(pixels)
+        return pre_transform(decode(self.files[index], self.background))
 
     def _keep(self, index: int, image: Image.Image) -> None:
         size = 3 * image.width * image.height
@@ -196,36 +212,12 @@ def _name(place: int) -> str:
     return f"{place:03d}"
 
 
-UNREADABLE = (
-    UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError,
-    ValueError, EOFError, struct.error, zlib.error,
-)  # fmt: skip
-"""What PIL's plugins raise for damaged files."""
-
-
-@contextmanager
-def open_image(file: Path) -> Iterator[Image.Image]:
-    """Open an image file; a UserError names a damaged one, and one whose grey values PIL would cut off at 255."""
-    try:
-        with Image.open(file) as image:
-            if image.mode == "F" or image.mode.startswith("I"):  # float32; int32, I;16, I;16B
-                raise UserError(
-                    f"{file}: has grey values of more than 8 bits (PIL's mode {image.mode}), which PIL would cut off"
-                    " at 255; save it with 8 bits per channel"
-                )
-            yield image
-    except UNREADABLE as error:
-        raise UserError(f"{file}: is not a whole image ({error})") from None
-
-
 def file_dataset(
     name: str, folder: Path, classes: tuple[str, ...], files: Sequence[Path], labels: Tensor,
-    parts: Sequence[Tensor], views: Views, image_shape: tuple[int, int, int],
+    parts: Sequence[Tensor], views: Views, image_shape: tuple[int, int, int], *,
+    background: Colour = WHITE, notes: tuple[str, ...] = (),
 ) -> Dataset:  # fmt: skip
     """Return the Dataset of image files below a folder.
-
-    The fingerprint names the files by path and size, the labels and the splits, not the views: those are part of the
-    recipe.
 
     `parts` are the image indices of train, validation and test. Raises UserError if one of them is empty.
     """
@@ -233,49 +225,12 @@ def file_dataset(
         if len(part) == 0:
             raise UserError(f"recipe.data: {folder} leaves no image for the {split} split")
     pre_transforms = (views.train.pre_transform, views.evaluation.pre_transform, views.evaluation.pre_transform)
+    contents = FileContents(folder, [files[i] for i in torch.cat([*parts]).unique().tolist()])
     train, val, test = (
-        Split(ViewedImages(FileSource([files[i] for i in part], pre_transform), views), labels[part])
+        Split(
+            ViewedImages(FileSource([files[i] for i in part.tolist()], pre_transform, background, contents), views),
+            labels[part],
+        )
         for part, pre_transform in zip(parts, pre_transforms, strict=True)
     )
-    stats = [path.stat() for path in files]
-    names = "\n".join(f"{path.relative_to(folder)} {stat.st_size}" for path, stat in zip(files, stats, strict=True))
-    mark = fingerprint(name, names.encode(), labels, *parts)
-    times = hashlib.blake2b(repr([stat.st_mtime_ns for stat in stats]).encode(), digest_size=16).hexdigest()
-    return Dataset(name, classes, image_shape, train, val, test, mark, times)
-
-
-def class_folders(folder: Path) -> tuple[str, ...]:
-    """Return the sorted names of the class folders in `folder`; raise UserError if there are fewer than 2."""
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
-    if len(names) < 2:
-        raise UserError(f"recipe.data: {folder} must hold a folder for each of at least 2 classes, got {len(names)}")
-    return names
-
-
-def is_image(path: Path) -> bool:
-    """Return True if the file's ending is that of an image. Hidden files (some archives leave `._*`) are no images."""
-    return path.suffix.lower() in EXTENSIONS and path.name[0] != "."
-
-
-def list_images(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """Return the N image files of the class folders and their labels, int64 [N]; raise UserError for an empty class."""
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        own = sorted(path for path in (folder / name).iterdir() if is_image(path))
-        if not own:
-            raise UserError(f"recipe.data: {folder / name} holds no image ({', '.join(EXTENSIONS)})")
-        files += own
-        labels += [label] * len(own)
-    return files, torch.tensor(labels)
-
-
-def list_both_parts(train: Path, held_out: Path) -> tuple[tuple[str, ...], list[Path], Tensor, Tensor]:
-    """Return (classes, files, labels, indices of the held-out files) of two folders with the same class folders."""
-    classes = class_folders(train)
-    if class_folders(held_out) != classes:
-        lone = sorted({*classes} ^ {*class_folders(held_out)})[0]
-        raise UserError(f"recipe.data: {held_out} and {train} hold different classes: only one of them has {lone}")
-    files, labels = list_images(train, classes)
-    more_files, more_labels = list_images(held_out, classes)
-    return classes, files + more_files, torch.cat([labels, more_labels]), torch.arange(len(more_files)) + len(files)
+    return Dataset(name, classes, image_shape, train, val, test, notes)

@@ -1,17 +1,42 @@
-"""A user's own images: FOLDER/<class>/*, or FOLDER/train/<class>/* and FOLDER/test/<class>/* (or val for test)."""
+"""A user's own images: FOLDER/<class>/**, or FOLDER/train/<class>/** with val and test beside train."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor
 
-from kdtrain.data.base import DataConfig, Dataset, limited, missing, remaining, stratified
+from kdtrain.data.base import DataConfig, Dataset, limited, missing, stratified
 from kdtrain.data.batch_transforms import RandomResizedCropFlip
-from kdtrain.data.image_files import class_folders, file_dataset, list_both_parts, list_images
+from kdtrain.data.class_folders import left_out_notes, list_parts, visible
+from kdtrain.data.decoding import WHITE, Colour
+from kdtrain.data.image_files import file_dataset
 from kdtrain.data.views import Views, batched_view, resize_and_crop, ten_crop
 from kdtrain.errors import UserError
+from kdtrain.storage.folder import user_path
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+PARTS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""The split of each folder name, in lower case; upper and lower case are equal."""
+COLOURS: dict[str, Colour] = {"white": WHITE, "black": (0, 0, 0)}
+
+
+def _as_colour(written: Any) -> Colour:
+    """Return a colour as its three numbers, so that a name and its numbers are one recipe."""
+    colour = COLOURS.get(written) if isinstance(written, str) else written
+    is_colour = isinstance(colour, list | tuple) and len(colour) == 3
+    if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in colour):
+        raise ValueError(f"must be white, black or [red, green, blue] of 0 to 255 each, got {written!r}")
+    red, green, blue = colour
+    return red, green, blue
 
 
 class ImageFolder(DataConfig):
@@ -24,32 +49,52 @@ class ImageFolder(DataConfig):
         "none", description="crop_flip: RandomResizedCrop and horizontal flip; none: the evaluation's view"
     )
     test_time_augmentation: Literal["none", "ten_crop"] = "none"
-    val_fraction: Share = 0.2
-    test_fraction: Share | None = Field(None, description="needed if the folder has no test (or val) part")
+    val_fraction: Share | None = Field(
+        None, description="the share of the training images for validation, if the folder has no val part; default 0.2"
+    )
+    test_fraction: Share | None = Field(
+        None, description="the share of the images for the test split, needed if the folder has no test (or val) part"
+    )
+    background: Annotated[
+        Colour,
+        BeforeValidator(_as_colour, json_schema_input_type=Literal["white", "black"] | tuple[Byte, Byte, Byte]),
+        Field(description="the colour under transparent pixels: white, black, or [red, green, blue] of 0 to 255"),
+    ] = WHITE
 
+    default_val_fraction: ClassVar[float] = 0.2
     train_images: ClassVar[int | None] = None
     class_count: ClassVar[int | None] = None
 
     def load(self, root: Path) -> Dataset:
-        """Return the data set below `root`. Raises UserError if the folder, a part, or a class's images are absent."""
-        folder = root / self.folder
+        """Return the data set below `root`.
+
+        Raises:
+            UserError: The folder, a part, or a class's images are absent, or parts and fractions contradict each other.
+        """
+        folder = root / user_path(self.folder, "recipe.data.folder")
         if not folder.is_dir():
             layout = "put images there as <class>/<image>, or as train/<class>/<image> and test/<class>/<image>"
             raise UserError(missing("image_folder", folder, layout))
-        trained, held_out = self._parts(folder)
-        if held_out is None:
+        folders, notes = self._part_folders(folder)
+        _require_no_parts_in_classes(folders.values())
+        listing = list_parts([*folders.values()])
+        part = dict(zip(folders, listing.parts, strict=True))
+        if "test" not in part:
             assert self.test_fraction is not None
-            classes = class_folders(trained)
-            files, labels = list_images(trained, classes)
-            test = stratified(labels, round(self.test_fraction * len(labels)), self.split_seed, "test split")
-        else:
-            classes, files, labels, test = list_both_parts(trained, held_out)
-        rest = remaining(len(labels), test)
-        val_count = round(self.val_fraction * len(rest))
-        val = rest[stratified(labels[rest], val_count, self.split_seed, "val split")]
-        train = remaining(len(labels), test, val)
-        parts = [limited(labels, part, self.limit_per_class, self.split_seed) for part in (train, val, test)]
-        return file_dataset("image_folder", folder, classes, files, labels, parts, self._views(), self.image_shape)
+            part["test"], part["train"] = self._drawn(listing.labels, part["train"], self.test_fraction, "test split")
+        if "val" not in part:
+            fraction = self.default_val_fraction if self.val_fraction is None else self.val_fraction
+            part["val"], part["train"] = self._drawn(listing.labels, part["train"], fraction, "val split")
+        parts = [
+            limited(listing.labels, part[name], self.limit_per_class, self.split_seed)
+            for name in ("train", "val", "test")
+        ]
+        unused = [Path(entry) for entry in visible(folder) if Path(entry) not in folders.values()]
+        left_out = listing.left_out if folder in folders.values() else [*sorted(unused), *listing.left_out]
+        return file_dataset(
+            "image_folder", folder, listing.classes, listing.files, listing.labels, parts, self._views(),
+            self.image_shape, background=self.background, notes=(*notes, *left_out_notes(folder, left_out)),
+        )  # fmt: skip
 
     def _views(self) -> Views:
         evaluation = train = resize_and_crop(round(self.resolution * 8 / 7), self.resolution)
@@ -58,16 +103,53 @@ class ImageFolder(DataConfig):
         tta = ten_crop(self.resolution) if self.test_time_augmentation == "ten_crop" else None
         return Views(train, evaluation, tta)
 
-    def _parts(self, folder: Path) -> tuple[Path, Path | None]:
-        """Return (the folder of the training classes, the folder of the test part or None)."""
-        trained = folder / "train"
-        if not trained.is_dir():
+    def _drawn(self, labels: Tensor, indices: Tensor, fraction: float, purpose: str) -> tuple[Tensor, Tensor]:
+        """Return a stratified share of the images and the others."""
+        count = round(fraction * len(indices))
+        drawn = indices[stratified(labels[indices], count, self.split_seed, purpose)]
+        is_drawn = torch.zeros(len(labels), dtype=torch.bool)
+        is_drawn[drawn] = True
+        return drawn, indices[~is_drawn[indices]]
+
+    def _part_folders(self, folder: Path) -> tuple[dict[str, Path], list[str]]:
+        """Return the folder of each split that has one, train first, with notes; without parts, train is `folder`."""
+        found: dict[str, Path] = {}
+        for path in sorted(Path(entry) for entry in visible(folder) if entry.is_dir()):
+            name = PARTS.get(path.name.lower())
+            if name in found:
+                both = f"{found[name].name} and {path.name}"
+                raise UserError(f"recipe.data.folder: {folder} must have one folder for the {name} split, got {both}")
+            if name is not None:
+                found[name] = path
+        if not found:
             if self.test_fraction is None:
                 raise UserError(f"recipe.data.test_fraction: {folder} has no train and test part; write a fraction")
-            return folder, None
-        held_out = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
-        if held_out is None and self.test_fraction is None:
-            raise UserError(f"recipe.data.test_fraction: {folder} has no test or val part; write a fraction")
-        if held_out is not None and self.test_fraction is not None:
-            raise UserError(f"recipe.data.test_fraction: the test part is {held_out}; remove the fraction")
-        return trained, held_out
+            return {"train": folder}, []
+        if "train" not in found:
+            alone = " and ".join(path.name for path in found.values())
+            raise UserError(f"recipe.data.folder: {folder} has {alone}, but no train part; name it train")
+        notes = []
+        if "test" not in found and self.test_fraction is None:
+            if "val" not in found:
+                raise UserError(f"recipe.data.test_fraction: {folder} has no test or val part; write a fraction")
+            found["test"] = found.pop("val")
+            notes.append(
+                f"there is no test part, so {found['test'].name} is the test split, and validation takes a share of"
+                f" {found['train'].name}; with a test_fraction, {found['test'].name} is the validation split"
+            )
+        for name, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
+            if name in found and fraction is not None:
+                raise UserError(f"recipe.data.{name}_fraction: the {name} part is {found[name]}; remove the fraction")
+        return {name: found[name] for name in ("train", "val", "test") if name in found}, notes
+
+
+def _require_no_parts_in_classes(folders: Iterable[Path]) -> None:
+    """Raise UserError for the layout <class>/train: read recursively, train and test images would be mixed."""
+    for folder in folders:
+        for own in (entry for entry in visible(folder) if entry.is_dir()):
+            for below in visible(Path(own)):
+                if below.name.lower() in PARTS and below.is_dir():
+                    raise UserError(
+                        f"recipe.data.folder: splits must stand above the classes, as {below.name}/{own.name}, got"
+                        f" {below.path}"
+                    )

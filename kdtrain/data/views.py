@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kdtrain.data.base import row_digests
 from kdtrain.data.batch_transforms import BatchTransform, RandomResizedCropFlip
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.cache import Cache
@@ -70,6 +71,14 @@ class Source(Protocol):
 
     def image(self, index: int, pre_transform: Transform) -> Image.Image:
         """Return pre_transform(image `index`), RGB."""
+        ...
+
+    def digests(self) -> list[str]:
+        """See `Images.digests`."""
+        ...
+
+    def name(self, index: int) -> str:
+        """See `Images.name`."""
         ...
 
     def all_images(self, pre_transform: Transform) -> Sequence[Tensor] | Tensor | None:
@@ -145,6 +154,14 @@ class ViewedImages:
             return None
         images = [view.transform(self.source.image(i, view.pre_transform)) for i in indices.tolist()]
         return torch.stack([torch.stack([pixels_of(crop) for crop in crops]) for crops in images])
+
+    def digests(self) -> list[str]:
+        """See `Images.digests`."""
+        return self.source.digests()
+
+    def name(self, index: int) -> str:
+        """See `Images.name`."""
+        return self.source.name(index)
 
     def for_device(self, device: torch.device) -> "ViewedImages":
         """See `Images.for_device`. The images are copied to a device once for all trainings of this process."""
@@ -230,6 +247,14 @@ class ArraySource:
     def image(self, index: int, pre_transform: Transform) -> Image.Image:
         """See `Source.image`."""
         return pre_transform(Image.fromarray(self.pixels[index]))
+
+    def digests(self) -> list[str]:
+        """See `Images.digests`."""
+        return row_digests(self.pixels)
+
+    def name(self, index: int) -> str:
+        """See `Images.name`."""
+        return f"image {index}"
 
     def all_images(self, pre_transform: Transform) -> Tensor | None:
         """See `Source.all_images`."""

@@ -17,6 +17,7 @@ from kdtrain.study.study import Broken, Job, Study
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import smoke, what_would_fit
+from kdtrain.training.teacher_evaluation import evaluate_teacher
 from kdtrain.training.trainer import train
 from kdtrain.trials.records import MemoryRecord
 from kdtrain.trials.workspace import Workspace
@@ -123,6 +124,8 @@ def carry_out(
             return smoke(recipe, workspace, workers)
         case "train":
             train(recipe, workspace, **options)
+        case "evaluate":
+            evaluate_teacher(recipe, workspace)
         case "test":
             for each in trained:
                 read_test(each, workspace)

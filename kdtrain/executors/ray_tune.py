@@ -24,6 +24,7 @@ from kdtrain.config.study_settings import Resources
 from kdtrain.errors import NoResult, UserError
 from kdtrain.executors.ray_cluster import DRIVER_SLOTS, alive_nodes, await_nodes, connected, this_machine
 from kdtrain.executors.ray_worker import check_node, ray_storage, run_job
+from kdtrain.runtime.source_code import code_digest
 from kdtrain.storage.folder import write_bytes
 from kdtrain.study.capacity import (
     Nodes,
@@ -313,12 +314,13 @@ def _job_settings(study: Study, resources: Resources, on_cluster: bool, data: st
     """Return the part of the config that all jobs share.
 
     `scratch` is a folder of each node, or of all nodes if they share the results. `mark` is a file in it, which a node
-    that does not share the results lacks.
+    that does not share the results lacks. `code` has the digests of the methods' modules as this process runs them.
     """
     files, store = study.journal.files, study.workspace.store.folder
     scratch = files.path.absolute() / ".ray"
     mark = f"mark-{uuid.uuid4().hex}"
     write_bytes(scratch / mark, b"")
+    methods = [*study.search.sweep.methods(), *study.baselines.sweep.methods()]  # the baselines' is the teachers' too
     return {
         "results": store.url or str(store.path.absolute()),
         "sweep": study.sweep.name,
@@ -328,6 +330,7 @@ def _job_settings(study: Study, resources: Resources, on_cluster: bool, data: st
         "data": data or str(study.workspace.data_root),
         "resources": resources.model_dump(),
         "readings": study.sweep.readings(),
+        "code": {type(method).__module__: code_digest(type(method).__module__) for method in methods},
     }
 
 

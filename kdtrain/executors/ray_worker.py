@@ -9,6 +9,7 @@ reports have arrived.
 import json
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,12 +32,14 @@ from kdtrain.errors import UserError
 from kdtrain.executors.local import after_job, broken_by, carry_out, sentence
 from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
 from kdtrain.runtime.process import compile_into
+from kdtrain.runtime.source_code import code_digest
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
 from kdtrain.study.study import Broken
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.preflight import what_would_fit
+from kdtrain.trials.identity import require_weights_files
 from kdtrain.trials.records import MemoryRecord
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
@@ -63,7 +66,7 @@ def run_job(config: dict[str, Any]) -> None:
         return
     resources = _prepared(config)
     memory: list[MemoryRecord | None] = []
-    if resources.workers > 1 and config["kind"] in ("train", "test"):
+    if resources.workers > 1 and config["kind"] in ("train", "evaluate", "test"):
         broken, unfit = _broken_by(lambda: _on_workers(config, resources))
         if broken is not None and broken.out_of_memory:
             advice = "each worker has its own GPU, so a smaller recipe.batch_size or more resources.workers need less"
@@ -118,17 +121,27 @@ def _node() -> str:
 
 
 def require_fit_node(config: dict[str, Any], recipe: Recipe) -> None:
-    """Raise UnfitNode, which names this node, if it lacks the study's results or the recipe's data."""
+    """Raise UnfitNode, which names this node, if it lacks the study's code, its results or the recipe's data."""
     here = _node()
     if "://" not in config["results"] and not (Path(config["scratch"]) / config["mark"]).exists():
         raise UnfitNode(
             f"--results: {config['results']} on {here} is not the folder that the driver has; name a mount that all"
             " nodes share, or a URL such as s3://bucket/results"
         )
+    for module, digest in config["code"].items():
+        if code_digest(module) != digest:
+            raise UnfitNode(
+                f"{here}: {sys.modules[module].__file__}: the code of this method was changed while the sweep runs;"
+                " start the sweep again, in a new process"
+            )
     try:
         load(recipe.data, data_folder(config["data"]))
     except UserError as error:
         raise UnfitNode(f"{here}: {error}") from None
+    try:
+        require_weights_files(recipe)
+    except UserError as error:
+        raise UnfitNode(f"{here}: {error}; every node needs the file under this path, such as a shared mount") from None
 
 
 def check_node(config: dict[str, Any], recipe: dict[str, Any]) -> str | None:

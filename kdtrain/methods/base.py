@@ -6,6 +6,7 @@ N images, K classes, C channels, H x W positions of a map.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -13,10 +14,11 @@ from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdtrain.base_config import Config
+from kdtrain.base_config import Config, tuple_from_list
 from kdtrain.errors import UserError
 from kdtrain.methods.loss_weights import LossWeights
 from kdtrain.runtime import distributed
+from kdtrain.runtime.source_code import source_of
 
 Shape = tuple[int, ...]
 
@@ -58,6 +60,12 @@ class TeacherReading:
         """Key in `Outputs.readings` and in the cache."""
         return f"{self.kind}:{self.stage}"
 
+    @property
+    def module(self) -> str:
+        """Name of the module with the code of `compute`."""
+        function = self.compute.func if isinstance(self.compute, partial) else self.compute
+        return function.__module__
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -75,6 +83,7 @@ class Batch:
         epoch_step: updates since the epoch began.
         size: images of the global batch, i.e. of all ranks.
         count: images of this rank that count: N, or 0 on an idle rank, which runs one image to join the reductions.
+        mean_class_weight: of the labels of the global batch; 1 without class weights and if images are mixed.
     """
 
     target: Tensor
@@ -85,6 +94,7 @@ class Batch:
     epoch_step: int = 0
     size: int = 0
     count: int = 0
+    mean_class_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class MethodContext:
         classes: K.
         batch_size: images of the global batch.
         label_smoothing: of the cross-entropy with the labels, in [0, 1).
+        class_weights: of the cross-entropy with the labels, float32 [K], or None.
         seed: of the recipe.
         student_shapes: {stage: shape of one image's features}, measured by a dry forward.
         teacher_shapes: the same for the teacher.
@@ -103,6 +114,7 @@ class MethodContext:
     classes: int
     batch_size: int
     label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
     seed: int = 0
     student_shapes: dict[str, Shape] = field(default_factory=dict)
     teacher_shapes: dict[str, Shape] = field(default_factory=dict)
@@ -138,6 +150,33 @@ class Criterion(nn.Module):
         raise NotImplementedError
 
 
+class LabelLoss(nn.Module):
+    """Cross-entropy with the labels, as the recipe has it: with label smoothing and class weights.
+
+    With class weights w it is the mean of torch.nn.CrossEntropyLoss(weight=w) over the global batch: the sum over the
+    images of w_y times their cross-entropy, divided by the sum of w_y, y the label. For mixed images torch divides by
+    their number.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__()
+        self.label_smoothing = context.label_smoothing
+        self.register_buffer("class_weights", context.class_weights, persistent=False)
+
+    def forward(self, logits_NK: Tensor, batch: Batch) -> Tensor:
+        """Return this rank's share as a mean over its N images, in nats; see `LossTerm`."""
+        if self.class_weights is None:
+            return cross_entropy(logits_NK, batch.target, self.label_smoothing)
+        logits_NK = at_least_float32(logits_NK)
+        total = functional.cross_entropy(
+            logits_NK, batch.target, self.class_weights.to(logits_NK), reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )  # fmt: skip
+        return total / (len(logits_NK) * batch.mean_class_weight)
+
+
 class WeightedCriterion(Criterion):
     """Cross-entropy with the labels plus the `distillation_terms` of the method; `weight` is the weight of the latter.
 
@@ -147,16 +186,15 @@ class WeightedCriterion(Criterion):
     def __init__(self, balance: LossWeights, context: MethodContext) -> None:
         super().__init__()
         self.cross_entropy_weight, self.weight = balance.weights
-        self.label_smoothing = context.label_smoothing
+        self.label_loss = LabelLoss(context)
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
     ) -> dict[str, LossTerm]:
         """Return cross_entropy and the distillation terms; see Criterion."""
         assert teacher is not None
-        hard = cross_entropy(student.logits, batch.target, self.label_smoothing)
         return {
-            "cross_entropy": LossTerm(hard, self.cross_entropy_weight),
+            "cross_entropy": LossTerm(self.label_loss(student.logits, batch), self.cross_entropy_weight),
             **self.distillation_terms(student, teacher, batch),
         }
 
@@ -188,6 +226,11 @@ class MethodConfig(Config):
     def teacher_readings(self) -> tuple[TeacherReading, ...]:
         """Readings with which the criterion begins; by default the features themselves."""
         return tuple(TeacherReading(stage, "features", identity) for stage in self.needed_stages)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Remember the source of the method's module as it is imported, for the identity of its trials."""
+        source_of(cls.__module__)
 
     def criterion(self, context: MethodContext) -> Criterion:
         """Build the criterion.
@@ -283,11 +326,6 @@ def _require_text(written: Any) -> Any:
     return written
 
 
-def _tuple_from_list(written: Any) -> Any:
-    # Strict validation refuses a list for a tuple, and YAML has lists only.
-    return tuple(written) if isinstance(written, list) else written
-
-
 def _require_distinct(stages: tuple[StageName, ...]) -> tuple[StageName, ...]:
     if not stages:
         raise ValueError("must name at least one of 4, 8, 16, 32, got []")
@@ -297,7 +335,7 @@ def _require_distinct(stages: tuple[StageName, ...]) -> tuple[StageName, ...]:
 
 
 Stage = Annotated[StageName, BeforeValidator(_require_text)]
-Stages = Annotated[tuple[Stage, ...], BeforeValidator(_tuple_from_list), AfterValidator(_require_distinct)]
+Stages = Annotated[tuple[Stage, ...], BeforeValidator(tuple_from_list), AfterValidator(_require_distinct)]
 
 
 def require_equal_map_sizes(method: str, field: str, stages: tuple[str, ...], context: MethodContext) -> None:

@@ -20,7 +20,7 @@ from kdtrain.methods.base import (
     require_equal_shapes,
     require_three_classes,
 )
-from kdtrain.methods.kd import standardize_logits
+from kdtrain.methods.logit_standardization import standardize_logits
 from kdtrain.methods.loss_weights import LossWeights
 
 

@@ -17,12 +17,12 @@ from kdtrain.errors import UserError
 from kdtrain.methods.base import (
     Batch,
     Criterion,
+    LabelLoss,
     LossTerm,
     MethodConfig,
     MethodContext,
     Outputs,
     at_least_float32,
-    cross_entropy,
     no_autocast,
 )
 from kdtrain.methods.critic import CriticLoss, CriticPlayer, Turns
@@ -168,7 +168,7 @@ class LogitsDiscriminator(MethodConfig):
         _require_classes(context.classes)
         if self.convention == "published":
             return PublishedCriterion(self, context)
-        return DiscriminatorCriterion(self, context.label_smoothing)
+        return DiscriminatorCriterion(self, context)
 
     def critic(self, context: MethodContext) -> CriticPlayer | None:
         """Build the critic; None if published, because the criterion has it.
@@ -222,18 +222,18 @@ def new_critic(context: MethodContext, published: bool) -> Critic:
 class DiscriminatorCriterion(Criterion):
     """The student's turn. Terms: cross_entropy, and adversarial = -T^2 mean D(softmax(s/T))."""
 
-    def __init__(self, config: LogitsDiscriminator, label_smoothing: float) -> None:
+    def __init__(self, config: LogitsDiscriminator, context: MethodContext) -> None:
         super().__init__()
         self.temperature = config.temperature
         self.cross_entropy_weight, self.adversarial_weight = config.balance.weights
-        self.label_smoothing = label_smoothing
+        self.label_loss = LabelLoss(context)
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
     ) -> dict[str, LossTerm]:
         """Return cross_entropy and adversarial; see Criterion."""
         assert critic is not None
-        hard = cross_entropy(student.logits, batch.target, self.label_smoothing)
+        hard = self.label_loss(student.logits, batch)
         probabilities = softened_probabilities(student.logits, self.temperature)
         adversarial = -(self.temperature**2) * critic(probabilities).mean()
         return {
@@ -288,7 +288,7 @@ class PublishedCriterion(Criterion):
         self.temperature = config.temperature
         self.turns = config.turns
         self.cross_entropy_weight, self.adversarial_weight = config.balance.weights
-        self.label_smoothing = context.label_smoothing
+        self.label_loss = LabelLoss(context)
         self.critic = new_critic(context, published=True)
         if self.adversarial_weight == 0:  # DDP fails if a trained parameter gets no gradient
             self.critic.requires_grad_(False)
@@ -299,7 +299,7 @@ class PublishedCriterion(Criterion):
         """Return the terms of the turn that the step belongs to; see Criterion."""
         assert teacher is not None
         log_p = functional.log_softmax(at_least_float32(student.logits) / self.temperature, dim=1)
-        hard = LossTerm(cross_entropy(log_p, batch.target, self.label_smoothing), self.cross_entropy_weight)
+        hard = LossTerm(self.label_loss(log_p, batch), self.cross_entropy_weight)
         scale = self.temperature**2
         if self.turns.is_critics(batch.step, batch.epoch_step):
             q = softened_probabilities(teacher.logits, self.temperature)

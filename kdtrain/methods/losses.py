@@ -8,8 +8,9 @@ from kdtrain.methods.at import at_loss
 from kdtrain.methods.base import cross_entropy
 from kdtrain.methods.dist import dist_loss
 from kdtrain.methods.dkd import dkd_loss
-from kdtrain.methods.kd import kd_loss, standardize_logits
+from kdtrain.methods.kd import kd_loss
 from kdtrain.methods.logit_mse import logit_mse_loss
+from kdtrain.methods.logit_standardization import standardize_logits
 from kdtrain.methods.logits_discriminator import gradient_penalty, wasserstein_critic_loss
 from kdtrain.methods.mgd import mgd_loss
 from kdtrain.methods.r_drop import symmetric_kl

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from kdtrain.methods.base import Batch, Criterion, LossTerm, MethodConfig, MethodContext, Outputs, cross_entropy
+from kdtrain.methods.base import Batch, Criterion, LabelLoss, LossTerm, MethodConfig, MethodContext, Outputs
 
 
 class NoDistillation(MethodConfig):
@@ -16,18 +16,18 @@ class NoDistillation(MethodConfig):
 
     def criterion(self, context: MethodContext) -> Criterion:
         """Build the criterion."""
-        return CrossEntropy(context.label_smoothing)
+        return CrossEntropy(context)
 
 
 class CrossEntropy(Criterion):
     """Term: cross_entropy."""
 
-    def __init__(self, label_smoothing: float) -> None:
+    def __init__(self, context: MethodContext) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.label_loss = LabelLoss(context)
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, critic: nn.Module | None = None
     ) -> dict[str, LossTerm]:
         """Return cross_entropy; see Criterion."""
-        return {"cross_entropy": LossTerm(cross_entropy(student.logits, batch.target, self.label_smoothing), 1.0)}
+        return {"cross_entropy": LossTerm(self.label_loss(student.logits, batch), 1.0)}

@@ -69,6 +69,15 @@ def build(
     return classifier
 
 
+def shapes_only(network: Network, image_shape: ImageShape, classes: int) -> Classifier:
+    """Return a network on the meta device, without memory and time; see `build` for arguments and errors."""
+    try:
+        with torch.device("meta"):
+            return build(network, image_shape, classes, 0, pretrained=False)
+    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
+        return build(network, image_shape, classes, 0, pretrained=False)
+
+
 def _head(kind: Head, features: int, classes: int, dropout: float) -> nn.Sequential:
     """Return a head; hidden is that of setup 1 (maximzubkov/cnn-distillation, `encoder.fc`)."""
     if kind == "linear":
@@ -106,11 +115,10 @@ def forward_flops(network: nn.Module, image_shape: ImageShape) -> int:
 def network_size(network: Network, image_shape: ImageShape, classes: int) -> tuple[int, int]:
     """Return the number of parameters and the FLOPs of one image's forward pass.
 
-    The network is built on the meta device, without numbers; on the CPU if it needs them (torchvision's RegNets).
+    Both come from shapes alone; a network whose forward pass reads numbers is built in memory.
     """
     try:
-        with torch.device("meta"):
-            built = build(network, image_shape, classes, 0, pretrained=False)
+        built = shapes_only(network, image_shape, classes)
         return parameter_count(built), forward_flops(built, image_shape)
     except RuntimeError:
         built = build(network, image_shape, classes, 0, pretrained=False)

@@ -14,11 +14,22 @@ Head = Literal["linear", "hidden"]
 ModelName = Annotated[str, AfterValidator(known_model), Field(json_schema_extra={"examples": list(MODELS)})]
 
 
-class WeightsFile(Config):
-    """A file with weights of this model (.safetensors, or .pth, which is read with weights_only)."""
+WeightsKey = Annotated[str, Field(min_length=1)]
+WEIGHTS_KEY = (
+    "Which weights of a file with several, as a dotted path: state_dict_ema. Left out: the first that fit the network,"
+    " averaged ones (ema, swa) last; the choice is printed."
+)
 
-    file: str
-    part: Literal["network", "encoder"] = "network"
+
+class WeightsFile(Config):
+    """Initial weights of this model from a file; the training goes on from them."""
+
+    file: str = Field(
+        description="A .safetensors file or one of torch.save, from which no code is run. A relative path begins at the"
+        " working folder."
+    )
+    part: Literal["network", "encoder"] = Field("network", description="encoder: the head begins with random weights")
+    weights_key: WeightsKey | None = Field(None, description=WEIGHTS_KEY)
 
 
 def _no_default(schema: dict[str, Any]) -> None:
@@ -32,7 +43,8 @@ class Network(Config):
     model: ModelName
     weights: Literal["imagenet"] | WeightsFile | None = Field(
         None,
-        description="imagenet, {file: PATH}, or null for random ones; left out: the model's own",
+        description="Initial weights, from which the training goes on: imagenet, {file: PATH}, or null for random ones;"
+        " left out: the model's own",
         json_schema_extra=_no_default,
     )
     freeze: Freeze = Field(

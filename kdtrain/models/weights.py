@@ -1,62 +1,47 @@
-"""Weights of networks: read from files, loaded from libraries, and named for the identity of a trial."""
+"""Weights of networks: found in files, loaded from libraries, and named for the identity of a trial."""
 
 import hashlib
-import pickle
+import re
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from kdtrain.errors import UserError
+from kdtrain.models.checkpoints import is_averaged, read_weights, readable
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.config import Network, WeightsFile
-from kdtrain.models.registry import model
-from kdtrain.models.source import Backbone
+from kdtrain.models.registry import MODELS, model
+from kdtrain.models.source import Backbone, ImageShape
+from kdtrain.models.torchvision_source import names as torchvision_names
 
 SHOWN_NAMES = 3
 SETTLED_S = 1.0
 """A file that changed less than this ago may change again within one tick of the file system's clock."""
 WITHOUT_HEAD = "part: encoder leaves the head out"
-TORCH_MAGIC = (b"PK", b"\x80")
-"""First bytes of a file of torch.save: a zip archive, or a pickle before PyTorch 1.6. The unpickler reads any text."""
+FINISHED = "to train it further from the file's encoder, write weights: {file: FILE, part: encoder} instead of trained"
 
 
-def read_state(path: str | Path, place: str) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, or of a file of torch.save, without running code from it.
+@dataclass(frozen=True)
+class WeightSet:
+    """One set of weights of a file.
 
-    A UserError begins with `place`, the key of the file in the recipe.
+    Attributes:
+        key: Its dotted path in the file, which goes on within the names of a state dict: `state_dict.model` are the
+            weights of a LightningModule's network `model`. "" is the whole file.
+        written: The weights under their names in the file, from this path on.
+        state: The weights under the names of a Classifier.
     """
-    with _readable(path, place) as path, path.open("rb") as file:
-        pickled = path.suffix != ".safetensors"
-        by_torch = file.read(2).startswith(TORCH_MAGIC)
-    try:
-        content: Any = _torch_load(path) if pickled else load_file(path)
-    # On a text or a damaged file the unpickler may raise any error: KeyError, IndexError, AttributeError. No code of
-    # this package runs in there, so no defect is hidden.
-    except Exception as error:
-        if by_torch and isinstance(error, pickle.UnpicklingError) and "Unsupported operand" not in str(error):
-            raise UserError(
-                f"{place}: {path} holds more than tensors (pickled code is never run); save the network's state_dict()"
-            ) from None
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        if pickled and not by_torch:
-            cause = "torch.save did not write it"
-        raise UserError(f"{place}: {path} is no whole weights file ({cause})") from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    found = _no_state_dict(content)
-    if found is not None:
-        raise UserError(f"{place}: {path} holds no state_dict (names and tensors), but {found}")
-    # DistributedDataParallel adds this prefix to every name.
-    return {name.removeprefix("module."): value for name, value in content.items()}
+
+    key: str
+    written: dict[str, Tensor]
+    state: dict[str, Tensor]
 
 
 def load_network_weights(network: Classifier, config: Network, backbone: Backbone, place: str) -> None:
@@ -66,47 +51,67 @@ def load_network_weights(network: Classifier, config: Network, backbone: Backbon
             state = with_own_names(model(config.model).source.imagenet(), backbone)
         load_state(network, _encoder_only(state), f"{place}: imagenet", "encoder")
     elif isinstance(config.weights, WeightsFile):
-        place = f"{place}.file"
-        state = with_own_names(read_state(config.weights.file, place), backbone)
-        if config.weights.part == "encoder":
-            state = _encoder_only(state)
-        load_state(network, state, f"{place}: {config.weights.file}", config.weights.part, WITHOUT_HEAD)
+        weights = config.weights
+        sets = fitting_sets(
+            network, weights.file, f"{place}.file", weights.part, weights.weights_key, lambda: backbone, WITHOUT_HEAD
+        )
+        network.load_state_dict(sets[0].state, strict=False)
 
 
-def load_whole_network(network: Classifier, file: Path, place: str) -> None:
+def load_whole_network(network: Classifier, file: Path, place: str, weights_key: str | None = None) -> None:
     """Load every tensor of a trained network from a file of this program, or one with the library's names."""
-    state = read_state(file, place)
-    if not _has_own_names(state):
-        state = with_own_names(state, _library_backbone(network))
-    load_state(network, state, f"{place}: {file}", "network")
+    sets = fitting_sets(network, file, place, weights_key=weights_key, hint=FINISHED)
+    network.load_state_dict(sets[0].state, strict=False)
 
 
-def load_state(network: Classifier, state: dict[str, Tensor], what: str, part: str, without_head: str = "") -> None:
-    """Load all tensors of a part of the network ("network" or "encoder"), or none: then a UserError begins with `what`.
+def fitting_sets(
+    network: Classifier,
+    file: str | Path,
+    place: str,
+    part: str = "network",
+    weights_key: str | None = None,
+    backbone: Callable[[], Backbone] | None = None,
+    hint: str = "",
+) -> list[WeightSet]:
+    """Return the sets of weights of a file that fit a part of the network ("network" or "encoder"), at least one.
 
-    `without_head` is a hint at the end of the error if only the head does not fit.
+    The first one is taken. Averaged weights come last, the others in the file's order.
+
+    Args:
+        network: The network that takes the weights.
+        file: The file.
+        place: The file's key in the recipe, with which an error begins.
+        part: "network", or "encoder" to leave the head out.
+        weights_key: The path of the wanted set, or the beginning of its path; None: any set.
+        backbone: Gives the backbone with the library's names; None builds it if the file has such names.
+        hint: The end of the error if only the head does not fit.
+
+    Raises:
+        UserError: No set fits; the text names the nearest one's differences and the remedy.
     """
-    own = {name: value for name, value in network.state_dict().items() if part == "network" or _in_encoder(name)}
-    # Files from before PyTorch 0.4.1 have no such counter; BatchNorm reads it only without a momentum.
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own]
-    misfits = [
-        f"{name} {list(state[name].shape)} for {list(value.shape)}"
-        for name, value in own.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    causes = [
-        f"{kind} {_first(names)}"
-        for kind, names in (("missing", missing), ("not of this network", unexpected), ("other shape", misfits))
-        if names
-    ]
-    counts = _class_counts(own, state) if part == "network" and not missing and not unexpected else None
-    if counts is not None:
-        causes = ["the file has {} classes, the data {}".format(*counts)]
-    if causes:
-        if without_head and part == "network" and _only_head(missing, unexpected, misfits):
-            causes.append(without_head)
-        raise UserError(f"{what} does not fit {network.name}: {'; '.join(causes)}")
+    library = backbone or cache(lambda: _library_backbone(network.name, network.image_shape))
+    sets, own = read_weights(file, place), _own_state(network, part)
+    known = [found for key, state in sets.items() for found in _candidates(key, state, own, part, library)]
+    tried = [found for found in known if weights_key is None or f"{found.key}.".startswith(f"{weights_key}.")]
+    what = f"{place}: {file}"
+    if not tried:
+        choices = ", ".join(dict.fromkeys(found.key for found in known if found.key))
+        hint = f"choices: {choices}" if choices else "it has one set of weights only; remove weights_key"
+        raise UserError(f"{what} has no weights at weights_key {weights_key}; {hint}")
+    fitting = [found for found in tried if not any(_differences(own, found.state))]
+    if not fitting:
+        nearest = max(tried, key=lambda found: (_matches(own, found.state), -len(found.key)))
+        raise _misfit(network, nearest, what, part, hint)
+    distinct: dict[int, WeightSet] = {}  # by first tensor: the same weights may fit under two prefixes
+    for found in fitting:
+        distinct.setdefault(id(found.state[next(iter(own))]), found)
+    return sorted(distinct.values(), key=lambda found: is_averaged(found.key))
+
+
+def load_state(network: Classifier, state: dict[str, Tensor], what: str, part: str) -> None:
+    """Load a part of the network ("network" or "encoder") as a whole, or raise a UserError that begins with `what`."""
+    if any(_differences(_own_state(network, part), state)):
+        raise _misfit(network, WeightSet("", state, state), what, part)
     network.load_state_dict(state, strict=False)
 
 
@@ -122,7 +127,7 @@ def weights_source(network: Network, place: str = "recipe.student") -> str | Non
 
 def content_digest(path: str | Path, place: str) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits. A process reads an unchanged file once."""
-    with _readable(path, place) as path:
+    with readable(path, place) as path:
         stat = path.stat()
         stamp = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
         settled = time.time() > stat.st_ctime + SETTLED_S
@@ -165,46 +170,98 @@ def with_own_names(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Te
     return renamed
 
 
-@contextmanager
-def _readable(path: str | Path, place: str) -> Iterator[Path]:
-    """Give the path with ~ expanded, and turn an OSError of the block into a UserError."""
-    try:
-        path = Path(path).expanduser()
-    except RuntimeError as error:  # ~name of an unknown user
-        raise UserError(f"{place}: {path} cannot be read ({str(error).rstrip('.')})") from None
-    try:
-        yield path
-    except OSError as error:
-        raise UserError(f"{place}: {path} cannot be read ({error.strerror})") from None
-
-
-def _library_backbone(network: Classifier) -> Backbone:
-    """Build the backbone once more for the library's names, on the meta device, where it takes no memory."""
-    source = model(network.name).source
+def _library_backbone(name: str, image_shape: ImageShape) -> Backbone:
+    """Build a model's backbone for the library's names, on the meta device, where it takes no memory."""
+    source = model(name).source
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                return source.backbone(network.image_shape)
+                return source.backbone(image_shape)
         except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
-            return source.backbone(network.image_shape)
+            return source.backbone(image_shape)
 
 
-def _torch_load(path: Path) -> Any:
-    with warnings.catch_warnings():  # old pickles warn before they are refused
-        warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
+def _own_state(network: Classifier, part: str) -> dict[str, Tensor]:
+    state = network.state_dict()
+    return _encoder_only(state) if part == "encoder" else state
 
 
-def _no_state_dict(content: Any) -> str | None:
-    """Return what a file holds instead of a state dict, or None if it holds one."""
-    kind = type(content).__name__
-    if not isinstance(content, dict):
-        return kind
-    for name, value in content.items():
-        if not isinstance(name, str):
-            return f"{kind} with the name {name!r:.40}: {type(name).__name__}"
-        if not isinstance(value, Tensor):
-            return f"{kind} with {name}: {type(value).__name__}"
+def _candidates(
+    key: str, state: dict[str, Tensor], own: Mapping[str, Tensor], part: str, library: Callable[[], Backbone]
+) -> Iterator[WeightSet]:
+    """Yield the sets that a state dict may hold: one for each prefix of a network's names, such as DDP's `module.`."""
+    for prefix in _prefixes(state, own):
+        written = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        named = written if _has_own_names(written) else with_own_names(written, library())
+        named = _encoder_only(named) if part == "encoder" else named
+        yield WeightSet(".".join(filter(None, (key, prefix.removesuffix(".")))), written, named)
+        if not prefix and not any(_differences(own, named)):
+            return  # all names are the network's
+
+
+def _prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Return what stands before the encoder's first name, as this package or the library writes it, "" first.
+
+    The prefix that all names share comes last; it serves the error about weights of another network.
+    """
+    first = next(filter(_in_encoder, own))
+    ends = (first, first.removeprefix("encoder."))
+    found = [name.removesuffix(end) for end in ends for name in state if f".{name}".endswith(f".{end}")]
+    parents = [name.split(".")[:-1] for name in state]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
+    return list(dict.fromkeys([*sorted(found, key=bool), "".join(f"{parts[0]}." for parts in shared)]))
+
+
+def _matches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> int:
+    return sum(name in state and state[name].shape == value.shape for name, value in own.items())
+
+
+def _differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Return the names that a state dict lacks, those that the network lacks, and those that it cannot take."""
+    # Files from before PyTorch 0.4.1 have no such counter; BatchNorm reads it only without a momentum.
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    misfits = []
+    for name, value in own.items():
+        given = state.get(name, value)
+        if given.shape != value.shape:
+            misfits.append(f"{name} {list(given.shape)} for {list(value.shape)}")
+        elif given.is_quantized or given.is_floating_point() != value.is_floating_point():
+            misfits.append(f"{name} {given.dtype} for {value.dtype}".replace("torch.", ""))
+    return missing, unexpected, misfits
+
+
+def _misfit(network: Classifier, nearest: WeightSet, what: str, part: str, hint: str = "") -> UserError:
+    """Return the error about weights that do not fit; `hint` ends it if only the head does not."""
+    own = _own_state(network, part)
+    missing, unexpected, misfits = _differences(own, nearest.state)
+    labels = ("missing", "not of this network", "other shape or type")
+    causes = [
+        f"{label} {_first(names)}" for label, names in zip(labels, (missing, unexpected, misfits), strict=True) if names
+    ]
+    only_head = part == "network" and _only_head(missing, unexpected, misfits)
+    counts = _class_counts(own, nearest.state) if only_head and not missing and not unexpected else None
+    if counts is not None:
+        causes = ["the file has {} classes, the data {}".format(*counts)]
+    if only_head:
+        causes += [hint] if hint else []
+    elif (name := _model_of(nearest.written, network)) is not None:
+        causes.append(f"these are the weights of {name}: write model: {name}")
+    at = f" at {nearest.key}" if nearest.key else ""
+    return UserError(f"{what}{at} does not fit {network.name}: {'; '.join(causes)}")
+
+
+def _model_of(written: dict[str, Tensor], network: Classifier) -> str | None:
+    """Return another model whose encoder takes the weights, among those of `MODELS` and the network's family."""
+    family = re.match("[a-z]*", network.name)
+    relatives = [name for name in torchvision_names() if family is not None and name.startswith(family[0])]
+    for name in dict.fromkeys([*MODELS, *sorted(relatives)]):
+        with suppress(UserError, NotImplementedError, RuntimeError, ValueError), torch.device("meta"):
+            backbone = model(name).source.backbone(network.image_shape)
+            own = backbone.encoder.state_dict(prefix="encoder.")
+            given = _encoder_only(with_own_names(written, backbone))
+            if name != network.name and not any(_differences(own, given)):
+                return name
     return None
 
 

@@ -1,5 +1,6 @@
 """The process and machine that a training runs in, as they are recorded with its outcome."""
 
+import hashlib
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ import torch
 
 from kdtrain.runtime.device import device_name
 
+GIT_S = 10.0
 PACKAGES = ("kdtrain", "torch", "torchvision", "timm", "pillow", "ray", "optuna", "numpy")
 
 
@@ -37,12 +39,12 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def describe(device: torch.device, workers: int) -> dict[str, Any]:
-    """Return what an outcome records of process and machine: device, threads, workers, commit, versions."""
+    """Return what an outcome records of process and machine: device, threads, workers, state of the code, versions."""
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "workers": workers,
-        "git_commit": _git_commit(),
+        **source_state(),
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
@@ -89,10 +91,40 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+@lru_cache
+def source_state(package: Path = Path(__file__).parents[1]) -> dict[str, str | None]:
+    """Return the commit of the repository that tracks this package, and a digest of what differs from it.
+
+    git_dirty is None if nothing differs, else 16 hexadecimal digits of `git diff HEAD` and of untracked modules of the
+    package, or "unknown". Both are None without git, and if the package is only installed inside a repository.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        if not _git(package, "ls-files", "--", "__init__.py"):
+            return {"git_commit": None, "git_dirty": None}
+        commit = _git(package, "rev-parse", "HEAD").decode().strip()
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}
+    try:
+        return {"git_commit": commit, "git_dirty": _difference(package)}
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": commit, "git_dirty": "unknown"}
+
+
+def _difference(package: Path) -> str | None:
+    changed = _git(package, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "HEAD")
+    untracked = _git(package, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py")
+    if not changed and not untracked:
         return None
-    return done.stdout.strip() or None
+    digest = hashlib.blake2b(changed, digest_size=8)
+    for name in untracked.split(b"\0")[:-1]:
+        content = (package / os.fsdecode(name)).read_bytes()
+        digest.update(name + b"\0" + hashlib.blake2b(content).digest())
+    return digest.hexdigest()
+
+
+def _git(folder: Path, *arguments: str) -> bytes:
+    """Return the output of a git command; GIT_DIR and the like, which a hook sets, are of another repository."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # it would write the index
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, check=True, timeout=GIT_S).stdout

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kdtrain.config import space
 from kdtrain.config.recipe import Recipe, teacher_recipe
@@ -135,15 +136,22 @@ def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[di
     """Return the cached bytes per image and view of each combination, and the reason of each that caches nothing."""
     cached: dict[Recipe, int] = {}
     live: dict[Recipe, str] = {}
-    budget_bytes = sweep.resources.cache_bytes
     for recipe in _reachable(sweep, (*PARTS, "mixup", "precision", "batch_size")):
-        outputs = made_up_teacher(recipe, classes)
-        reason = reason_not_cached(outputs, recipe.method.teacher_readings, images or 0, budget_bytes)
-        if reason:
-            live[recipe] = reason
+        without_student = recipe.model_copy(update={"student": None})
+        found = _bytes_or_reason(without_student, classes, images or 0, sweep.resources.cache_bytes)
+        if isinstance(found, str):
+            live[recipe] = found
         else:
-            cached[recipe] = bytes_per_image(outputs, recipe.method.teacher_readings)
+            cached[recipe] = found
     return cached, live
+
+
+@lru_cache(maxsize=256)
+def _bytes_or_reason(recipe: Recipe, classes: int, images: int, budget_bytes: int) -> int | str:
+    """Return the cached bytes per image and view, or the reason why nothing is cached; no student is needed."""
+    outputs = made_up_teacher(recipe, classes)
+    reason = reason_not_cached(outputs, recipe.method.teacher_readings, images, budget_bytes)
+    return reason or bytes_per_image(outputs, recipe.method.teacher_readings)
 
 
 def _streams(sweep: Sweep, recipe: Recipe) -> int:

@@ -1,16 +1,22 @@
 """The files that describe a study: study.json, which the report reads, and best.yaml, which repeats its winner."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 from kdtrain.config import space
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.recipe import Recipe, Teacher
 from kdtrain.config.sweep import Sweep
 from kdtrain.config.yaml_reader import dump_yaml
+from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import load
-from kdtrain.models.build import network_size
-from kdtrain.models.config import Network
-from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord
+from kdtrain.errors import UserError
+from kdtrain.models.build import network_size, shapes_only
+from kdtrain.models.config import Network, WeightsFile
+from kdtrain.models.source import ImageShape
+from kdtrain.models.weights import fitting_sets
+from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord, WeightsTaken
 
 
 def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
@@ -25,9 +31,11 @@ def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) 
 
     Measuring the networks takes seconds. Their sizes are taken from `earlier`, a study.json, if its recipe is the same.
     """
+    configs = [sweep.recipe_for(values, 0).data for values in space.combinations(sweep.tree, ("data",))]
+    datasets = [load(config, data_root) for config in dict.fromkeys(configs)]
+    data = datasets[0]
     models = earlier.get("models") if earlier is not None and earlier["recipe"] == sweep.tree else None
     if models is None:
-        data = load(sweep.recipe_for(space.probe_points(sweep.tree)[0], 0).data, data_root)
         models = network_sizes(sweep, data.image_shape, len(data.classes))
     return {
         "name": sweep.name,
@@ -39,16 +47,50 @@ def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) 
         "report": sweep.report.model_dump(mode="json"),
         "parameters": cast(list[ParameterRecord], [parameter.as_json() for parameter in sweep.parameters]),
         "models": models,
+        "weights": weights_taken(networks(sweep), data.image_shape, len(data.classes)),
+        "data_notes": list(dict.fromkeys(note for dataset in datasets for note in data_notes(dataset))),
     }
+
+
+def networks(sweep: Sweep) -> list[Network]:
+    """Return the distinct teachers and students of a sweep's space, teachers first."""
+    recipes = [sweep.recipe_for(values, 0) for values in space.combinations(sweep.tree, ("teacher", "student"))]
+    teachers: list[Network] = [recipe.teacher for recipe in recipes if recipe.teacher]
+    return list(dict.fromkeys([*teachers, *(recipe.student for recipe in recipes)]))
+
+
+def weights_taken(networks: Iterable[Network], image_shape: ImageShape, classes: int) -> list[WeightsTaken]:
+    """Return which weights each network takes of its file, unless they are the whole file.
+
+    A file that cannot be used is left out: the preflight checks report it.
+    """
+    found: list[WeightsTaken] = []
+    for network in networks:
+        if isinstance(network, Teacher) and network.trained is not None:
+            file, part, weights_key = network.trained, "network", network.weights_key
+        elif isinstance(network.weights, WeightsFile):
+            file, part, weights_key = network.weights.file, network.weights.part, network.weights.weights_key
+        else:
+            continue
+        with suppress(UserError):
+            sets = fitting_sets(shapes_only(network, image_shape, classes), file, "", part, weights_key)
+            taken, *others = [each.key for each in sets]
+            row: WeightsTaken = {"model": network.model, "file": file, "taken": taken, "others": others}
+            if taken and row not in found:
+                found.append(row)
+    return found
+
+
+def weights_remark(row: WeightsTaken) -> str:
+    """Return which weights of a file are taken, as a sentence."""
+    text = f"{row['model']} takes the weights {row['taken']} of {row['file']}"
+    return f"{text}; weights_key chooses others: {', '.join(row['others'])}" if row["others"] else text
 
 
 def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, NetworkSize]:
     """Return parameters and forward FLOPs of each network of the space, by model name."""
-    recipes = [sweep.recipe_for(values, 0) for values in space.combinations(sweep.tree, ("teacher", "student"))]
-    students: list[Network] = [recipe.student for recipe in recipes]
-    teachers: list[Network] = [recipe.teacher for recipe in recipes if recipe.teacher]
     sizes: dict[str, NetworkSize] = {}
-    for network in {network.model: network for network in [*teachers, *students]}.values():
+    for network in {network.model: network for network in networks(sweep)}.values():
         parameters, flops = network_size(network, image_shape, classes)
         sizes[network.model] = {"parameters": parameters, "flops_per_image": flops}
     return sizes

@@ -1,6 +1,5 @@
 """The text of `--plan`: what a sweep will do and what it costs at most. Needs no data and no Ray."""
 
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -8,7 +7,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kdtrain.config import space
 from kdtrain.config.study_settings import Resources
 from kdtrain.config.sweep import Sweep
+from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import AnyData, data_folder, load
+from kdtrain.storage.folder import user_path
 from kdtrain.study.capacity import (
     Nodes,
     concurrency,
@@ -33,7 +34,7 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         UserError: Not even one trial fits onto the machine or the cluster.
     """
     first = sweep.recipe_for(space.probe_points(sweep.tree)[0], sweep.study.seed)
-    images, classes = _sizes(first.data, data)
+    images, classes, notes = _sizes(first.data, data)
     environment = Environment(
         loader=PackageLoader("kdtrain.study"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
@@ -51,6 +52,7 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         budget_s=TIMING_BUDGET_S,
         cluster=cluster,
         device=_device(sweep.resources, nodes[1], cluster is not None),
+        notes=notes,
         concurrency=None if images is None else concurrency(sweep.resources, *nodes),
     )
 
@@ -86,13 +88,16 @@ def _table(rows: list[list[Any]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _sizes(config: AnyData, data: str | None) -> tuple[int | None, int]:
-    """Return the number of training images (None if a user's own folder is absent) and of classes."""
+def _sizes(config: AnyData, data: str | None) -> tuple[int | None, int, list[str]]:
+    """Return the number of training images (None if a user's own folder is absent), that of classes, and notes.
+
+    The files of a user's own folder are listed, not read.
+    """
     if config.class_count is not None and config.train_images is not None:
         limit = (config.limit_per_class or config.train_images) * config.class_count
-        return min(config.train_images, limit), config.class_count
+        return min(config.train_images, limit), config.class_count, []
     root = data_folder(data)
-    if not (root / Path(getattr(config, "folder", "."))).is_dir():
-        return None, 2
+    if not (root / user_path(getattr(config, "folder", "."), "recipe.data.folder")).is_dir():
+        return None, 2, []
     dataset = load(config, root)
-    return len(dataset.train), len(dataset.classes)
+    return len(dataset.train), len(dataset.classes), data_notes(dataset, contents=False)

@@ -21,6 +21,7 @@ from kdtrain.config.study_settings import GridSampler, Tpe
 from kdtrain.config.sweep import Sweep
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.folder import Row
+from kdtrain.trials.objectives import HIGHER_IS_BETTER
 from kdtrain.trials.records import EpochRow
 
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -143,7 +144,7 @@ class Search:
         return trial.should_prune()
 
     def _study(self, trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-        maximize = self.sweep.study.objective == "val/accuracy"
+        maximize = HIGHER_IS_BETTER[self.sweep.study.objective]
         direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
         with _quiet_optuna():  # it logs a line for each study, and each decision makes one
             study = optuna.create_study(sampler=sampler, pruner=self._pruner(), direction=direction)

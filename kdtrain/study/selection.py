@@ -11,7 +11,7 @@ from kdtrain.config.recipe import Recipe, Student
 
 @dataclass(frozen=True)
 class SearchedTrial:
-    """A trial of a search. `ranking_key` (see `trials.outcome`) is its best epoch's; None if it is not complete."""
+    """A trial of a search. `ranking_key` (see `trials.objectives`) is its best epoch's; None if it is not complete."""
 
     stage: str
     number: int
@@ -43,7 +43,7 @@ class Candidate:
 
 
 def ranked(trials: Sequence[SearchedTrial]) -> list[SearchedTrial]:
-    """Return the complete trials of distinct recipes, best first: by objective, other metric, then number."""
+    """Return the complete trials of distinct recipes, best first: by ranking key, then number."""
     complete = [(trial.ranking_key, trial) for trial in trials if trial.ranking_key is not None]
     complete.sort(key=lambda pair: (*(-part for part in pair[0]), pair[1].number))
     distinct: dict[str, SearchedTrial] = {}

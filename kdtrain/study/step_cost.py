@@ -218,11 +218,6 @@ def made_up_state(recipe: Recipe, images: int, classes: int, device: torch.devic
 
 def made_up_teacher(recipe: Recipe, classes: int) -> LiveTeacher:
     """Return the outputs of a teacher that has shapes only, or random weights if it needs numbers to be built."""
-    return _live_teacher(recipe.model_copy(update={"student": None}), classes)
-
-
-@lru_cache(maxsize=64)
-def _live_teacher(recipe: Recipe, classes: int) -> LiveTeacher:
     data = _made_up_data(COUNTED_IMAGES, recipe.data.image_shape, classes)
     try:
         teacher = _made_up_teacher(recipe, classes, META)
@@ -241,4 +236,4 @@ def _made_up_teacher(recipe: Recipe, classes: int, device: torch.device) -> Teac
 def _made_up_data(images: int, image_shape: ImageShape, classes: int) -> Dataset:
     pixels = torch.randint(0, 256, (images, *image_shape), dtype=torch.uint8)
     split = Split(TensorImages(pixels), torch.arange(images) % classes)
-    return Dataset("made up", tuple(str(k) for k in range(classes)), image_shape, split, split, split, "")
+    return Dataset("made up", tuple(str(k) for k in range(classes)), image_shape, split, split, split)

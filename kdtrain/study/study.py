@@ -9,6 +9,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 from kdtrain.config import space
@@ -16,8 +17,9 @@ from kdtrain.config.parameter import Values
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult, UserError
+from kdtrain.models.config import WeightsFile
 from kdtrain.storage.folder import Row
-from kdtrain.study.description import recipe_yaml
+from kdtrain.study.description import recipe_yaml, weights_remark
 from kdtrain.study.journal import ERRORS, StudyJournal
 from kdtrain.study.search import Search
 from kdtrain.study.selection import (
@@ -28,8 +30,9 @@ from kdtrain.study.selection import (
     compared_recipes,
     mean_objectives,
 )
-from kdtrain.trials.outcome import best_epoch, outcome_row, ranking_key, require_own_workers
-from kdtrain.trials.records import EpochRow, JobEnd, MemoryRecord
+from kdtrain.trials.objectives import HIGHER_IS_BETTER, ranking_key
+from kdtrain.trials.outcome import best_epoch, outcome_row, require_own_workers
+from kdtrain.trials.records import EpochRow, JobEnd, MemoryRecord, chance_remark
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
@@ -49,13 +52,15 @@ MEMORY_PARTS = (*PARTS, "mixup", "r_drop", "optimizer", "ema", "precision")
 largest batch size."""
 TEACHER_PARTS = ("data", "teacher", "student")
 """The parts of a recipe that decide which teacher is trained; its model may be the student's."""
+WITH_OUTCOME = ("train", "evaluate")
+"""The kinds of jobs whose outcome the store has."""
 JobStream = Generator["Job | None", None, None]
 TrainingStream = Generator["Job | None", None, "list[Job]"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A unit of work for an executor: "smoke", "train", "test" or "pictures".
+    """A unit of work for an executor: "smoke", "train", "evaluate" (a finished teacher), "test" or "pictures".
 
     A `final` training keeps its weights. `trained` are the recipes whose test split is read, or that are shown side by
     side; `recipe` is then the winner's. `details` join the job's "planned" event. A job that ran out of a GPU's memory
@@ -107,13 +112,15 @@ class Study:
         self.stage, self.stage_size = STARTING, 0
         self.on_gpu: bool | None = None  # whether trainings use a GPU; None if that is not known yet
         self.memory: MemoryRecord | None = None  # the most that preflight checks have measured, when they have ended
-        self.placed = ""  # where jobs run, a sentence of the executor
+        self.placed = ""  # where trials run, the sentence that the terminal has shown
+        self._noted_place: Row = {}
         self._running: dict[str, Job] = {}
         self._waiting: dict[str, list[Job]] = {}  # by trial_id: jobs of a recipe that another job is training
         self._again: list[Job] = []  # jobs that broke and are handed out once more
         self._breaks: Counter[str] = Counter()  # by job, in this start
         self._memory: dict[str, MemoryRecord] = {}  # by job
         self._ends: dict[str, JobEnd] = {}
+        self.remarks: list[str] = []  # sentences for the terminal, each as soon as it is known
         self._stages = self._run_stages()
         self._first: Job | None = None  # taken by `begin`
         self._first_stage = self.stage, self.stage_size
@@ -149,6 +156,8 @@ class Study:
             raise
 
     def _all_stages(self) -> JobStream:
+        if self.journal.description is not None:
+            self.remarks += map(weights_remark, self.journal.description.get("weights", []))
         yield from self._smoke()
         teachers = yield from self._train_teachers()
         alone = yield from self._run_search(self.baselines)
@@ -184,7 +193,7 @@ class Study:
         A job is tried again at most `resources.retries` times, and once more alone after running out of a GPU's memory.
         Then it counts as broken until the study is opened again, and is then run again.
         """
-        if job.kind == "train":
+        if job.kind in WITH_OUTCOME:
             lost = Broken("its process ended without an outcome")
             broken = None if self._has_outcome(job) else broken or lost
         traceback = None
@@ -210,8 +219,11 @@ class Study:
         """Note where an executor runs the next jobs, if that has changed."""
         if sentence != self.placed:
             self.placed = sentence
-            fields = {"trials_per_gpu": trials_per_gpu, "trials_at_once": trials_at_once}
-            self.journal.append("placed", device=device, **fields)
+            self.remarks.append(f"trials run on {sentence}")
+        fields: Row = {"device": device, "trials_per_gpu": trials_per_gpu, "trials_at_once": trials_at_once}
+        if fields != self._noted_place:
+            self._noted_place = fields
+            self.journal.append("placed", **fields)
 
     def broken_jobs(self) -> str | None:
         """Return a sentence about the jobs of this start that broke, or None."""
@@ -271,25 +283,61 @@ class Study:
         return {key: memory for key, memory in found.items() if memory and bool(memory["gpu_total_bytes"]) == on_gpu}
 
     def _train_teachers(self) -> TrainingStream:
-        """Train each teacher of the space that the store does not have."""
-        points: dict[Recipe, Values] = {}
+        """Train each teacher of the space that the store does not have, and evaluate each finished one."""
+        points: dict[str, tuple[Job, Values]] = {}  # by trial_id
         for values in space.combinations(self.sweep.tree, TEACHER_PARTS):
-            recipe = teacher_recipe(self.sweep.recipe_for(values, self.sweep.study.seed))
-            if recipe is not None:
-                points.setdefault(recipe, values)
-        jobs = [self._job("teacher", number, recipe, final=True) for number, recipe in enumerate(points)]
+            recipe = self.sweep.recipe_for(values, self.sweep.study.seed)
+            trained_by = teacher_recipe(recipe)
+            job = self._job("teacher", len(points), trained_by or recipe, final=True)
+            if trained_by is None:
+                job = replace(job, kind="evaluate", trial_id=self.workspace.finished_teacher(recipe).trial_id)
+            points.setdefault(job.trial_id, (job, values))
+        jobs = [job for job, _ in points.values()]
+        for job in jobs:
+            student, weights = job.recipe.student, job.recipe.student.weights
+            if job.kind == "train" and isinstance(weights, WeightsFile) and weights.part == "network":
+                self.remarks.append(
+                    f"teacher {student.model}: its training goes on from {weights.file}; if it is finished, write"
+                    f" teacher: {{model: {student.model}, trained: {weights.file}}}"
+                )
         yield from self._run_stage(jobs)
         problems: list[str] = []
-        for job, values in zip(jobs, points.values(), strict=True):
+        for job, values in points.values():
             end = self._ends[job.key]
-            if end["state"] != "complete":
+            if end["state"] == "complete":
+                self.remarks.append(self._teacher_remark(job))
+            else:
+                done = "evaluating the teacher" if job.kind == "evaluate" else f"training {job.recipe.student.model}"
                 what = "broke" if end["state"] == "broken" else "failed"
-                text = f"training {job.recipe.student.model} {what}: {end['reason']}{self._traceback_of(end)}; "
+                text = f"{done} {what}: {end['reason']}{self._traceback_of(end)}; "
                 text += _advice([end])
                 problems += self.sweep.error(values, ("teacher",), text).problems
         if problems:
             raise NoResult(*problems)
-        return jobs
+        return [job for job in jobs if job.kind == "train"]
+
+    def _teacher_remark(self, job: Job) -> str:
+        """Return a sentence about a teacher's validation accuracy."""
+        finished = job.recipe.teacher if job.kind == "evaluate" else None
+        name = f"{finished.model} from {finished.trained}" if finished else job.recipe.student.model
+        accuracy, chance = self._accuracy(job)
+        return ", ".join(filter(None, (f"teacher {name}: validation accuracy {accuracy:.2%}", chance)))
+
+    def _remark_on_chance(self, stage: str, jobs: Sequence[Job]) -> None:
+        """Warn if all trainings of a stage that completed are no better than the most frequent class."""
+        complete = [job for job in jobs if self._ends[job.key]["state"] == "complete"]
+        remarks = list(takewhile(bool, (self._accuracy(job)[1] for job in complete)))
+        if complete and len(remarks) == len(complete):
+            each = "the complete trial" if len(complete) == 1 else f"each of the {len(complete)} complete trials"
+            self.remarks.append(f"{stage}: {each} is {remarks[0]}")
+
+    def _accuracy(self, job: Job) -> tuple[float, str | None]:
+        """Return the validation accuracy of a complete job, with a remark if nothing was learned."""
+        outcome, recipe = self._trial(job).outcome(), self._trial(job).recipe()
+        assert outcome is not None
+        assert outcome["best"] is not None
+        accuracy = outcome["best"]["val/accuracy"]
+        return accuracy, chance_remark(accuracy, recipe["data"] if recipe else {})
 
     def _run_search(self, search: Search) -> TrainingStream:
         """Run a search's trials batch by batch, each suggested when the batch before it has ended (or one by one)."""
@@ -311,6 +359,7 @@ class Study:
         ends = [self._ends[f"{search.stage}-{number}"] for number in range(search.trials)]
         if not any(end["state"] == "complete" for end in ends):
             raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {self._summary(ends)}")
+        self._remark_on_chance(search.stage, searched)
         return searched
 
     def _choose_candidates(self, searched: Sequence[Job], alone: Sequence[Job]) -> list[Candidate]:
@@ -336,6 +385,7 @@ class Study:
                 runs[candidate.key].append(job)
                 jobs.append(job)
         yield from self._run_stage(jobs)
+        self._remark_on_chance("confirm", jobs)
         return runs
 
     def _choose_winner(
@@ -405,7 +455,7 @@ class Study:
 
     @property
     def _maximize(self) -> bool:
-        return self.sweep.study.objective == "val/accuracy"
+        return HIGHER_IS_BETTER[self.sweep.study.objective]
 
     def _trial(self, job: Job) -> TrialFolder:
         return self.workspace.store.trial(job.trial_id)
@@ -427,7 +477,7 @@ class Study:
     def _planned_job(self, search: Search, number: int) -> Job | None:
         """Return the job of a trial, with the values of an earlier start or new ones; None if they do not go together:
         the trial has then failed for that reason."""
-        values = self.journal.planned_values(search.stage, number) or search.suggest(number)
+        values = self._earlier_values(search, number) or search.suggest(number)
         search.planned[number] = values
         published = number < len(search.sweep.published)
         try:
@@ -442,6 +492,18 @@ class Study:
             return None
         prunable = not published and self.sweep.study.pruner.name != "none"
         return self._job(search.stage, number, recipe, values, published=published, prunable=prunable)
+
+    def _earlier_values(self, search: Search, number: int) -> Values | None:
+        """Return the values that a trial was planned with at an earlier start, or None.
+
+        None also if they make another trial now, because code, images or weights have changed since: the sampler chose
+        them by results that this search does not have.
+        """
+        plan = self.journal.plan(search.stage, number)
+        if plan is None or plan["trial_id"] is None:
+            return plan and plan["values"]
+        recipe = search.sweep.recipe_for(plan["values"], self.sweep.study.seed)
+        return plan["values"] if self.workspace.trial_id(recipe) == plan["trial_id"] else None
 
     def _searched_trial(self, job: Job) -> SearchedTrial:
         key = None
@@ -477,7 +539,7 @@ class Study:
         """Note a job as planned; return True if it is to be run, False if its recipe is trained or being trained."""
         if job.kind != "test":  # the report counts it to the confirm stage
             self.journal.note("planned", **job.about, **job.details)
-        if job.kind == "train":
+        if job.kind in WITH_OUTCOME:
             if self._has_outcome(job):
                 self._note_end(job, self._end(job))
                 return False
@@ -494,8 +556,10 @@ class Study:
         kept its weights.
         """
         folder = self._trial(job)
-        require_own_workers(job.recipe, folder, self.sweep.resources.workers)
         outcome = folder.outcome()
+        if job.kind == "evaluate":
+            return outcome is not None
+        require_own_workers(job.recipe, folder, self.sweep.resources.workers)
         if outcome is None or outcome["state"] == "failed":
             return outcome is not None
         if outcome["state"] == "complete":
@@ -538,7 +602,7 @@ class Study:
     def _end(self, job: Job) -> JobEnd:
         """Return how a job that did not break has ended for this study: a trial that it would have pruned counts as
         pruned, even if another sweep has trained it to its end."""
-        if job.kind != "train":
+        if job.kind not in WITH_OUTCOME:
             end: JobEnd = {"state": "complete", "value": None, "reason": None, "epochs": 0}
             return {**end, "memory": self._memory[job.key]} if job.key in self._memory else end
         folder = self._trial(job)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from kdtrain.methods.base import TeacherReading
 from kdtrain.runtime import process
+from kdtrain.runtime.source_code import code_digest
 from kdtrain.storage.folder import Row
 from kdtrain.teacher.cache_policy import reads_whole_batch
 from kdtrain.teacher.network import CHUNK_IMAGES
@@ -24,8 +25,8 @@ def train_key(live: LiveTeacher, weights: str, readings: Sequence[TeacherReading
         "random views of": [use.seed, epoch] if live.views_change else None,
         "mixup": use.mixup.model_dump() if use.mixup else None,
         "precision": use.precision,
-        "readings": sorted(each.name for each in readings),
-        "batches": {"size": use.batch_size, "seed": use.seed, "epoch": epoch} if reads_whole_batch(readings) else None,
+        "readings": sorted([each.name, code_digest(each.module)] for each in readings),
+        "batches": [use.sampler, use.batch_size, use.seed, epoch] if reads_whole_batch(readings) else None,
     }
 
 
@@ -47,7 +48,6 @@ def _common(live: LiveTeacher, weights: str) -> Row:
         "weights": weights,
         "network": live.use.network.model_dump(mode="json", include=NETWORK),
         "data": live.data.fingerprint,
-        "files written": live.data.mtime_digest,
         "data config": live.use.data.model_dump(mode="json"),
         "chunk": CHUNK_IMAGES,
         "unit": UNIT_IMAGES,

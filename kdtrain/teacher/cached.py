@@ -114,11 +114,11 @@ class CachedTeacher:
         self._current = None
 
     def _open_train(self, epoch: int) -> CachedRows | None:
-        use, total = self.live.use, len(self.live.data.train)
+        use, labels = self.live.use, self.live.data.train.labels
         if self.by_batch:
-            units = list(batches_of(use.seed, use.batch_size, total, epoch))
+            units = list(batches_of(use.seed, use.batch_size, labels, epoch, use.sampler))
         else:
-            units = list(torch.arange(total).split(UNIT_IMAGES))
+            units = list(torch.arange(len(labels)).split(UNIT_IMAGES))
         key = train_key(self.live, self.weights, self.readings, epoch)
         return self._open(key, epoch, units, lambda unit: self._train_rows(unit, epoch), readings=self.readings)
 

@@ -16,6 +16,7 @@ from kdtrain.models.classifier import Classifier
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import content_digest, load_whole_network
 from kdtrain.runtime.rng import stream
+from kdtrain.trials.identity import finished_teacher_id
 from kdtrain.trials.records import TeacherReference
 from kdtrain.trials.workspace import Workspace
 
@@ -27,8 +28,8 @@ CHUNK_IMAGES = 32
 class Teacher:
     """A network that gives Outputs for images [N, C, H, W], with the features of its `stages`.
 
-    `digest` is that of its weights' file, None without a file, and `reference` what recipe.json has of it; `seconds`
-    leaves out what is still running on a GPU.
+    `digest` is that of its weights, None without a file, and `reference` what recipe.json has of it; `seconds` leaves
+    out what is still running on a GPU.
     """
 
     def __init__(
@@ -74,10 +75,14 @@ def trained_teacher(recipe: Recipe, data: Dataset, workspace: Workspace) -> Teac
     trained_by = teacher_recipe(recipe)
     reference: TeacherReference
     if trained_by is None:
-        assert recipe.teacher.file is not None
-        weights, place = Path(recipe.teacher.file), "recipe.teacher.file"
+        assert recipe.teacher.trained is not None
+        weights, place = Path(recipe.teacher.trained), "recipe.teacher.trained"
         digest = content_digest(weights, place)
-        reference = {"file": recipe.teacher.file, "sha256": digest}
+        trial_id = finished_teacher_id(recipe.teacher, data)
+        reference = {"trial_id": trial_id, "file": recipe.teacher.trained, "sha256": digest}
+        if recipe.teacher.weights_key is not None:
+            reference["weights_key"] = recipe.teacher.weights_key
+            digest += f":{recipe.teacher.weights_key}"
     else:
         trial = workspace.trial(trained_by)
         weights, place = trial.weights, "recipe.teacher"
@@ -107,7 +112,7 @@ def _read_network(
     the stages that it was compiled for.
     """
     network = build(config, shape, classes, stream(config.seed, "init"), pretrained=False, place="recipe.teacher")
-    load_whole_network(network, weights, place)
+    load_whole_network(network, weights, place, config.weights_key)
     return network
 
 

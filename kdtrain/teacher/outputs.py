@@ -18,6 +18,7 @@ from kdtrain.config.recipe import Teacher as TeacherConfig
 from kdtrain.data.base import Dataset, as_floats
 from kdtrain.data.mixup import Mixup, mixed, pairing
 from kdtrain.data.registry import AnyData
+from kdtrain.data.sampling import Sampler
 from kdtrain.methods.base import Batch, Outputs, TeacherReading
 from kdtrain.runtime import distributed
 from kdtrain.runtime.device import to_device
@@ -41,6 +42,7 @@ class TeacherUse:
     precision: Precision
     seed: int
     batch_size: int
+    sampler: Sampler
     epochs: int
 
     @classmethod
@@ -57,6 +59,7 @@ class TeacherUse:
             precision=recipe.precision,
             seed=recipe.seed,
             batch_size=recipe.batch_size,
+            sampler=recipe.sampler,
             epochs=recipe.epochs,
         )
 

@@ -8,6 +8,7 @@ import torch
 from kdtrain.config.recipe import BatchNorm, Recipe
 from kdtrain.config.training import Adam, Constant, RDrop
 from kdtrain.data.base import Dataset
+from kdtrain.data.sampling import class_weights
 from kdtrain.errors import UserError
 from kdtrain.methods.base import MethodConfig, MethodContext
 from kdtrain.models.build import build
@@ -70,11 +71,18 @@ def assemble(
         wrapped=_in_group(distiller, device, recipe.batch_norm),
         learner=learner,
         loader=BatchLoader(
-            data.train, device, seed=recipe.seed, batch_size=recipe.batch_size, mixup=recipe.mixup, loaders=loaders
+            data.train,
+            device,
+            seed=recipe.seed,
+            batch_size=recipe.batch_size,
+            sampler=recipe.sampler,
+            mixup=recipe.mixup,
+            loaders=loaders,
         ),
         ema=ModelEma(student, recipe.ema) if recipe.ema else None,
         critic=_critic(recipe, context, device, steps_per_epoch),
         teacher_outputs=outputs,
+        class_weights=context.class_weights,
     )
 
 
@@ -106,6 +114,7 @@ def _method_context(recipe: Recipe, data: Dataset, student: Classifier, teacher:
         classes=len(data.classes),
         batch_size=recipe.batch_size,
         label_smoothing=recipe.label_smoothing,
+        class_weights=class_weights(recipe.class_weights, data.train.labels, len(data.classes)),
         seed=recipe.seed,
         student_shapes=student_shapes,
         teacher_shapes=teacher_shapes,

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdtrain.data.base import Images, Split, as_floats
 from kdtrain.data.mixup import Mixup, pairing
-from kdtrain.data.sampling import batches_of
+from kdtrain.data.sampling import Sampler, batches_of
 from kdtrain.errors import UserError
 from kdtrain.runtime import distributed
 from kdtrain.runtime.device import to_device
@@ -81,10 +81,11 @@ class BatchLoader:
     """
 
     def __init__(
-        self, split: Split, device: torch.device, *, seed: int, batch_size: int, mixup: Mixup | None, loaders: int = 0
-    ) -> None:
+        self, split: Split, device: torch.device, *, seed: int, batch_size: int, sampler: Sampler, mixup: Mixup | None,
+        loaders: int = 0,
+    ) -> None:  # fmt: skip
         self._split, self._device, self._loaders = split, device, loaders
-        self._seed, self._batch_size, self._mixup = seed, batch_size, mixup
+        self._seed, self._batch_size, self._sampler, self._mixup = seed, batch_size, sampler, mixup
         self._processes: _LoaderProcesses | None = None
         self.seconds = 0.0
         """The time spent on making views or waiting for them; work that a GPU has not finished is not in it."""
@@ -121,9 +122,9 @@ class BatchLoader:
 
     def _plans(self, epoch: int, epoch_step: int, step: int) -> Iterator[Plan]:
         """Yield this rank's batches from a step on; the next epoch's are made while this one is evaluated."""
-        total = len(self._split)
+        labels, total = self._split.labels, len(self._split)
         for each in count(epoch):
-            for indices in batches_of(self._seed, self._batch_size, total, each)[epoch_step:]:
+            for indices in batches_of(self._seed, self._batch_size, labels, each, self._sampler)[epoch_step:]:
                 part = part_of(indices, total, mixup=self._mixup, seed=self._seed, epoch=each, step=step)
                 yield each, part.indices.tolist(), part.partners.tolist() if part.partners is not None else None
                 step += 1

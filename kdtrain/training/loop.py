@@ -62,7 +62,8 @@ def train_epoch(
     state.distiller.train()
     if state.teacher_outputs is not None:
         state.teacher_outputs.begin(state.epoch)
-    batches = batches_of(state.recipe.seed, state.recipe.batch_size, len(state.data.train), state.epoch)
+    recipe = state.recipe
+    batches = batches_of(recipe.seed, recipe.batch_size, state.data.train.labels, state.epoch, recipe.sampler)
     lr = state.learner.lr(state.step - state.progress.steps)
     for epoch_step in range(state.progress.steps, len(batches)):
         indices = batches[epoch_step]
@@ -125,8 +126,14 @@ def load_batch(state: TrainState, indices: Tensor, epoch_step: int) -> tuple[Ten
     batch = Batch(
         to_device(target, state.device), part.indices, recipe.seed, state.epoch, state.step, epoch_step,
         size=len(indices), count=part.count,
+        mean_class_weight=1.0 if partners is not None else _mean_class_weight(state, split.labels[indices]),
     )  # fmt: skip
     return images, batch
+
+
+def _mean_class_weight(state: TrainState, labels: Tensor) -> float:
+    """Return the mean class weight of labels, 1 without class weights."""
+    return 1.0 if state.class_weights is None else state.class_weights[labels].double().mean().item()
 
 
 def evaluate(state: TrainState) -> Metrics:
@@ -161,8 +168,9 @@ def _validation_loss(state: TrainState, logits: Tensor, teacher: Tensor | None) 
     """Return the method's loss and its terms on the whole validation split, from both networks' logits [N, K]."""
     split, recipe = state.data.val, state.recipe
     batch = Batch(
-        split.labels, torch.arange(len(split)), recipe.seed, state.epoch, state.step, size=len(split), count=len(split)
-    )
+        split.labels, torch.arange(len(split)), recipe.seed, state.epoch, state.step, size=len(split), count=len(split),
+        mean_class_weight=_mean_class_weight(state, split.labels),
+    )  # fmt: skip
     terms = state.distiller.criterion(Outputs(logits), Outputs(teacher) if teacher is not None else None, batch)
     values = {"loss": weighted_sum(terms), **{name: term.value for name, term in terms.items()}}
     return {f"val/{name}": value.item() for name, value in values.items()}

@@ -162,6 +162,7 @@ def _teacher_for_smoke(recipe: Recipe, data: Dataset, device: torch.device) -> T
     if recipe.teacher is None:
         return None
     network = untrained_teacher(recipe.teacher, data)
-    if recipe.teacher.file is not None:
-        load_whole_network(network, Path(recipe.teacher.file), "recipe.teacher.file")
+    if recipe.teacher.trained is not None:
+        file = Path(recipe.teacher.trained)
+        load_whole_network(network, file, "recipe.teacher.trained", recipe.teacher.weights_key)
     return Teacher(network, device, recipe.method.needed_stages)

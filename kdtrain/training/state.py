@@ -17,7 +17,7 @@ from kdtrain.training.ema import ModelEma
 from kdtrain.training.epoch_metrics import EpochProgress, Metrics
 from kdtrain.training.learner import Learner
 from kdtrain.training.loader import BatchLoader
-from kdtrain.trials.outcome import ranking_key
+from kdtrain.trials.objectives import objectives_of, ranking_key
 
 WITHIN_EPOCH = ("steps", "spent", "images")
 """The fields of EpochProgress that a checkpoint within an epoch needs."""
@@ -52,6 +52,7 @@ class TrainState:
     ema: ModelEma | None
     critic: CriticState | None
     teacher_outputs: TeacherOutputs | None
+    class_weights: Tensor | None  # [K], on the CPU
     teacher_val_logits: Tensor | None = None  # [N, K], once they are known
     epoch: int = 0  # done
     step: int = 0  # updates done
@@ -65,8 +66,8 @@ class TrainState:
         return self.ema.module if self.ema is not None else self.distiller.student
 
     def remember_best(self, metrics: Metrics) -> None:
-        """Keep epoch and weights if the objective is the best so far; ties: other metric, then earlier epoch."""
-        own = {"epoch": self.epoch, **{key: metrics[key] for key in ("val/accuracy", "val/nll")}}
+        """Keep epoch and weights if the objective is the best so far; ties: see `ranking_key`, then earlier epoch."""
+        own = {"epoch": self.epoch, **objectives_of(metrics)}
         objective = self.recipe.objective
         if self.best is None or ranking_key(own, objective) > ranking_key(self.best, objective):
             self.best = own

@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import Recipe, Teacher, teacher_recipe
+from kdtrain.data.base import Dataset
 from kdtrain.data.registry import load
+from kdtrain.models.config import WeightsFile
 from kdtrain.models.weights import content_digest, weights_source
+from kdtrain.runtime.source_code import code_digest
 
 # 6: batch normalization is no longer folded into convolutions, which changes evaluated logits by rounding.
 NUMERICS = 6
@@ -18,10 +21,11 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
     """Return what `trial_id` hashes. `place` is where the user wrote the student, for error messages.
 
     These are the recipe with its balance as two weights, the content or name of the weights that its networks begin
-    with, its teacher's whole recipe (or the content of its file), the data's fingerprint, and NUMERICS.
+    with, its teacher's whole recipe and code (or the content of its file), the data's fingerprint, the code of its
+    method's module as this process runs it, and NUMERICS, which stands for all other code.
 
     Raises:
-        UserError: The data set or a file of weights is absent.
+        UserError: The data set, a file of weights or the method's source file is absent.
     """
     resolved = recipe.model_dump(mode="json", exclude={"teacher": True, "student": {"allow_random_frozen"}})
     resolved["student"]["weights"] = _starting_weights(recipe, place)
@@ -31,28 +35,49 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
     if taught_by is not None:
         resolved["teacher"] = identity(taught_by, data_root, "recipe.teacher")
     elif recipe.teacher is not None:
-        assert recipe.teacher.file is not None
-        network = recipe.teacher.model_dump(mode="json", include={"model", "head", "normalization"})
-        resolved["teacher"] = {**network, "sha256": file_digest(recipe.teacher.file)}
-    data = load(recipe.data, data_root)
-    return {"recipe": resolved, "data": data.fingerprint, "numerics": NUMERICS}
+        resolved["teacher"] = _finished_teacher(recipe.teacher)
+    data, code = load(recipe.data, data_root), code_digest(type(recipe.method).__module__)
+    return {"recipe": resolved, "data": data.fingerprint, "code": code, "numerics": NUMERICS}
 
 
 def trial_id(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> str:
     """Return the identity of a recipe as 16 hexadecimal digits; see `identity` for arguments and errors."""
-    text = json.dumps(identity(recipe, data_root, place), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return _hashed(identity(recipe, data_root, place))
 
 
-def file_digest(file: str) -> str:
-    """Return the SHA-256 of a teacher's weights file; UserError if it cannot be read."""
-    return content_digest(file, "recipe.teacher.file")
+def finished_teacher_id(teacher: Teacher, data: Dataset) -> str:
+    """Return the name, 16 hexadecimal digits, under which the store has the evaluation of a finished teacher.
+
+    Raises:
+        UserError: The file of weights is absent.
+    """
+    return _hashed({"teacher": _finished_teacher(teacher), "data": data.fingerprint, "numerics": NUMERICS})
+
+
+def require_weights_files(recipe: Recipe) -> None:
+    """Raise UserError unless this machine can read every file of weights that a recipe names."""
+    for place, network in (("recipe.student", recipe.student), ("recipe.teacher", recipe.teacher)):
+        if network is not None and isinstance(network.weights, WeightsFile):
+            weights_source(network, place)
+    if recipe.teacher is not None and recipe.teacher.trained is not None:
+        _finished_teacher(recipe.teacher)
+
+
+def _hashed(value: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _finished_teacher(teacher: Teacher) -> dict[str, Any]:
+    """Return the identity of a finished teacher: its network, and the content of its file."""
+    assert teacher.trained is not None
+    network = teacher.model_dump(mode="json", exclude={"trained"})
+    return {**network, "sha256": content_digest(teacher.trained, "recipe.teacher.trained")}
 
 
 def _starting_weights(recipe: Recipe, place: str) -> list[str] | None:
-    """Return the part and the release, or the content of the file, of the weights that the student begins with."""
+    """Return what names the weights that the student begins with: part, release or file's content, and weights_key."""
     weights = recipe.student.weights
     if weights is None:
         return None
-    part = "network" if weights == "imagenet" else weights.part
-    return [part, str(weights_source(recipe.student, place))]
+    part, key = ("network", None) if weights == "imagenet" else (weights.part, weights.weights_key)
+    return [part, str(weights_source(recipe.student, place)), *([key] if key else [])]

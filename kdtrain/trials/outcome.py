@@ -1,10 +1,11 @@
-"""How epochs and trials are compared, and the outcome of a training from the rows of its epochs."""
+"""The outcome of a training from the rows of its epochs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.errors import UserError
+from kdtrain.trials.objectives import objectives_of, ranking_key
 from kdtrain.trials.records import BestEpoch, EpochRow, Outcome, State
 from kdtrain.trials.store import TrialFolder
 
@@ -12,18 +13,12 @@ SKIPPED: Final = "skipped_steps"
 """A step's metric: 1 if the gradient scaler found an overflow and skipped the update, else 0."""
 
 
-def ranking_key(metrics: Mapping[str, Any], objective: str) -> tuple[float, float]:
-    """Return the key by which epochs and trials are ranked, larger is better: objective, then the other metric."""
-    by_accuracy = (metrics["val/accuracy"], -metrics["val/nll"])
-    return by_accuracy if objective == "val/accuracy" else by_accuracy[::-1]
-
-
 def best_epoch(rows: Sequence[EpochRow], objective: str) -> BestEpoch | None:
     """Return the best row's epoch and metrics, of equal ones the earliest, whose weights `TrainState` keeps."""
     if not rows:
         return None
     best = max(rows, key=lambda row: (*ranking_key(row, objective), -row["epoch"]))
-    return {"epoch": best["epoch"], "val/accuracy": best["val/accuracy"], "val/nll": best["val/nll"]}
+    return cast(BestEpoch, {"epoch": best["epoch"], **objectives_of(best)})
 
 
 def outcome_row(state: State, reason: str | None, folder: TrialFolder) -> Outcome:

@@ -13,6 +13,7 @@ Files written by an earlier version may lack keys that were added since, without
 only.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
 State = Literal["complete", "pruned", "failed"]
@@ -22,25 +23,33 @@ JobState = Literal[State, "broken"]
 
 
 class Environment(TypedDict):
-    """The machine and the versions of a training."""
+    """The machine and the versions of a training. `git_dirty` is a digest of what differs from the commit, or None."""
 
     device: str
     threads: int
     workers: int
     git_commit: str | None
+    git_dirty: NotRequired[str | None]
     versions: dict[str, str]
 
 
 class TeacherReference(TypedDict, total=False):
-    """The teacher of a distilled student: a trial of the same store, or a file of weights."""
+    """The teacher of a distilled student: a trial of the same store, or a finished one from a file.
+
+    `trial_id` of a finished one names the folder of its evaluation, which earlier versions did not make.
+    """
 
     trial_id: str
     file: str
     sha256: str
+    weights_key: str
 
 
 class DataSummary(TypedDict):
-    """The data set of a training: its fingerprint and its numbers of classes and of images by split."""
+    """The data set of a training: its fingerprint and its numbers of classes and of images by split.
+
+    `val_most_frequent` is the number of validation images of their most frequent class.
+    """
 
     name: str
     fingerprint: str
@@ -48,16 +57,22 @@ class DataSummary(TypedDict):
     train: int
     val: int
     test: int
+    val_most_frequent: NotRequired[int]
 
 
 class RecipeRecord(TypedDict):
-    """recipe.json: what is trained, on which data. `weights` are those of cross-entropy and distillation."""
+    """recipe.json: what is trained, on which data. `weights` are those of cross-entropy and distillation.
+
+    If nothing is trained but a finished teacher evaluated, `finished` is its file, and `recipe` has its network as the
+    student.
+    """
 
     schema: NotRequired[int]
     numerics: int
     trial_id: str
     recipe: dict[str, Any]
     teacher: TeacherReference | None
+    finished: NotRequired[TeacherReference]
     weights: list[float] | None
     data: DataSummary
     parameters: int
@@ -69,6 +84,7 @@ EpochRow = TypedDict(
     {
         "epoch": int,
         "val/accuracy": float,
+        "val/mpa": float,
         "val/nll": float,
         "images": int,
         "seconds": float,
@@ -85,8 +101,10 @@ EpochRow = TypedDict(
 """A row of epochs.jsonl. `epoch` counts from 1; seconds are those of rank 0, images those of all ranks. A row also has
 `train/<term>` for each loss term, and further `val/<metric>` that depend on the method."""
 
-BestEpoch = TypedDict("BestEpoch", {"epoch": int, "val/accuracy": float, "val/nll": float})
-"""The epoch whose weights a training keeps."""
+BestEpoch = TypedDict(
+    "BestEpoch", {"epoch": int, "val/accuracy": float, "val/mpa": NotRequired[float], "val/nll": float}
+)
+"""The epoch whose weights a training keeps, with the metrics that can be objectives."""
 
 
 class Outcome(TypedDict):
@@ -116,6 +134,7 @@ class Outcome(TypedDict):
     threads: NotRequired[int]
     workers: NotRequired[int]
     git_commit: NotRequired[str | None]
+    git_dirty: NotRequired[str | None]
     versions: NotRequired[dict[str, str]]
 
 
@@ -137,8 +156,20 @@ class NetworkSize(TypedDict):
     flops_per_image: int
 
 
+class WeightsTaken(TypedDict):
+    """The weights of a file that a network takes, and others that fit it too, as dotted paths in the file."""
+
+    model: str
+    file: str
+    taken: str
+    others: list[str]
+
+
 class StudyRecord(TypedDict):
-    """study.json: what a study searches. `models` are the networks that it can reach, by name."""
+    """study.json: what a study searches.
+
+    `models` are the networks that it can reach, by name; `data_notes` is what the owner of the images should know.
+    """
 
     schema: NotRequired[int]
     name: str
@@ -150,6 +181,8 @@ class StudyRecord(TypedDict):
     report: dict[str, Any]
     parameters: list[ParameterRecord]
     models: dict[str, NetworkSize]
+    weights: NotRequired[list[WeightsTaken]]
+    data_notes: NotRequired[list[str]]
 
 
 class TrialSource(TypedDict):
@@ -219,3 +252,17 @@ class PlacedEvent(TypedDict):
     device: str
     trials_per_gpu: int | None
     trials_at_once: int
+
+
+def chance_remark(accuracy: float, data: Mapping[str, Any]) -> str | None:
+    """Return a remark on a network that has learned nothing, or None.
+
+    It has not if it names at most as many validation images rightly as their most frequent class has. `data` is a
+    DataSummary; those of earlier versions lack that number, and there is no remark.
+    """
+    most, images = data.get("val_most_frequent"), data.get("val")
+    if most is None or not images or round(accuracy * images) > most:
+        return None
+    return (
+        f"not better than the most frequent class ({most / images:.2%} of the validation images): nothing was learned"
+    )

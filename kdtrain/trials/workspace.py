@@ -12,7 +12,7 @@ from kdtrain.data.base import Dataset
 from kdtrain.data.registry import AnyData, load
 from kdtrain.runtime import distributed
 from kdtrain.storage.cache import Cache
-from kdtrain.trials.identity import trial_id
+from kdtrain.trials.identity import finished_teacher_id, trial_id
 from kdtrain.trials.store import Store, TrialFolder
 
 
@@ -37,10 +37,21 @@ class Workspace:
         """Return the folder of a recipe's trial, which knows its `trial_id`; see there for arguments and errors."""
         return self.store.trial(self.trial_id(recipe, place))
 
+    def finished_teacher(self, recipe: Recipe) -> TrialFolder:
+        """Return the folder of the evaluation of a recipe's finished teacher; UserError if its file is absent."""
+        assert recipe.teacher is not None
+        return self.store.trial(finished_teacher_id(recipe.teacher, self.dataset(recipe.data)))
+
     @contextmanager
     def reserved_trial(self, recipe: Recipe) -> Iterator[TrialFolder]:
         """Reserve a recipe's trial for this process or its group of workers; rank 0 waits for another holder."""
-        trial = self.trial(recipe)
-        with trial.lock() if distributed.rank() == 0 else nullcontext():
-            distributed.barrier()
+        with reserved(self.trial(recipe)) as trial:
             yield trial
+
+
+@contextmanager
+def reserved(trial: TrialFolder) -> Iterator[TrialFolder]:
+    """Reserve a trial as `Workspace.reserved_trial` does."""
+    with trial.lock() if distributed.rank() == 0 else nullcontext():
+        distributed.barrier()
+        yield trial

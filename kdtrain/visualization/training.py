@@ -40,11 +40,13 @@ def mixed_images(recipe: Recipe, data: Dataset) -> Arrays:
     if recipe.mixup is None:
         return {}
     seed, batch_size, mixup, total = recipe.seed, recipe.batch_size, recipe.mixup, len(data.train)
-    loader = BatchLoader(data.train, torch.device("cpu"), seed=seed, batch_size=batch_size, mixup=mixup)
+    loader = BatchLoader(
+        data.train, torch.device("cpu"), seed=seed, batch_size=batch_size, sampler=recipe.sampler, mixup=mixup
+    )
     labels_N = data.train.labels
     shown: list[tuple[Tensor, Tensor, Tensor]] = []
     missing = MIXED_SHOWN
-    for step, indices in enumerate(batches_of(seed, batch_size, total, epoch=0)):
+    for step, indices in enumerate(batches_of(seed, batch_size, labels_N, 0, recipe.sampler)):
         part = _first_images(part_of(indices, total, mixup=mixup, seed=seed, epoch=0, step=step), missing)
         images, partners = loader.images(part, 0, step, step)
         assert partners is not None

@@ -12,17 +12,13 @@ from analysis.frame import Study, read_study
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--renew-golden", action="store_true", help="write the golden reports instead of comparing them")
-
-
 @pytest.fixture
 def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str], None]:
     """golden(name, text) compares a text with a file; the folder of the test is replaced by TMP."""
 
     def check(name: str, text: str) -> None:
         text = text.replace(str(tmp_path), "TMP")
-        if request.config.getoption("--renew-golden", default=False):
+        if request.config.getoption("--renew-golden"):
             (GOLDEN / name).write_text(text)
         assert text == (GOLDEN / name).read_text()
 

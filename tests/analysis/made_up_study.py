@@ -117,6 +117,7 @@ class MadeUpStudy:
         nlls = nlls or [2.3 * (1 - accuracy) + 0.05 for accuracy in accuracies]
         for epoch, (accuracy, nll) in enumerate(zip(accuracies, nlls, strict=True), start=1):
             losses = {"train/loss": nll * 1.1, "train/cross_entropy": nll, "val/accuracy": accuracy, "val/nll": nll}
+            losses["val/mpa"] = accuracy - 0.01
             work = {"images": 1077, "teacher_images": 0, "seconds": seconds}
             folder.append_epoch({"epoch": epoch, "step": 9 * epoch, "lr": 0.1} | losses | work)
         if right_N is not None:
@@ -128,7 +129,7 @@ class MadeUpStudy:
         if accuracies and state != "failed":
             at = int(np.argmax(accuracies))
             value = accuracies[at]
-            best = {"epoch": at + 1, "val/accuracy": value, "val/nll": nlls[at]}
+            best = {"epoch": at + 1, "val/accuracy": value, "val/mpa": value - 0.01, "val/nll": nlls[at]}
         outcome = {
             "state": state, "reason": reason, "epochs": len(accuracies), "best": best,
             "test": None if test is None else {"test/accuracy": test, "test/nll": 0.1, "images": IMAGES},

@@ -49,7 +49,7 @@ def test_an_unfinished_study_without_a_winner(made_up: Maker, golden: Golden) ->
 def test_a_study_with_every_rare_sentence(whole: Maker, golden: Golden) -> None:
     """Two seeds, weak teacher, a lost run, free order, caches off, float16, equal trials, a failed job of pictures."""
     made = whole(seeds=2, teacher_test=0.9, order="free", searched=22, objective="val/nll")
-    made.describe(report={"title": "Does it help?"})
+    made.describe(report={"title": "Does it help?"}, data_notes=["digits: 2 of 60 images of test are also in train"])
     made.change_outcome("confirm0007", test=None)
     made.store.trial("confirm0001").predictions.unlink()
     made.trial("search", 30, [0.5], recipe={"method": {"name": "kd", "temperature": 4.0}})
@@ -156,10 +156,21 @@ def test_a_failed_confirming_run_is_left_out_with_its_pair_and_a_bootstrap_needs
     assert (best.planned, len(best.trial_ids), best.difference.n) == (5, 4, 4)
 
 
+def test_the_objective_val_mpa_has_columns_of_its_own_and_says_which_classes_count(whole: Maker) -> None:
+    text = text_of(whole(searched=6, objective="val/mpa"))
+    assert "| val accuracy, % | val MPA, % | val NLL, nats | state |" in text
+    assert "with the highest mean val/mpa" in text
+    assert (
+        "Ranked by val/mpa of the best epoch (mean accuracy per class, over the classes that have validation images)"
+        in text
+    )
+
+
 def test_only_cost_differs_if_only_times_and_the_machine_differ(whole: Maker, tmp_path: Path) -> None:
     first, second = whole(tmp_path / "one", searched=6), whole(tmp_path / "two", searched=6)
     for trial in second.store.trials():
-        changes = {"seconds": 99.0, "images_per_s": 1.0, "device": "gpu", "git_commit": "f00", "threads": 8}
+        changes = {"seconds": 99.0, "images_per_s": 1.0, "device": "gpu", "threads": 8}
+        changes |= {"git_commit": "f00", "git_dirty": "0123456789abcdef"}
         trial.write_outcome((trial.outcome() or {}) | changes)
     second.event("opened", command="again", data="/other data")
     studies = [read_study(made.folder) for made in (first, second)]
@@ -167,6 +178,8 @@ def test_only_cost_differs_if_only_times_and_the_machine_differ(whole: Maker, tm
     one, two = (text.split("## Cost and versions") for text in texts)
     assert one[0] == two[0]
     assert one[1] != two[1]
+    assert "| git commit | abc1234 |" in one[1], "earlier records have no git_dirty"
+    assert "| git commit | f00 with changes 0123456789abcdef |" in two[1]
     assert f"kdtrain train {second.folder}/best.yaml --results repeat --data '/other data'\n```\n" in two[1]
     assert "```sh\nagain\n```\n" in two[1]
     assert [line for line in one[1].splitlines() if line.startswith("## ")] == ["## To repeat it"]

@@ -5,6 +5,9 @@ import faulthandler
 import gc
 import logging
 import os
+import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import made_up_data
 import pytest
 import torch
 import yaml
@@ -21,6 +25,7 @@ from studies import sweep_file
 from trainings import KD, recipe, timeless
 
 import kdtrain as kd
+from kdtrain.cli.main import main as command
 
 SMALL = {"trials": 3, "pruner": None, "published": None, "confirm": {"best": 1, "seeds": 2}}
 
@@ -38,6 +43,9 @@ def process_settings() -> dict[str, Any]:
         "faults": faulthandler.is_enabled(),
         "environment": {name: value for name, value in os.environ.items() if name.startswith(OURS)},
         "folder": os.getcwd(),
+        "first of sys.path": sys.path[0],
+        "excepthook": sys.excepthook,
+        "random": random.getstate(),
         "threads": torch.get_num_threads(),
         "precision": (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
     }
@@ -184,7 +192,7 @@ def test_mistakes_are_user_errors_with_place_and_value(study: kd.StudyResult, tm
         kd.run_sweep("sweeps/digits_kd.yaml", results=tmp_path / "results")  # type: ignore[arg-type]
     with pytest.raises(kd.UserError, match=r"recipe: must be a Recipe, .* got dict"):
         kd.train({}, results=tmp_path / "results")  # type: ignore[arg-type]
-    with pytest.raises(kd.UserError, match="--results: must name a folder or a URL"):
+    with pytest.raises(kd.UserError, match=r"^results: must name a folder or a URL"):
         kd.run_sweep(sweep, results="", executor="local")
     two = kd.load_sweep(sweep_file(tmp_path, resources={"workers": 2}))
     with pytest.raises(kd.UserError, match=r"resources\.workers: must be 1"):
@@ -210,10 +218,61 @@ def test_a_study_without_a_winner_says_so(study: kd.StudyResult, tmp_path: Path)
             getattr(begun, name)
 
 
+def test_the_report_names_commands_that_repeat_winner_and_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are carried out as they are printed: the images are below a folder that only KDTRAIN_DATA has named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDTRAIN_DATA", "~/all data")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made_up_data.paint_classes(tmp_path / "all data" / "pets")
+    data = {"name": "image_folder", "folder": "pets", "resolution": 16}
+    file = sweep_file(tmp_path, name="my_pets", recipe={"data": data, "epochs": 1}, study=SMALL)
+    changes = ["study.trials=2", "recipe.teacher.epochs=1"]
+    study = kd.run_sweep(kd.load_sweep(file, changes, seed=3), results="~/some results", executor="local")
+    assert study.folder == tmp_path / "some results" / "my_pets"
+    monkeypatch.delenv("KDTRAIN_DATA")
+    shell, python = re.findall(r"```(?:sh|python)\n(.+)\n```", study.report.read_text().partition("## To repeat it")[2])
+    before = {path: path.stat().st_mtime_ns for path in study.folder.parent.glob("trials/*/epochs.jsonl")}
+    assert eval(python, {"kdtrain": kd}) == study
+    assert before == {path: path.stat().st_mtime_ns for path in study.folder.parent.glob("trials/*/epochs.jsonl")}
+    monkeypatch.setattr("sys.argv", ["kdtrain"])
+    assert shlex.split(shell)[0] == "kdtrain"
+    assert command(shlex.split(shell)[1:]) == 0
+    assert (tmp_path / "repeat" / "trials" / study.winner.trial_id / "outcome.json").exists()
+
+
+def test_messages_name_arguments_in_python_and_options_on_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(kd.UserError, match=r"^results: ~nobody-of-this-name/x is no path"):
+        kd.train(recipe(), results="~nobody-of-this-name/x", device="cpu")
+    with pytest.raises(kd.UserError, match=r"^device: toaster cannot be used"):
+        kd.train(recipe(), results=tmp_path, device="toaster")
+    with pytest.raises(kd.UserError, match=r"^data: must name a folder or a URL, got nothing"):
+        kd.train(recipe(), results=tmp_path, device="cpu", data="")
+
+
+def test_what_rays_import_changes_is_restored_around_a_sweep() -> None:
+    """Without a Ray: the context restores what the import of Ray does, in a process of its own."""
+    code = """
+import os, random, sys
+from kdtrain.api.sweeps import _ray_unnoticed
+def settings():
+    rays = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    return rays, sys.excepthook, random.getstate(), sys.path[:3]
+before = settings()
+with _ray_unnoticed():
+    import ray
+    assert settings() != before
+    folder = sys.path[0]
+assert settings() == before
+assert sys.path[-1] == folder, "Ray imports from there later"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.ray
 def test_ray_gives_the_numbers_of_this_process_and_leaves_it_as_it_was(study: kd.StudyResult, tmp_path: Path) -> None:
-    import ray  # noqa: F401  # it sets RAY_CLIENT_MODE
-
     before = process_settings()
     sweep = kd.load_sweep(sweep_file(tmp_path, study=SMALL), overrides=["study.trials=2"])
     started = time.monotonic()

@@ -124,7 +124,7 @@ def in_place(place: str, file: str) -> dict[str, Any]:
     weights = LENET | {"weights": {"file": file, **({"part": "encoder"} if "encoder" in place else {})}}
     role = place.partition(",")[0]
     if place == "teacher":
-        weights = LENET | {"file": file}
+        weights = LENET | {"trained": file}
     return DISTILLING | {role: weights}
 
 
@@ -132,7 +132,7 @@ PLACES = {
     "student": "recipe.student.weights.file",
     "student, encoder": "recipe.student.weights.file",
     "teacher, trained first": "recipe.teacher.weights.file",
-    "teacher": "recipe.teacher.file",
+    "teacher": "recipe.teacher.trained",
 }
 
 

@@ -21,6 +21,10 @@ def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
         (["sweeps/digits_kd.yaml", "sweeps/digits_kd.yaml"], "is no cluster file, it has no cluster_name"),
         (["cluster.local.yaml", "sweeps/none.yaml"], "sweeps/none.yaml: no such file"),
         (["cluster.local.yaml", "sweeps/digits_kd.yaml", "--set", "recipe.epoch=3"], "nearest: epochs"),
+        (["cluster.local.yaml", "sweeps/digits_kd.yaml", "--set=recipe.epoch=3"], "nearest: epochs"),
+        (["cluster.local.yaml", "sweeps/digits_kd.yaml", "--trials", "0"], "--trials: must be >= 1, got 0"),
+        (["cluster.local.yaml", "sweeps/digits_kd.yaml", "--trials", "x"], "invalid int value: 'x'"),
+        (["cluster.local.yaml", "sweeps/digits_kd.yaml", "--plan"], "unrecognized arguments: --plan"),
         (["cluster.local.yaml", str(ROOT / "sweeps" / "digits_kd.yaml")], "must be below this folder"),
         (["cluster.local.yaml", "sweeps/../sweeps/digits_kd.yaml"], "must be below this folder"),
     ],
@@ -29,7 +33,11 @@ def test_a_mistake_is_a_sentence_and_nothing_is_sent(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("subprocess.run", lambda *words, **options: pytest.fail(f"{words} was called"))
-    assert main(words) == 2
+    try:
+        code = main(words)
+    except SystemExit as end:  # of argparse
+        code = end.code  # type: ignore[assignment]
+    assert code == 2
     assert said in capsys.readouterr().err
 
 

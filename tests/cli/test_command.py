@@ -58,6 +58,7 @@ def test_a_first_word_that_is_a_file_is_trained(tmp_path: Path, capsys: pytest.C
         (["example", "digit_kd"], "example: digit_kd: there is no such example; nearest: digits_kd"),
         (["report", "absent"], "absent: no such folder"),
         (["report", "."], "no study.json"),
+        (["report", "~nobody-of-this-name"], "folder: ~nobody-of-this-name is no path"),
         (["plan", "absent.yaml"], "absent.yaml: no such file; `kdtrain example` lists sweeps"),
     ],
 )
@@ -156,3 +157,10 @@ def test_a_reader_that_has_gone_is_no_traceback(command: str) -> None:
     line = command.replace("kdtrain", f"{sys.executable} -m kdtrain") + " | true"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+def test_a_file_in_place_of_a_results_folder_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "report.md"
+    file.write_text("")
+    assert main(["report", str(file)]) == 2
+    assert capsys.readouterr().err.startswith(f"{file}: is a file; name the folder of a sweep")

@@ -1,16 +1,18 @@
 """`kdtrain sweep`, `plan` and `check`: exit codes, sentences, and nothing left behind by what was refused."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+import made_up_data
 import pytest
 import yaml
 from studies import TREE, carry_out, open_study, sweep_file
 
 from kdtrain.api.sweeps import opened
 from kdtrain.cli import check, plan
-from kdtrain.cli.sweep import main
+from kdtrain.cli.sweep import _again, main, options
 from kdtrain.config.sweep import Sweep, load_sweep
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import locked
@@ -58,6 +60,47 @@ def test_check_reports_every_mistake_at_once_by_the_command_and_by_the_flag(
     assert (len(lines), lines[:3]) == (6, lines[3:])
     assert check.main([str(sweep_file(tmp_path))]) == main([str(file), "--check"]) == 0
     assert capsys.readouterr().out == f"{file}: valid; 2 searched parameters, 6 trials\n" * 2
+
+
+def test_check_notes_what_is_not_there_and_the_file_is_valid_nevertheless(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = {
+        "data": {"name": "image_folder", "folder": "pets", "resolution": 16},
+        "teacher": {"model": "lenet5_teacher", "trained": "~/teacher.pth"},
+        "student": {"model": "lenet5_student", "weights": {"file": "start.pth"}},
+    }
+    file = sweep_file(tmp_path, recipe=recipe)
+    assert check.main([str(file), "--data", str(tmp_path / "data")]) == 0
+    valid, *notes = capsys.readouterr().out.splitlines()
+    assert valid.endswith("valid; 2 searched parameters, 6 trials")
+    places = (
+        "recipe.data: image_folder is not there",
+        "recipe.student.weights.file: start.pth",
+        "recipe.teacher.trained: ~/teacher.pth",
+    )
+    assert [note.startswith(f"note: {place}") for note, place in zip(notes, places, strict=True)] == [True] * 3, notes
+    assert str(tmp_path / "data" / "pets") in notes[0]
+    assert f"looked for {tmp_path}/teacher.pth" in notes[2]
+    (tmp_path / "teacher.pth").write_bytes(b"")
+    made_up_data.paint_classes(tmp_path / "data" / "pets")
+    assert main([str(file), "--check", "--data", "~/data", "--set", "recipe.student.weights=null"]) == 0
+    assert capsys.readouterr().out.splitlines() == [valid]
+    assert check.main([str(file), "--data", "s3://bucket/data"]) == 0
+    assert "note: recipe.data: s3://bucket/data is not downloaded for this check" in capsys.readouterr().out
+
+
+def test_the_command_that_continues_is_complete_and_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDTRAIN_DATA", "/all data")
+    words = ["my sweep.yaml", "--set", "recipe.data={name: mnist}", "--set", "recipe.epochs=3", "--trials", "8"]
+    words += ["--seed", "3", "--results", "~/some results", "--address", "auto"]
+    parser = options()
+    again = shlex.split(_again(parser.parse_args(words)))
+    assert again[:2] == ["kdtrain", "sweep"]
+    assert vars(parser.parse_args(again[2:])) == vars(parser.parse_args([*words, "--data", "/all data"]))
+    named = shlex.split(_again(parser.parse_args(["a.yaml", "--data", "here"])))
+    assert named == ["kdtrain", "sweep", "a.yaml", "--data", "here"]
 
 
 def test_a_folder_that_is_not_ours_is_refused_and_kept_as_it_is(

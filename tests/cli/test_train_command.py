@@ -1,15 +1,19 @@
 """`kdtrain train RECIPE.yaml`: exit codes and sentences."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from trainings import CPU, KD, NO_DATA, recipe, timeless, trained
 
 from kdtrain.cli.train import main
 from kdtrain.runtime.device import device_name
+from kdtrain.storage.folder import locked
 from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store
 
@@ -38,7 +42,8 @@ def test_teacher_then_student_are_trained_as_train_does_and_their_numbers_printe
     config = recipe(**KD)
     code, out, err = asked(config)
     assert (code, err) == (0, "")
-    lines = out.splitlines()
+    assert "teacher: not better than the most frequent class (10.00% of the validation images)" in out
+    lines = [line for line in out.splitlines() if "nothing was learned" not in line]
     assert lines[0] == f"teacher: lenet5_teacher on digits, 2 epochs, seed 0, device {device_name(CPU)}"
     assert lines[4] == f"kd: lenet5_student on digits, 2 epochs, seed 0, device {device_name(CPU)}"
     assert [line.split()[:2] for line in lines[1:3] + lines[5:7]] == [["epoch", "1"], ["epoch", "2"]] * 2
@@ -53,7 +58,8 @@ def test_teacher_then_student_are_trained_as_train_does_and_their_numbers_printe
     commanded = Store(tmp_path / "results").trial(direct.folder.trial_id)
     assert [timeless(row) for row in commanded.epochs()] == direct.rows
     assert commanded.weights.read_bytes() == direct.folder.weights.read_bytes()
-    assert asked(config)[:2] == (0, "".join(f"{line}\n" for line in lines if not line.startswith("epoch")))
+    code, again, _ = asked(config)
+    assert (code, again.splitlines()) == (0, [line for line in out.splitlines() if not line.startswith("epoch")])
 
 
 @pytest.mark.parametrize("who", ["none", "teacher"])
@@ -77,11 +83,17 @@ PLAIN = json.dumps(recipe().model_dump(mode="json", exclude_none=True))
         (json.dumps({"recipe": {}, "study": {}}), (), r"best.yaml: is a sweep.*kdtrain sweep best.yaml"),
         (PLAIN.replace('"digits"', '"mnist"'), ("--data", "nowhere"), r"recipe.data: mnist is not there .*nowhere"),
         (PLAIN, ("--threads", "0"), r"--threads: must be at least 1, got 0"),
+        (PLAIN, ("--threads", "99999999999"), r"--threads: must be at most 1024, got 99999999999"),
+        (PLAIN, ("--checkpoint-every-steps", "99999999999"), r"--checkpoint-every-steps: must be at most 1000000000"),
+        (PLAIN, ("--loaders", "65"), r"--loaders: must be at most 64, got 65"),
+        (PLAIN, ("--data", ""), r"--data: must name a folder or a URL, got nothing"),
+        (PLAIN, ("--results", "~nobody-of-this-name"), r"--results: ~nobody-of-this-name is no path"),
         (PLAIN, ("--device", "toaster"), r"--device: toaster cannot be used"),
         (PLAIN, ("--device", "meta"), r"--device: meta cannot be used"),
         (PLAIN, ("--results", "best.yaml"), r"best.yaml: cannot be written.*--results"),
     ],
-    ids=["unknown key", "sweep", "absent data", "threads", "device", "no such kind of device", "results is a file"],
+    ids=["unknown key", "sweep", "absent data", "threads", "many threads", "many steps", "loaders", "no data",
+         "unknown home", "device", "no such kind of device", "results is a file"],
 )  # fmt: skip
 def test_a_mistake_is_a_sentence_on_stderr_exit_code_2_and_nothing_left_behind(
     asked, text: str, arguments: tuple[str, ...], sentence: str
@@ -102,3 +114,47 @@ def test_the_student_alone_is_called_none_and_a_store_of_a_newer_schema_is_refus
     assert code == 2
     assert "of schema 99, written by a newer kdtrain" in err
     assert json.loads(file.read_text()) == {"schema": 99}
+
+
+def test_a_finished_teacher_is_evaluated_first_and_its_weights_are_named(asked, tmp_path: Path) -> None:
+    """The first start evaluates it, and each one says its accuracy; what names one class only has learned nothing."""
+    taught = trained(recipe(student={"model": "lenet5_teacher"}))
+    none = {name: torch.zeros_like(value) for name, value in taught.weights.items()}
+    torch.save({"model": taught.weights, "model_ema": none}, tmp_path / "t.pth")
+    teacher = {"model": "lenet5_teacher", "trained": "t.pth"}
+    for _ in range(2):
+        code, out, err = asked(recipe(**KD | {"teacher": teacher}, epochs=1))
+        assert (code, err) == (0, "")
+        assert out.splitlines()[:2] == [
+            "lenet5_teacher takes the weights model of t.pth; weights_key chooses others: model_ema",
+            f"teacher: lenet5_teacher from t.pth: val accuracy {taught.outcome['best']['val/accuracy']:.4f}",
+        ]
+    code, out, err = asked(recipe(**KD | {"teacher": teacher | {"weights_key": "model_ema"}}, epochs=1))
+    assert (code, err) == (0, "")
+    chance = "not better than the most frequent class (10.00% of the validation images): nothing was learned"
+    assert out.splitlines()[:3] == [
+        "lenet5_teacher takes the weights model_ema of t.pth",
+        "teacher: lenet5_teacher from t.pth: val accuracy 0.1000",
+        f"teacher: {chance}",
+    ]
+
+
+def test_a_signal_ends_the_training_with_the_sentence_that_it_continues(asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("kdtrain.api.training.train_part", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    code, _, err = asked(recipe())
+    assert (code, err) == (130, "stopped; the same command continues from the newest checkpoint\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_folders_of_the_compiler_that_a_kill_has_left_are_removed_and_those_in_use_are_kept(
+    asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    for name in ("kdtrain-compiled-killed", "kdtrain-compiled-busy", "other"):
+        (folder / name / "x").mkdir(parents=True)
+    with locked(folder / "kdtrain-compiled-busy", wait=False):
+        assert asked(recipe(seed=7))[0] == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["kdtrain-compiled-busy", "other"]

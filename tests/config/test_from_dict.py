@@ -84,7 +84,7 @@ def test_every_mistake_of_a_dict_is_reported_at_once_in_its_order_with_its_path(
         ("recipe.label_smoothing", np.float32(0.5)),
         ("recipe.label_smoothing", Fraction(1, 4)),
         ("report", {"title": np.str_("Digits")}),
-        ("recipe.teacher", {"model": "lenet5_teacher", "file": Path("teacher.safetensors")}),
+        ("recipe.teacher", {"model": "lenet5_teacher", "trained": Path("teacher.safetensors")}),
     ],
 )
 def test_common_values_of_python_are_accepted(path: str, value: Any) -> None:
@@ -122,5 +122,60 @@ def test_what_is_not_a_sweep_is_refused() -> None:
     assert "must not be trials" in problems_of(SWEEP, name="trials")[0]
     for name in ("", "..", "a/b", None, 3):
         assert problems_of(SWEEP, name=name)[0].startswith("name: ")
-    with pytest.raises(UserError, match=r"^overrides: must be a list"):
-        Sweep.from_dict(SWEEP, "mine", overrides="study.trials=3")
+    for overrides in ("study.trials=3", 3, None, {"study.trials": 3}):
+        with pytest.raises(UserError, match=r"^overrides: must be a list"):
+            Sweep.from_dict(SWEEP, "mine", overrides=overrides)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^overrides: must be texts, such as 'recipe.epochs=3', got 3$"):
+        Sweep.from_dict(SWEEP, "mine", overrides=[3])  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"^file: must be the path of a YAML file, got 3$"):
+        load_sweep(3)  # type: ignore[arg-type]
+
+
+def test_what_is_nested_too_deeply_is_a_sentence_in_python_in_a_file_and_in_an_override(tmp_path: Path) -> None:
+    deep: Any = 1
+    for _ in range(3000):
+        deep = {"a": deep}
+    assert problems_of(deep) == ("mine: is nested too deeply to be read: more than 100 levels",)
+    file = tmp_path / "deep.yaml"
+    for depth in (150, 3000):
+        file.write_text("{a: " * depth + "1" + "}" * depth)
+        with pytest.raises(UserError, match=r"deep\.yaml: is nested too deeply to be read"):
+            load_sweep(file)
+    (problem,) = problems_of(SWEEP, f"recipe.{'a.' * 3000}b=1")
+    assert problem.endswith("is nested too deeply: more than 100 levels")
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "rule"),
+    [
+        ("recipe.epochs", HUGE, "must be a number, got one of 1329 bits"),
+        ("recipe.epochs", 10**10, "must be <= 1000000000, got 10000000000"),
+        ("recipe.batch_size", 10**10, "must be <= 1000000000"),
+        ("recipe.optimizer.lr", {"uniform": [0, 1e301]}, "uniform must be within -1e+300 and 1e+300"),
+        ("recipe.batch_size", {"int": [1, 10**16]}, "int must be within -1e+15 and 1e+15"),
+        ("study.trials", 10**7, "must be <= 1000000, got 10000000"),
+        ("study.confirm", {"seeds": 10**4}, "seeds: must be <= 1000, got 10000"),
+        ("resources", {"workers": 10**5}, "workers: must be <= 10000, got 100000"),
+        ("resources", {"cpus_per_worker": 10**5}, "cpus_per_worker: must be <= 10000, got 100000"),
+        ("resources", {"cache_bytes": 2**61}, "cache_bytes: must be <= 1152921504606846976"),
+    ],
+)  # fmt: skip
+def test_a_number_that_would_overflow_later_is_refused(path: str, value: Any, rule: str) -> None:
+    (problem,) = problems_of(changed(path, value))
+    assert rule in problem
+    assert len(problem) < 200
+
+
+def test_a_number_of_hundreds_of_digits_in_a_file_is_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "big.yaml"
+    for digits in (400, 5000):
+        file.write_text(
+            yaml.safe_dump(changed("recipe.batch_size", 7)).replace("batch_size: 7", f"batch_size: {'9' * digits}")
+        )
+        with pytest.raises(UserError) as caught:
+            load_sweep(file)
+        assert "recipe.batch_size: " in str(caught.value)
+        assert len(str(caught.value)) < 300

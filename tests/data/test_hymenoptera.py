@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_up_data import hymenoptera, loaded, refusal
+from made_up_data import hymenoptera, loaded, paint, refusal
 
 from kdtrain.data.base import Split
+from kdtrain.data.notes import data_notes
 
 
 def folders(split: Split) -> set[str]:
@@ -40,6 +41,15 @@ def test_an_absent_class_and_an_empty_class_are_named(tmp_path: Path, part: str)
     assert f"{folder / 'ants'} holds no image" in refusal(tmp_path, "hymenoptera")
     (folder / "ants").rename(folder / "aunts")
     assert "hold different classes" in refusal(tmp_path, "hymenoptera")
+
+
+def test_the_placeholder_of_the_archive_is_no_image_and_is_noted(tmp_path: Path) -> None:
+    """train/ants/imageNotFound.gif is none of the 244 images of the tutorial."""
+    paint(hymenoptera(tmp_path) / "train" / "ants" / "imageNotFound.gif")
+    data = loaded(tmp_path, "hymenoptera")
+    assert sum(len(part) for part in data.splits()) == 32
+    (note,) = data_notes(data)
+    assert note.endswith(": 1 (train/ants/imageNotFound.gif)")
 
 
 @pytest.mark.data

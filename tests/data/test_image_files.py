@@ -1,6 +1,8 @@
 """Reading ahead: everything is checked before a training, and memory holds what fits."""
 
 import os
+import pickle
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -13,9 +15,11 @@ from made_up_data import cub200, paint
 from PIL import Image
 
 from kdtrain.data.cub200 import Cub200
+from kdtrain.data.decoding import WHITE, Colour
+from kdtrain.data.file_contents import FileContents
 from kdtrain.data.hymenoptera import Hymenoptera
 from kdtrain.data.image_files import FileSource
-from kdtrain.data.views import View, ViewedImages, Views, unchanged
+from kdtrain.data.views import unchanged
 from kdtrain.errors import UserError
 from kdtrain.storage.cache import Cache
 
@@ -153,37 +157,20 @@ def test_grey_values_of_more_than_8_bits_are_refused_by_the_files_name(name: str
     assert problem.endswith("; save it with 8 bits per channel")
 
 
-MODES = {
-    "1": (1, (255, 255, 255)), "L": (7, (7, 7, 7)), "LA": ((7, 9), (7, 7, 7)), "P": (1, (4, 5, 6)),
-    "RGB": ((1, 2, 3), (1, 2, 3)), "RGBA": ((1, 2, 3, 9), (1, 2, 3)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_view_of_a_grey_transparent_or_palette_image_has_its_colours(mode: str, tmp_path: Path) -> None:
-    written, seen = MODES[mode]
-    image = Image.new(mode, (30, 24), written)
-    if mode == "P":
-        image.putpalette([0, 0, 0, 4, 5, 6])
-    image.save(tmp_path / "a.png")
-    same = View(unchanged, unchanged)
-    view = ViewedImages(FileSource([tmp_path / "a.png"], unchanged), Views(same, same)).eval_view(torch.tensor([0]))
-    assert torch.equal(view, torch.tensor(seen, dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 24, 30))
+def source_of(files: list[Path], background: Colour = WHITE) -> FileSource:
+    return FileSource(files, unchanged, background, FileContents(files[0].parent, files))
 
 
 def test_decoded_images_are_shared_by_the_node_and_equal_those_of_a_process(tmp_path: Path) -> None:
-    """Another process finds them decoded: its own files could be gone, but for their names and times."""
+    """Another process finds them decoded: once their content is known, its own files could be gone."""
     files = [paint(tmp_path / f"{number}.png", (20 + number, 30)) for number in range(70)]
-    alone = FileSource(files, unchanged)
+    alone, first, second = (source_of(files) for _ in range(3))
     cache = Cache(tmp_path / "cache", 1 << 20)
-    first, second = FileSource(files, unchanged), FileSource(files, unchanged)
     first.share(cache)
+    alone.check()
+    assert second.digests() == first.digests()
     for file in files:
-        stat = file.stat()
-        content = bytes(stat.st_size)
-        alone.image(files.index(file), unchanged)
-        file.write_bytes(content)
-        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        file.unlink()
     second.share(cache)
     second.check()
     for number in range(70):
@@ -214,26 +201,44 @@ def test_views_of_shared_photographs_are_those_of_their_files(config: Any, real_
         assert torch.equal(plain.train.images.eval_view(every), data.train.images.eval_view(every))
 
 
-def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
-    file = paint(tmp_path / "a.png")
+def test_a_changed_file_is_decoded_again_and_a_copy_is_not(tmp_path: Path) -> None:
+    file = paint(tmp_path / "a.bmp")
     cache = Cache(tmp_path / "cache", 1 << 20)
-    FileSource([file], unchanged).share(cache)
-    Image.new("RGB", (9, 9), (1, 2, 3)).save(file)
-    source = FileSource([file], unchanged)
+    source_of([file]).share(cache)
+    copy = source_of([Path(shutil.copy(file, tmp_path / "b.bmp"))])
+    copy.share(cache)
+    assert len([path for path in cache.root.iterdir() if path.is_dir()]) == 1
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    Image.new("RGB", (24, 30), (1, 2, 3)).save(file)  # as many bytes as before
+    os.utime(file, ns=times)
+    source = source_of([file])
     source.share(cache)
-    assert source.image(0, unchanged).size == (9, 9)
+    assert source.image(0, unchanged).getpixel((0, 0)) == (1, 2, 3)
+    assert copy.image(0, unchanged).getpixel((0, 0)) != (1, 2, 3)
+
+
+def test_shared_images_of_another_background_are_others(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2)).save(tmp_path / "a.png")
+    cache = Cache(tmp_path / "cache", 1 << 20)
+    for background in (WHITE, (1, 2, 3)):
+        source = source_of([tmp_path / "a.png"], background)
+        source.share(cache)
+        assert source.shared
+        assert source.image(0, unchanged).getpixel((0, 0)) == background
+        again = pickle.loads(pickle.dumps(FileSource([tmp_path / "a.png"], unchanged, background)))
+        assert again.image(0, unchanged).getpixel((0, 0)) == background  # in a loader process
 
 
 def test_a_damaged_file_is_named_though_images_are_shared(tmp_path: Path) -> None:
     files = [paint(tmp_path / f"{number}.png") for number in range(20)]
     files[18].write_bytes(files[18].read_bytes()[:100])
     with pytest.raises(UserError, match=r"18\.png: is not a whole image"):
-        FileSource(files, unchanged).share(Cache(tmp_path / "cache", 1 << 20))
+        source_of(files).share(Cache(tmp_path / "cache", 1 << 20))
 
 
 def test_without_room_each_process_keeps_its_own(tmp_path: Path) -> None:
     files = [paint(tmp_path / f"{number}.png") for number in range(3)]
-    source = FileSource(files, unchanged)
+    source = source_of(files)
     reason = "no room within 100 bytes (resources.cache_bytes)"
     assert source.share(Cache(tmp_path / "cache", 100)) == reason
     source.check()

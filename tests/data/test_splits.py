@@ -7,7 +7,7 @@ from made_up_data import loaded
 from PIL import Image
 from trainings import NO_DATA
 
-from kdtrain.data.base import fingerprint, limited, remaining, stratified
+from kdtrain.data.base import limited, remaining, stratified, tensor_dataset
 
 UNEVEN = torch.arange(5).repeat_interleave(torch.tensor([100, 50, 7, 3, 1]))[torch.randperm(161)]
 
@@ -49,17 +49,21 @@ def test_what_remains_is_what_was_not_taken() -> None:
 
 
 def test_a_fingerprint_names_content_labels_and_splits() -> None:
-    labels, train, val = torch.tensor([0, 1, 0]), torch.tensor([0, 1]), torch.tensor([2])
-    known = fingerprint("digits", b"pixels", labels, train, val)
-    assert len(known) == 32
-    assert known == fingerprint("digits", b"pixels", labels.clone(), train, val)
+    pixels, labels = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1), torch.tensor([0, 1, 0, 1])
+    splits = (torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([3]))
+    changed = pixels.clone()
+    changed[3] = 9
+
+    def mark(name="a", pixels=pixels, labels=labels, classes=("x", "y"), splits=splits) -> str:
+        return tensor_dataset(name, pixels, labels, classes, splits).fingerprint
+
     others = [
-        fingerprint("mnist", b"pixels", labels, train, val),
-        fingerprint("digits", b"pixelz", labels, train, val),
-        fingerprint("digits", b"pixels", torch.tensor([1, 1, 0]), train, val),
-        fingerprint("digits", b"pixels", labels, torch.tensor([0]), torch.tensor([1, 2])),
-    ]
-    assert len({known, *others}) == 5
+        mark(name="b"), mark(pixels=changed), mark(labels=torch.tensor([0, 1, 0, 0])), mark(classes=("x", "y", "z")),
+        mark(splits=(splits[0], splits[2], splits[1])), mark(splits=(torch.tensor([1, 0]), *splits[1:])),
+    ]  # fmt: skip
+    assert mark() == mark(pixels=pixels.clone())
+    assert len(mark()) == 32
+    assert len({mark(), *others}) == 7
 
 
 @pytest.mark.parametrize("resolution", [8, 32, 33])

@@ -20,14 +20,18 @@ BIRDS = {"name": "cub200", "resolution": 20}
 
 
 def seen(folder: Path, loaders: int) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-    config = recipe(data=BIRDS, student={"model": "lenet5_student"}, batch_size=19, epochs=2, mixup={})
+    config = recipe(
+        data=BIRDS, student={"model": "lenet5_student"}, batch_size=19, epochs=2, mixup={}, sampler="class_balanced"
+    )
     data = config.data.load(folder)
     loader = BatchLoader(
-        data.train, CPU, seed=config.seed, batch_size=config.batch_size, mixup=config.mixup, loaders=loaders
-    )
+        data.train, CPU, seed=config.seed, batch_size=config.batch_size, sampler=config.sampler, mixup=config.mixup,
+        loaders=loaders,
+    )  # fmt: skip
     total, step, found = len(data.train), 0, []
     for epoch in range(config.epochs):
-        for epoch_step, indices in enumerate(batches_of(config.seed, config.batch_size, total, epoch)):
+        batches = batches_of(config.seed, config.batch_size, data.train.labels, epoch, config.sampler)
+        for epoch_step, indices in enumerate(batches):
             part = part_of(indices, total, mixup=config.mixup, seed=config.seed, epoch=epoch, step=step)
             images, partners = loader.images(part, epoch, epoch_step, step)
             found.append((part.count, images, partners))

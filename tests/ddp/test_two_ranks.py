@@ -42,6 +42,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adamw", "lr": 0.002, "weight_decay": 0.1}, "label_smoothing": 0.1, "batch_size": 15,
         "lr_schedule": {"name": "cosine", "warmup_epochs": 1}, "epochs": 3,
     },
+    "class weights": {
+        "class_weights": [0.5, 1.0, 2.0, 3.0, 1.0, 1.0, 0.25, 1.0, 4.0, 1.0], "label_smoothing": 0.1,
+        "sampler": "class_balanced", "batch_size": 59,
+    },
     "bf16": {"precision": "bf16", "batch_size": 15},
     # 60 images: shards of 10 and 9, then of 2 and 1; the turns change in the middle of an epoch
     "critic": {

@@ -64,7 +64,9 @@ def test_no_step_waits_for_the_device(method: str, precision: str, teacher: str,
         state.teacher.digest = "of no file"
         state.teacher_outputs = cached_teacher(state.teacher_outputs, Cache(tmp_path, 1 << 30), (), "a test")
         assert isinstance(state.teacher_outputs, CachedTeacher)
-        batches = batches_of(state.recipe.seed, state.recipe.batch_size, 60, 0)  # SP's are kept as they stand
+        batches = batches_of(
+            0, state.recipe.batch_size, state.data.train.labels, 0, "shuffled"
+        )  # SP's are kept as they stand
         state.teacher_outputs.begin(0)
     for step, batch in enumerate(batches[:2]):  # each player's first turn makes its optimizer's state
         train_step(state, batch, step)

@@ -84,7 +84,7 @@ def test_the_losses_of_the_stages_are_summed(name: str) -> None:
 def test_with_weight_zero_the_student_is_alone(label: str) -> None:
     made = criterion(CONFIGS[label] | {"balance": {"weight": 0.0}}, label_smoothing=0.1)
     student, teacher, of = outputs("student", grad=True), outputs("teacher"), batch()
-    alone = CrossEntropy(0.1)(student, None, of)
+    alone = CrossEntropy(context(label_smoothing=0.1))(student, None, of)
     assert torch.equal(weighted_sum(made(student, teacher, of)), weighted_sum(alone))
     assert not any(parameter.requires_grad for parameter in made.parameters())
 

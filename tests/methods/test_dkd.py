@@ -9,7 +9,8 @@ from losses import CONFIGS, batch, criterion, kl_of_rows, normal, outputs, softe
 from torch.nn import functional
 
 from kdtrain.methods.dkd import dkd_loss
-from kdtrain.methods.kd import kd_loss, standardize_logits
+from kdtrain.methods.kd import kd_loss
+from kdtrain.methods.logit_standardization import standardize_logits
 
 SHAPES = [(1, 3), (7, 3), (5, 10), (3, 200)]
 TEMPERATURES = [1.0, 4.0]

@@ -22,9 +22,10 @@ from torchvision.transforms import v2
 from kdtrain.errors import UserError
 from kdtrain.models import weights
 from kdtrain.models.build import build
+from kdtrain.models.checkpoints import read_weights
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.timm_source import LITE_PACKAGES, Timm
-from kdtrain.models.weights import load_state, read_state, weights_source
+from kdtrain.models.weights import load_state, weights_source
 
 SHAPE = (3, 32, 32)
 
@@ -47,7 +48,7 @@ def test_our_own_weights_read_back_as_they_were(model: str, suffix: str, tmp_pat
     file = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(packed(network), file)
     assert equal(loaded(model, file), network)
-    assert read_state(file, "recipe.teacher.file").keys() == network.state_dict().keys()
+    assert read_weights(file, "recipe.teacher.trained")[""].keys() == network.state_dict().keys()
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -117,7 +118,7 @@ def test_pickled_code_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture
     ("name", "content", "cause"),
     [
         ("a.pth", None, "cannot be read (No such file or directory)"),
-        ("", None, "cannot be read (Is a directory)"),
+        ("", None, "is a folder; name a file of weights in it"),
         ("a.safetensors", None, "cannot be read (No such file or directory)"),
         ("a.pth", b"", "is no whole weights file"),
         ("a.pth", b"not weights at all", "is no whole weights file"),
@@ -126,17 +127,17 @@ def test_pickled_code_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture
         ("a.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{} cut", "is no whole weights file"),
         ("a.pth", torch.zeros(3), "holds no state_dict (names and tensors), but Tensor"),
         # as the unpickler reads them: KeyError, two IndexErrors, a class that is not allowed, and as torch.save begins
-        ("a.pth", b"house", "is no whole weights file (torch.save did not write it)"),
-        ("a.pth", b"a text", "is no whole weights file (torch.save did not write it)"),
-        ("a.pth", b"epoch: 1", "is no whole weights file (torch.save did not write it)"),
-        ("a.pth", b"conv weights\nfirst\n", "is no whole weights file (torch.save did not write it)"),
+        ("a.pth", b"house", "is no whole weights file (neither safetensors nor torch.save wrote it)"),
+        ("a.pth", b"a text", "is no whole weights file (neither safetensors nor torch.save wrote it)"),
+        ("a.pth", b"epoch: 1", "is no whole weights file (neither safetensors nor torch.save wrote it)"),
+        ("a.pth", b"conv weights\nfirst\n", "is no whole weights file (neither safetensors nor torch.save wrote it)"),
         ("a.pth", b"\x80\x02house", "is no whole weights file (KeyError"),
         ("a.pth", b"\x80\x02}q", "is no whole weights file (IndexError"),
         ("a.pth", {"epoch": 3}, "holds no state_dict (names and tensors), but dict with epoch: int"),
         ("a.pth", {"a": torch.zeros(1), "b": [1]}, "holds no state_dict (names and tensors), but dict with b: list"),
         ("a.pth", {0: torch.zeros(1)}, "holds no state_dict (names and tensors), but dict with the name 0: int"),
         ("a.pth", {("a", 1): 3}, "holds no state_dict (names and tensors), but dict with the name ('a', 1): tuple"),
-        ("a.pth", {"model": {1: 2}}, "holds no state_dict (names and tensors), but dict with the name 1: int"),
+        ("a.pth", {"model": {1: 2}}, "holds no state_dict (names and tensors), but dict with model: dict"),
         ("a.pth", [torch.zeros(1)], "holds no state_dict (names and tensors), but list"),
     ],
 )
@@ -146,8 +147,8 @@ def test_each_unreadable_file_has_its_error(name: str, content: Any, cause: str,
         file.write_bytes(content)
     elif content is not None:
         torch.save(content, file)
-    with pytest.raises(UserError, match=re.escape(f"recipe.teacher.file: {file} {cause}")) as caught:
-        read_state(file, "recipe.teacher.file")
+    with pytest.raises(UserError, match=re.escape(f"recipe.teacher.trained: {file} {cause}")) as caught:
+        read_weights(file, "recipe.teacher.trained")
     assert len(caught.value.problems) == 1
 
 
@@ -159,7 +160,9 @@ def test_weights_of_other_shapes_and_names_are_refused_with_the_first_of_them(tm
         loaded("resnet18", file)
     with pytest.raises(UserError, match=r"does not fit mobilenetv2: missing encoder\.features\.0\.0\.weight, .* and"):
         loaded("mobilenetv2", file, part="encoder")
-    with pytest.raises(UserError, match=r"missing .*; not of this network .* and \d+ more$"):
+    with pytest.raises(
+        UserError, match=r"missing .*; not of this network .* more; .* of resnet18: write model: resnet18$"
+    ):
         loaded("lenet5_student", file)
 
 
@@ -171,14 +174,14 @@ def test_only_another_number_of_classes_is_told_as_such(model: str, fields: dict
     with pytest.raises(UserError, match=f"does not fit {model}: the file has 7 classes, the data 5; part: encoder"):
         loaded(model, file, **fields)
     save_file({**packed(network), "head.0.weight": torch.zeros(3, 3)}, file)
-    with pytest.raises(UserError, match=r"other shape head\.0\.weight .*; part: encoder leaves the head out"):
+    with pytest.raises(UserError, match=r"other shape or type head\.0\.weight .*; part: encoder leaves the head out"):
         loaded(model, file, **fields)
 
 
 def test_an_unknown_home_folder_is_refused_with_the_place() -> None:
     file = "~nobody-of-this-name/weights.pth"
-    with pytest.raises(UserError, match=f"recipe.teacher.file: {file} cannot be read"):
-        read_state(file, "recipe.teacher.file")
+    with pytest.raises(UserError, match=f"recipe.teacher.trained: {file} cannot be read"):
+        read_weights(file, "recipe.teacher.trained")
     with pytest.raises(UserError, match=f"recipe.teacher.weights.file: {file} cannot be read"):
         weights_source(config("resnet18", weights={"file": file}), "recipe.teacher")
 

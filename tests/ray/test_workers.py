@@ -50,6 +50,7 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
         "recipe": config.model_dump(mode="json"),
         "final": True, "also": [], "results": str(tmp_path / "results"), "sweep": "tested", "data": str(NO_DATA),
         "ray_storage": str(tmp_path / "storage"), "scratch": str(tmp_path / "scratch"), "mark": "mark", "readings": (),
+        "code": {},
         "resources": Resources(
             workers=WORKERS, gpus_per_worker=0, checkpoint_every_steps=17, teacher_cache="none"
         ).model_dump(),

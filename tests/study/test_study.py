@@ -154,6 +154,20 @@ def test_pruning_looks_at_earlier_batches_only(finished: Study, tmp_path: Path) 
         assert study.search.pruned_at(plan["number"], rows) is None
 
 
+def test_values_that_were_planned_for_other_code_or_images_are_suggested_anew(finished: Study, tmp_path: Path) -> None:
+    rows = events(finished)
+    for row in rows:
+        if row["event"] == "planned" and row["stage"] == "search" and row["number"] >= 3:
+            row["values"] = row["values"] | {"optimizer.lr": 0.5 * row["values"]["optimizer.lr"]}  # of other results
+            row["trial_id"] = "0123456789abcdef"
+    study = with_trials_of(finished, tmp_path / "results", sweep_file(tmp_path))
+    study.journal.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = open_study(sweep_file(tmp_path), tmp_path / "results")
+    assert {job.kind for job in carry_out(again)} <= {"pictures"}, "all trials are in the store"
+    *decided, winner = decisions(again)
+    assert (decided, winner) == (decisions(finished), decisions(finished)[-1]), "the winner is noted again"
+
+
 def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) -> None:
     study = copied(finished, tmp_path, trials=8)
     ran = carry_out(study)
@@ -246,6 +260,19 @@ def test_samplers_suggest_differently(finished: Study, tmp_path: Path) -> None:
     assert optuna.logging.get_verbosity() == verbosity
 
 
+def test_objective_mpa_is_maximised(tmp_path: Path) -> None:
+    settings = {"objective": "val/mpa", "trials": 3, "published": None}
+    study = open_study(sweep_file(tmp_path, recipe=TEACHER, study=settings), tmp_path / "results")
+    carry_out(study)
+    reached = [row["best"]["val/mpa"] for row in outcomes(study, "search")]
+    first = next(row for row in plans(study, "confirm") if row["candidate"] == "best 1")
+    complete = [
+        value for number, value in enumerate(reached) if study.journal.ends("search")[number]["state"] != "pruned"
+    ]
+    assert reached[first["source"]["number"]] == max(complete)
+    assert study.journal.ends("search")[first["source"]["number"]]["value"] == max(complete)
+
+
 def test_objective_nll_is_minimised(tmp_path: Path) -> None:
     settings = {"objective": "val/nll", "pruner": None, "trials": 3, "published": None}
     study = open_study(sweep_file(tmp_path, recipe=TEACHER, study=settings), tmp_path / "results")
@@ -298,7 +325,7 @@ def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tm
     """A teacher's file that holds another network is found on the first batch, before anything is trained."""
     weights = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(3)}, weights)
-    teacher = {"teacher": {"model": "lenet5_teacher", "file": str(weights)}}
+    teacher = {"teacher": {"model": "lenet5_teacher", "trained": str(weights)}}
     study = open_study(sweep_file(tmp_path, recipe=teacher), tmp_path / "results")
     with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.method: kd with student lenet5_student and teacher"):
         execute(study)

@@ -14,7 +14,8 @@ import torch
 from runs import BATCH_NORM_STUDENT, fresh_state
 from trainings import KD, NO_DATA, Trained, equal_weights, recipe, trained, workspace
 
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.recipe import INHERITED, Recipe
+from kdtrain.config.recipe import Teacher as TeacherConfig
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.runtime import process
@@ -126,7 +127,7 @@ def ingredients(
     teacher_file: Path, split: str = "train", epoch: int = 0, data_root: Path = NO_DATA, **changes: Any
 ) -> Row:
     """Return the key of the outputs of a teacher in a file, whose digest is the same whatever is changed."""
-    teacher = {"model": "test_resnet", "file": str(teacher_file)} | changes.pop("teacher", {})
+    teacher = {"model": "test_resnet", "trained": str(teacher_file)} | changes.pop("teacher", {})
     state = fresh_state(recipe(**KD | CONV | {"teacher": teacher} | changes), data_root)
     assert isinstance(state.teacher_outputs, LiveTeacher)
     if split == "val":
@@ -167,6 +168,21 @@ def test_each_ingredient_is_in_the_key_by_itself(what: str, teacher_file: Path) 
     assert plain[ingredient] != changed[ingredient]
     assert cache.key_of(plain) != cache.key_of(changed)
     assert plain["weights"] == changed["weights"]
+
+
+def test_every_field_of_a_teacher_is_in_the_key_or_decides_only_its_weights_whose_digest_is() -> None:
+    training = {*INHERITED, "seed", "weights", "freeze", "batch_norm_statistics", "dropout"}
+    assert set(TeacherConfig.model_fields) == cache_key.NETWORK | training | {"file", "allow_random_frozen"}
+
+
+def test_readings_of_edited_code_are_not_read_again(teacher_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for of_batches in (RELATIONS, SIMILARITY):
+        before, asked = ingredients(teacher_file, method=of_batches), []
+        with monkeypatch.context() as patch:
+            patch.setattr(cache_key, "code_digest", lambda module: asked.append(module) or "edited")  # noqa: B023
+            after = ingredients(teacher_file, method=of_batches)
+        assert {name for name in before if before[name] != after[name]} == {"readings"}
+    assert asked == ["kdtrain.methods.sp"]
 
 
 @pytest.mark.parametrize(

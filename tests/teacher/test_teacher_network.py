@@ -15,14 +15,13 @@ from kdtrain.errors import UserError
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.config import Network
-from kdtrain.models.weights import load_whole_network
+from kdtrain.models.weights import content_digest, load_whole_network
 from kdtrain.teacher.network import trained_teacher
-from kdtrain.trials.identity import file_digest
 
 SHAPE = (3, 32, 32)
 NO_IMAGES = Split(TensorImages(torch.zeros(0, *SHAPE, dtype=torch.uint8)), torch.zeros(0, dtype=torch.int64))
-MADE_UP = Dataset("made up", tuple("abcde"), SHAPE, NO_IMAGES, NO_IMAGES, NO_IMAGES, "")
-PLACE = "recipe.teacher.file"
+MADE_UP = Dataset("made up", tuple("abcde"), SHAPE, NO_IMAGES, NO_IMAGES, NO_IMAGES)
+PLACE = "recipe.teacher.trained"
 
 
 def network(**fields: Any) -> Classifier:
@@ -38,7 +37,7 @@ def test_a_teacher_in_a_librarys_file_has_the_librarys_logits(wrapped: bool, tmp
     config = recipe(
         data={"name": "image_folder", "folder": "pets", "resolution": 32},
         method={"name": "logit_mse", "balance": {"alpha": 0.5}},
-        teacher={"model": "resnet18", "file": str(file), "normalization": "none"},
+        teacher={"model": "resnet18", "trained": str(file), "normalization": "none"},
     )
     before = torch.random.get_rng_state()
     teacher = trained_teacher(config, MADE_UP, workspace(tmp_path, tmp_path))
@@ -53,7 +52,7 @@ def test_a_librarys_head_is_no_hidden_one(tmp_path: Path) -> None:
     save_file(resnet18(num_classes=5).state_dict(), file)
     with pytest.raises(UserError, match=rf"{PLACE}: {file} does not fit resnet18: missing head\.0\.weight") as caught:
         load_whole_network(network(head="hidden"), file, PLACE)
-    assert "part:" not in str(caught.value)
+    assert "weights: {file: FILE, part: encoder} instead of trained" in str(caught.value)
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +60,8 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ours = network()
     save_file(packed(ours), tmp_path / "teacher.safetensors")
     load_whole_network(ours, Path("~/teacher.safetensors"), PLACE)
-    assert file_digest("~/teacher.safetensors") == file_digest(str(tmp_path / "teacher.safetensors"))
+    assert content_digest("~/teacher.safetensors", PLACE) == content_digest(tmp_path / "teacher.safetensors", PLACE)
     with pytest.raises(UserError, match=rf"{PLACE}: {tmp_path}/none cannot be read \(No such file"):
-        file_digest("~/none")
+        content_digest("~/none", PLACE)
     with pytest.raises(UserError, match=rf"{PLACE}: ~nobody-of-this-name/none cannot be read"):
-        file_digest("~nobody-of-this-name/none")
+        content_digest("~nobody-of-this-name/none", PLACE)

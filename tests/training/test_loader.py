@@ -56,14 +56,15 @@ def birds(root: Path, **changes: Any) -> tuple[Recipe, Dataset]:
 
 def loader_of(config: Recipe, data: Dataset, loaders: int, device: torch.device = CPU) -> BatchLoader:
     return BatchLoader(
-        data.train, device, seed=config.seed, batch_size=config.batch_size, mixup=config.mixup, loaders=loaders
-    )
+        data.train, device, seed=config.seed, batch_size=config.batch_size, sampler=config.sampler, mixup=config.mixup,
+        loaders=loaders,
+    )  # fmt: skip
 
 
 def batch(loader: BatchLoader, config: Recipe, data: Dataset, step: int = 0) -> Batch:
     total = len(data.train)
     epoch, epoch_step = divmod(step, -(-total // config.batch_size))
-    indices = batches_of(config.seed, config.batch_size, total, epoch)[epoch_step]
+    indices = batches_of(config.seed, config.batch_size, data.train.labels, epoch, config.sampler)[epoch_step]
     part = part_of(indices, total, mixup=config.mixup, seed=config.seed, epoch=epoch, step=step)
     return loader.images(part, epoch, epoch_step, step)
 
@@ -153,7 +154,7 @@ def test_no_loader_is_started_if_whole_batches_come_from_memory(tmp_path: Path) 
     digits = recipe()
     flowers = recipe(**BIRDS | {"data": {"name": "flowers102", "resolution": 20}})
     for config, data in ((digits, load(digits.data, NO_DATA)), (flowers, flowers.data.load(tmp_path))):
-        indices = batches_of(config.seed, config.batch_size, len(data.train), 0)[0]
+        indices = batches_of(config.seed, config.batch_size, data.train.labels, 0, config.sampler)[0]
         images, _ = batch(loader_of(config, data, 2), config, data)
         assert multiprocessing.active_children() == []
         assert torch.equal(images, as_floats(data.train.images.train_view(indices, config.seed, 0)))

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -24,11 +25,11 @@ from trainings import (
     workspace,
 )
 
-from kdtrain.config.recipe import teacher_recipe
+from kdtrain.config.recipe import Objective, teacher_recipe
 from kdtrain.config.training import Cosine
 from kdtrain.data.base import TensorImages, as_floats
 from kdtrain.data.registry import load
-from kdtrain.data.sampling import batches_of
+from kdtrain.data.sampling import Sampler, batches_of
 from kdtrain.errors import UserError
 from kdtrain.models.build import build
 from kdtrain.models.config import Network
@@ -36,12 +37,13 @@ from kdtrain.models.weights import load_whole_network
 from kdtrain.runtime.rng import generator, stream
 from kdtrain.training import loop
 from kdtrain.training.assembly import assemble
-from kdtrain.training.evaluation import accuracy, logits_of, nll
+from kdtrain.training.evaluation import accuracy, logits_of, mpa, nll
 from kdtrain.training.loop import train_step
 from kdtrain.training.optimizers import lr_at
 from kdtrain.training.preflight import smoke
 from kdtrain.training.trainer import train
-from kdtrain.trials.outcome import best_epoch, ranking_key
+from kdtrain.trials.objectives import HIGHER_IS_BETTER, ranking_key
+from kdtrain.trials.outcome import best_epoch
 
 
 @pytest.mark.parametrize(
@@ -59,14 +61,17 @@ def test_the_same_recipe_again_gives_equal_bits_whatever_was_trained_and_drawn_b
 
 
 def test_every_epoch_has_every_image_once_in_an_order_of_its_own() -> None:
-    epochs = [batches_of(seed, 16, 60, epoch) for seed in (0, 1) for epoch in range(3)]
+    epochs = [batches_of(seed, 16, torch.zeros(60), epoch, "shuffled") for seed in (0, 1) for epoch in range(3)]
     for batches in epochs:
         assert [len(batch) for batch in batches] == [16, 16, 16, 12]
         assert torch.cat(batches).sort().values.tolist() == list(range(60))
     assert len({tuple(torch.cat(batches).tolist()) for batches in epochs}) == 6
 
 
-def test_a_training_sees_the_batches_of_its_epochs_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_a_training_sees_the_batches_of_its_epochs_in_their_order(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[torch.Tensor] = []
     load_one = loop.load_batch
 
@@ -75,8 +80,9 @@ def test_a_training_sees_the_batches_of_its_epochs_in_their_order(monkeypatch: p
         return load_one(state, indices, *rest)
 
     monkeypatch.setattr(loop, "load_batch", watched)
-    fitted(fresh_state(recipe()))
-    expected = [batch.tolist() for epoch in range(2) for batch in batches_of(0, 16, 60, epoch)]
+    labels = load(recipe().data, NO_DATA).train.labels
+    fitted(fresh_state(recipe(sampler=sampler)))
+    expected = [batch.tolist() for epoch in range(2) for batch in batches_of(0, 16, labels, epoch, sampler)]
     assert [indices.tolist() for indices in seen] == expected
 
 
@@ -123,23 +129,28 @@ def test_the_rows_tell_the_learning_rate_of_each_epochs_first_step() -> None:
 
 
 ROWS = [
-    {"epoch": 1, "val/accuracy": 0.5, "val/nll": 1.0},
-    {"epoch": 2, "val/accuracy": 0.7, "val/nll": 0.9},
-    {"epoch": 3, "val/accuracy": 0.7, "val/nll": 0.8},
-    {"epoch": 4, "val/accuracy": 0.6, "val/nll": 0.7},
-    {"epoch": 5, "val/accuracy": 0.7, "val/nll": 0.8},
+    {"epoch": 1, "val/accuracy": 0.5, "val/mpa": 0.6, "val/nll": 1.0},
+    {"epoch": 2, "val/accuracy": 0.7, "val/mpa": 0.6, "val/nll": 0.9},
+    {"epoch": 3, "val/accuracy": 0.7, "val/mpa": 0.5, "val/nll": 0.8},
+    {"epoch": 4, "val/accuracy": 0.6, "val/mpa": 0.4, "val/nll": 0.7},
+    {"epoch": 5, "val/accuracy": 0.7, "val/mpa": 0.5, "val/nll": 0.8},
 ]
 
 
 def test_the_best_epoch_is_by_the_objective_then_the_other_metric_then_the_earlier() -> None:
     assert best_epoch(ROWS, "val/accuracy") == ROWS[2]
     assert best_epoch(ROWS, "val/nll") == ROWS[3]
+    assert best_epoch(ROWS, "val/mpa") == ROWS[1]
     assert best_epoch(ROWS[4:] + ROWS[:3], "val/accuracy") == ROWS[2]
     assert best_epoch([], "val/accuracy") is None
     assert ranking_key(ROWS[0], "val/nll") == (-1.0, 0.5)
+    assert ranking_key(ROWS[0], "val/mpa") == (0.6, -1.0)
+    earlier = [{name: row[name] for name in row if name != "val/mpa"} for row in ROWS]
+    assert best_epoch(earlier, "val/accuracy") == earlier[2], "rows of before have no val/mpa"
+    assert set(HIGHER_IS_BETTER) == set(get_args(Objective))
 
 
-@pytest.mark.parametrize("objective", ["val/accuracy", "val/nll"])
+@pytest.mark.parametrize("objective", HIGHER_IS_BETTER)
 def test_a_run_remembers_the_weights_of_the_epoch_that_the_rows_call_best(objective: str) -> None:
     config = recipe(objective=objective)
     state = assemble(config, load(config.data, NO_DATA), None, CPU)
@@ -165,7 +176,8 @@ def test_the_kept_weights_give_the_best_epochs_metrics_and_the_kept_predictions(
     network = build(Network(model="lenet5_student"), data.image_shape, 10, 0)
     load_whole_network(network, left.folder.weights, "recipe.student")
     val, test = (logits_of(network, split, CPU) for split in (data.val, data.test))
-    best = {"val/accuracy": accuracy(val, data.val.labels), "val/nll": nll(val, data.val.labels)}
+    labels = data.val.labels
+    best = {"val/accuracy": accuracy(val, labels), "val/mpa": mpa(val, labels), "val/nll": nll(val, labels)}
     assert left.outcome["best"] == {"epoch": left.outcome["best"]["epoch"], **best}
     assert left.outcome["test"]["test/accuracy"] == accuracy(test, data.test.labels)
     assert left.outcome["test"]["test/nll"] == nll(test, data.test.labels)
@@ -300,12 +312,12 @@ def test_a_teachers_file_that_does_not_fit_is_a_sentence(tmp_path: Path, content
         content = trained(recipe()).folder.weights.read_bytes()
     file = tmp_path / "teacher.safetensors"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=f"recipe.teacher.file: {file} "):
-        trained(recipe(**KD | {"teacher": {"model": "lenet5_teacher", "file": str(file)}}), tmp_path)
+    with pytest.raises(UserError, match=f"recipe.teacher.trained: {file} "):
+        trained(recipe(**KD | {"teacher": {"model": "lenet5_teacher", "trained": str(file)}}), tmp_path)
 
 
 def test_a_teacher_from_a_file_teaches_as_the_one_that_was_trained() -> None:
-    teacher = {"model": "lenet5_teacher", "file": str(taught().folder.weights)}
+    teacher = {"model": "lenet5_teacher", "trained": str(taught().folder.weights)}
     assert trained(recipe(**KD | {"teacher": teacher})).checkpoints == trained(recipe(**KD)).checkpoints
 
 

@@ -120,7 +120,9 @@ def require_continued(config: Recipe, results: Path, *, done: int | None = None)
     continued = trained(config, results)
     assert continued.rows == straight.rows
     assert equal_weights(continued.weights, straight.weights)
-    ours, theirs = (timeless(each.outcome | {"git_commit": None, "schema": 1}) for each in (continued, straight))
+    ours, theirs = (
+        timeless(each.outcome | {"git_commit": None, "git_dirty": None, "schema": 1}) for each in (continued, straight)
+    )
     assert ours == theirs
     assert done is None or continued.checkpoints == straight.checkpoints[done:]
     return continued

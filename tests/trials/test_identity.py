@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import made_up_data
 import pytest
+import torch
+from PIL import Image
 from pydantic import BaseModel
 from runs import fitted, fresh_state
 from safetensors.torch import save_file
 from trainings import ALONE, CPU, KD, NO_DATA, recipe, timeless, trained
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import INHERITED, Recipe, Teacher, teacher_recipe
 from kdtrain.errors import UserError
 from kdtrain.methods.loss_weights import SPELLINGS, LossWeights
 from kdtrain.training.evaluation import tta_logits
@@ -66,15 +68,19 @@ TRAINING: dict[str, Case] = {
     **fields("clipping", {"clipping": {"norm": 0.1}}, norm=0.2, over="tensor"),
     "early_stopping.patience_epochs": (RESTLESS | {"early_stopping": {"patience_epochs": 1}}, 12),
     "label_smoothing": ({"label_smoothing": 0.0}, 0.1),
+    "class_weights": ({"class_weights": "none"}, [2.0, *[1.0] * 9]),
+    "sampler": ({"sampler": "shuffled"}, "class_balanced"),
     "batch_size": ({"batch_size": 16}, 15),
     "epochs": ({"epochs": 2}, 3),
     "precision": ({"precision": "fp32"}, "bf16"),
 }  # fmt: skip
 """Fields of a training, for students and teachers."""
 
+FINISHED = KD | {"teacher": {"model": "lenet5_teacher", "trained": "one.safetensors"}}
 NETWORK: dict[str, Case] = {
     "weights.file": (TINY, "tiny 1.safetensors"),
     "weights.part": (TINY, "network"),
+    "weights.weights_key": (TINY | {"weights": TINY["weights"] | {"file": "tinies.pth"}}, "tiny 1"),
     "freeze": (TINY | {"batch_norm_statistics": "update"}, "encoder_but_norm"),
     "batch_norm_statistics": (TINY, "keep"),
     "head": (TINY | {"dropout": 0.2}, "hidden"),
@@ -155,6 +161,7 @@ DATA |= {
         "data[image_folder]", {"data": FOLDER},
         folder="other pets", augment="crop_flip", test_time_augmentation="ten_crop",
     ),
+    "data[image_folder].background": ({"data": FOLDER | {"folder": "icons"}}, "black"),
     **fields("data[image_folder]", {"data": FOLDER | {"limit_per_class": None}}, val_fraction=0.4, test_fraction=0.4),
 }  # fmt: skip
 """Fields of methods; that each changes the loss or the update is shown in tests/methods."""
@@ -191,7 +198,8 @@ CASES: dict[str, Case] = {
     "objective": (OVERFITTING, "val/nll"),
     "seed": ({}, 1),
     **fields("teacher", KD, model="lenet5_student", seed=1),
-    "teacher.file": (KD | {"teacher": {"model": "lenet5_teacher", "file": "one.safetensors"}}, "other.safetensors"),
+    "teacher.trained": (FINISHED, "other.safetensors"),
+    "teacher.weights_key": (FINISHED | {"teacher": FINISHED["teacher"] | {"trained": "both.pth"}}, "other"),
     **{
         f"teacher.{field}": (KD | {"teacher": KD["teacher"] | base}, value)
         for field, (base, value) in (TRAINING | NETWORK).items()
@@ -255,18 +263,28 @@ def changed(base: Recipe, path: str, value: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a data folder with made-up data sets, and weights for `teacher.file` and `student.weights.file`."""
+    """Return a data folder with made-up data sets, and weights for `teacher.trained` and `student.weights.file`."""
     root = tmp_path_factory.mktemp("data")
     for number in range(80):
         made_up_data.paint(
             root / ("pets", "other pets")[number % 2] / ("cat", "dog")[number // 2 % 2] / f"{number}.png"
         )
+    for file in sorted((root / "pets").rglob("*.png")):
+        icon = root / "icons" / file.relative_to(root / "pets")
+        icon.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.putalpha(100)
+            image.save(icon)
     for make in (made_up_data.hymenoptera, made_up_data.cub200, made_up_data.flowers102, made_up_data.mnist):
         make(root)
     teacher, tiny = {"model": "lenet5_teacher"}, {"model": "test_resnet", "weights": None}
+    states = {}
     for name, seed, student in (("one", 2, teacher), ("other", 3, teacher), ("tiny", 2, tiny), ("tiny 1", 3, tiny)):
         network = fresh_state(recipe(student=student, seed=seed)).distiller.student
         save_file(made_up_data.packed(network), root / f"{name}.safetensors")
+        states[name] = network.state_dict()
+    torch.save({"one": states["one"], "other": states["other"]}, root / "both.pth")
+    torch.save({"tiny": states["tiny"], "tiny 1": states["tiny 1"]}, root / "tinies.pth")
     return root
 
 
@@ -294,7 +312,7 @@ def test_changing_a_field_changes_what_is_learned_and_the_id(path: str, small_da
     other = changed(base, path, value)
     assert trial_id(other, small_data) != trial_id(base, small_data), f"{path} changes nothing of the identity"
     if path.startswith("teacher."):  # its training is that of a student alone, whose fields are changed here as well
-        assert path == "teacher.file" or teacher_recipe(other) != teacher_recipe(base)
+        assert recipe(**start).teacher.trained or teacher_recipe(other) != teacher_recipe(base)
     elif path not in METHODS:
         assert learned(other, small_data) != learned(base, small_data), f"{path} changes nothing that is learned"
 
@@ -334,7 +352,7 @@ def test_a_value_that_the_teacher_inherits_can_be_written_out() -> None:
     assert identity(own, NO_DATA)["recipe"]["teacher"] != identity(recipe(**KD), NO_DATA)["recipe"]["teacher"]
 
 
-@pytest.mark.parametrize("teacher", [KD["teacher"], {"model": "lenet5_teacher", "file": "one.safetensors"}])
+@pytest.mark.parametrize("teacher", [KD["teacher"], {"model": "lenet5_teacher", "trained": "one.safetensors"}])
 def test_a_dumped_recipe_reads_back_as_the_same_recipe(teacher: dict[str, Any]) -> None:
     config = recipe(**KD | {"teacher": teacher})
     assert Recipe.model_validate(config.model_dump(mode="json")) == config
@@ -351,14 +369,43 @@ def test_a_teacher_shared_by_two_students_has_one_id() -> None:
 def test_a_teachers_file_is_hashed_by_content_not_by_name(tmp_path: Path) -> None:
     def by_file(name: str, content: bytes) -> str:
         (tmp_path / name).write_bytes(content)
-        teacher = {"model": "lenet5_teacher", "file": str(tmp_path / name)}
+        teacher = {"model": "lenet5_teacher", "trained": str(tmp_path / name)}
         return trial_id(recipe(**KD | {"teacher": teacher}), NO_DATA)
 
     assert by_file("a", b"weights") == by_file("b", b"weights") != by_file("a", b"others")
     (tmp_path / "a").unlink()
-    teacher = {"model": "lenet5_teacher", "file": str(tmp_path / "a")}
-    with pytest.raises(UserError, match=r"^recipe\.teacher\.file: "):
+    teacher = {"model": "lenet5_teacher", "trained": str(tmp_path / "a")}
+    with pytest.raises(UserError, match=r"^recipe\.teacher\.trained: "):
         trial_id(recipe(**KD | {"teacher": teacher}), NO_DATA)
+
+
+OF_A_FILE: dict[str, Case] = {
+    "model": ({}, "lenet5_student"),
+    "head": (TINY, "hidden"),
+    "normalization": (TINY, "none"),
+    "channels_last": ({}, False),
+    "compile": ({}, True),
+    "weights_key": ({"trained": "both.pth", "weights_key": "one"}, "other"),
+}
+"""Fields of a finished teacher. It takes no others, because it is not trained."""
+
+
+def test_every_field_of_a_finished_teacher_changes_the_id_or_is_refused(small_data: Path) -> None:
+    def of_file(**changes: Any) -> Recipe:
+        teacher = {"model": "lenet5_teacher", "weights": None, "trained": "one.safetensors"} | changes
+        return recipe(**KD | {"teacher": teacher | {"trained": str(small_data / teacher["trained"])}})
+
+    refused = {"weights": "imagenet", "freeze": "encoder", "batch_norm_statistics": "keep", "dropout": 0.1}
+    trains = recipe(clipping={"norm": 1.0}, early_stopping={"patience_epochs": 1}).model_dump(mode="json")
+    refused |= {"allow_random_frozen": True, "seed": 1} | {field: trains[field] for field in INHERITED}
+    assert {*OF_A_FILE, *refused, "trained"} == set(Teacher.model_fields)
+    for field, value in refused.items():
+        with pytest.raises(ValueError, match="teacher\n"):
+            of_file(**{field: value})
+    for field, (base, value) in OF_A_FILE.items():
+        base = {**base, "weights": None}
+        one, other = of_file(**base), of_file(**base | {field: value})
+        assert trial_id(one, NO_DATA) != trial_id(other, NO_DATA), field
 
 
 def test_batch_norm_statistics_per_worker_of_student_or_teacher_are_another_recipe() -> None:

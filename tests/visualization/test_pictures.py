@@ -138,7 +138,8 @@ def test_mixed_images_are_the_trainings_first_batches(convention: str, batch_siz
     config = recipe(**KD, mixup={"convention": convention}, batch_size=batch_size)
     run = fresh_state(config)
     images, targets = [], []
-    for step, indices in enumerate(batches_of(config.seed, config.batch_size, len(run.data.train), 0)[:3]):
+    batches = batches_of(config.seed, config.batch_size, run.data.train.labels, 0, config.sampler)
+    for step, indices in enumerate(batches[:3]):
         run.step = step
         seen, batch = load_batch(run, indices, step)
         images.append(seen)

@@ -1,0 +1,51 @@
+"""Notes about what a sweep names and what is not there yet: data sets, and files of weights. Nothing is trained."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdtrain.config import space
+from kdtrain.config.recipe import Recipe
+from kdtrain.config.sweep import Sweep
+from kdtrain.data.notes import data_notes
+from kdtrain.data.registry import AnyData, data_folder, load, named_data
+from kdtrain.errors import UserError
+from kdtrain.models.config import Network, WeightsFile
+from kdtrain.storage.folder import user_path
+
+
+def input_notes(sweep: Sweep, data: str | None) -> list[str]:
+    """Return a sentence for each data set and each file of weights that is absent or cannot be used.
+
+    Args:
+        sweep: A valid sweep.
+        data: Folder or URL of the data sets; None takes KDTRAIN_DATA. A URL is not downloaded.
+    """
+    points = space.combinations(sweep.tree, ("data", "teacher", "student"))
+    recipes = [sweep.recipe_for(values, 0) for values in points]
+    notes = [note for config in dict.fromkeys(recipe.data for recipe in recipes) for note in _data_notes(config, data)]
+    return list(dict.fromkeys([*notes, *(note for recipe in recipes for note in _file_notes(recipe))]))
+
+
+def _data_notes(config: AnyData, data: str | None) -> Iterator[str]:
+    place = named_data(data)
+    if place is not None and "://" in place:
+        yield f"recipe.data: {place} is not downloaded for this check, so {config.name} was not looked for"
+        return
+    try:
+        yield from data_notes(load(config, data_folder(data)), contents=False)
+    except UserError as error:
+        yield from error.problems
+
+
+def _file_notes(recipe: Recipe) -> Iterator[str]:
+    networks: list[tuple[str, Network | None]] = [("teacher", recipe.teacher), ("student", recipe.student)]
+    files = [
+        (f"recipe.{role}.weights.file", network.weights.file)
+        for role, network in networks
+        if network is not None and isinstance(network.weights, WeightsFile)
+    ]
+    if recipe.teacher is not None and recipe.teacher.trained is not None:
+        files.append(("recipe.teacher.trained", recipe.teacher.trained))
+    for place, file in files:
+        if not user_path(file, place).is_file():
+            yield f"{place}: {file} is not there (looked for {Path.cwd() / user_path(file, place)})"

@@ -30,6 +30,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -204,6 +205,8 @@ class StandIn(TorchFunctionMode):
                 "get_device_capability": lambda device=None: (9, 0),
                 "is_current_stream_capturing": lambda: False,
                 "max_memory_allocated": lambda device=None: self.peak_bytes[self._index(device)],
+                "max_memory_reserved": lambda device=None: self.peak_bytes[self._index(device)],
+                "get_device_properties": lambda device=None: SimpleNamespace(total_memory=24 << 30),
                 "reset_peak_memory_stats": reset_peak,
                 "synchronize": lambda device=None: self.wait("synchronize"),
             },

@@ -20,13 +20,14 @@ from kdtrain.errors import NoResult, UserError
 from kdtrain.runtime.process import cpu_threads
 from kdtrain.storage.folder import Folder, write_bytes
 from kdtrain.storage.mirror import results_folder
-from kdtrain.study.capacity import concurrent_trials, machine_resources
+from kdtrain.study.capacity import machine_resources, placement, with_gpus
 from kdtrain.study.description import describe
 from kdtrain.study.journal import FILES, StudyJournal
 from kdtrain.study.study import Study
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
+CPU = torch.device("cpu")
 REPORT_MARK = ".report"
 """The file beside a report that tells what it rests on."""
 
@@ -74,7 +75,12 @@ def run_sweep(
     where, source = str(results), None if data is None else str(data)
     command = _call(sweep, where, named_data(source), executor, address)
     failure: NoResult | None = None
-    with opened(sweep, where, source, command, check_capacity=address is None) as study:
+    device = CPU
+    if executor == "local":
+        from kdtrain.executors import local
+
+        device = local.device_for(sweep.resources)
+    with opened(sweep, where, source, command, check_capacity=address is None, device=device) as study:
         try:
             if study.begin():
                 _execute(study, executor, address, source)
@@ -100,14 +106,21 @@ def _execute(study: Study, executor: str, address: str | None, data: str | None)
 
 
 @contextmanager
-def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_capacity: bool) -> Iterator[Study]:
+def opened(
+    sweep: Sweep, results: str, data: str | None, command: str, *, check_capacity: bool, device: torch.device = CPU
+) -> Iterator[Study]:
     """Open the study of a sweep for this process alone; its journal names the `command` that continues it.
+
+    `device` is that of trainings in this process. `check_capacity` says that they are to run on this machine.
 
     If a new study is refused with a UserError before anything was trained, what it has written is removed again.
     """
     store, data_root = results_folder(results), data_folder(data)
+    on_gpu = None  # a cluster says it later
     if check_capacity:
-        concurrent_trials(sweep.resources, [machine_resources()])
+        machine = machine_resources(sweep.resources)
+        placement(sweep.resources, [machine])
+        on_gpu = bool(with_gpus(sweep.resources, [machine]).gpus_per_worker)
     load.cache_clear()  # images may have been edited since this process has read them for another study
     folder = store.folder(sweep.name)
     about = describe(sweep, data_root, StudyJournal(folder).study_record())
@@ -118,8 +131,9 @@ def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_
         try:
             journal.open(about, sweep.located.text)
             journal.append("opened", command=command, data=named_data(data))
-            device = torch.device("cuda" if sweep.resources.gpus_per_worker else "cpu")
-            yield Study(sweep, Workspace(Store(store), data_root, device), journal)
+            study = Study(sweep, Workspace(Store(store), data_root, device), journal)
+            study.on_gpu = on_gpu
+            yield study
         except UserError:
             if is_new and journal.is_idle():
                 journal.remove()

@@ -10,13 +10,15 @@ from typing import Any
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import NoResult, UserError
+from kdtrain.runtime import distributed
+from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
 from kdtrain.runtime.process import cpu_threads
 from kdtrain.runtime.torchrun import Group
 from kdtrain.storage.mirror import results_folder
 from kdtrain.training import trainer
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
-from kdtrain.training.preflight import check_before_teacher
+from kdtrain.training.preflight import check_before_teacher, what_would_fit
 from kdtrain.trials.records import Outcome
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
@@ -24,8 +26,6 @@ from kdtrain.trials.workspace import Workspace
 ONE_TRAINING = threading.RLock()
 """Held while this process trains: initial weights and dropout are drawn from torch's one default generator, so two
 trainings in two threads would draw one another's numbers. The second one waits."""
-
-
 OPTION = re.compile(r"--(results|data|device|address|loaders)\b")
 
 
@@ -55,7 +55,7 @@ def train(
         recipe: The recipe, from `load_recipe` or `StudyResult.winner.recipe`.
         results: Folder or URL of the results.
         data: Folder or URL of the data sets; None takes the environment variable KDTRAIN_DATA.
-        device: Device as torch writes it, such as "cpu" or "cuda"; None takes the GPU if there is one.
+        device: Device as torch writes it, such as "cpu", "cuda" or "mps"; None takes the GPU if there is one.
         on_epoch: Called after each epoch of teacher and student with its metrics, such as `epoch`, `train/loss`,
             `val/accuracy` (fraction) and `val/nll` (nats). An exception that it raises ends the call; the same call
             continues the training.
@@ -95,7 +95,11 @@ def parts_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
 def train_part(
     part: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], None] | None, **options: Any
 ) -> Outcome:
-    """Train one recipe, whose teacher is there, and read the test split; return its outcome."""
+    """Train one recipe, whose teacher is there, and read the test split; return its outcome.
+
+    Raises:
+        UserError: The results cannot be written, or the GPU's memory is too small: the sentence says what would fit.
+    """
     try:
         if on_epoch is not None:
             options["on_epoch"] = on_epoch
@@ -107,3 +111,8 @@ def train_part(
             raise
         text = f"cannot be written ({error.strerror}); name another folder with --results"
         raise UserError(f"{workspace.store.folder}: {text}") from None
+    except RuntimeError as error:
+        if distributed.size() > 1 or not is_out_of_memory(error):
+            raise
+    release_gpu_memory()  # here the error and its traceback, which holds the training's tensors, are gone
+    raise UserError(f"recipe.batch_size: {what_would_fit(part, workspace)}")

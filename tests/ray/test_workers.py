@@ -46,11 +46,14 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "mark").touch()
     job = {
-        "kind": "train", "key": "search-0", "recipe": config.model_dump(mode="json"), "trial_id": trial.trial_id,
+        "kind": "train", "key": "search-0", "needs": {"slot": 1.0}, "alone": False, "trial_id": trial.trial_id,
+        "recipe": config.model_dump(mode="json"),
         "final": True, "also": [], "results": str(tmp_path / "results"), "sweep": "tested", "data": str(NO_DATA),
         "ray_storage": str(tmp_path / "storage"), "scratch": str(tmp_path / "scratch"), "mark": "mark", "readings": (),
         "code": {},
-        "resources": Resources(workers=WORKERS, checkpoint_every_steps=17, teacher_cache="none").model_dump(),
+        "resources": Resources(
+            workers=WORKERS, gpus_per_worker=0, checkpoint_every_steps=17, teacher_cache="none"
+        ).model_dump(),
     }  # fmt: skip
     (tmp_path / "job.json").write_text(json.dumps(job))
     seed = random.randrange(1_000_000)

@@ -12,8 +12,8 @@ from kdtrain.models.config import WeightsFile
 from kdtrain.models.weights import content_digest, weights_source
 from kdtrain.runtime.source_code import code_digest
 
-# 6: batch normalization is no longer folded into convolutions, which changes evaluated logits by rounding.
-NUMERICS = 6
+# 7: transparent pixels are composited and EXIF's orientation is applied; steps on a GPU use fused AdamW.
+NUMERICS = 7
 """Raised when a change of the code alters results, so that old trials are not taken for new ones."""
 
 

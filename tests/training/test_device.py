@@ -271,9 +271,10 @@ def test_a_training_cut_off_on_the_device_continues_bit_for_bit(devices: StandIn
     require_equal(on_second_gpu(devices, LOOPS[label], tmp_path), trained(LOOPS[label]))
 
 
-def test_the_preflight_check_runs_on_the_device(devices: StandIn, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_the_preflight_check_runs_on_the_device(devices: StandIn, device: str, tmp_path: Path) -> None:
     for label in ("kd", "logits_discriminator"):
-        smoke(distilled(label), workspace(tmp_path, device=devices.cuda(1)))
+        smoke(distilled(label), workspace(tmp_path, device=torch.device(device)))
 
 
 def test_an_epoch_of_any_number_of_steps_waits_four_times(devices: StandIn) -> None:

@@ -23,6 +23,7 @@ class StudyJournal:
         self.files = folder if isinstance(folder, Folder) else LocalFolder(folder)
         self.folder = self.files.path
         self.path = self.folder / FILE
+        self.description: StudyRecord | None = None  # of the study that has taken the folder
         self._plans: dict[tuple[str, int], PlannedEvent] = {}  # by (stage, number)
         self._ends: dict[tuple[str, int], EndedEvent] = {}
         self._others: dict[str, Row] = {}  # the newest of each other event since a job was last planned or ended
@@ -37,6 +38,7 @@ class StudyJournal:
         Raises:
             UserError: The folder holds another study.
         """
+        self.description = about
         earlier = self.study_record()
         if earlier is not None:
             problems = _differences(_identity(earlier), _identity(about))

@@ -235,7 +235,6 @@ def test_what_rays_import_changes_is_restored_around_a_sweep() -> None:
 import os, random, sys
 from kdtrain.api.training import process_kept
 def settings():
-    rays = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     return os.environ.get("RAY_CLIENT_MODE"), sys.excepthook, random.getstate(), sys.path[:3]
 before = settings()
 with process_kept():

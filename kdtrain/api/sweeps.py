@@ -1,8 +1,5 @@
 """Runs a sweep from Python; the command `kdtrain sweep` runs the same steps with a terminal around them."""
 
-import os
-import random
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,7 +10,7 @@ from typing import Literal
 import torch
 
 from kdtrain.api.results import StudyResult, open_study
-from kdtrain.api.training import ONE_TRAINING, arguments_named
+from kdtrain.api.training import ONE_TRAINING, arguments_named, process_kept
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import data_folder, load, named_data
 from kdtrain.errors import NoResult, UserError
@@ -33,6 +30,7 @@ REPORT_MARK = ".report"
 
 
 @arguments_named()
+@process_kept()
 def run_sweep(
     sweep: Sweep,
     results: str | Path = "results",
@@ -99,10 +97,9 @@ def _execute(study: Study, executor: str, address: str | None, data: str | None)
         with ONE_TRAINING, cpu_threads(study.sweep.resources.cpus_per_worker):  # threads as in a process of Ray
             local.execute(study)
     else:
-        with _ray_unnoticed():
-            from kdtrain.executors import ray_tune
+        from kdtrain.executors import ray_tune
 
-            ray_tune.execute(study, address, url_of_data(data))
+        ray_tune.execute(study, address, url_of_data(data))
 
 
 @contextmanager
@@ -167,25 +164,6 @@ def url_of_data(data: str | None) -> str | None:
     """Return the URL from which each node of a cluster fetches the data sets; None if they are in a folder."""
     place = named_data(data)
     return place if place is not None and "://" in place else None
-
-
-@contextmanager
-def _ray_unnoticed() -> Iterator[None]:
-    """Restore what importing and running Ray changes in the caller's process.
-
-    Its folder of packages stays in `sys.path`, because it imports from there later, but behind the caller's folders.
-    """
-    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    folders, hook, numbers = list(sys.path), sys.excepthook, random.getstate()
-    try:
-        yield
-    finally:
-        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
-            del os.environ[name]
-        os.environ.update(before)
-        sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
-        sys.excepthook = hook
-        random.setstate(numbers)
 
 
 def _call(sweep: Sweep, results: str, data: str | None, executor: str, address: str | None) -> str:

@@ -1,6 +1,9 @@
 """Trains one recipe in this process, after its teacher; the command `kdtrain train` does the same."""
 
+import os
+import random
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +29,8 @@ from kdtrain.trials.workspace import Workspace
 ONE_TRAINING = threading.RLock()
 """Held while this process trains: initial weights and dropout are drawn from torch's one default generator, so two
 trainings in two threads would draw one another's numbers. The second one waits."""
+RAY_MODE = "RAY_CLIENT_MODE"
+"""The variable that the import of Ray sets; those that a running Ray needs are restored when it ends."""
 OPTION = re.compile(r"--(results|data|device|address|loaders)\b")
 
 
@@ -38,7 +43,25 @@ def arguments_named() -> Iterator[None]:
         raise type(error)(*(OPTION.sub(r"\1", problem) for problem in error.problems)) from None
 
 
+@contextmanager
+def process_kept() -> Iterator[None]:
+    """Restore what packages change in the caller's process when they are imported or used, Ray above all.
+
+    Ray's folder of packages stays in `sys.path`, because it imports from there later, but behind the caller's folders.
+    """
+    ray_mode, folders, hook, numbers = os.environ.get(RAY_MODE), list(sys.path), sys.excepthook, random.getstate()
+    try:
+        yield
+    finally:
+        if ray_mode is None:
+            os.environ.pop(RAY_MODE, None)
+        sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
+        sys.excepthook = hook
+        random.setstate(numbers)
+
+
 @arguments_named()
+@process_kept()
 def train(
     recipe: Recipe,
     results: str | Path = "results",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from kdtrain.base_config import Config, Count, Positive, Seed, tuple_from_list
 from kdtrain.config.training import Clipping, Cosine, EarlyStopping, Ema, LrSchedule, Optimizer, RDrop
@@ -15,7 +15,11 @@ from kdtrain.methods.registry import Method
 from kdtrain.models.config import WEIGHTS_KEY, Network, WeightsKey, default_dropout
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
-ClassWeights = Literal["none", "balanced"] | Annotated[tuple[Positive, ...], BeforeValidator(tuple_from_list)]
+ClassWeights = Annotated[
+    Annotated[Literal["none", "balanced"], Tag("word")]
+    | Annotated[tuple[Positive, ...], BeforeValidator(tuple_from_list), Tag("list")],
+    Discriminator(lambda written: "list" if isinstance(written, list | tuple) else "word"),
+]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 BatchNorm = Literal["global", "per_worker"]
 Objective = Literal["val/accuracy", "val/mpa", "val/nll"]

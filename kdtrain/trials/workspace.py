@@ -10,6 +10,7 @@ import torch
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import AnyData, load
+from kdtrain.errors import UserError
 from kdtrain.runtime import distributed
 from kdtrain.storage.cache import Cache
 from kdtrain.trials.identity import finished_teacher_id, trial_id
@@ -39,13 +40,24 @@ class Workspace:
 
     def finished_teacher(self, recipe: Recipe) -> TrialFolder:
         """Return the folder of the evaluation of a recipe's finished teacher; UserError if its file is absent."""
-        assert recipe.teacher is not None
-        return self.store.trial(finished_teacher_id(recipe.teacher, self.dataset(recipe.data)))
+        return self.store.trial(finished_teacher_id(recipe, self.dataset(recipe.data)))
+
+    def _require_one_trial(self, trial_id: str) -> None:
+        """Raise UserError, on all ranks, if ranks on several machines have other images, weights or code."""
+        own = torch.tensor(int(trial_id, 16) - 2**63, device=self.device)
+        of_rank_0 = distributed.sum_over_ranks(own.clone() if distributed.rank() == 0 else torch.zeros_like(own))
+        if distributed.sum_over_ranks((own != of_rank_0).long()):
+            raise UserError(
+                f"workers: images, weights or kdtrain differ between the {distributed.size()} processes of this"
+                " training: its recipe has another trial_id there; give all machines the same ones and start again"
+            )
 
     @contextmanager
     def reserved_trial(self, recipe: Recipe) -> Iterator[TrialFolder]:
         """Reserve a recipe's trial for this process or its group of workers; rank 0 waits for another holder."""
-        with reserved(self.trial(recipe)) as trial:
+        trial = self.trial(recipe)
+        self._require_one_trial(trial.trial_id)
+        with reserved(trial):
             yield trial
 
 

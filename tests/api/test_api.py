@@ -256,12 +256,11 @@ def test_what_rays_import_changes_is_restored_around_a_sweep() -> None:
     """Without a Ray: the context restores what the import of Ray does, in a process of its own."""
     code = """
 import os, random, sys
-from kdtrain.api.sweeps import _ray_unnoticed
+from kdtrain.api.training import process_kept
 def settings():
-    rays = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    return rays, sys.excepthook, random.getstate(), sys.path[:3]
+    return os.environ.get("RAY_CLIENT_MODE"), sys.excepthook, random.getstate(), sys.path[:3]
 before = settings()
-with _ray_unnoticed():
+with process_kept():
     import ray
     assert settings() != before
     folder = sys.path[0]

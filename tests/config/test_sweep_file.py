@@ -148,6 +148,11 @@ RANGED = "would train a teacher for every trial"
     ("old", "new", "place", "rule"),
     [
         ("batch_size: 64", "batchsize: 64", "11: recipe.batchsize", "nearest: batch_size"),
+        ("batch_size: 64", "batch_size: 64\n  class_weights: [1, -2, 3]", "12: recipe.class_weights.1",
+         "must be > 0, got -2"),
+        ("batch_size: 64", "batch_size: 64\n  class_weights: balance", "12: recipe.class_weights",
+         "must be one of none, balanced, got 'balance'; nearest: balanced"),
+        ("batch_size: 64", "batch_size: 64\n  sampler: balanced", "12: recipe.sampler", "nearest: class_balanced"),
         ("epochs: 8", "epochs: eight", "12: recipe.epochs", "must be a whole number, got 'eight'"),
         ("batch_size: 64", "batch_size: {choice: [64, 0]}", "11: recipe.batch_size", "must be >= 1, got 0"),
         ("batch_size: 64", "batch_size: {uniform: [8, 64]}", "11: recipe.batch_size",

@@ -12,13 +12,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from faults import faulty
 from kills import KILLABLE, PATIENCE_S, kill_at_a_random_moment, leave_alone, steps_saved, trial_of
 from test_sweep import children
-from trainings import NO_DATA, timeless
+from trainings import KD, NO_DATA, recipe, timeless, with_teacher
 
-from kdtrain.config.recipe import teacher_recipe
+from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.config.study_settings import Resources
 from kdtrain.storage.folder import read_rows
 
@@ -32,13 +34,14 @@ def workers_below(pid: int) -> list[int]:
     return [own for own, title in children(pid).items() if "RayTrainWorker" in title]
 
 
-def job_of(config: Recipe, folder: Path, resources: Resources) -> dict[str, Any]:
+def job_of(config: Recipe, folder: Path, **options: Any) -> dict[str, Any]:
     """Return a final training as `run_job` takes it; the node is fit if there is a file scratch/mark."""
     return {
-        "kind": "train", "key": "search-0", "recipe": config.model_dump(mode="json"), "final": True, "also": [],
-        "trial_id": trial_of(config, folder).trial_id, "results": str(folder / "results"), "sweep": "tested",
-        "data": str(NO_DATA), "ray_storage": str(folder / "storage"), "scratch": str(folder / "scratch"),
-        "mark": "mark", "readings": (), "resources": resources.model_dump(),
+        "kind": "train", "key": "search-0", "needs": {"slot": 1.0}, "alone": False, "final": True, "also": [],
+        "trial_id": trial_of(config, folder).trial_id, "recipe": config.model_dump(mode="json"), "sweep": "tested",
+        "results": str(folder / "results"), "data": str(NO_DATA), "ray_storage": str(folder / "storage"),
+        "scratch": str(folder / "scratch"), "mark": "mark", "readings": (), "code": {},
+        "resources": Resources(workers=WORKERS, gpus_per_worker=0, teacher_cache="none", **options).model_dump(),
     }  # fmt: skip
 
 
@@ -55,9 +58,7 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
     begun = kill_at_a_random_moment(case, tmp_path, WORKERS, latest=0.3)  # Tune has not heard of these epochs
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "mark").touch()
-    job = job_of(
-        config, tmp_path, Resources(workers=WORKERS, checkpoint_every_steps=17, teacher_cache="none")
-    )
+    job = job_of(config, tmp_path, checkpoint_every_steps=17)
     (tmp_path / "job.json").write_text(json.dumps(job))
     seed = random.randrange(1_000_000)
     chance = random.Random(seed)
@@ -108,7 +109,7 @@ def test_two_workers_of_which_one_raises_leave_no_outcome_and_their_tracebacks(t
     fault, environment = faulty(tmp_path)
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "mark").touch()
-    job = job_of(config, tmp_path, Resources(workers=WORKERS, retries=0, teacher_cache="none"))
+    job = job_of(config, tmp_path, retries=0)
     (tmp_path / "job.json").write_text(json.dumps(job))
     words = [sys.executable, str(SCRIPT), str(tmp_path / "job.json"), str(tmp_path / "rows.jsonl")]
     subprocess.run(words, check=True, timeout=PATIENCE_S, env=environment)

@@ -20,7 +20,7 @@ def chance_remarks(study: Study) -> list[str]:
         trials = complete_trials(study.stage(stage), "val/accuracy")
         remarks = _remarks(study, trials)
         if remarks and len(remarks) == len(trials):
-            found.append(f"Stage {stage}: none of the {len(trials)} complete trials is better: {remarks[0]}.")
+            found.append(f"Stage {stage}: none of the {len(trials)} complete trials has learned: each is {remarks[0]}.")
     for key, runs in study.stage("confirm").groupby("candidate", sort=False):
         remarks = _remarks(study, runs)
         if remarks:

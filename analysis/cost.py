@@ -14,8 +14,8 @@ def cost(study: Study) -> Row:
     """Return sums over every training that a study rests on; None is unknown.
 
     bare_s is the training time without teacher and data loading, i.e. what training on ready batches and targets would
-    take, and overhead the training time over bare_s. caches_off has the reasons by the name of the cache, one for each
-    training that had to do without.
+    take, and overhead the training time over bare_s. placed is the newest event that says how many trials ran at once.
+    caches_off has the reasons by the name of the cache, one for each training that had to do without.
     """
     outcomes = list(study.outcomes.values())
     in_half = [outcome for outcome in outcomes if "skipped_steps" in outcome]
@@ -37,6 +37,7 @@ def cost(study: Study) -> Row:
             (o["peak_memory_bytes"] for o in outcomes if o.get("peak_memory_bytes")), default=None
         ),
         **{name: _distinct(o.get(name) for o in outcomes) for name in ("device", "threads", "workers")},
+        "placed": next((event for event in reversed(study.record) if event["event"] == "placed"), None),
         "git_commit": _distinct(_commit(outcome) for outcome in outcomes),
         "versions": _distinct(
             ", ".join(f"{name} {version}" for name, version in sorted((outcome.get("versions") or {}).items()))

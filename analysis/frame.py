@@ -79,7 +79,7 @@ class Study:
     @property
     def no_result(self) -> str | None:
         """The reason why the study has ended without a result, or None."""
-        newest = next((event for event in reversed(self.record) if event["event"] != "opened"), {})
+        newest = next((event for event in reversed(self.record) if event["event"] not in ("opened", "placed")), {})
         return newest["reason"] if newest.get("event") == "no_result" else None
 
     @property

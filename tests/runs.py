@@ -50,6 +50,13 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
             or not torch.equal(before[name], after[name])}  # fmt: skip
 
 
+def float32_settings() -> tuple[str, ...]:
+    """Return how float32 is multiplied by cuDNN's convolutions and by all else that may round it."""
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    others = (cuda.matmul, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    return (cudnn.conv.fp32_precision, *(each.fp32_precision for each in others))
+
+
 def watched_inputs(network: Classifier) -> tuple[list[Tensor], list[Tensor]]:
     """Return two lists that the network fills when it is used: its images, and its encoder's inputs."""
     given: list[Tensor] = []

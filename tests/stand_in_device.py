@@ -17,7 +17,8 @@ Results equal those of the CPU bit for bit, so a training on the stand-in must r
 What it cannot see:
 
 * the numbers of GPU kernels: their rounding, cuDNN, TF32, cuBLAS and whether they are deterministic;
-* autocast's own list of operations for CUDA (the CPU's is used), and float16 kernels that only a GPU has;
+* what C++ chooses by the device, since C++ takes all tensors for the CPU's: autocast's list of operations, the kernels
+  of batch normalization, dropout and attention;
 * memory: peaks are counters that the tests set; there is no out of memory and no allocator;
 * streams and races: a copy is done at once, so memory that is reused too early shows no wrong value;
 * waits inside a kernel, in C++ (an operation that reads its own result), and those of `torch.compile`, NCCL and DDP;
@@ -25,11 +26,11 @@ What it cannot see:
 * time.
 """
 
-import contextlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -118,7 +119,7 @@ class DeviceTensor(torch.Tensor):
             return devices.wrap(value, device) if known is None else known
 
         draws = device != CPU and torch.Tag.nondeterministic_seeded in func.tags
-        with devices.generator(device) if draws else contextlib.nullcontext():
+        with devices.generator(device) if draws else nullcontext():
             result = func(*tree_map(plain, args), **tree_map(plain, kwargs or {}))
         # a view of a tensor that autograd tracks is tracked in inference mode too
         with torch.inference_mode(
@@ -137,7 +138,7 @@ class StandIn(TorchFunctionMode):
         self.peak_bytes: dict[int, int] = {0: 0, 1: 0}
         seeded = {"cuda:0": 10, "cuda:1": 11, "mps:0": 12}
         self._states = {name: torch.Generator().manual_seed(seed).get_state() for name, seed in seeded.items()}
-        self._stack = contextlib.ExitStack()
+        self._stack = ExitStack()
 
     def cuda(self, index: int = 0) -> torch.device:
         return torch.device("cuda", index)
@@ -204,6 +205,8 @@ class StandIn(TorchFunctionMode):
                 "get_device_capability": lambda device=None: (9, 0),
                 "is_current_stream_capturing": lambda: False,
                 "max_memory_allocated": lambda device=None: self.peak_bytes[self._index(device)],
+                "max_memory_reserved": lambda device=None: self.peak_bytes[self._index(device)],
+                "get_device_properties": lambda device=None: SimpleNamespace(total_memory=24 << 30),
                 "reset_peak_memory_stats": reset_peak,
                 "synchronize": lambda device=None: self.wait("synchronize"),
             },

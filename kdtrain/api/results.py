@@ -72,9 +72,9 @@ class StudyResult:
         name: Name of the sweep.
         folder: The study's folder.
         finished: Whether every planned training has ended and the report is final.
-        trials: One row per planned job, with stage, number, trial_id, state, seed, the metrics of the best epoch
-            (`val/accuracy`, `val/nll`), those of the test split if it was read, and each searched value in a column
-            `recipe.<name>`.
+        trials: One row per planned job, with stage, number, trial_id, state ("complete", "pruned", "failed", "broken"
+            or "not ended"), reason, seed, the metrics of the best epoch (`val/accuracy`, `val/nll`), those of the test
+            split if it was read, and each searched value in a column `recipe.<name>`.
     """
 
     name: str

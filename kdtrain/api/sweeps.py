@@ -1,8 +1,5 @@
 """Runs a sweep from Python; the command `kdtrain sweep` runs the same steps with a terminal around them."""
 
-import os
-import random
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,25 +10,27 @@ from typing import Literal
 import torch
 
 from kdtrain.api.results import StudyResult, open_study
-from kdtrain.api.training import ONE_TRAINING, arguments_named
+from kdtrain.api.training import ONE_TRAINING, arguments_named, process_kept
 from kdtrain.config.sweep import Sweep
-from kdtrain.data.registry import data_folder, named_data
+from kdtrain.data.registry import data_folder, load, named_data
 from kdtrain.errors import NoResult, UserError
 from kdtrain.runtime.process import cpu_threads
 from kdtrain.storage.folder import Folder, write_bytes
 from kdtrain.storage.mirror import results_folder
-from kdtrain.study.capacity import concurrent_trials, machine_resources
+from kdtrain.study.capacity import machine_resources, placement, with_gpus
 from kdtrain.study.description import describe
 from kdtrain.study.journal import FILES, StudyJournal
 from kdtrain.study.study import Study
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
+CPU = torch.device("cpu")
 REPORT_MARK = ".report"
 """The file beside a report that tells what it rests on."""
 
 
 @arguments_named()
+@process_kept()
 def run_sweep(
     sweep: Sweep,
     results: str | Path = "results",
@@ -57,7 +56,8 @@ def run_sweep(
 
     Raises:
         UserError: The sweep does not fit the machine or the data, or the results cannot be written.
-        NoResult: The study ended without a winner. Its report is written nevertheless, and the same call continues it.
+        NoResult: The study ended without a result. Its report is written nevertheless. The error says if the same call
+            helps: it tries again what broke, but trainings whose loss became non-finite give the same again.
 
     Example:
         >>> sweep = kdtrain.load_sweep("sweeps/digits_kd.yaml", overrides=["study.trials=8"])
@@ -73,7 +73,12 @@ def run_sweep(
     where, source = str(results), None if data is None else str(data)
     command = _call(sweep, where, named_data(source), executor, address)
     failure: NoResult | None = None
-    with opened(sweep, where, source, command, check_capacity=address is None) as study:
+    device = CPU
+    if executor == "local":
+        from kdtrain.executors import local
+
+        device = local.device_for(sweep.resources)
+    with opened(sweep, where, source, command, check_capacity=address is None, device=device) as study:
         try:
             if study.begin():
                 _execute(study, executor, address, source)
@@ -92,23 +97,30 @@ def _execute(study: Study, executor: str, address: str | None, data: str | None)
         with ONE_TRAINING, cpu_threads(study.sweep.resources.cpus_per_worker):  # threads as in a process of Ray
             local.execute(study)
     else:
-        with _ray_unnoticed():
-            from kdtrain.executors import ray_tune
+        from kdtrain.executors import ray_tune
 
-            ray_tune.execute(study, address, url_of_data(data))
+        ray_tune.execute(study, address, url_of_data(data))
 
 
 @contextmanager
-def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_capacity: bool) -> Iterator[Study]:
+def opened(
+    sweep: Sweep, results: str, data: str | None, command: str, *, check_capacity: bool, device: torch.device = CPU
+) -> Iterator[Study]:
     """Open the study of a sweep for this process alone; its journal names the `command` that continues it.
+
+    `device` is that of trainings in this process. `check_capacity` says that they are to run on this machine.
 
     If a new study is refused with a UserError before anything was trained, what it has written is removed again.
     """
     store, data_root = results_folder(results), data_folder(data)
+    on_gpu = None  # a cluster says it later
     if check_capacity:
-        concurrent_trials(sweep.resources, [machine_resources()])
-    about = describe(sweep, data_root)
+        machine = machine_resources(sweep.resources)
+        placement(sweep.resources, [machine])
+        on_gpu = bool(with_gpus(sweep.resources, [machine]).gpus_per_worker)
+    load.cache_clear()  # images may have been edited since this process has read them for another study
     folder = store.folder(sweep.name)
+    about = describe(sweep, data_root, StudyJournal(folder).study_record())
     is_new = not any(folder.has(name) for name in FILES)
     made = [path for path in folder.path.parents if not path.exists()]
     with _held(folder):
@@ -116,8 +128,9 @@ def opened(sweep: Sweep, results: str, data: str | None, command: str, *, check_
         try:
             journal.open(about, sweep.located.text)
             journal.append("opened", command=command, data=named_data(data))
-            device = torch.device("cuda" if sweep.resources.gpus_per_worker else "cpu")
-            yield Study(sweep, Workspace(Store(store), data_root, device), journal)
+            study = Study(sweep, Workspace(Store(store), data_root, device), journal)
+            study.on_gpu = on_gpu
+            yield study
         except UserError:
             if is_new and journal.is_idle():
                 journal.remove()
@@ -151,25 +164,6 @@ def url_of_data(data: str | None) -> str | None:
     """Return the URL from which each node of a cluster fetches the data sets; None if they are in a folder."""
     place = named_data(data)
     return place if place is not None and "://" in place else None
-
-
-@contextmanager
-def _ray_unnoticed() -> Iterator[None]:
-    """Restore what importing and running Ray changes in the caller's process.
-
-    Its folder of packages stays in `sys.path`, because it imports from there later, but behind the caller's folders.
-    """
-    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    folders, hook, numbers = list(sys.path), sys.excepthook, random.getstate()
-    try:
-        yield
-    finally:
-        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
-            del os.environ[name]
-        os.environ.update(before)
-        sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
-        sys.excepthook = hook
-        random.setstate(numbers)
 
 
 def _call(sweep: Sweep, results: str, data: str | None, executor: str, address: str | None) -> str:

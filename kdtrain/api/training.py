@@ -1,6 +1,9 @@
 """Trains one recipe in this process, after its teacher; the command `kdtrain train` does the same."""
 
+import os
+import random
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +13,15 @@ from typing import Any
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data.registry import data_folder
 from kdtrain.errors import NoResult, UserError
+from kdtrain.runtime import distributed
+from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
 from kdtrain.runtime.process import cpu_threads
 from kdtrain.runtime.torchrun import Group
 from kdtrain.storage.mirror import results_folder
 from kdtrain.training import trainer
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.final_evaluation import read_test
-from kdtrain.training.preflight import check_before_teacher
+from kdtrain.training.preflight import check_before_teacher, what_would_fit
 from kdtrain.trials.records import Outcome
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
@@ -24,8 +29,8 @@ from kdtrain.trials.workspace import Workspace
 ONE_TRAINING = threading.RLock()
 """Held while this process trains: initial weights and dropout are drawn from torch's one default generator, so two
 trainings in two threads would draw one another's numbers. The second one waits."""
-
-
+RAY_MODE = "RAY_CLIENT_MODE"
+"""The variable that the import of Ray sets; those that a running Ray needs are restored when it ends."""
 OPTION = re.compile(r"--(results|data|device|address|loaders)\b")
 
 
@@ -38,7 +43,25 @@ def arguments_named() -> Iterator[None]:
         raise type(error)(*(OPTION.sub(r"\1", problem) for problem in error.problems)) from None
 
 
+@contextmanager
+def process_kept() -> Iterator[None]:
+    """Restore what packages change in the caller's process when they are imported or used, Ray above all.
+
+    Ray's folder of packages stays in `sys.path`, because it imports from there later, but behind the caller's folders.
+    """
+    ray_mode, folders, hook, numbers = os.environ.get(RAY_MODE), list(sys.path), sys.excepthook, random.getstate()
+    try:
+        yield
+    finally:
+        if ray_mode is None:
+            os.environ.pop(RAY_MODE, None)
+        sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
+        sys.excepthook = hook
+        random.setstate(numbers)
+
+
 @arguments_named()
+@process_kept()
 def train(
     recipe: Recipe,
     results: str | Path = "results",
@@ -55,7 +78,7 @@ def train(
         recipe: The recipe, from `load_recipe` or `StudyResult.winner.recipe`.
         results: Folder or URL of the results.
         data: Folder or URL of the data sets; None takes the environment variable KDTRAIN_DATA.
-        device: Device as torch writes it, such as "cpu" or "cuda"; None takes the GPU if there is one.
+        device: Device as torch writes it, such as "cpu", "cuda" or "mps"; None takes the GPU if there is one.
         on_epoch: Called after each epoch of teacher and student with its metrics, such as `epoch`, `train/loss`,
             `val/accuracy` (fraction) and `val/nll` (nats). An exception that it raises ends the call; the same call
             continues the training.
@@ -95,7 +118,11 @@ def parts_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
 def train_part(
     part: Recipe, workspace: Workspace, on_epoch: Callable[[Metrics], None] | None, **options: Any
 ) -> Outcome:
-    """Train one recipe, whose teacher is there, and read the test split; return its outcome."""
+    """Train one recipe, whose teacher is there, and read the test split; return its outcome.
+
+    Raises:
+        UserError: The results cannot be written, or the GPU's memory is too small: the sentence says what would fit.
+    """
     try:
         if on_epoch is not None:
             options["on_epoch"] = on_epoch
@@ -103,7 +130,12 @@ def train_part(
         return read_test(part, workspace) if outcome["state"] == "complete" else outcome
     except OSError as error:
         results = workspace.store.results.absolute()
-        if error.filename is None or not Path(error.filename).absolute().is_relative_to(results):
+        if not isinstance(error.filename, str) or not Path(error.filename).absolute().is_relative_to(results):
             raise
         text = f"cannot be written ({error.strerror}); name another folder with --results"
         raise UserError(f"{workspace.store.folder}: {text}") from None
+    except RuntimeError as error:
+        if distributed.size() > 1 or not is_out_of_memory(error):
+            raise
+    release_gpu_memory()  # here the error and its traceback, which holds the training's tensors, are gone
+    raise UserError(f"recipe.batch_size: {what_would_fit(part, workspace)}")

@@ -79,12 +79,18 @@ def _execute(study: "Study", chosen: argparse.Namespace, interruption: Interrupt
     """Run the study on Ray, whose messages go to a file, with a line of progress on the terminal."""
     from kdtrain.api.sweeps import url_of_data
     from kdtrain.cli.display import Display, quiet
-    from kdtrain.trials.store import read_object
+    from kdtrain.study.capacity import first_place
 
     folder = study.journal.files
     log = folder.path / "ray.log"
-    print(f"{study.sweep.name}: results in {folder}, Ray's own messages in {log}")
-    for note in (read_object(folder, "study.json") or {}).get("data_notes", []):
+    where = f"on the cluster at {chosen.address}"
+    if chosen.address is None:
+        study.placed = first_place(study.sweep.resources)
+        where = f"on {study.placed}"
+    print(f"{study.sweep.name}: {where}; results in {folder}, Ray's own messages in {log}")
+    about = study.journal.study_record()
+    assert about is not None
+    for note in about["data_notes"]:
         print(f"note: {note}")
     sys.stdout.flush()
     with quiet(log) as terminal:

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads of each process; another number changes float rounding"
     )
-    parser.add_argument("--device", help="such as cpu or cuda (default: cuda if there is a GPU)")
+    parser.add_argument("--device", help="such as cpu, cuda or mps (default: the GPU if there is one)")
     help_text = "checkpoints within epochs, too (default: after each epoch, large ones less often)"
     parser.add_argument("--checkpoint-every-steps", type=int, metavar="N", help=help_text)
     parser.add_argument(
@@ -111,6 +111,7 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     from kdtrain.api.training import parts_of, train_part
     from kdtrain.data.notes import data_notes
     from kdtrain.data.registry import data_folder
+    from kdtrain.runtime.device import device_name
     from kdtrain.storage.mirror import results_folder
     from kdtrain.training.preflight import check_before_teacher
     from kdtrain.trials.store import Store
@@ -130,7 +131,8 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     _print_weights(recipe, workspace, group)
     options = {"checkpoint_every_steps": chosen.checkpoint_every_steps, "loaders": chosen.loaders}
     for title, part in parts_of(recipe):
-        group.print_once(f"{title}: {part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}")
+        about = f"{part.student.model} on {part.data.name}, {part.epochs} epochs, seed {part.seed}"
+        group.print_once(f"{title}: {about}, device {device_name(device)}")
         outcome = train_part(part, workspace, show, **options)
         if outcome["state"] != "complete":
             group.print_error(f"{title}: {outcome['state']}: {outcome['reason']}")

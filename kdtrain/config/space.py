@@ -125,12 +125,18 @@ def probe_points(tree: Any) -> list[Values]:
     return [values for i, values in enumerate(points) if values not in points[:i]]
 
 
-def combinations(tree: Any, subtrees: Sequence[str]) -> list[Values]:
-    """Return every combination of the options below the given top-level keys, all else first or lowest."""
+def combinations(tree: Any, subtrees: Sequence[str], largest: Sequence[str] = ()) -> list[Values]:
+    """Return every combination of the options below the given top-level keys, all else first or lowest.
+
+    Numbers whose own key is in `largest` have their largest value instead.
+    """
 
     def options(parameter: Parameter) -> tuple[Label, ...]:
-        varied = parameter.kind == "choice" and parameter.path[0] in subtrees
-        return parameter.extremes if varied else parameter.extremes[:1]
+        if parameter.kind == "choice" and parameter.path[0] in subtrees:
+            return parameter.extremes
+        if parameter.path[-1] in largest:
+            return (max(parameter.extremes, key=float),)  # type: ignore[arg-type]
+        return parameter.extremes[:1]
 
     return list(_product(tree, options))
 

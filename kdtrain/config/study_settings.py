@@ -110,7 +110,16 @@ class Resources(Config):
     cpus_per_worker: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=1, description="Number of CPUs of each worker."
     )
-    gpus_per_worker: NonNegative = Field(default=0.0, description="GPUs of each worker; 0.25: four workers share one.")
+    gpus_per_worker: Literal["auto"] | NonNegative = Field(
+        default="auto",
+        description="GPUs of each worker. auto: one if the machine, or a node that the cluster may start, has a GPU,"
+        " else none. 0: train on the CPU. 0.25: four workers share one.",
+    )
+    trials_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000)] = Field(
+        default="auto",
+        description="Number of trials that share a GPU, if a trial has one worker. auto: as many as fit by the memory"
+        " that the preflight checks measure, if gpus_per_worker is auto.",
+    )
     loaders: Annotated[int, Field(ge=0, le=64)] = Field(
         default=0,
         description="Number of processes, one CPU each, that prepare the training images of a worker. 0: the worker"
@@ -140,8 +149,25 @@ class Resources(Config):
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Self:
-        if self.gpus_per_worker > 1 and not float(self.gpus_per_worker).is_integer():
-            raise ValueError(f"gpus_per_worker must be a whole number above 1, got {self.gpus_per_worker}")
+        gpus = self.gpus_per_worker
+        if gpus != "auto" and gpus > 1 and not float(gpus).is_integer():
+            raise ValueError(f"gpus_per_worker must be a whole number above 1, got {gpus}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_number_for_a_gpus_trials(self) -> Self:
+        if self.trials_per_gpu == "auto":
+            return self
+        if self.gpus_per_worker not in ("auto", 1):
+            raise ValueError(
+                f"trials_per_gpu must be auto if gpus_per_worker is {self.gpus_per_worker:g}, which fixes each trial's"
+                f" share of a GPU; got {self.trials_per_gpu}; write gpus_per_worker: auto or remove one of the two"
+            )
+        if self.workers > 1:
+            raise ValueError(
+                f"trials_per_gpu must be auto if a trial has {self.workers} workers, each of which has its own GPU; got"
+                f" {self.trials_per_gpu}; write workers: 1 or remove it"
+            )
         return self
 
 

@@ -31,7 +31,7 @@ COLOURS: dict[str, Colour] = {"white": WHITE, "black": (0, 0, 0)}
 
 def _as_colour(written: Any) -> Colour:
     """Return a colour as its three numbers, so that a name and its numbers are one recipe."""
-    colour = COLOURS.get(written) if isinstance(written, str) else written
+    colour: Any = COLOURS.get(written) if isinstance(written, str) else written
     is_colour = isinstance(colour, list | tuple) and len(colour) == 3
     if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in colour):
         raise ValueError(f"must be white, black or [red, green, blue] of 0 to 255 each, got {written!r}")

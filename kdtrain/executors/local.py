@@ -2,23 +2,41 @@
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from kdtrain.config.recipe import Recipe
+from kdtrain.config.study_settings import Resources
 from kdtrain.errors import UserError
+from kdtrain.runtime.device import best_device
+from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
 from kdtrain.storage.folder import Folder
 from kdtrain.study.study import Broken, Job, Study
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.final_evaluation import read_test
-from kdtrain.training.preflight import smoke
+from kdtrain.training.preflight import smoke, what_would_fit
 from kdtrain.training.teacher_evaluation import evaluate_teacher
 from kdtrain.training.trainer import train
+from kdtrain.trials.records import MemoryRecord
 from kdtrain.trials.workspace import Workspace
 from kdtrain.visualization.pictures import draw_arrays
 
 
 class _Pruned(Exception):
     """The end of a training that the study has pruned."""
+
+
+def device_for(resources: Resources) -> torch.device:
+    """Return the device of trainings in this process; UserError if a GPU is written and torch has none."""
+    if resources.gpus_per_worker == "auto":
+        return best_device()
+    if resources.gpus_per_worker and not torch.cuda.is_available():
+        raise UserError(
+            f"resources.gpus_per_worker: torch has no GPU here, got {resources.gpus_per_worker:g}; write auto or 0"
+        )
+    return torch.device("cuda" if resources.gpus_per_worker else "cpu")
 
 
 def execute(study: Study) -> None:
@@ -48,20 +66,36 @@ def run_job(study: Study, job: Job) -> Broken | None:
         "loaders": resources.loaders,
         "shared_readings": study.sweep.readings() if job.kind == "train" else (),
     }
+    broken = None
     try:
-        carry_out(job.kind, job.recipe, job.trained, study.workspace, study.journal.files, options)
+        memory = carry_out(job.kind, job.recipe, job.trained, study.workspace, study.journal.files, options)
+        if memory is not None:
+            study.measured(job, memory)
     except _Pruned:
         pass
     except Exception as error:
-        return broken_by(error)
-    return None
+        broken = broken_by(error)
+    return after_job(broken, job.alone, lambda: what_would_fit(job.recipe, study.workspace))
+
+
+def after_job(broken: Broken | None, alone: bool, what_would_fit: Callable[[], str]) -> Broken | None:
+    """Release the GPU memory of a job that has ended; return why it broke, or None.
+
+    If it ran out of the memory of a GPU that it had for itself, the reason says what would fit there. Call it outside
+    the error's `except` clause, because its traceback holds the training's tensors.
+    """
+    release_gpu_memory()
+    if broken is None or not (broken.out_of_memory and alone):
+        return broken
+    return replace(broken, reason=what_would_fit())
 
 
 def broken_by(error: Exception) -> Broken:
     """Return why a job broke: a mistake of the user in its own words, anything else with its type and traceback."""
     if isinstance(error, (UserError, NonFiniteLoss)):  # of a preflight check; a training's is an outcome
         return Broken(str(error), users=True)
-    return Broken(sentence(error), "".join(traceback.format_exception(error)))
+    text = "".join(traceback.format_exception(error))
+    return Broken(sentence(error), text, out_of_memory=is_out_of_memory(error))
 
 
 def sentence(error: BaseException) -> str:
@@ -79,11 +113,15 @@ def carry_out(
     workspace: Workspace,
     pictures: Folder,
     options: Mapping[str, Any],
-) -> None:
-    """Do the work of one job; `options` are the arguments of `train`, `trained` the recipes that a job reads."""
+    workers: int = 1,
+) -> MemoryRecord | None:
+    """Do the work of one job; return the memory that a preflight check has measured.
+
+    `options` are the arguments of `train`, `trained` the recipes that a job reads, `workers` the processes of a trial.
+    """
     match kind:
         case "smoke":
-            smoke(recipe, workspace)
+            return smoke(recipe, workspace, workers)
         case "train":
             train(recipe, workspace, **options)
         case "evaluate":
@@ -93,6 +131,7 @@ def carry_out(
                 read_test(each, workspace)
         case "pictures":
             draw_arrays(recipe, workspace, pictures, trained)
+    return None
 
 
 def _pruning(study: Study, job: Job) -> Callable[[Metrics], None]:

@@ -72,6 +72,12 @@ def alive_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def this_machine(resources: Resources) -> list[dict[str, float]]:
+    """Return the resources of the one node of a Ray of its own, whose memory is that which was free at its start."""
+    limit_bytes = machine_resources(resources)["memory"]  # Ray does not know the limits of nested control groups
+    return [{**node, "memory": min(node.get("memory", limit_bytes), limit_bytes)} for node in alive_nodes()]
+
+
 def await_nodes(study: Study) -> None:
     """Wait until the cluster has its least number of nodes, at most `NODES_COME_S`."""
     wanted, deadline = nodes_at_least(bootstrap()), time.monotonic() + NODES_COME_S
@@ -98,7 +104,7 @@ def _running_ray(address: str) -> Iterator[None]:
 
 @contextmanager
 def _own_ray(resources: Resources) -> Iterator[None]:
-    there = machine_resources()
+    there = machine_resources(resources)
     _remove_leftovers()
     temporary = tempfile.mkdtemp(prefix=f"kdtrain-ray-{os.getpid()}-", dir="/tmp")  # Ray's sockets need a short path
     with _environment(ENVIRONMENT | OWN_ENVIRONMENT, RAY_TMPDIR=temporary):

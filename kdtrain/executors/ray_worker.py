@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import Resources
 from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import UserError
-from kdtrain.executors.local import broken_by, carry_out, sentence
+from kdtrain.executors.local import after_job, broken_by, carry_out, sentence
+from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
 from kdtrain.runtime.process import compile_into
 from kdtrain.runtime.source_code import code_digest
 from kdtrain.storage.cache import Cache, cache_folder
@@ -37,10 +38,13 @@ from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
 from kdtrain.study.study import Broken
 from kdtrain.training.epoch_metrics import Metrics
+from kdtrain.training.preflight import what_would_fit
 from kdtrain.trials.identity import require_weights_files
+from kdtrain.trials.records import MemoryRecord
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WARM_UP_S = 60.0
 REPORT_EVERY_S = 0.2
 """How often Ray Train fetches a report. Workers wait for it before the next one, so with Ray's own 2 s every epoch
@@ -55,17 +59,35 @@ class UnfitNode(UserError):
 def run_job(config: dict[str, Any]) -> None:
     """Run one job as a Tune trial; report each epoch, and once more if the job broke or has no epochs."""
     report = tune.report
+    release_gpu_memory()  # of a pruned trial, which has ended in mid-report
     if config["kind"] in ("warm", "idle"):
         _wait(config)
         report({"epoch": 0})
         return
     resources = _prepared(config)
-    on_workers = resources.workers > 1 and config["kind"] in ("train", "evaluate", "test")
-    # each of several workers has its own GPU, and their driver has none
-    device = torch.device("cuda" if resources.gpus_per_worker and resources.workers == 1 else "cpu")
-    broken, unfit = _broken_by(lambda: _on_workers(config, resources) if on_workers else _run(config, device, report))
+    memory: list[MemoryRecord | None] = []
+    if resources.workers > 1 and config["kind"] in ("train", "evaluate", "test"):
+        broken, unfit = _broken_by(lambda: _on_workers(config, resources))
+        if broken is not None and broken.out_of_memory:
+            advice = "each worker has its own GPU, so a smaller recipe.batch_size or more resources.workers need less"
+            broken = replace(broken, reason=f"{broken.reason}; {advice}")
+    else:
+        # Ray takes the share of a GPU that `needs` names, and a driver of several workers has none
+        uses_gpu = bool(config["needs"].get("GPU"))
+        broken, unfit = _broken_by(lambda: memory.append(_run(config, _device(uses_gpu), report)))
+        broken = after_job(broken, config["alone"], lambda: _what_would_fit(config))
     if broken is not None or config["kind"] != "train":
-        report({"epoch": 0, "broken": None if broken is None else asdict(broken), "unfit": unfit})
+        report({"epoch": 0, "broken": _text(broken and asdict(broken)), "unfit": unfit, "memory": _text(*memory)})
+
+
+def _text(told: Any = None) -> str | None:
+    """Return what a job reports as text, because Tune flattens nested results; None for nothing."""
+    return None if told is None else json.dumps(told)
+
+
+def _what_would_fit(config: dict[str, Any]) -> str:
+    workspace = Workspace(Store(results_folder(config["results"])), data_folder(config["data"]), CUDA)
+    return what_would_fit(Recipe.model_validate(config["recipe"]), workspace)
 
 
 def _prepared(config: dict[str, Any]) -> Resources:
@@ -76,9 +98,31 @@ def _prepared(config: dict[str, Any]) -> Resources:
     return resources
 
 
+def _device(uses_gpu: bool) -> torch.device:
+    """Return the device of this process; UnfitNode if Ray gives it a GPU that torch cannot use."""
+    if not uses_gpu:
+        return CPU
+    try:
+        torch.zeros(1, device=CUDA).tolist()
+    except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        raise UnfitNode(
+            f"{_node()}: Ray gives a trial the GPU {visible}, but torch {torch.__version__} cannot use it"
+            f" ({str(error).splitlines()[0]}); install a torch and a driver that fit, or write"
+            " resources.gpus_per_worker: 0 to train on the CPU"
+        ) from None
+    return CUDA
+
+
+def _node() -> str:
+    return f"node {get_node_ip_address()} ({socket.gethostname()})"
+
+
 def require_fit_node(config: dict[str, Any], recipe: Recipe) -> None:
     """Raise UnfitNode, which names this node, if it lacks the study's code, its results or the recipe's data."""
-    here = f"node {get_node_ip_address()} ({socket.gethostname()})"
+    here = _node()
     if "://" not in config["results"] and not (Path(config["scratch"]) / config["mark"]).exists():
         raise UnfitNode(
             f"--results: {config['results']} on {here} is not the folder that the driver has; name a mount that all"
@@ -109,8 +153,8 @@ def check_node(config: dict[str, Any], recipe: dict[str, Any]) -> str | None:
     return None
 
 
-def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[str, Any]], None]) -> None:
-    """Run the job itself, in this process or in each of its workers."""
+def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[str, Any]], None]) -> MemoryRecord | None:
+    """Run the job itself, in this process or in each of its workers; return what a preflight check has measured."""
     recipe, resources = Recipe.model_validate(config["recipe"]), Resources.model_validate(config["resources"])
     require_fit_node(config, recipe)
     results, data_root = results_folder(config["results"]), data_folder(config["data"])
@@ -118,8 +162,7 @@ def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[st
     workspace = Workspace(Store(results, owner=f"{config['sweep']} {config['key']}"), data_root, device, cache)
     if config["kind"] == "train" and workspace.trial_id(recipe) != config["trial_id"]:
         raise UnfitNode(
-            f"node {get_node_ip_address()} ({socket.gethostname()}): images, weights or kdtrain are not those of the"
-            " driver: the recipe has another trial_id there"
+            f"{_node()}: images, weights or kdtrain are not those of the driver: the recipe has another trial_id there"
         )
     if cache is not None:  # in every kind of job: a process keeps the images of its first job
         workspace.dataset(recipe.data).share(cache, test=config["kind"] != "train" or config["final"])
@@ -135,7 +178,8 @@ def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[st
         "shared_readings": config["readings"],
     }
     trained = [Recipe.model_validate(each) for each in config["also"]]
-    carry_out(config["kind"], recipe, trained, workspace, results.folder(config["sweep"]), options)
+    pictures = results.folder(config["sweep"])
+    return carry_out(config["kind"], recipe, trained, workspace, pictures, options, resources.workers)
 
 
 def _wait(config: dict[str, Any]) -> None:
@@ -143,7 +187,7 @@ def _wait(config: dict[str, Any]) -> None:
     if config["kind"] == "idle":
         time.sleep(config["pause_s"])
         return
-    folder = Path(config["scratch"]) / "warm"
+    folder = Path(config["scratch"]) / f"warm-{config['round']}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / str(os.getpid())).touch()
     deadline = time.monotonic() + WARM_UP_S
@@ -153,16 +197,17 @@ def _wait(config: dict[str, Any]) -> None:
 
 def _on_workers(config: dict[str, Any], resources: Resources) -> None:
     per_worker = {"CPU": float(resources.cpus_per_worker + resources.loaders)}
-    if resources.gpus_per_worker:
-        per_worker["GPU"] = resources.gpus_per_worker
+    gpus = float(resources.gpus_per_worker)
+    if gpus:
+        per_worker["GPU"] = gpus
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(REPORT_EVERY_S))
     storage, files = ray_storage(config["ray_storage"])
     trainer = TorchTrainer(
         _worker,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ray_train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=bool(resources.gpus_per_worker), resources_per_worker=per_worker
+            num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker=per_worker
         ),
         run_config=ray_train.RunConfig(
             name=f"{config['trial_id']}-{config['key']}",
@@ -179,9 +224,9 @@ def _on_workers(config: dict[str, Any], resources: Resources) -> None:
 def _worker(config: dict[str, Any]) -> None:
     """Run the job as one of several workers, whose process group exists. An exception on one rank ends the group."""
     resources = _prepared(config)
-    device = torch.device("cuda", torch.cuda.current_device()) if resources.gpus_per_worker else torch.device("cpu")
+    device = _device(bool(resources.gpus_per_worker))
     reports = TrainReports(config)
-    _run(config, device, reports.send)
+    _run(config, torch.device("cuda", torch.cuda.current_device()) if device == CUDA else device, reports.send)
     if reports.arrived:  # otherwise the training had ended before this job
         reports.catch_up()
 
@@ -249,7 +294,8 @@ def _broken_by(work: Callable[[], None]) -> tuple[Broken | None, bool]:
         if unfit is not None:
             return Broken(str(unfit), users=True), True
         reason = "; ".join(f"worker {rank}: {_short(own)}" for rank, own in sorted(error.worker_failures.items()))
-        return Broken(reason, str(error), users=all(isinstance(own, UserError) for own in failures)), False
+        users = all(isinstance(own, UserError) for own in failures)
+        return Broken(reason, str(error), out_of_memory=any(map(is_out_of_memory, failures)), users=users), False
     except Exception as error:
         return broken_by(error), isinstance(error, UnfitNode)
     return None, False

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from kdtrain.runtime.device import device_name
+
 GIT_S = 10.0
 PACKAGES = ("kdtrain", "torch", "torchvision", "timm", "pillow", "ray", "optuna", "numpy")
 
@@ -39,7 +41,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 def describe(device: torch.device, workers: int) -> dict[str, Any]:
     """Return what an outcome records of process and machine: device, threads, workers, state of the code, versions."""
     return {
-        "device": _device_name(device, platform.machine()),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "workers": workers,
         **source_state(),
@@ -52,11 +54,7 @@ def rounding(device: torch.device) -> dict[str, Any]:
     libraries = {
         name: version for name, version in _versions().items() if name in ("torch", "torchvision", "timm", "pillow")
     }
-    return {"device": _device_name(device, _processor()), "threads": torch.get_num_threads(), **libraries}
-
-
-def _device_name(device: torch.device, processor: str) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({processor})"
+    return {"device": device_name(device, _processor()), "threads": torch.get_num_threads(), **libraries}
 
 
 @lru_cache

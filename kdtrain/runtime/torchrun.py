@@ -47,13 +47,26 @@ class Group:
     def device(self, written: str | None) -> "torch.device":
         """Return the device of --device, by default a GPU of this process's own if there is one, else the CPU.
 
+        Apple's GPU counts for a process that trains alone.
+
         Raises:
             UserError: The device cannot be used, or there are fewer GPUs than processes.
         """
         import torch
 
+        from kdtrain.runtime.device import best_device, gpus_that_torch_lacks
+
         try:
-            device = torch.device(written or ("cuda" if torch.cuda.is_available() else "cpu"))
+            device = best_device() if written is None else torch.device(written)
+            if written is None and (unusable := gpus_that_torch_lacks()):
+                raise UserError(
+                    f"--device: torch {torch.__version__} cannot use {', '.join(unusable)} of this machine: install a"
+                    " torch built with CUDA or a newer driver, or write --device cpu"
+                )
+            if self.size > 1 and device.type == "mps":
+                if written is not None:
+                    raise UserError(f"--device: mps is one GPU for {self.size} processes; write cpu")
+                device = torch.device("cpu")
             if self.size > 1 and device.type == "cuda":
                 device = self._own_gpu(device)
             torch.zeros(1, device=device).tolist()

@@ -26,11 +26,15 @@ def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
     return head + dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
 
 
-def describe(sweep: Sweep, data_root: Path) -> StudyRecord:
-    """Return the content of study.json without its schema number."""
+def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) -> StudyRecord:
+    """Return the content of study.json without its schema number.
+
+    Measuring the networks takes seconds. Their sizes are taken from `earlier`, a study.json, if its recipe is the same.
+    """
     configs = [sweep.recipe_for(values, 0).data for values in space.combinations(sweep.tree, ("data",))]
     datasets = [load(config, data_root) for config in dict.fromkeys(configs)]
     data = datasets[0]
+    models = earlier.get("models") if earlier is not None and earlier["recipe"] == sweep.tree else None
     return {
         "name": sweep.name,
         "file": sweep.located.file,
@@ -40,7 +44,7 @@ def describe(sweep: Sweep, data_root: Path) -> StudyRecord:
         "resources": sweep.resources.model_dump(mode="json"),
         "report": sweep.report.model_dump(mode="json"),
         "parameters": cast(list[ParameterRecord], [parameter.as_json() for parameter in sweep.parameters]),
-        "models": network_sizes(sweep, data.image_shape, len(data.classes)),
+        "models": models or network_sizes(sweep, data.image_shape, len(data.classes)),
         "weights": weights_taken(networks(sweep), data.image_shape, len(data.classes)),
         "data_notes": list(dict.fromkeys(note for dataset in datasets for note in data_notes(dataset))),
     }

@@ -39,7 +39,7 @@ class StudyJournal:
             UserError: The folder holds another study.
         """
         self.description = about
-        earlier = cast(StudyRecord | None, read_object(self.files, "study.json"))
+        earlier = self.study_record()
         if earlier is not None:
             problems = _differences(_identity(earlier), _identity(about))
             before, now = earlier["study"]["trials"], about["study"]["trials"]
@@ -52,6 +52,10 @@ class StudyJournal:
                 )
         self.files.write("study.json", json_bytes({"schema": SCHEMA, **about}), durable=True)
         self.files.write("sweep.yaml", file_text.encode())
+
+    def study_record(self) -> StudyRecord | None:
+        """Return study.json, or None in a new folder."""
+        return cast(StudyRecord | None, read_object(self.files, "study.json"))
 
     def append(self, event: str, **fields: Any) -> None:
         """Append an event with the present time."""
@@ -80,7 +84,7 @@ class StudyJournal:
     def digest(self) -> str:
         """Return what identifies the study and all its events, except that it was opened again."""
         events = [row for row in self.files.rows(FILE) if row["event"] != "opened"]
-        return digest(json_bytes({"study": read_object(self.files, "study.json"), "events": events}))
+        return digest(json_bytes({"study": self.study_record(), "events": events}))
 
     def write_error(self, job: str, text: str) -> str:
         """Write the traceback of a job that broke; return the file's name.

@@ -5,15 +5,24 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdtrain.config import space
+from kdtrain.config.study_settings import Resources
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import AnyData, data_folder, load
 from kdtrain.storage.folder import user_path
-from kdtrain.study.capacity import Nodes, concurrency, machine_resources
+from kdtrain.study.capacity import (
+    Nodes,
+    concurrency,
+    device_of_trials,
+    gpu_name,
+    machine_resources,
+    names_of_gpus,
+    placement,
+)
 from kdtrain.study.cost import sharing, stage_costs, trainings
 from kdtrain.study.description import network_sizes
 from kdtrain.study.step_cost import TIMING_BUDGET_S
-from kdtrain.study.study import PARTS
+from kdtrain.study.study import preflight_points
 
 
 def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = None) -> str:
@@ -30,18 +39,19 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         loader=PackageLoader("kdtrain.study"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     environment.filters |= {"table": _table, "duration": duration, "flops": flops_text}
-    nodes = cluster or ([machine_resources()],) * 2
+    nodes = cluster or ([machine_resources(sweep.resources)],) * 2
     shared = sharing(sweep, images, classes) if sweep.resources.teacher_cache != "none" else None
     return environment.get_template("plan.txt.j2").render(
         sweep=sweep,
         counts=trainings(sweep),
-        combinations=len(space.combinations(sweep.tree, PARTS)),
+        combinations=len(preflight_points(sweep)),
         baseline_parameters=[parameter.name for parameter in sweep.baseline().parameters],
         networks=network_sizes(sweep, first.data.image_shape, classes),
         sharing=shared,
         costs=None if images is None else stage_costs(sweep, images, classes),
         budget_s=TIMING_BUDGET_S,
         cluster=cluster,
+        device=_device(sweep.resources, nodes[1], cluster is not None),
         notes=notes,
         concurrency=None if images is None else concurrency(sweep.resources, *nodes),
     )
@@ -58,6 +68,16 @@ def duration(seconds: float) -> str:
 def flops_text(flops: float) -> str:
     """Return a number of FLOPs: `12.34 TFLOP`, `2,694.9 PFLOP`."""
     return f"{flops / 1e15:,.1f} PFLOP" if flops >= 1e15 else f"{flops / 1e12:,.2f} TFLOP"
+
+
+def _device(resources: Resources, nodes: Nodes, on_cluster: bool) -> str:
+    """Return on what trials run, and how many share a GPU."""
+    gpu = ", ".join(names_of_gpus(nodes)) or "GPU" if on_cluster else gpu_name()
+    device = device_of_trials(resources, nodes, gpu)
+    place = placement(resources, nodes)
+    if place.to_be_measured:
+        return f"{device}, trials per GPU: auto, decided after the preflight checks have measured a trial's memory"
+    return device if place.trials_per_gpu is None else f"{device}, trials per GPU: {place.trials_per_gpu}"
 
 
 def _table(rows: list[list[Any]]) -> str:

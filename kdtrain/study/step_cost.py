@@ -94,24 +94,28 @@ def image_seconds(
     """Return the seconds of an image for each recipe, measured with this number of CPU threads, the cheapest first.
 
     Steps are timed if two of them, with two images, fit into the recipe's share of the budget; else one forward pass,
-    which counts three times; else seconds follow from FLOPs, at the speed of the recipe that was measured before.
+    which counts three times; else seconds follow from FLOPs, at the speed of the recipe that was measured before, or,
+    if none was, at a quarter of a convolution's.
     """
     found: dict[Recipe, ImageSeconds] = {}
     waiting = sorted(set(recipes), key=lambda recipe: sum(image_flops(recipe, classes)))
     with cpu_threads(threads):
-        speed = _speed_of_convolutions() / 4  # FLOP/s of a training: careful until one has been measured
+        speed, scaled = _speed_of_convolutions() / 4, "scaled by FLOPs from a convolution"  # speed: FLOP/s
         while waiting:
             recipe, share_s = waiting[0], budget_s / len(waiting)
             began = time.perf_counter()
-            found[recipe] = _timed(recipe, classes, share_s, speed)
-            flops, seconds = image_flops(recipe, classes), found[recipe]
-            speed = sum(flops) / (seconds.step + seconds.teacher)
+            step, teacher = image_flops(recipe, classes)
+            timed = _timed(recipe, classes, share_s, speed)
+            if timed is not None:
+                speed, scaled = (step + teacher) / (timed.step + timed.teacher), "scaled by FLOPs"
+            found[recipe] = timed or ImageSeconds(step / speed, teacher / speed, scaled)
             budget_s = max(budget_s - (time.perf_counter() - began), 0.0)
             waiting.pop(0)
     return found
 
 
-def _timed(recipe: Recipe, classes: int, share_s: float, speed: float) -> ImageSeconds:
+def _timed(recipe: Recipe, classes: int, share_s: float, speed: float) -> ImageSeconds | None:
+    """Return the measured seconds, or None if nothing fits into the share at this speed, in FLOP/s."""
     step, teacher = image_flops(recipe, classes)
     networks = [recipe.student, *([recipe.teacher] if recipe.teacher else [])]
     parameters = sum(network_size(network, recipe.data.image_shape, classes)[0] for network in networks)
@@ -121,7 +125,7 @@ def _timed(recipe: Recipe, classes: int, share_s: float, speed: float) -> ImageS
         return _timed_steps(recipe, classes, min(fitting, recipe.batch_size), share_s)
     if share_s * speed >= COUNTED_IMAGES * (step / (1 + BACKWARD_OVER_FORWARD) + teacher):
         return _timed_forward(recipe, classes)
-    return ImageSeconds(step / speed, teacher / speed, "scaled by FLOPs")
+    return None
 
 
 def _timed_steps(recipe: Recipe, classes: int, images: int, share_s: float) -> ImageSeconds:

@@ -32,7 +32,7 @@ from kdtrain.study.selection import (
 )
 from kdtrain.trials.objectives import HIGHER_IS_BETTER, ranking_key
 from kdtrain.trials.outcome import best_epoch, outcome_row, require_own_workers
-from kdtrain.trials.records import EpochRow, JobEnd, chance_remark
+from kdtrain.trials.records import EpochRow, JobEnd, MemoryRecord, chance_remark
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
@@ -47,6 +47,9 @@ PICTURES = "pictures.npz"
 STARTING = "starting"
 PARTS = ("data", "method", "teacher", "student")
 """The parts of a recipe that must fit together: preflight checks try each of their combinations."""
+MEMORY_PARTS = (*PARTS, "mixup", "r_drop", "optimizer", "ema", "precision")
+"""The parts of a recipe whose options differ in memory: preflight checks measure each of their combinations, with the
+largest batch size."""
 TEACHER_PARTS = ("data", "teacher", "student")
 """The parts of a recipe that decide which teacher is trained; its model may be the student's."""
 WITH_OUTCOME = ("train", "evaluate")
@@ -107,10 +110,15 @@ class Study:
         self.search = Search("search", sweep)
         self.baselines = Search("baselines", sweep.baseline())
         self.stage, self.stage_size = STARTING, 0
+        self.on_gpu: bool | None = None  # whether trainings use a GPU; None if that is not known yet
+        self.memory: MemoryRecord | None = None  # the most that preflight checks have measured, when they have ended
+        self.placed = ""  # where trials run, the sentence that the terminal has shown
+        self._noted_place: Row = {}
         self._running: dict[str, Job] = {}
         self._waiting: dict[str, list[Job]] = {}  # by trial_id: jobs of a recipe that another job is training
         self._again: list[Job] = []  # jobs that broke and are handed out once more
         self._breaks: Counter[str] = Counter()  # by job, in this start
+        self._memory: dict[str, MemoryRecord] = {}  # by job
         self._ends: dict[str, JobEnd] = {}
         self.remarks: list[str] = []  # sentences for the terminal, each as soon as it is known
         self._stages = self._run_stages()
@@ -148,8 +156,8 @@ class Study:
             raise
 
     def _all_stages(self) -> JobStream:
-        if self.journal.description is not None:
-            self.remarks += map(weights_remark, self.journal.description.get("weights", []))
+        about = self.journal.study_record()
+        self.remarks += map(weights_remark, about.get("weights", []) if about else [])
         yield from self._smoke()
         teachers = yield from self._train_teachers()
         alone = yield from self._run_search(self.baselines)
@@ -203,6 +211,20 @@ class Study:
                 end: JobEnd = {"state": "broken", "value": None, "reason": broken.reason, "epochs": 0}
                 self._note_end(each, {**end, "traceback": traceback})
 
+    def measured(self, job: Job, memory: MemoryRecord) -> None:
+        """Keep the memory that a preflight check has measured; call it before `ended`."""
+        self._memory[job.key] = memory
+
+    def place(self, sentence: str, device: str, trials_per_gpu: int | None, trials_at_once: int) -> None:
+        """Note where an executor runs the next jobs, if that has changed."""
+        if sentence != self.placed:
+            self.placed = sentence
+            self.remarks.append(f"trials run on {sentence}")
+        fields: Row = {"device": device, "trials_per_gpu": trials_per_gpu, "trials_at_once": trials_at_once}
+        if fields != self._noted_place:
+            self._noted_place = fields
+            self.journal.append("placed", **fields)
+
     def broken_jobs(self) -> str | None:
         """Return a sentence about the jobs of this start that broke, or None."""
         broken = {key: end for key, end in self._ends.items() if end["state"] == "broken"}
@@ -229,14 +251,14 @@ class Study:
     # stages
 
     def _smoke(self) -> JobStream:
-        """Try one real batch through every combination of data, method, teacher and student."""
-        points = space.combinations(self.sweep.tree, PARTS)
+        """Try a real batch of every combination of the parts that must fit together, and measure the memory."""
+        points = preflight_points(self.sweep)
         recipes = [self.sweep.recipe_for(values, self.sweep.study.seed) for values in points]
         jobs = [
             self._job("smoke", number, recipe, values, kind="smoke")
             for number, (recipe, values) in enumerate(zip(recipes, points, strict=True))
         ]
-        passed = {end["trial_id"] for end in self.journal.ends("smoke").values() if end["state"] == "complete"}
+        passed = self._passed_checks()
         yield from self._run_stage([job for job in jobs if job.trial_id not in passed])
         problems: list[str] = []
         for job, values in zip(jobs, points, strict=True):
@@ -248,6 +270,17 @@ class Study:
                 problems += self.sweep.error(values, ("method",), text).problems
         if problems:
             raise UserError(*problems)
+        now = self._passed_checks()
+        self.memory = most_memory([now.get(job.trial_id) for job in jobs])
+
+    def _passed_checks(self) -> dict[str, MemoryRecord | None]:
+        """Return what earlier checks on this kind of device have measured, by trial_id; None if they did not."""
+        ends = [end for end in self.journal.ends("smoke").values() if end["state"] == "complete" and end["trial_id"]]
+        found = {str(end["trial_id"]): end.get("memory") for end in ends}
+        if self.on_gpu is None:
+            return found
+        on_gpu = self.on_gpu
+        return {key: memory for key, memory in found.items() if memory and bool(memory["gpu_total_bytes"]) == on_gpu}
 
     def _train_teachers(self) -> TrainingStream:
         """Train each teacher of the space that the store does not have, and evaluate each finished one."""
@@ -570,7 +603,8 @@ class Study:
         """Return how a job that did not break has ended for this study: a trial that it would have pruned counts as
         pruned, even if another sweep has trained it to its end."""
         if job.kind not in WITH_OUTCOME:
-            return {"state": "complete", "value": None, "reason": None, "epochs": 0}
+            end: JobEnd = {"state": "complete", "value": None, "reason": None, "epochs": 0}
+            return {**end, "memory": self._memory[job.key]} if job.key in self._memory else end
         folder = self._trial(job)
         outcome, rows = folder.outcome(), folder.epochs()
         assert outcome is not None
@@ -581,6 +615,33 @@ class Study:
             best = best_epoch(rows[:stop], self.sweep.study.objective)
         value = best[self.sweep.study.objective] if best and state != "failed" else None
         return {"state": state, "value": value, "reason": reason, "epochs": epochs}
+
+
+def preflight_points(sweep: Sweep) -> list[Values]:
+    """Return the values that preflight checks try, without combinations that are no valid recipe."""
+    points = space.combinations(sweep.tree, MEMORY_PARTS, largest=("batch_size",))
+    return [values for values in points if _is_valid(sweep, values)]
+
+
+def most_memory(measured: Sequence[MemoryRecord | None]) -> MemoryRecord | None:
+    """Return the most memory of all measurements on the smallest of their GPUs; None if one is missing."""
+    known = [each for each in measured if each is not None]
+    if not known or len(known) < len(measured):
+        return None
+    return {
+        "device": ", ".join(sorted({each["device"] for each in known})),
+        "process_bytes": max(each["process_bytes"] for each in known),
+        "gpu_bytes": max(each["gpu_bytes"] for each in known),
+        "gpu_total_bytes": min(each["gpu_total_bytes"] for each in known),
+    }
+
+
+def _is_valid(sweep: Sweep, values: Values) -> bool:
+    try:
+        sweep.recipe_for(values, sweep.study.seed)
+    except UserError:
+        return False
+    return True
 
 
 def _advice(ends: Sequence[JobEnd]) -> str:

@@ -78,7 +78,7 @@ def trained_teacher(recipe: Recipe, data: Dataset, workspace: Workspace) -> Teac
         assert recipe.teacher.trained is not None
         weights, place = Path(recipe.teacher.trained), "recipe.teacher.trained"
         digest = content_digest(weights, place)
-        trial_id = finished_teacher_id(recipe.teacher, data)
+        trial_id = finished_teacher_id(recipe, data)
         reference = {"trial_id": trial_id, "file": recipe.teacher.trained, "sha256": digest}
         if recipe.teacher.weights_key is not None:
             reference["weights_key"] = recipe.teacher.weights_key

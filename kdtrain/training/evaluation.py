@@ -32,6 +32,11 @@ def logits_of(network: nn.Module, split: Split, device: torch.device) -> Tensor:
     return _rows_of_split(network, rows, len(split), _chunk_images(device))
 
 
+def first_chunk(split: Split, device: torch.device) -> Split:
+    """Return the first images of a split, as many as one forward pass of `logits_of` takes."""
+    return Split(split.images, split.labels[: _chunk_images(device)])
+
+
 def tta_logits(network: nn.Module, split: Split, device: torch.device) -> Tensor | None:
     """Return the mean logits over the V views of each image, as `logits_of`; None if the data set has no such views."""
     first = split.images.tta_view(torch.tensor([0]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -50,8 +51,9 @@ def _float32_precision(convolutions: str) -> Iterator[None]:
     torch has newer settings for each operation beside older ones for the process, and raises if the older are read
     while the two differ. So both are set.
     """
-    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
-    others = (torch.backends.cuda.matmul, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    backends: Any = torch.backends  # whose settings are made at run time
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    others = (backends.cuda.matmul, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
     before = [(each, each.fp32_precision) for each in (cudnn.conv, cudnn.rnn, *others)]
     process = _process_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -1,5 +1,6 @@
 """Preflight checks: what can fail fails here, before anything long is trained."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,12 +10,23 @@ from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.data.base import Dataset
 from kdtrain.errors import UserError
 from kdtrain.models.weights import load_whole_network
+from kdtrain.runtime.device import device_name
+from kdtrain.runtime.memory import (
+    gpu_total_bytes,
+    held_by_others_bytes,
+    is_out_of_memory,
+    peak_memory,
+)
 from kdtrain.teacher.network import Teacher, untrained_teacher
 from kdtrain.training.assembly import assemble, require_statistics
 from kdtrain.training.epoch_metrics import NonFiniteLoss
+from kdtrain.training.evaluation import first_chunk, logits_of
 from kdtrain.training.loop import train_step
 from kdtrain.training.precision import backend_settings
+from kdtrain.trials.records import MemoryRecord
 from kdtrain.trials.workspace import Workspace
+
+GB = 1e9
 
 
 def check_images(data: Dataset, *, test: bool = True) -> None:
@@ -61,25 +73,89 @@ def check_before_teacher(recipe: Recipe, workspace: Workspace) -> None:
     require_students_turn(recipe, len(data.train))
 
 
-def smoke(recipe: Recipe, workspace: Workspace) -> None:
-    """Train one real batch through student, teacher and method, in each player's turn. Write nothing.
+def smoke(recipe: Recipe, workspace: Workspace, workers: int = 1) -> MemoryRecord:
+    """Train real batches through student, teacher and method, in each player's turn, and evaluate both networks.
 
-    The teacher's weights are read if they come from a file and random if it is yet to be trained. Raises what a
-    training would raise.
+    The teacher's weights are read if they come from a file and random if it is yet to be trained. Nothing is written.
+
+    Args:
+        recipe: The recipe.
+        workspace: Data root and device.
+        workers: The number of workers that will share a batch: this process takes one worker's share of it.
+
+    Returns:
+        The memory that a training needs. Each player makes two updates, because an optimizer allocates its state at the
+        end of the first one.
+
+    Raises:
+        Exception: What a training would raise.
     """
     data = workspace.dataset(recipe.data)
     check_images(data)
-    with backend_settings(recipe.precision, workspace.device):
-        state = assemble(recipe, data, _teacher_for_smoke(recipe, data, workspace.device), workspace.device)
+    device = workspace.device
+    with backend_settings(recipe.precision, device), peak_memory(device) as peak:
+        state = assemble(recipe, data, _teacher_for_smoke(recipe, data, device), device)
         require_students_turn(recipe, len(data.train))
         state.distiller.train()
+        batch = min(recipe.batch_size, len(data.train))
+        images = torch.arange(max(batch // workers, min(batch, 2)))  # batch normalisation needs two
         terms: dict[str, Tensor] = {}
-        for step in (0,) if state.critic is None else (0, state.critic.turns.critic_steps):
-            state.step = step
-            terms |= train_step(state, torch.arange(min(recipe.batch_size, len(data.train))), step)
+        for first in (0,) if state.critic is None else (0, state.critic.turns.critic_steps):
+            state.step = first
+            terms |= train_step(state, images, first)
+            state.step = first + 1
+            train_step(state, images, first + 1)
+        for network in (state.evaluated, *([state.teacher.network] if state.teacher else [])):
+            logits_of(network, first_chunk(data.val, device), device)
     broken = [name for name, value in terms.items() if not torch.isfinite(value)]
     if broken:
         raise NonFiniteLoss(f"not finite on the first batch: {', '.join(broken)}")
+    return {
+        "device": device_name(device),
+        "process_bytes": peak.process_bytes,
+        "gpu_bytes": peak.gpu_bytes,
+        "gpu_total_bytes": gpu_total_bytes(device),
+    }
+
+
+def what_would_fit(recipe: Recipe, workspace: Workspace) -> str:
+    """Return a sentence for a training that ran out of the memory of its GPU, although no other trial was on it.
+
+    The batch size is halved until the updates of a preflight check fit, which takes seconds.
+    """
+    device, size = workspace.device, recipe.batch_size
+    told = f"out of memory on {device_name(device)}"
+    if device.type != "cuda":
+        return f"{told} with batch_size {size}; write a smaller one"
+    told += f" ({gpu_total_bytes(device) / GB:.1f} GB) with batch_size {size}"
+    if others := held_by_others_bytes(device):
+        told += f"; other processes hold {others / GB:.1f} GB"
+    try:
+        fits = largest_batch_that_fits(
+            size, lambda each: smoke(recipe.model_copy(update={"batch_size": each}), workspace)["gpu_bytes"]
+        )
+    except Exception:  # such as a batch that is too small for a method: no statement about memory
+        return told
+    if fits is None:
+        return f"{told}; not even batch_size 1 fits"
+    return f"{told}; batch_size {fits[0]} fits: its updates take {fits[1] / GB:.1f} GB"
+
+
+def largest_batch_that_fits(batch_size: int, needed_bytes: Callable[[int], int]) -> tuple[int, int] | None:
+    """Return the first of batch_size, batch_size / 2, ... that fits, with the bytes that it needs; None if none fits.
+
+    Args:
+        batch_size: The number of images to begin with.
+        needed_bytes: Measures the bytes of a batch size; raises torch.OutOfMemoryError if it does not fit.
+    """
+    while batch_size > 0:
+        try:
+            return batch_size, needed_bytes(batch_size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        batch_size //= 2
+    return None
 
 
 def _teacher_for_smoke(recipe: Recipe, data: Dataset, device: torch.device) -> Teacher | None:

@@ -32,6 +32,7 @@ def evaluate_teacher(recipe: Recipe, workspace: Workspace) -> Outcome:
             return outcome
         teacher = trained_teacher(recipe, data, workspace)
         assert teacher is not None
+        assert teacher.reference is not None
         logits_NK = logits_of(teacher.network, data.val, workspace.device)
         metrics = student_metrics(logits_NK, data.val.labels)
         if not all(map(math.isfinite, metrics.values())):

@@ -12,8 +12,8 @@ from kdtrain.models.config import WeightsFile
 from kdtrain.models.weights import content_digest, weights_source
 from kdtrain.runtime.source_code import code_digest
 
-# 6: batch normalization is no longer folded into convolutions, which changes evaluated logits by rounding.
-NUMERICS = 6
+# 7: transparent pixels are composited and EXIF's orientation is applied; steps on a GPU use fused AdamW.
+NUMERICS = 7
 """Raised when a change of the code alters results, so that old trials are not taken for new ones."""
 
 
@@ -45,13 +45,15 @@ def trial_id(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
     return _hashed(identity(recipe, data_root, place))
 
 
-def finished_teacher_id(teacher: Teacher, data: Dataset) -> str:
+def finished_teacher_id(recipe: Recipe, data: Dataset) -> str:
     """Return the name, 16 hexadecimal digits, under which the store has the evaluation of a finished teacher.
 
     Raises:
         UserError: The file of weights is absent.
     """
-    return _hashed({"teacher": _finished_teacher(teacher), "data": data.fingerprint, "numerics": NUMERICS})
+    assert recipe.teacher is not None
+    of = {"teacher": _finished_teacher(recipe.teacher), "data": recipe.data.model_dump(mode="json")}
+    return _hashed({"recipe": of, "data": data.fingerprint, "numerics": NUMERICS})
 
 
 def require_weights_files(recipe: Recipe) -> None:

@@ -5,8 +5,8 @@
 <results>/trials/<trial_id>/outcome.json    Outcome
 <results>/<sweep>/study.json                StudyRecord
 <results>/<sweep>/record.jsonl              PlannedEvent, EndedEvent, and these, each with its `time`:
-                                            opened (command), winner (candidate, baseline, trial_id), finished,
-                                            no_result (reason)
+                                             opened (command), placed (PlacedEvent), winner (candidate, baseline,
+                                             trial_id), finished, no_result (reason)
 <results>/<sweep>/errors/<job>-<attempt>.txt  the traceback of a job that broke
 
 Files written by an earlier version may lack keys that were added since, without a new schema number. Standard library
@@ -209,10 +209,21 @@ class PlannedEvent(TypedDict):
     baseline: NotRequired[str | None]
 
 
+class MemoryRecord(TypedDict):
+    """What a preflight check has measured: the device, the peak of the process's own memory, the peak that torch has
+    reserved on the GPU, and the GPU's size; the last two are 0 without a GPU."""
+
+    device: str
+    process_bytes: int
+    gpu_bytes: int
+    gpu_total_bytes: int
+
+
 class JobEnd(TypedDict):
     """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count.
 
-    `traceback` names a file in the study's folder, if the job broke with one.
+    `traceback` names a file in the study's folder, if the job broke with one. `memory` is what a preflight check has
+    measured.
     """
 
     state: JobState
@@ -220,6 +231,7 @@ class JobEnd(TypedDict):
     reason: str | None
     epochs: int
     traceback: NotRequired[str | None]
+    memory: NotRequired[MemoryRecord]
 
 
 class EndedEvent(JobEnd):
@@ -230,6 +242,16 @@ class EndedEvent(JobEnd):
     stage: str
     number: int
     trial_id: str | None
+
+
+class PlacedEvent(TypedDict):
+    """An executor has decided where jobs run. `trials_per_gpu` is None without a GPU or with several for a trial."""
+
+    event: Literal["placed"]
+    time: float
+    device: str
+    trials_per_gpu: int | None
+    trials_at_once: int
 
 
 def chance_remark(accuracy: float, data: Mapping[str, Any]) -> str | None:

@@ -40,8 +40,7 @@ class Workspace:
 
     def finished_teacher(self, recipe: Recipe) -> TrialFolder:
         """Return the folder of the evaluation of a recipe's finished teacher; UserError if its file is absent."""
-        assert recipe.teacher is not None
-        return self.store.trial(finished_teacher_id(recipe.teacher, self.dataset(recipe.data)))
+        return self.store.trial(finished_teacher_id(recipe, self.dataset(recipe.data)))
 
     def _require_one_trial(self, trial_id: str) -> None:
         """Raise UserError, on all ranks, if ranks on several machines have other images, weights or code."""

@@ -198,6 +198,19 @@ def share_teachers(made: MadeUpStudy, **rest: object) -> None:
         trial.write_outcome((trial.outcome() or {}) | changes | rest)
 
 
+def test_the_report_says_on_which_device_and_how_many_trials_shared_a_gpu(whole: Maker) -> None:
+    made = whole()
+    assert "trials at once" not in text_of(made), "a study of an earlier version"
+    for trials in (1, 3):
+        made.event("placed", device="NVIDIA L4", trials_per_gpu=trials, trials_at_once=2 * trials)
+    made.change_outcome("search0001", device="NVIDIA L4")
+    text = text_of(made)
+    assert "| device | NVIDIA L4; cpu |" in text
+    assert "| trials at once | 6 |\n| trials per GPU | 3 |" in text
+    made.event("placed", device="cpu", trials_per_gpu=None, trials_at_once=2)
+    assert "| trials at once | 2 |\n| threads per worker" in text_of(made)
+
+
 def test_seconds_without_the_teacher_are_known_on_a_cpu_only(made_up: Maker) -> None:
     made = made_up()
     for number in range(3):

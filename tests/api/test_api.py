@@ -112,6 +112,29 @@ def test_running_again_trains_nothing_and_opening_reads_the_same(study: kd.Study
     assert opened.trials.equals(study.trials)
 
 
+def test_a_finished_sweep_that_is_run_again_starts_no_ray_and_takes_3_cpu_seconds_at_most(
+    study: kd.StudyResult,
+) -> None:
+    """Beside the imports. Its report is left as it is, and written again if something has happened."""
+    code = (
+        "import sys, time, kdtrain.api.sweeps\n"
+        "from kdtrain.cli.sweep import main\n"
+        "started = time.process_time()\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "assert time.process_time() - started <= 3.0\n"
+        "assert not {'ray', 'matplotlib'} & set(sys.modules)\n"
+    )
+    file = study.folder.parent.parent / "small.yaml"
+    words = [str(file), "--set", "study.trials=2", "--results", str(study.folder.parent)]
+    kd.run_sweep(kd.load_sweep(file, ["study.trials=2"]), results=study.folder.parent, executor="local")
+    before = study.report.stat()
+    subprocess.run([sys.executable, "-c", code, *words], check=True, timeout=120)
+    assert study.report.stat() == before
+    sweep = kd.load_sweep(file, overrides=["study.trials=2", "report.title=renamed"])
+    again = kd.run_sweep(sweep, results=study.folder.parent, executor="local")
+    assert again.report.read_text().startswith("# renamed")
+
+
 def test_a_study_is_opened_without_torch_or_ray_and_nothing_is_written(study: kd.StudyResult) -> None:
     before = {path: path.stat().st_mtime_ns for path in study.folder.rglob("*")}
     code = "import sys, kdtrain; study = kdtrain.open_study(sys.argv[1])\n"
@@ -233,12 +256,11 @@ def test_what_rays_import_changes_is_restored_around_a_sweep() -> None:
     """Without a Ray: the context restores what the import of Ray does, in a process of its own."""
     code = """
 import os, random, sys
-from kdtrain.api.sweeps import _ray_unnoticed
+from kdtrain.api.training import process_kept
 def settings():
-    rays = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    return rays, sys.excepthook, random.getstate(), sys.path[:3]
+    return os.environ.get("RAY_CLIENT_MODE"), sys.excepthook, random.getstate(), sys.path[:3]
 before = settings()
-with _ray_unnoticed():
+with process_kept():
     import ray
     assert settings() != before
     folder = sys.path[0]

@@ -321,7 +321,7 @@ def test_what_does_not_fit_into_the_budget_of_time_is_scaled_and_said(tmp_path: 
     assert measured[recipe].teacher > 0
     assert measured[cheap].teacher == 0
     scaled = image_seconds([recipe, cheap], 10, threads=1, budget_s=0.0)
-    assert {seconds.how for seconds in scaled.values()} == {"scaled by FLOPs"}
+    assert {seconds.how for seconds in scaled.values()} == {"scaled by FLOPs from a convolution"}
     flops: ImageCost = image_flops(recipe, 10)
     assert scaled[recipe].teacher / scaled[recipe].step == pytest.approx(flops.teacher / flops.step)
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from trainings import KD, NO_DATA, recipe, timeless, trained
+from trainings import CPU, KD, NO_DATA, recipe, timeless, trained
 
 from kdtrain.cli.train import main
+from kdtrain.runtime.device import device_name
 from kdtrain.storage.folder import locked
 from kdtrain.trials.identity import trial_id
 from kdtrain.trials.store import Store
@@ -43,8 +44,8 @@ def test_teacher_then_student_are_trained_as_train_does_and_their_numbers_printe
     assert (code, err) == (0, "")
     assert "teacher: not better than the most frequent class (10.00% of the validation images)" in out
     lines = [line for line in out.splitlines() if "nothing was learned" not in line]
-    assert lines[0] == "teacher: lenet5_teacher on digits, 2 epochs, seed 0"
-    assert lines[4] == "kd: lenet5_student on digits, 2 epochs, seed 0"
+    assert lines[0] == f"teacher: lenet5_teacher on digits, 2 epochs, seed 0, device {device_name(CPU)}"
+    assert lines[4] == f"kd: lenet5_student on digits, 2 epochs, seed 0, device {device_name(CPU)}"
     assert [line.split()[:2] for line in lines[1:3] + lines[5:7]] == [["epoch", "1"], ["epoch", "2"]] * 2
     outcome = Store(tmp_path / "results").trial(trial_id(config, NO_DATA)).outcome()
     best, test = outcome["best"], outcome["test"]

@@ -38,6 +38,10 @@ def test_a_folder_comes_once_as_it_is(there: Path, monkeypatch: pytest.MonkeyPat
     assert content(fetched) == content(there)
     monkeypatch.setattr(RemoteFiles, "read", lambda self, name: pytest.fail(f"{name} is fetched again"))
     assert data_folder(f"file://{there}") == fetched
+    monkeypatch.setenv("KDTRAIN_DATA", f"file://{there}")
+    assert data_folder(None) == fetched
+    with pytest.raises(UserError, match=r"^--data: must name a folder or a URL, got nothing$"):
+        data_folder("")
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz"])

@@ -5,9 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
-from made_up_data import loaded, paint
+from made_up_data import config_of, loaded, paint
+from studies import sweep_file
 
+from kdtrain.api.sweeps import opened
 from kdtrain.config.recipe import Recipe
+from kdtrain.config.sweep import load_sweep
 from kdtrain.data import registry
 from kdtrain.data.file_contents import FileContents
 from kdtrain.errors import UserError
@@ -65,6 +68,19 @@ def test_an_edited_image_of_the_same_size_and_time_is_another_trial(files: list[
         registry.load.cache_clear()  # as in another process
         ids.append(trial_id(recipe, tmp_path))
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_second_study_of_a_process_sees_edited_images(files: list[Path], tmp_path: Path) -> None:
+    """As in a notebook: a process reads a data set once for each study."""
+    data = {"name": "image_folder", "folder": "pets", "resolution": 16, "test_fraction": 0.3}
+    config = config_of(**data)
+    marks = []
+    for name in ("one", "two"):
+        sweep = load_sweep(sweep_file(tmp_path, name=name, recipe={"data": data}))
+        with opened(sweep, str(tmp_path / "r"), str(tmp_path), "", check_capacity=False) as study:
+            marks.append(study.workspace.dataset(config).fingerprint)
+        edit(files[3])
+    assert marks[0] != marks[1]
 
 
 def test_an_image_edited_just_after_it_was_read_is_read_again(files: list[Path]) -> None:

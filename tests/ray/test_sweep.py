@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -284,7 +285,9 @@ def test_ctrl_c_ends_soon_and_says_how_to_continue(
     assert f"Continue: kdtrain sweep {sweep} --results {tmp_path}" in err
     assert "Traceback" not in out + err
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), "Ray's processes to end", 20)
-    assert run(sweep, tmp_path).returncode == 0
+    printed = shlex.split(err.partition("Continue: ")[2].splitlines()[0])  # carried out as it is printed
+    again = subprocess.run([sys.executable, "-m", *printed], capture_output=True, text=True, cwd=ROOT, timeout=500)
+    assert again.returncode == 0, again.stderr
     assert tables(tmp_path) == tables(undisturbed)
 
 

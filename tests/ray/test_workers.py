@@ -46,11 +46,14 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "mark").touch()
     job = {
-        "kind": "train", "key": "search-0", "recipe": config.model_dump(mode="json"), "trial_id": trial.trial_id,
+        "kind": "train", "key": "search-0", "needs": {"slot": 1.0}, "alone": False, "trial_id": trial.trial_id,
+        "recipe": config.model_dump(mode="json"),
         "final": True, "also": [], "results": str(tmp_path / "results"), "sweep": "tested", "data": str(NO_DATA),
         "ray_storage": str(tmp_path / "storage"), "scratch": str(tmp_path / "scratch"), "mark": "mark", "readings": (),
         "code": {},
-        "resources": Resources(workers=WORKERS, checkpoint_every_steps=17, teacher_cache="none").model_dump(),
+        "resources": Resources(
+            workers=WORKERS, gpus_per_worker=0, checkpoint_every_steps=17, teacher_cache="none"
+        ).model_dump(),
     }  # fmt: skip
     (tmp_path / "job.json").write_text(json.dumps(job))
     seed = random.randrange(1_000_000)
@@ -88,7 +91,7 @@ def test_a_killed_worker_is_replaced_and_the_training_ends_with_the_numbers_of_a
     assert trial.weights.read_bytes() == expected.weights.read_bytes(), killed
     rows = read_rows(tmp_path / "rows.jsonl")
     (broken,) = [row["broken"] for row in rows if "broken" in row]
-    assert "worker " in broken["reason"]
+    assert "worker " in json.loads(broken)["reason"]
     reported = [row for row in rows if "broken" not in row]
     assert [row["epoch"] for row in reported] == list(range(1, config.epochs + 1)), killed
     assert [row["val/accuracy"] for row in reported] == [row["val/accuracy"] for row in trial.epochs()], killed

@@ -14,6 +14,8 @@ from analysis.claims import candidates, find
 from analysis.frame import read_study
 from kdtrain.errors import NoResult, UserError
 from kdtrain.executors import local
+from kdtrain.storage.mirror import results_folder
+from kdtrain.study.journal import StudyJournal
 from kdtrain.study.study import FIRST_CONFIRMING_SEED, TESTED_TOGETHER, Broken, Job, Study
 from kdtrain.training import loop
 from kdtrain.training.state import TrainState
@@ -348,6 +350,19 @@ def test_an_outcome_that_an_earlier_version_wrote_of_a_crash_is_none_and_its_rec
     assert before is not None
     assert after is not None
     assert after["best"] == before["best"]
+
+
+def test_tracebacks_are_numbered_over_all_starts_also_at_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for machine in ("one", "other"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        journal = StudyJournal(results_folder(f"file://{tmp_path}/results").folder("small"))
+        journal.write_error("search-1", f"Traceback of {machine}")
+        journal.write_error("search-11", "another job")
+    written = {path.name: path.read_text() for path in (tmp_path / "results" / "small" / "errors").iterdir()}
+    assert written == {
+        "search-1-1.txt": "Traceback of one\n", "search-1-2.txt": "Traceback of other\n",
+        "search-11-1.txt": "another job\n", "search-11-2.txt": "another job\n",
+    }  # fmt: skip
 
 
 def test_only_the_reason_of_a_non_finite_loss_is_a_result() -> None:

@@ -166,3 +166,5 @@ def test_the_accuracy_is_that_of_the_files_network(state: dict[str, torch.Tensor
         "file": str(tmp_path / "teacher.pth"),
         "sha256": teacher.digest,
     }
+    larger = config.model_copy(update={"data": config.data.model_copy(update={"resolution": 20})})
+    assert study.workspace.finished_teacher(larger).trial_id != study.workspace.finished_teacher(config).trial_id

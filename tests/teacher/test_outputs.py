@@ -237,7 +237,7 @@ def test_another_chunk_code_or_machine_is_another_entry(
     assert len({*before, *after}) == 4
 
 
-def test_transform_epoch_seed_and_files_of_drawn_views_are_in_the_key(teacher_file: Path, tmp_path: Path) -> None:
+def test_transform_epoch_seed_and_content_of_drawn_views_are_in_the_key(teacher_file: Path, tmp_path: Path) -> None:
     made_up_data.cub200(tmp_path)
 
     def key(augment: str = "standard", **changes: Any) -> str:
@@ -247,7 +247,10 @@ def test_transform_epoch_seed_and_files_of_drawn_views_are_in_the_key(teacher_fi
 
     keys = [key(), key("none"), key(epoch=1), key(seed=1)]
     assert key() == keys[0]
-    os.utime(next(tmp_path.rglob("*.png")), (1, 1))  # a file written anew with as many bytes
+    file = next(tmp_path.rglob("*.png"))
+    os.utime(file, (1, 1))  # a time alone is no change
+    assert key() == keys[0]
+    made_up_data.paint(file.with_name("another.png")).replace(file)
     assert len({*keys, key()}) == 5
 
 

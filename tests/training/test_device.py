@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import safetensors.torch
 import torch
 from losses import ALL_CONFIGS as METHODS
-from runs import changed, fresh_state, state_of
+from runs import changed, float32_settings, fresh_state, state_of
 from stand_in_device import StandIn
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook
@@ -24,7 +25,7 @@ from kdtrain.methods.registry import Method
 from kdtrain.storage.cache import Cache
 from kdtrain.storage.folder import LocalFolder
 from kdtrain.teacher.cached import CachedTeacher, cached_teacher
-from kdtrain.training.loop import fit, train_step
+from kdtrain.training.loop import evaluate, fit, train_step
 from kdtrain.training.precision import backend_settings
 from kdtrain.training.preflight import smoke
 from kdtrain.training.state import TrainState
@@ -46,6 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clipping": {"clipping": {"norm": 0.1}},
     "clipping of tensors": {"clipping": {"norm": 0.1, "over": "tensor"}, "precision": "fp16"},
     "ema": {"ema": {"decay": 0.9}},
+    "class weights": {"class_weights": "balanced", "sampler": "class_balanced"},
     "mixup": {"mixup": {}, "label_smoothing": 0.1},
     "mixup published": {"mixup": {"convention": "published"}},
     "frozen encoder": {"student": {"model": "lenet5_student", "freeze": "encoder", "allow_random_frozen": True}},
@@ -254,7 +256,7 @@ def test_no_step_that_reads_cached_outputs_waits(devices: StandIn, label: str, t
     state.teacher_outputs = cached_teacher(state.teacher_outputs, Cache(tmp_path, 1 << 30), (), "a test")
     assert isinstance(state.teacher_outputs, CachedTeacher)
     state.teacher_outputs.begin(0)
-    assert waits_of_steps(devices, state, batches_of(state.recipe.seed, 16, 60, 0)[:3]) == []
+    assert waits_of_steps(devices, state, batches_of(0, 16, state.data.train.labels, 0, "shuffled")[:3]) == []
 
 
 @pytest.mark.parametrize("label", ["kd in float16, averaged, mixed, clipped", "critic"])
@@ -269,9 +271,10 @@ def test_a_training_cut_off_on_the_device_continues_bit_for_bit(devices: StandIn
     require_equal(on_second_gpu(devices, LOOPS[label], tmp_path), trained(LOOPS[label]))
 
 
-def test_the_preflight_check_runs_on_the_device(devices: StandIn, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_the_preflight_check_runs_on_the_device(devices: StandIn, device: str, tmp_path: Path) -> None:
     for label in ("kd", "logits_discriminator"):
-        smoke(distilled(label), workspace(tmp_path, device=devices.cuda(1)))
+        smoke(distilled(label), workspace(tmp_path, device=torch.device(device)))
 
 
 def test_an_epoch_of_any_number_of_steps_waits_four_times(devices: StandIn) -> None:
@@ -286,6 +289,18 @@ def test_an_epoch_of_any_number_of_steps_waits_four_times(devices: StandIn) -> N
 
         fit(state, 3, report)
         assert [len(waits) for waits in epochs[1:]] == [4, 4], epochs[1]
+
+
+def test_a_checkpoint_waits_once_for_each_tensor_and_an_evaluation_once(devices: StandIn) -> None:
+    state = fresh_state(recipe(**SCALED, ema={"decay": 0.9}), device=devices.cuda(1))
+    train_step(state, torch.arange(16))
+    evaluate(state)
+    with devices.counting() as waits:
+        saved = state.checkpoint()
+    assert len(waits) <= len(safetensors.torch.load(saved))
+    with devices.counting() as waits:
+        evaluate(state)
+    assert len(waits) == 1
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -350,13 +365,6 @@ def test_mps_trains_without_float64(devices: StandIn, tmp_path: Path) -> None:
     assert trained(recipe(), device=mps).folder.recipe()["environment"]["device"].startswith("mps")
 
 
-def float32_settings() -> tuple[Any, ...]:
-    """How float32 is multiplied, by each library that may round it."""
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-    operations = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
-    return (*(each.fp32_precision for each in operations), cudnn.deterministic, cudnn.benchmark)
-
-
 def set_older(precise: bool) -> None:
     torch.set_float32_matmul_precision("highest" if precise else "medium")
     torch.backends.cudnn.allow_tf32 = not precise
@@ -390,7 +398,7 @@ def test_numbers_are_made_with_the_recipes_precision_whatever_the_process_has_se
         for work in ("smoke", "train", "test", "pictures"):
             carry_out(work, config, [config], place, drawn, {"final": True} if work == "train" else {})
             counts.append(len(seen))
-            assert seen == {("ieee",) * 6 + (True, False)}, work
+            assert seen == {("ieee",) * 5}, work
             assert float32_settings() == before
     finally:
         hook.remove()

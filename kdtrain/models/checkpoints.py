@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdtrain.errors import UserError
+from kdtrain.storage.folder import user_path
 
 TORCH_MAGIC = (b"PK\x03\x04", b"\x80")
 """First bytes of a file of torch.save: a zip archive, or a pickle before PyTorch 1.6. The unpickler reads any text."""
@@ -104,10 +105,7 @@ def readable(path: str | Path, place: str) -> Iterator[Path]:
     """Give the path with ~ expanded, and turn an OSError of the block into a UserError."""
     if "://" in str(path):
         raise UserError(f"{place}: {path} is a URL; copy the file to this machine and name its path")
-    try:
-        path = Path(path).expanduser()
-    except RuntimeError as error:  # ~name of an unknown user
-        raise UserError(f"{place}: {path} cannot be read ({str(error).rstrip('.')})") from None
+    path = user_path(path, place)
     try:
         yield path
     except IsADirectoryError:

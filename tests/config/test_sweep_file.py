@@ -131,6 +131,15 @@ def test_a_finished_teacher_is_written_in_one_way(tmp_path: Path, teacher: str) 
     assert re.match(f"x.yaml:3: {TEACHERS[teacher]}", problem), problem
 
 
+def test_a_best_yaml_of_an_earlier_version_names_the_new_key(tmp_path: Path) -> None:
+    sweep = load(tmp_path, SWEEP, "recipe.teacher={model: resnet34, trained: t.pth}")
+    recipe = sweep.recipe_for(sweep.published[0], 0)
+    text = dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
+    (tmp_path / "best.yaml").write_text(text.replace("trained:", "file:"))
+    with pytest.raises(UserError, match=r"best.yaml:\d+: teacher.file: is now teacher.trained$"):
+        load_recipe(tmp_path / "best.yaml")
+
+
 @pytest.mark.parametrize("teacher", ["{model: lenet5_teacher}", "{model: lenet5_teacher, trained: t.safetensors}"])
 def test_a_recipe_dumped_as_it_was_set_reads_back_equal(tmp_path: Path, teacher: str) -> None:
     sweep = load(tmp_path, SWEEP, f"recipe.teacher={teacher}")

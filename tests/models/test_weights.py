@@ -180,9 +180,9 @@ def test_only_another_number_of_classes_is_told_as_such(model: str, fields: dict
 
 def test_an_unknown_home_folder_is_refused_with_the_place() -> None:
     file = "~nobody-of-this-name/weights.pth"
-    with pytest.raises(UserError, match=f"recipe.teacher.trained: {file} cannot be read"):
+    with pytest.raises(UserError, match=f"recipe.teacher.trained: {file} is no path"):
         read_weights(file, "recipe.teacher.trained")
-    with pytest.raises(UserError, match=f"recipe.teacher.weights.file: {file} cannot be read"):
+    with pytest.raises(UserError, match=f"recipe.teacher.weights.file: {file} is no path"):
         weights_source(config("resnet18", weights={"file": file}), "recipe.teacher")
 
 

@@ -63,5 +63,5 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert content_digest("~/teacher.safetensors", PLACE) == content_digest(tmp_path / "teacher.safetensors", PLACE)
     with pytest.raises(UserError, match=rf"{PLACE}: {tmp_path}/none cannot be read \(No such file"):
         content_digest("~/none", PLACE)
-    with pytest.raises(UserError, match=rf"{PLACE}: ~nobody-of-this-name/none cannot be read"):
+    with pytest.raises(UserError, match=rf"{PLACE}: ~nobody-of-this-name/none is no path"):
         content_digest("~nobody-of-this-name/none", PLACE)

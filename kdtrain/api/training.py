@@ -29,8 +29,6 @@ from kdtrain.trials.workspace import Workspace
 ONE_TRAINING = threading.RLock()
 """Held while this process trains: initial weights and dropout are drawn from torch's one default generator, so two
 trainings in two threads would draw one another's numbers. The second one waits."""
-RAY_MODE = "RAY_CLIENT_MODE"
-"""The variable that the import of Ray sets; those that a running Ray needs are restored when it ends."""
 OPTION = re.compile(r"--(results|data|device|address|loaders)\b")
 
 
@@ -41,6 +39,10 @@ def arguments_named() -> Iterator[None]:
         yield
     except UserError as error:
         raise type(error)(*(OPTION.sub(r"\1", problem) for problem in error.problems)) from None
+
+
+RAY_MODE = "RAY_CLIENT_MODE"
+"""The variable that the import of Ray sets; those that a running Ray needs are restored when it ends."""
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.config.recipe import Recipe, teacher_recipe
-from kdtrain.data.registry import data_folder
+from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import NoResult, UserError
 from kdtrain.runtime import distributed
 from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
@@ -102,6 +102,7 @@ def train(
         raise UserError(f"recipe: must be a Recipe, see load_recipe; got {type(recipe).__name__}")
     workspace = Workspace(Store(results_folder(str(results))), data_folder(data), Group().device(device))
     with ONE_TRAINING, cpu_threads(1):
+        load.cache_clear()  # images may have been edited since this process has read them
         check_before_teacher(recipe, workspace)
         *teachers, (_, student) = parts_of(recipe)
         for title, part in teachers:

@@ -172,11 +172,8 @@ def test_each_ingredient_is_in_the_key_by_itself(what: str, teacher_file: Path) 
 
 def test_every_field_of_a_teacher_is_in_the_key_or_decides_only_its_weights_whose_digest_is() -> None:
     training = {*INHERITED, "seed", "weights", "freeze", "batch_norm_statistics", "dropout"}
-    assert set(TeacherConfig.model_fields) == cache_key.NETWORK | training | {
-        "trained",
-        "weights_key",
-        "allow_random_frozen",
-    }
+    own = {"trained", "weights_key", "allow_random_frozen"}
+    assert set(TeacherConfig.model_fields) == cache_key.NETWORK | training | own
 
 
 def test_readings_of_edited_code_are_not_read_again(teacher_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from kdtrain.data.registry import load
 from kdtrain.data.sampling import batches_of
 from kdtrain.errors import UserError
 from kdtrain.storage.cache import Cache
-from kdtrain.study.capacity import concurrent_trials, per_worker
+from kdtrain.study.capacity import placement
 from kdtrain.training.loader import BatchLoader, part_of
 from kdtrain.training.trainer import train
 
@@ -202,10 +202,10 @@ def test_a_loader_changes_neither_random_numbers_nor_signal_handlers_and_uses_on
 
 def test_loaders_take_a_cpu_each() -> None:
     resources = Resources(workers=2, cpus_per_worker=1, loaders=3)
-    assert per_worker(resources) == {"cpu": 4.0}
-    assert concurrent_trials(resources, [{"CPU": 17}]) == 2
+    place = placement(resources, [{"CPU": 17}])
+    assert (place.worker, place.trials) == ({"cpu": 4.0}, 2)
     with pytest.raises(UserError, match="2 workers of 4"):
-        concurrent_trials(resources, [{"CPU": 7}])
+        placement(resources, [{"CPU": 7}])
 
 
 @pytest.mark.gpu

@@ -44,7 +44,7 @@ def recorder(folder: Path) -> Callable[[dict[str, Any]], None]:
         (folder / f"{name}.begun").touch()
         told: dict[str, Any] = {"broken": None, "unfit": False, "memory": None}
         shares = config["key"].startswith("search") and not config["alone"]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240  # processes start slowly on a busy machine
         while shares and len(list(folder.glob("search-*.begun"))) < 4 and time.monotonic() < deadline:
             time.sleep(0.05)
         if config["alone"]:

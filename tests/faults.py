@@ -34,7 +34,10 @@ sys.meta_path.insert(0, Finder())
 
 
 def faulty(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Return (file, environment): processes of this environment have the fault while the file is there."""
+    """Return (file, environment): processes of this environment have the fault while the file is there.
+
+    It is there at first.
+    """
     file = folder / "fault"
     (folder / "sitecustomize.py").write_text(SITECUSTOMIZE.format(file=str(file)))
     file.touch()

@@ -203,7 +203,7 @@ def test_a_loader_changes_neither_random_numbers_nor_signal_handlers_and_uses_on
 def test_loaders_take_a_cpu_each() -> None:
     resources = Resources(workers=2, cpus_per_worker=1, loaders=3)
     place = placement(resources, [{"CPU": 17}])
-    assert (place.worker, place.trials) == ({"cpu": 4.0}, 2)
+    assert (place.worker, place.at_once) == ({"CPU": 4.0}, 2)
     with pytest.raises(UserError, match="2 workers of 4"):
         placement(resources, [{"CPU": 7}])
 

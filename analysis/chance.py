@@ -31,5 +31,6 @@ def chance_remarks(study: Study) -> list[str]:
 def _remarks(study: Study, trials: pd.DataFrame) -> list[str]:
     complete = complete_trials(trials, "val/accuracy")
     data = [study.recipes.get(trial_id, {}).get("data") or {} for trial_id in complete["trial_id"]]
-    told = map(chance_remark, complete["val/accuracy"], data)
+    best = complete[["val/accuracy", "val/mpa"]].astype(object).where(complete["val/mpa"].notna(), None)
+    told = map(chance_remark, best.to_dict("records"), data)
     return [remark for remark in told if remark is not None]

@@ -55,6 +55,7 @@ class Candidate:
     parameters: float
     validation: Estimate | None
     test: Estimate | None
+    test_mpa: Estimate | None = None
     difference: Estimate | None = None
     p: float | None = None
     p_holm: float | None = None
@@ -169,6 +170,7 @@ def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
         parameters=float(group["parameters"].dropna().iloc[0]) if group["parameters"].notna().any() else math.nan,
         validation=mean_estimate(list(_by_seed(group, study.objective).values()), _broken(group)),
         test=mean_estimate(list(_by_seed(group, "test/accuracy").values()), _broken(group)),
+        test_mpa=mean_estimate(list(_by_seed(group, "test/mpa").values()), _broken(group)),
     )
 
 

@@ -22,8 +22,9 @@ PLANNED = (
     "stage", "number", "trial_id", "state", "reason", "traceback", "published",
     "candidate", "role", "seed", "baseline", "source_stage", "source_number",
 )  # fmt: skip
+TEST = ("test/accuracy", "test/mpa", "test/nll")
 MEASURED = (
-    "best_epoch", *HIGHER_IS_BETTER, "test/accuracy", "test/nll", "test_images", "parameters",
+    "best_epoch", *HIGHER_IS_BETTER, *TEST, "test_images", "parameters",
     "epochs", "images", "teacher_images", "seconds", "images_per_s", "peak_memory_bytes",
 )  # fmt: skip
 AXIS = {
@@ -165,7 +166,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def trials_csv(study: Study) -> str:
     """Return a CSV with one row per trial; a searched value has the column `recipe.<name>`, unlike any metric."""
     columns = ["stage", "number", "trial_id", "state", "candidate", "seed"]
-    measured = ["best_epoch", *HIGHER_IS_BETTER, "test/accuracy", "test/nll", "epochs", "reason", "seconds"]
+    measured = ["best_epoch", *HIGHER_IS_BETTER, *TEST, "epochs", "reason", "seconds"]
     counts = study.trials.astype(dict.fromkeys(("best_epoch", "epochs", "seed"), "Int64"))
     frame = pd.concat([counts[columns], study.values.add_prefix("recipe."), counts[measured]], axis="columns")
     return str(frame.to_csv(index=False, lineterminator="\n"))
@@ -249,5 +250,5 @@ def _trial_row(planned: Row, recipe: Row | None, outcome: Row | None) -> Row:
     row |= {name: outcome.get(name) for name in MEASURED}
     row |= {"best_epoch": best.get("epoch"), "test_images": test.get("images")}
     row |= {name: best.get(name) for name in HIGHER_IS_BETTER}
-    row |= {name: test.get(name) for name in ("test/accuracy", "test/nll")}
+    row |= {name: test.get(name) for name in TEST}
     return row

@@ -29,6 +29,7 @@ def _environment() -> Environment:
     for function in (
         tables.percent, tables.points, tables.points_interval, tables.number, tables.count, tables.thousands,
         tables.duration, tables.described, tables.listed, tables.markdown,
+        tables.estimate_percent,
     ):  # fmt: skip
         environment.filters[function.__name__] = function
     return environment

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from kdtrain.api.results import StudyResult, open_study
-from kdtrain.api.training import ONE_TRAINING, arguments_named, process_kept
+from kdtrain.api.training import ONE_TRAINING, arguments_named, process_kept, require_paths
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import data_folder, load, named_data
 from kdtrain.errors import NoResult, UserError
@@ -70,6 +70,7 @@ def run_sweep(
         raise UserError(f"executor: must be ray or local, got {executor!r}")
     if executor == "local" and address is not None:
         raise UserError(f"address: needs the executor ray, got {address!r} with the executor local")
+    require_paths(results=results, data="" if data is None else data)
     where, source = str(results), None if data is None else str(data)
     command = _call(sweep, where, named_data(source), executor, address)
     failure: NoResult | None = None

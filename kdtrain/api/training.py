@@ -100,6 +100,9 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         raise UserError(f"recipe: must be a Recipe, see load_recipe; got {type(recipe).__name__}")
+    require_paths(results=results, data="" if data is None else data)
+    if on_epoch is not None and not callable(on_epoch):
+        raise UserError(f"on_epoch: must be a function of an epoch's metrics, got {type(on_epoch).__name__}")
     workspace = Workspace(Store(results_folder(str(results))), data_folder(data), Group().device(device))
     with ONE_TRAINING, cpu_threads(1):
         load.cache_clear()  # images may have been edited since this process has read them
@@ -110,6 +113,13 @@ def train(
             if outcome["state"] != "complete":
                 raise NoResult(f"{title}: {outcome['state']}: {outcome['reason']}")
         return train_part(student, workspace, on_epoch)
+
+
+def require_paths(**arguments: object) -> None:
+    """Raise UserError if an argument is neither text nor a path: as text, None would name a folder."""
+    for name, value in arguments.items():
+        if not isinstance(value, str | Path):
+            raise UserError(f"{name}: must be a path or a URL, got {value!r:.80}")
 
 
 def parts_of(recipe: Recipe) -> list[tuple[str, Recipe]]:

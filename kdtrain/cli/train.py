@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from kdtrain.config.recipe import Recipe
     from kdtrain.training.epoch_metrics import Metrics
+    from kdtrain.trials.records import BestEpoch
     from kdtrain.trials.workspace import Workspace
 
 SHOWN = ("train/loss", "val/accuracy", "val/nll")
@@ -145,7 +146,7 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
             f"test accuracy {test['test/accuracy']:.4f}, test nll {test['test/nll']:.4f} ({test['images']} images)"
             + (f"; with ten crops {test['test_tta/accuracy']:.4f}" if "test_tta/accuracy" in test else "")
         )
-        _print_chance(title, best["val/accuracy"], part, workspace, group)
+        _print_chance(title, best, part, workspace, group)
     return 0
 
 
@@ -163,12 +164,12 @@ def _print_weights(recipe: "Recipe", workspace: "Workspace", group: Group) -> No
         assert best is not None
         name = f"teacher: {recipe.teacher.model} from {recipe.teacher.trained}"
         group.print_once(f"{name}: val accuracy {best['val/accuracy']:.4f}")
-        _print_chance("teacher", best["val/accuracy"], recipe, workspace, group)
+        _print_chance("teacher", best, recipe, workspace, group)
 
 
-def _print_chance(title: str, accuracy: float, recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
+def _print_chance(title: str, best: "BestEpoch", recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
     from kdtrain.trials.records import chance_remark
 
-    remark = chance_remark(accuracy, workspace.dataset(recipe.data).summary())
+    remark = chance_remark(best, workspace.dataset(recipe.data).summary())
     if remark is not None:
         group.print_once(f"{title}: {remark}")

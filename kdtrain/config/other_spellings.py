@@ -33,6 +33,8 @@ KIND_OF = {
     **dict.fromkeys(("lograndint", "qlograndint"), "log_below"),
 }
 
+WHOLE = {"uniform": "int", "loguniform": "logint"}
+
 
 def search_hint(value: Any) -> str:
     """Return the end of a sentence about a value that looks like a search space, or an empty text if it does not."""
@@ -54,6 +56,10 @@ def other_space(node: dict[str, Any]) -> str | None:
     else:
         return None
     hint = _shown(space) if space else "{uniform: [low, high]}, loguniform, int, logint or {choice: [...]}"
+    if space and not node.keys() & {*KIND, *KIND_OF, "step"}:
+        for kind, whole in WHOLE.items():
+            if kind in space and all(isinstance(end, int) for end in space[kind]):
+                hint += f", or {_shown({whole: space[kind]})} for whole numbers"
     return f"is no search space of kdtrain, got {format_value(node)}; write {hint}"
 
 
@@ -68,7 +74,7 @@ def _from_mapping(node: dict[str, Any]) -> Space | None:
         return _space("choice", options)
     low, high = (next((node[key] for key in keys if key in node), None) for keys in (LOW, HIGH))
     ends = node["_value"] if isinstance(node.get("_value"), list) else [low, high]
-    written = next((node[key] for key in KIND if key in node), "int")  # which becomes uniform between fractions
+    written = next((node[key] for key in KIND if key in node), "int" if "step" in node else "float")
     kind = KIND_OF.get(str(written))
     if node.get("log") is True:
         kind = {"int": "logint", "uniform": "loguniform"}.get(str(kind), kind)

@@ -191,10 +191,10 @@ class Dataset:
     def summary(self) -> dict[str, object]:
         """Return name, fingerprint and sizes for a trial's recipe.json, see `trials.records.DataSummary`."""
         sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
-        most = int(torch.bincount(self.val.labels).max())
+        counts = torch.bincount(self.val.labels)
         return {
             "name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes,
-            "val_most_frequent": most,
+            "val_classes": int((counts > 0).sum()), "val_most_frequent": int(counts.max()),
         }  # fmt: skip
 
 

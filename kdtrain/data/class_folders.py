@@ -20,7 +20,7 @@ Inode = tuple[int, int]
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of one or several parts of a data set, which hold the same class folders.
+    """The images of one or several parts of a data set; a class may be absent from all parts but the first.
 
     Attributes:
         classes: The names of the K class folders.
@@ -37,33 +37,43 @@ class Listing:
     left_out: list[Path]
 
 
-def list_parts(folders: Sequence[Path], endings: Sequence[str] = EXTENSIONS) -> Listing:
+def list_parts(folders: Sequence[Path], endings: Sequence[str] = EXTENSIONS, *, every_class: bool = True) -> Listing:
     """Return the images of these parts, which are the files with these endings.
 
+    Unless `every_class`, parts after the first one may lack classes.
+
     Raises:
-        UserError: A part has fewer than 2 classes, other classes than the first one, or a class without an image.
+        UserError: The first part has fewer than 2 classes, parts hold different classes, or a class or a part has no
+            image.
     """
     classes = _class_folders(folders[0])
+    if len(classes) < 2:
+        rule = "must hold a folder for each of at least 2 classes"
+        raise UserError(f"recipe.data: {folders[0]} {rule}, got {len(classes)}")
     for folder in folders[1:]:
-        if (own := _class_folders(folder)) != classes:
-            lone = sorted({*classes} ^ {*own})[0]
+        own = {*_class_folders(folder)}
+        lone = sorted(own ^ {*classes} if every_class else own - {*classes})
+        if lone:
             both = f"{folder} and {folders[0]}"
-            raise UserError(f"recipe.data: {both} hold different classes: only one of them has {lone}")
+            raise UserError(f"recipe.data: {both} hold different classes: only one of them has {shown(lone[0])}")
     files: list[Path] = []
     labels: list[int] = []
     left_out: list[Path] = []
     parts = []
     for folder in folders:
         first = len(files)
-        left_out += sorted(Path(entry) for entry in visible(folder) if not entry.is_dir())
+        left_out += sorted(Path(entry) for entry in visible(folder) if not is_folder(entry))
         for label, name in enumerate(classes):
             images: list[Path] = []
-            for path in sorted(_files_below(folder / name), key=str):  # to compare paths takes several times as long
+            below = files_below(folder / name) if (folder / name).is_dir() else ()
+            for path in sorted(below, key=str):  # to compare paths takes several times as long
                 (images if is_image(path, endings) else left_out).append(path)
-            if not images:
+            if not images and (every_class or folder == folders[0]):
                 raise UserError(f"recipe.data: {folder / name} holds no image ({', '.join(endings)})")
             files += images
             labels += [label] * len(images)
+        if len(files) == first:
+            raise UserError(f"recipe.data: {folder} holds no image ({', '.join(endings)})")
         parts.append(torch.arange(first, len(files)))
     return Listing(tuple(map(shown, classes)), files, torch.tensor(labels), parts, left_out)
 
@@ -96,20 +106,25 @@ def shown(name: str | Path) -> str:
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in visible(folder) if entry.is_dir()))
-    if len(names) < 2:
-        raise UserError(f"recipe.data: {folder} must hold a folder for each of at least 2 classes, got {len(names)}")
-    return names
+    return tuple(sorted(entry.name for entry in visible(folder) if is_folder(entry)))
 
 
-def _files_below(folder: Path, above: tuple[Inode, ...] = ()) -> Iterator[Path]:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return True if a link leads to a folder too; UserError if it leads to itself."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        raise UserError(f"recipe.data: {entry.path} cannot be read ({error.strerror})") from None
+
+
+def files_below(folder: Path, above: tuple[Inode, ...] = ()) -> Iterator[Path]:
     """Yield the files in a folder and its subfolders; UserError if a link leads back to a folder above it."""
     for entry in visible(folder):
-        if not entry.is_dir():
+        if not is_folder(entry):
             yield Path(entry)
             continue
         stat = entry.stat()
         inode = (stat.st_dev, stat.st_ino)
         if inode in above:
             raise UserError(f"recipe.data: {entry.path} is a link to a folder above it; remove it")
-        yield from _files_below(Path(entry), (*above, inode))
+        yield from files_below(Path(entry), (*above, inode))

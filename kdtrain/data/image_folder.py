@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdtrain.data.base import DataConfig, Dataset, limited, missing, stratified
 from kdtrain.data.batch_transforms import RandomResizedCropFlip
-from kdtrain.data.class_folders import left_out_notes, list_parts, visible
+from kdtrain.data.class_folders import files_below, is_folder, left_out_notes, list_parts, visible
 from kdtrain.data.decoding import WHITE, Colour
 from kdtrain.data.image_files import file_dataset
 from kdtrain.data.views import Views, batched_view, resize_and_crop, ten_crop
@@ -77,7 +77,7 @@ class ImageFolder(DataConfig):
             raise UserError(missing("image_folder", folder, layout))
         folders, notes = self._part_folders(folder)
         _require_no_parts_in_classes(folders.values())
-        listing = list_parts([*folders.values()])
+        listing = list_parts([*folders.values()], every_class=False)
         part = dict(zip(folders, listing.parts, strict=True))
         if "test" not in part:
             assert self.test_fraction is not None
@@ -85,15 +85,20 @@ class ImageFolder(DataConfig):
         if "val" not in part:
             fraction = self.default_val_fraction if self.val_fraction is None else self.val_fraction
             part["val"], part["train"] = self._drawn(listing.labels, part["train"], fraction, "val split")
+        for name, title in (("train", "train"), ("val", "validation"), ("test", "test")):
+            if not len(part[name]):
+                raise UserError(f"recipe.data: {folder} leaves no image for the {title} split")
         parts = [
             limited(listing.labels, part[name], self.limit_per_class, self.split_seed)
             for name in ("train", "val", "test")
         ]
-        unused = [Path(entry) for entry in visible(folder) if Path(entry) not in folders.values()]
-        left_out = listing.left_out if folder in folders.values() else [*sorted(unused), *listing.left_out]
+        left_out = listing.left_out
+        for entry in visible(folder) if folder not in folders.values() else ():
+            if Path(entry) not in folders.values():
+                left_out += files_below(Path(entry)) if is_folder(entry) else [Path(entry)]
         return file_dataset(
             "image_folder", folder, listing.classes, listing.files, listing.labels, parts, self._views(),
-            self.image_shape, background=self.background, notes=(*notes, *left_out_notes(folder, left_out)),
+            self.image_shape, background=self.background, notes=(*notes, *left_out_notes(folder, sorted(left_out))),
         )  # fmt: skip
 
     def _views(self) -> Views:
@@ -105,6 +110,8 @@ class ImageFolder(DataConfig):
 
     def _drawn(self, labels: Tensor, indices: Tensor, fraction: float, purpose: str) -> tuple[Tensor, Tensor]:
         """Return a stratified share of the images and the others."""
+        if not len(indices):
+            return indices, indices
         count = round(fraction * len(indices))
         drawn = indices[stratified(labels[indices], count, self.split_seed, purpose)]
         is_drawn = torch.zeros(len(labels), dtype=torch.bool)
@@ -114,7 +121,7 @@ class ImageFolder(DataConfig):
     def _part_folders(self, folder: Path) -> tuple[dict[str, Path], list[str]]:
         """Return the folder of each split that has one, train first, with notes; without parts, train is `folder`."""
         found: dict[str, Path] = {}
-        for path in sorted(Path(entry) for entry in visible(folder) if entry.is_dir()):
+        for path in sorted(Path(entry) for entry in visible(folder) if is_folder(entry)):
             name = PARTS.get(path.name.lower())
             if name in found:
                 both = f"{found[name].name} and {path.name}"
@@ -146,9 +153,9 @@ class ImageFolder(DataConfig):
 def _require_no_parts_in_classes(folders: Iterable[Path]) -> None:
     """Raise UserError for the layout <class>/train: read recursively, train and test images would be mixed."""
     for folder in folders:
-        for own in (entry for entry in visible(folder) if entry.is_dir()):
+        for own in (entry for entry in visible(folder) if is_folder(entry)):
             for below in visible(Path(own)):
-                if below.name.lower() in PARTS and below.is_dir():
+                if below.name.lower() in PARTS and is_folder(below):
                     raise UserError(
                         f"recipe.data.folder: splits must stand above the classes, as {below.name}/{own.name}, got"
                         f" {below.path}"

@@ -31,7 +31,7 @@ from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import UserError
 from kdtrain.executors.local import after_job, broken_by, carry_out, sentence
 from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
-from kdtrain.runtime.process import compile_into
+from kdtrain.runtime.process import compile_into, source_state
 from kdtrain.runtime.source_code import code_digest
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.mirror import results_folder
@@ -59,6 +59,7 @@ class UnfitNode(UserError):
 def run_job(config: dict[str, Any]) -> None:
     """Run one job as a Tune trial; report each epoch, and once more if the job broke or has no epochs."""
     report = tune.report
+    source_state()  # as this process has imported the code; somebody may edit it later
     release_gpu_memory()  # of a pruned trial, which has ended in mid-report
     if config["kind"] in ("warm", "idle"):
         _wait(config)

@@ -107,6 +107,8 @@ def readable(path: str | Path, place: str) -> Iterator[Path]:
         raise UserError(f"{place}: {path} is a URL; copy the file to this machine and name its path")
     path = user_path(path, place)
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # to open a pipe would wait for its writer
+            raise UserError(f"{place}: {path} is no regular file; name a file of weights")
         yield path
     except IsADirectoryError:
         inside = [file.name for pattern in ("*.safetensors", "*.bin", "*.pt*", "*.ckpt") for file in path.glob(pattern)]

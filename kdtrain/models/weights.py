@@ -61,6 +61,9 @@ def load_network_weights(network: Classifier, config: Network, backbone: Backbon
 def load_whole_network(network: Classifier, file: Path, place: str, weights_key: str | None = None) -> None:
     """Load every tensor of a trained network from a file of this program, or one with the library's names."""
     sets = fitting_sets(network, file, place, weights_key=weights_key, hint=FINISHED)
+    broken = [name for name, value in sets[0].state.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{place}: {file} has weights that are NaN or infinite: {_first(broken)}")
     network.load_state_dict(sets[0].state, strict=False)
 
 
@@ -228,6 +231,10 @@ def _differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tupl
             misfits.append(f"{name} {list(given.shape)} for {list(value.shape)}")
         elif given.is_quantized or given.is_floating_point() != value.is_floating_point():
             misfits.append(f"{name} {given.dtype} for {value.dtype}".replace("torch.", ""))
+        elif given.is_meta and not value.is_meta:
+            misfits.append(f"{name} without values (saved from torch's meta device)")
+        elif given.layout != torch.strided:
+            misfits.append(f"{name} {given.layout} for a dense tensor".replace("torch.", ""))
     return missing, unexpected, misfits
 
 

@@ -51,6 +51,10 @@ def digest(data: bytes) -> str:
 
 def user_path(written: str | Path, name: str) -> Path:
     """Return a path that a user has written, with `~` as the home folder; UserError begins with `name`."""
+    if not isinstance(written, str | Path):
+        raise UserError(f"{name}: must be a path, got {written!r:.80}")
+    if "\0" in str(written):
+        raise UserError(f"{name}: a path cannot contain a NUL character, got {str(written)!r:.80}")
     try:
         return Path(written).expanduser()
     except RuntimeError as error:  # ~name of an unknown user

@@ -1,5 +1,6 @@
 """The journal of a study: record.jsonl, to which every event is appended."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,8 @@ ERRORS = "errors"
 """The folder of the tracebacks of jobs that broke."""
 FILES = ("study.json", "sweep.yaml", FILE, "ray.log")
 """What a study has written before its first training."""
+WRITTEN = ("sweep.yaml", "report.md", "trials.csv", "best.yaml")
+"""What a study writes for its user. In a folder without a journal they are somebody else's."""
 
 
 class StudyJournal:
@@ -36,10 +39,17 @@ class StudyJournal:
         `study.trials` may have grown; resources, report and the place of the sweep file may differ.
 
         Raises:
-            UserError: The folder holds another study.
+            UserError: The folder holds another study, or files of somebody else that the study would overwrite.
         """
         self.description = about
         earlier = self.study_record()
+        if earlier is None and not self.files.has(FILE):
+            foreign = [name for name in WRITTEN if self.files.has(name)]
+            if foreign:
+                raise UserError(
+                    f"{self.files} holds {', '.join(foreign)}, which no sweep has written; move them, or name another"
+                    " folder with --results"
+                )
         if earlier is not None:
             problems = _differences(_identity(earlier), _identity(about))
             before, now = earlier["study"]["trials"], about["study"]["trials"]
@@ -92,14 +102,14 @@ class StudyJournal:
         The name is `errors/<job>-<attempt>.txt`; attempts are counted over all starts of the study.
         """
         folder = self.files.folder(ERRORS)
-        attempts = [int(name.removesuffix(".txt").rpartition("-")[2]) for name in folder.names(f"{job}-*.txt")]
-        name = f"{job}-{max(attempts, default=0) + 1}.txt"
+        found = [re.fullmatch(rf"{re.escape(job)}-(\d+)\.txt", name) for name in folder.names(f"{job}-*.txt")]
+        name = f"{job}-{max((int(attempt[1]) for attempt in found if attempt), default=0) + 1}.txt"
         folder.write(name, f"{text.rstrip()}\n".encode())
         return f"{ERRORS}/{name}"
 
     def is_idle(self) -> bool:
-        """Return True if no training was ever planned, and nothing broke: its traceback is kept."""
-        return all(stage == "smoke" for stage, _ in self._plans) and not self.files.folder(ERRORS).names("*")
+        """Return True if no training was ever planned; preflight checks may have been."""
+        return all(stage == "smoke" for stage, _ in self._plans)
 
     def remove(self) -> None:
         """Remove `FILES`, and the folder if nothing else is in it."""

@@ -6,6 +6,7 @@ The preflight checks (`smoke`) come first: a combination that cannot run must fa
 """
 
 import importlib.util
+import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,8 @@ PARTS = ("data", "method", "teacher", "student")
 MEMORY_PARTS = (*PARTS, "mixup", "r_drop", "optimizer", "ema", "precision")
 """The parts of a recipe whose options differ in memory: preflight checks measure each of their combinations, with the
 largest batch size."""
+OWN_PLACE = re.compile(r"recipe\.([a-z_]+(?:\.[a-z_]+)*): (.*)", re.DOTALL)
+"""A mistake of the user that names its own place in the recipe."""
 TEACHER_PARTS = ("data", "teacher", "student")
 """The parts of a recipe that decide which teacher is trained; its model may be the student's."""
 WITH_OUTCOME = ("train", "evaluate")
@@ -264,6 +267,9 @@ class Study:
         for job, values in zip(jobs, points, strict=True):
             end = self._ends.get(job.key)
             if end is not None and end["state"] == "broken":
+                if (mistake := OWN_PLACE.fullmatch(str(end["reason"]))) and not end.get("traceback"):
+                    problems += self.sweep.error(values, tuple(mistake[1].split(".")), mistake[2]).problems
+                    continue
                 what = f"{job.recipe.method.name} with student {job.recipe.student.model}"
                 what += f" and teacher {job.recipe.teacher.model}" if job.recipe.teacher else ""
                 text = f"{what} fails on its first batch: {end['reason']}{self._traceback_of(end)}"
@@ -309,7 +315,8 @@ class Study:
             else:
                 done = "evaluating the teacher" if job.kind == "evaluate" else f"training {job.recipe.student.model}"
                 what = "broke" if end["state"] == "broken" else "failed"
-                text = f"{done} {what}: {end['reason']}{self._traceback_of(end)}; "
+                reason = str(end["reason"]).replace("recipe.student", "recipe.teacher")  # it is its recipe's student
+                text = f"{done} {what}: {reason}{self._traceback_of(end)}; "
                 text += _advice([end])
                 problems += self.sweep.error(values, ("teacher",), text).problems
         if problems:
@@ -336,8 +343,7 @@ class Study:
         outcome, recipe = self._trial(job).outcome(), self._trial(job).recipe()
         assert outcome is not None
         assert outcome["best"] is not None
-        accuracy = outcome["best"]["val/accuracy"]
-        return accuracy, chance_remark(accuracy, recipe["data"] if recipe else {})
+        return outcome["best"]["val/accuracy"], chance_remark(outcome["best"], recipe["data"] if recipe else {})
 
     def _run_search(self, search: Search) -> TrainingStream:
         """Run a search's trials batch by batch, each suggested when the batch before it has ended (or one by one)."""

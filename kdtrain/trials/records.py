@@ -48,7 +48,7 @@ class TeacherReference(TypedDict, total=False):
 class DataSummary(TypedDict):
     """The data set of a training: its fingerprint and its numbers of classes and of images by split.
 
-    `val_most_frequent` is the number of validation images of their most frequent class.
+    `val_classes` is the number of classes that have validation images, `val_most_frequent` the images of the largest.
     """
 
     name: str
@@ -57,6 +57,7 @@ class DataSummary(TypedDict):
     train: int
     val: int
     test: int
+    val_classes: NotRequired[int]
     val_most_frequent: NotRequired[int]
 
 
@@ -254,14 +255,21 @@ class PlacedEvent(TypedDict):
     trials_at_once: int
 
 
-def chance_remark(accuracy: float, data: Mapping[str, Any]) -> str | None:
+def chance_remark(best: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
     """Return a remark on a network that has learned nothing, or None.
 
-    It has not if it names at most as many validation images rightly as their most frequent class has. `data` is a
-    DataSummary; those of earlier versions lack that number, and there is no remark.
+    It has not if it names at most as many validation images rightly as their most frequent class has, and if its mean
+    accuracy per class is no better either: between unequal classes a network may give up the most frequent one.
+
+    Args:
+        best: The metrics of the best epoch.
+        data: A DataSummary; those of earlier versions lack the counts, and there is no remark.
     """
     most, images = data.get("val_most_frequent"), data.get("val")
-    if most is None or not images or round(accuracy * images) > most:
+    if most is None or not images or round(best["val/accuracy"] * images) > most:
+        return None
+    mpa, classes = best.get("val/mpa"), data.get("val_classes")
+    if mpa is not None and classes and mpa * classes > 1 + 1e-6:
         return None
     return (
         f"not better than the most frequent class ({most / images:.2%} of the validation images): nothing was learned"

@@ -31,3 +31,16 @@ def test_a_network_that_is_not_above_the_most_frequent_class_has_learned_nothing
         f"Stage search: none of the 3 complete trials has learned: each is {CHANCE}.",
         f"Best 1: 1 of 2 runs are {CHANCE}.",
     ]
+
+
+def test_a_network_that_knows_the_rare_classes_has_learned_something(made_up: Callable[..., Any]) -> None:
+    made = made_up()
+    ids = [made.trial("search", number, [0.2]) for number in range(2)]
+    with_counts(made, *ids)
+    for trial_id, mpa in zip(ids, (0.5, 0.6), strict=True):
+        folder = made.store.trial(trial_id)
+        row = folder.recipe()
+        folder.write_recipe(row | {"data": row["data"] | {"val_classes": 2}})
+        outcome = folder.outcome()
+        folder.write_outcome(outcome | {"best": outcome["best"] | {"val/mpa": mpa}})
+    assert chance_remarks(read_study(made.folder)) == []

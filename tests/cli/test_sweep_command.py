@@ -153,6 +153,18 @@ def test_a_refused_first_start_removes_only_what_it_has_written(
     assert results.exists() == (bool(there) or at_url)
 
 
+@pytest.mark.parametrize("name", ["sweep.yaml", "report.md", "trials.csv", "best.yaml"])
+def test_files_of_somebody_else_are_not_overwritten_by_a_first_start(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, folder = sweep_file(tmp_path), tmp_path / "results" / "small"
+    folder.mkdir(parents=True)
+    (folder / name).write_text("mine")
+    assert main([str(file), "--results", str(tmp_path / "results")]) == 2
+    assert f"holds {name}, which no sweep has written" in capsys.readouterr().err
+    assert everything(tmp_path / "results") == {str(folder / name): b"mine"}
+
+
 @pytest.mark.parametrize("stem", ["..", ".", ".hidden", "ends.", "a b", "a*b", "ü", "trials", "x" * 201, "a\nb"])
 def test_a_name_that_is_no_folder_of_a_sweep_is_refused_and_the_folders_stay(
     stem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

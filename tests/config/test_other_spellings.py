@@ -30,7 +30,8 @@ def problem_of(value: Any, *path: str) -> str:
 SPELLINGS = [
     ([1, 2, 4], "{choice: [1, 2, 4]}"),
     ({"values": [1, 2, 4]}, "{choice: [1, 2, 4]}"),  # W&B
-    ({"min": 1, "max": 20}, "{int: [1, 20]}"),
+    ({"min": 1, "max": 20}, "{uniform: [1, 20]}, or {int: [1, 20]} for whole numbers"),
+    ({"low": 1, "high": 20, "log": True}, "{loguniform: [1, 20]}, or {logint: [1, 20]} for whole numbers"),
     ({"min": 1.0, "max": 20}, "{uniform: [1.0, 20]}"),
     ({"distribution": "log_uniform_values", "min": 1, "max": 20}, "{loguniform: [1, 20]}"),
     ({"distribution": "log_uniform", "min": -2, "max": 2}, "{loguniform: [0.135335, 7.38906]}"),

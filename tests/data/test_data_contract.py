@@ -63,6 +63,7 @@ def test_every_image_is_in_exactly_one_split(made: tuple[str, Path]) -> None:
     if isinstance(every[0], Path):
         assert sorted(every) == sorted(path for path in root.rglob("*") if path.suffix in (".png", ".jpg"))
     summary = {"name": made[0], "fingerprint": data.fingerprint, "classes": len(data.classes)}
+    summary["val_classes"] = len(set(data.val.labels.tolist()))
     summary["val_most_frequent"] = max(data.val.labels.tolist().count(label) for label in range(len(data.classes)))
     assert data.summary() == summary | dict(zip(("train", "val", "test"), sizes, strict=True))
 

@@ -1,6 +1,7 @@
 """image_folder: a user's own images, in every layout and with every mistake."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from kdtrain.data.base import Dataset
+from kdtrain.data.decoding import EXTENSIONS
 from kdtrain.data.notes import data_notes
 
 
@@ -196,12 +198,26 @@ def test_absent_parts_need_a_fraction_and_a_test_part_takes_none(flat: Path, tmp
     assert "remove the fraction" in refused(folder, test_fraction=0.2)
 
 
+def test_a_class_may_lack_images_for_validation_or_test_and_is_noted(tmp_path: Path) -> None:
+    folder = parts(tmp_path, "val", "test")
+    for image in (folder / "test" / "hound").iterdir():
+        image.unlink()
+    shutil.rmtree(folder / "val" / "cat")
+    notes = data_notes(data_of(folder), contents=False)
+    assert [note.partition("the ")[2] for note in notes] == [
+        "validation split has no image of 1 of 2 classes: cat", "test split has no image of 1 of 2 classes: hound",
+    ]  # fmt: skip
+
+
 def test_a_missing_class_an_empty_class_and_a_single_class_are_refused_with_the_folder(
     flat: Path, tmp_path: Path
 ) -> None:
     folder = parts(tmp_path, "test")
     (folder / "test" / "cat").rename(folder / "test" / "dog")
     assert refused(folder).startswith(f"recipe.data: {folder / 'test'} and {folder / 'train'} hold different")
+    shutil.rmtree(folder / "test" / "dog")
+    shutil.rmtree(folder / "test" / "hound")
+    assert refused(folder) == f"recipe.data: {folder / 'test'} holds no image ({', '.join(EXTENSIONS)})"
     for image in (flat / "cat").iterdir():
         image.unlink()
     assert refused(flat, test_fraction=0.2).startswith(f"recipe.data: {flat / 'cat'} holds no image (.apng")
@@ -212,7 +228,7 @@ def test_a_missing_class_an_empty_class_and_a_single_class_are_refused_with_the_
 @pytest.mark.parametrize(
     ("fractions", "split"),
     [({"val_fraction": 0.01, "test_fraction": 0.3}, "validation"), ({"test_fraction": 0.01}, "test"),
-     ({"val_fraction": 0.99, "test_fraction": 0.3}, "train")],
+     ({"val_fraction": 0.99, "test_fraction": 0.3}, "train"), ({"test_fraction": 0.999}, "train")],
 )  # fmt: skip
 def test_a_split_without_images_is_refused_by_name(flat: Path, fractions: dict[str, float], split: str) -> None:
     assert refused(flat, **fractions) == f"recipe.data: {flat} leaves no image for the {split} split"

@@ -3,6 +3,8 @@
 import argparse
 import datetime
 import io
+import math
+import os
 import pickle
 import re
 import sys
@@ -21,9 +23,11 @@ import timm
 import timm.utils
 import torch
 from made import config, made
+from runs import fresh_state
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision import models as torchvision_models
+from trainings import recipe
 
 from kdtrain.errors import UserError
 from kdtrain.models import weights as weights_module
@@ -270,6 +274,11 @@ def other_archive(folder: Path) -> Path:
     return folder / "model.npz"
 
 
+def pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
 def in_a_folder(folder: Path) -> Path:
     """As transformers lays a model out."""
     safetensors.torch.save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
@@ -288,6 +297,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "a plain pickle": (pickled, ("is pickled by another protocol than that of torch.save", ALONE)),
     "another archive": (other_archive, ("is no whole weights file", ALONE)),
     "a folder": (in_a_folder, ("is a folder; name a file of weights in it, such as ", "/model.safetensors")),
+    "a pipe": (pipe, ("is no regular file",)),
     "an empty dict": (lambda f: saved({}, f), ("holds no state_dict (names and tensors), but an empty dict", ALONE)),
     "numbers": (lambda f: saved({"epoch": np.float64(3)}, f), ("dict with epoch: an object that is no tensor", ALONE)),
 }  # fmt: skip
@@ -303,6 +313,22 @@ def test_what_is_no_weights_is_refused_with_the_remedy(case: str, tmp_path: Path
     for text in texts:
         assert text in str(caught.value)
     assert "this must not" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda value: value.to("meta"), "without values"),
+        (lambda value: value.to_sparse(), "sparse_coo for a dense tensor"),
+        (lambda value: torch.full_like(value, math.nan), "has weights that are NaN or infinite"),
+    ],
+)
+def test_weights_without_usable_numbers_are_refused_by_the_file(change: Any, text: str, tmp_path: Path) -> None:
+    network = fresh_state(recipe(student={"model": "lenet5_student"})).distiller.student
+    torch.save({name: change(value) for name, value in network.state_dict().items()}, tmp_path / "t.pth")
+    with pytest.raises(UserError, match=text) as caught:
+        load_whole_network(network, tmp_path / "t.pth", PLACE)
+    assert str(caught.value).startswith(f"{PLACE}: {tmp_path / 't.pth'}")
 
 
 def test_a_url_is_refused_with_the_remedy() -> None:

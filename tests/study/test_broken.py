@@ -183,14 +183,14 @@ def test_a_preflight_check_that_raises_keeps_its_traceback_and_a_mistake_is_not_
     study = open_study(sweep_file(tmp_path), tmp_path / "results")
     with pytest.raises(UserError, match=r"fails on its first batch: RuntimeError: no kernel \(traceback: .*smoke-0-3"):
         local.execute(study)
-    assert not study.journal.is_idle(), "its folder stays, for the traceback"
+    assert errors(study) == ["smoke-0-1.txt", "smoke-0-2.txt", "smoke-0-3.txt"]
 
     def mistake(*_: object) -> None:
         raise UserError("recipe.data: too small")
 
     monkeypatch.setattr(local, "smoke", mistake)
     study = open_study(sweep_file(tmp_path), tmp_path / "other")
-    with pytest.raises(UserError, match=r"fails on its first batch: recipe\.data: too small$"):
+    with pytest.raises(UserError, match=r"small.yaml:\d+: recipe\.data: too small$"):
         local.execute(study)
     assert errors(study) == []
     assert study.journal.is_idle()

@@ -327,7 +327,7 @@ def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tm
     safetensors.torch.save_file({"weight": torch.zeros(3)}, weights)
     teacher = {"teacher": {"model": "lenet5_teacher", "trained": str(weights)}}
     study = open_study(sweep_file(tmp_path, recipe=teacher), tmp_path / "results")
-    with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.method: kd with student lenet5_student and teacher"):
+    with pytest.raises(UserError, match=r"small.yaml:\d+: recipe.teacher.trained: .* does not fit lenet5_teacher"):
         execute(study)
     assert {row["stage"] for row in events(study)} == {"smoke"}
 

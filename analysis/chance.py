@@ -31,6 +31,7 @@ def chance_remarks(study: Study) -> list[str]:
 def _remarks(study: Study, trials: pd.DataFrame) -> list[str]:
     complete = complete_trials(trials, "val/accuracy")
     data = [study.recipes.get(trial_id, {}).get("data") or {} for trial_id in complete["trial_id"]]
-    best = complete[["val/accuracy", "val/mpa"]].astype(object).where(complete["val/mpa"].notna(), None)
-    told = map(chance_remark, best.to_dict("records"), data)
+    mpa = complete["val/mpa"].astype(object).where(complete["val/mpa"].notna(), None)
+    best = [{"val/accuracy": own, "val/mpa": mean} for own, mean in zip(complete["val/accuracy"], mpa, strict=True)]
+    told = map(chance_remark, best, data)
     return [remark for remark in told if remark is not None]

@@ -212,7 +212,7 @@ def _checked_recipe(located: Located, overrides: Sequence[str]) -> Recipe:
 def _name_problems(name: str) -> list[str]:
     rule = "the sweep's name (its file's, without .yaml) names its folder of results; it"
     if not NAME.fullmatch(name):
-        return [f"{rule} must consist of letters, digits, _, - and, inside, dots; got {format_value(name)}"]
+        return [f"{rule} may have letters, digits, _, -, and dots but not at its ends; got {format_value(name)}"]
     if len(name) > LONGEST_NAME:
         return [f"{rule} must have at most {LONGEST_NAME} characters, got {len(name)}"]
     if name == "trials":

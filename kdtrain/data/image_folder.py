@@ -92,7 +92,7 @@ class ImageFolder(DataConfig):
             limited(listing.labels, part[name], self.limit_per_class, self.split_seed)
             for name in ("train", "val", "test")
         ]
-        left_out = listing.left_out
+        left_out = [*listing.left_out]
         for entry in visible(folder) if folder not in folders.values() else ():
             if Path(entry) not in folders.values():
                 left_out += files_below(Path(entry)) if is_folder(entry) else [Path(entry)]

@@ -1,15 +1,15 @@
 """The memory that a piece of work needs, in the process and on its GPU, and what happens without enough of it."""
 
 import gc
-import platform
 import re
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from kdtrain.runtime.process import peak_memory_bytes, reset_peak_memory
 
 
 @dataclass
@@ -29,8 +29,7 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
     """Measure the peak while the context lasts; earlier work of the process leaves nothing in the GPU's number."""
     peak = PeakMemory()
     release_gpu_memory()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak_memory(device)
     try:
         yield peak
     finally:
@@ -83,4 +82,4 @@ def _own_peak_bytes() -> int:
         kib = dict(re.findall(r"^(VmHWM|RssFile):\s+(\d+) kB", status.read_text(), re.MULTILINE))
         if "VmHWM" in kib:
             return (int(kib["VmHWM"]) - int(kib.get("RssFile", 0))) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return peak_memory_bytes(torch.device("cpu"))

@@ -117,5 +117,10 @@ def sweep(setup: Setup, teacher_file: Path) -> dict[str, Any]:
         }
         for own in hyperparameters(setup.trials)
     ]
-    study = {"trials": setup.trials, "published": points, "confirm": {"best": 1, "seeds": 1}}
+    study = {
+        "trials": setup.trials,
+        "published": points,
+        "select": {"candidates": 2, "trainings": 4},
+        "confirm": {"seeds": 1},
+    }
     return {"recipe": recipe, "study": study}

@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 class Config(BaseModel):
     """Immutable settings that refuse unknown keys, values of another type, and NaN.
 
-    `renamed` has the new name of each key that earlier versions had.
+    `renamed` has the new name of each key that earlier versions had, `moved` the whole path if it stands elsewhere now.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
+    moved: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

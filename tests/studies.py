@@ -33,7 +33,8 @@ TREE: dict[str, Any] = {
         "sampler": {"name": "tpe", "startup_trials": 3},
         "pruner": {"name": "asha", "min_epochs": 2, "reduction": 2},
         "published": [{"method": {"balance": {"alpha": 0.5}}, "optimizer": {"lr": 0.01}}],
-        "confirm": {"best": 2, "seeds": 2},
+        "select": {"candidates": 2, "trainings": 4},
+        "confirm": {"seeds": 2},
         "batch": 2,
     },
 }

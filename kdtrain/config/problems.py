@@ -136,9 +136,11 @@ def _path_in_data(data: Any, loc: KeyPath) -> tuple[KeyPath, Any]:
 def _unknown_key(model: Model, data: Any, path: KeyPath, noun: str) -> str:
     options, node = _models_at(model, data, path[:-1])
     owner, key = _select_model(options, node), str(path[-1])
-    renamed = owner.renamed.get(key) if owner is not None and issubclass(owner, Config) else None
-    if renamed is not None:
-        return f"is now {dotted((*path[:-1], renamed))}"
+    if owner is not None and issubclass(owner, Config):
+        if key in owner.renamed:
+            return f"is now {dotted((*path[:-1], owner.renamed[key]))}"
+        if key in owner.moved:
+            return f"is now {owner.moved[key]}"
     known = list(owner.model_fields) if owner else []
     name = node.get("name") if "name" in known else None
     hint = nearest_hint(known, key) or f"; it has: {', '.join(known) or 'nothing'}"

@@ -1,6 +1,7 @@
 """The parts of a sweep file beside its recipe: `study:`, `resources:`, `report:`."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -55,12 +56,34 @@ class NoPruner(Config):
     name: Literal["none"]
 
 
+class Select(Config):
+    """A race over fresh seeds between the promising recipes of the search, and one between those of the baselines."""
+
+    candidates: Annotated[int, Field(ge=2, le=1_000)] = Field(
+        default=8, description="Number of the best trials that race; published points race too."
+    )
+    trainings: Annotated[int, Field(ge=4, le=MOST_TRIALS)] | None = Field(
+        default=None,
+        description="Maximum number of trainings of a race, at least 2 for each candidate. Default: half of `trials`,"
+        " but at least 3 for each candidate.",
+    )
+    best_of_each: str | None = Field(
+        default=None,
+        description="A choice of the recipe, such as student.model: its options are searched with equal numbers of"
+        " trials, and the best recipe of each is confirmed. Default: the choice of methods, if there is one.",
+    )
+    equal_trials: bool = Field(
+        default=True,
+        description="If true, each option of that choice gets the same number of trials. If false, the sampler chooses"
+        " the option of each trial.",
+    )
+
+
 class Confirm(Config):
     """The recipes that are trained again with fresh seeds, and read the test split once."""
 
-    best: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = Field(
-        default=2, description="Number of the best recipes, at most `trials`."
-    )
+    moved: ClassVar[Mapping[str, str]] = {"best": "study.select.candidates"}
+
     seeds: Annotated[int, Field(ge=1, le=1_000)] = Field(default=5, description="Number of trainings of each recipe.")
     published: bool = Field(default=True, description="If true, the published points are trained again too.")
 
@@ -81,6 +104,7 @@ class StudySettings(Config):
         description="Reference points: values of the recipe as a document reports them. They are the first trials and"
         " are never pruned.",
     )
+    select: Select = Select()
     confirm: Confirm = Confirm()
     seed: Annotated[int, Field(ge=0, lt=1_000_000)] = Field(
         default=0, description="Seed of the sampler and of every training of the search."

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdtrain.config.located import Located, apply_overrides, load_located, locate
 from kdtrain.config.parameter import Label, Parameter, Values, check_spaces, space_kind
-from kdtrain.config.problems import KeyPath, Problem, format_value, validate
+from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value, validate
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.reference_points import match_points
 from kdtrain.config.space import combinations, parameters, probe_points, resolve
@@ -75,6 +75,21 @@ class Sweep:
     def parameters(self) -> list[Parameter]:
         """Every searched hyperparameter, in the order of the file."""
         return parameters(self.tree)
+
+    @cached_property
+    def compared(self) -> Parameter | None:
+        """The choice whose options are compared with one another, or None.
+
+        It is that of `select.best_of_each`, else the choice of methods. The student alone has none if it does not share
+        the parameter.
+        """
+        named = self.study.select.best_of_each
+        names = ("method", "method.name") if named is None else (named,)
+        return next((each for each in self.parameters if each.name in names and each.kind == "choice"), None)
+
+    def option(self, values: Mapping[str, Label]) -> str | None:
+        """Return the label of the compared option to which values belong; None if no options are compared."""
+        return None if self.compared is None else format_unquoted(values[self.compared.name])
 
     def recipe_for(self, values: Mapping[str, Label], seed: int) -> Recipe:
         """Return the recipe at one point of the search space.

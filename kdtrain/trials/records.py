@@ -5,8 +5,9 @@
 <results>/trials/<trial_id>/outcome.json    Outcome
 <results>/<sweep>/study.json                StudyRecord
 <results>/<sweep>/record.jsonl              PlannedEvent, EndedEvent, and these, each with its `time`:
-                                             opened (command), placed (PlacedEvent), winner (candidate, baseline,
-                                             trial_id), finished, no_result (reason)
+                                             opened (command), placed (PlacedEvent), round (RoundEvent), selected
+                                             (SelectedEvent), winner (candidate, baseline, trial_id, confirmed),
+                                             finished, no_result (reason)
 <results>/<sweep>/errors/<job>-<attempt>.txt  the traceback of a job that broke
 
 Files written by an earlier version may lack keys that were added since, without a new schema number. Standard library
@@ -187,14 +188,20 @@ class StudyRecord(TypedDict):
 
 
 class TrialSource(TypedDict):
-    """The searched trial that a confirmed recipe was taken from."""
+    """The searched trial that a racing or a confirmed recipe was taken from."""
 
     stage: str
     number: int
 
 
 class PlannedEvent(TypedDict):
-    """A job was planned. The last five keys are those of confirmed candidates."""
+    """A job was planned. `candidate` to `source` are those of racing and confirmed recipes, `baseline` of confirmed
+    ones, `race` and `round` of racing ones.
+
+    A racing recipe's `candidate` is "published 1" or the searched trial, "search 12" or "baselines 3"; its `role` is
+    "candidate". A confirmed one's is "best", "best kd" (of an option), "published 1" or "baseline 1", its `role` the
+    first word.
+    """
 
     event: Literal["planned"]
     time: float
@@ -208,6 +215,66 @@ class PlannedEvent(TypedDict):
     seed: NotRequired[int]
     source: NotRequired[TrialSource]
     baseline: NotRequired[str | None]
+    race: NotRequired[str]
+    round: NotRequired[int]
+
+
+class Racer(TypedDict):
+    """A candidate of a race after a round.
+
+    `option` is that of the compared choice, or the baseline's student model; None if there is one group only.
+    `value` is the search's own objective, `seeds` the number of fresh seeds, `fresh` their mean objective (None before
+    the first), `mean` and `sd` are of the posterior, in the objective's unit. `dropped` is the round after which it
+    left the race, None if it has not; `diverged` says that a loss became non-finite.
+    """
+
+    candidate: str
+    option: str | None
+    trial_id: str
+    value: float
+    seeds: int
+    fresh: float | None
+    mean: float
+    sd: float
+    dropped: int | None
+    diverged: bool
+
+
+class RoundEvent(TypedDict):
+    """A round of a race has ended. The standard deviations are those between recipes and of the residual.
+
+    `race` is "search", "baselines", or "baselines <student model>". `spent` counts the trainings so far, of at most
+    `trainings`.
+    """
+
+    event: Literal["round"]
+    time: float
+    race: str
+    round: int
+    racers: list[Racer]
+    between_sd: float
+    residual_sd: float
+    spent: int
+    trainings: int
+
+
+class SelectedEvent(TypedDict):
+    """A race has ended: its winner, the leader of each option, and each candidate's probability of being the best.
+
+    `reason` says why there was no race: one complete trial. `without` names the options that have no complete trial.
+    """
+
+    event: Literal["selected"]
+    time: float
+    race: str
+    winner: str
+    leaders: dict[str, str]
+    probabilities: dict[str, float]
+    rounds: int
+    spent: int
+    trainings: int
+    reason: str | None
+    without: list[str]
 
 
 class MemoryRecord(TypedDict):

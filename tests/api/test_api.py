@@ -27,7 +27,13 @@ from trainings import KD, recipe, timeless
 import kdtrain as kd
 from kdtrain.cli.main import main as command
 
-SMALL = {"trials": 3, "pruner": None, "published": None, "confirm": {"best": 1, "seeds": 2}}
+SMALL = {
+    "trials": 3,
+    "pruner": None,
+    "published": None,
+    "select": {"candidates": 2, "trainings": 4},
+    "confirm": {"seeds": 2},
+}
 
 OURS = ("RAY", "TUNE", "GLIBC", "PYTHON", "KDTRAIN", "OMP", "CUDA")
 """Environment variables that a run sets; OpenCV and threadpoolctl set others when they are imported."""

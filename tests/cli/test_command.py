@@ -142,7 +142,12 @@ def test_a_wheel_away_from_the_clone_runs_an_example_to_its_report(tmp_path: Pat
 
     command = tmp_path / "venv" / "bin" / "kdtrain"
     (tmp_path / "my.yaml").write_text(run(command, "example", "digits_kd"))
-    small = ["recipe.epochs=2", "recipe.teacher.epochs=2", "study.pruner={name: none}", "study.confirm.best=1"]
+    small = [
+        "recipe.epochs=2",
+        "recipe.teacher.epochs=2",
+        "study.pruner={name: none}",
+        "study.select={candidates: 2, trainings: 4}",
+    ]
     small += ["study.confirm.seeds=2", "study.sampler.startup_trials=2"]
     options = [word for setting in small for word in ("--set", setting)]
     assert "my.yaml: valid" in run(command, "check", "my.yaml")

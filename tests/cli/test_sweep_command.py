@@ -228,7 +228,13 @@ WHOLE_MAPS = {
 
 def shared(folder: Path, recipe: dict[str, Any], **resources: Any) -> cost.Sharing:
     """What the trials of a sweep share on 150 images of ten classes."""
-    study = {"published": None, "trials": 2, "pruner": None, "confirm": {"best": 1, "seeds": 2}}
+    study = {
+        "published": None,
+        "trials": 2,
+        "pruner": None,
+        "select": {"candidates": 2, "trainings": 4},
+        "confirm": {"seeds": 2},
+    }
     return cost.sharing(load_sweep(sweep_file(folder, recipe=recipe, study=study, resources=resources)), 150, 10)
 
 

@@ -48,7 +48,8 @@ recipe:
 study:
   trials: TRIALS
   sampler: {name: tpe, startup_trials: 3}
-  confirm: {best: 1, seeds: 2}
+  select: {candidates: 2, trainings: 4}
+  confirm: {seeds: 2}
   batch: 4
 resources: {workers: WORKERS}
 """

@@ -77,8 +77,15 @@ def test_trials_share_gpus_as_measured_and_one_that_runs_out_of_memory_runs_once
     tmp_path: Path, two_gpus: None
 ) -> None:
     """24 GiB for trials that need 1.25 * 8 + 1 = 11: two on each GPU."""
-    confirm = {"best": 1, "seeds": 1, "published": False}
-    options = {"trials": 4, "batch": 4, "published": None, "pruner": None, "confirm": confirm}
+    confirm = {"seeds": 1, "published": False}
+    options = {
+        "trials": 4,
+        "batch": 4,
+        "published": None,
+        "pruner": None,
+        "select": {"candidates": 2, "trainings": 4},
+        "confirm": confirm,
+    }
     file = sweep_file(tmp_path, recipe={"epochs": 1}, study=options)
     study = open_study(file, tmp_path / "results")
     jobs = tmp_path / "jobs"

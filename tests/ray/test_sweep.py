@@ -38,7 +38,8 @@ study:
   trials: 8
   sampler: {name: tpe, startup_trials: 3}
   pruner: {name: asha, min_epochs: 2, reduction: 2}
-  confirm: {best: 1, seeds: 3}
+  select: {candidates: 2, trainings: 4}
+  confirm: {seeds: 3}
   batch: 4
 """
 TIMES = "## Cost and versions"

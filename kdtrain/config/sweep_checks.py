@@ -13,8 +13,9 @@ from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
 from kdtrain.config.recipe import INHERITED, Recipe, names_finished, teacher_recipe
+from kdtrain.config.search_settings import GridSampler, NoPruner
 from kdtrain.config.space import grid_size, parameters, probe_points, resolve
-from kdtrain.config.study_settings import GridSampler, NoPruner, Report, StudySettings
+from kdtrain.config.study_settings import Report, StudySettings
 
 
 def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheriting: bool) -> list[Problem]:

@@ -5,7 +5,6 @@ is a function of the trial's own epochs and of earlier batches. So a search can 
 any kill, and the order in which the trials of a batch finish changes nothing.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +16,11 @@ from optuna.trial import FrozenTrial, TrialState
 from kdtrain.config import space
 from kdtrain.config.parameter import Values
 from kdtrain.config.recipe import Recipe
-from kdtrain.config.study_settings import GridSampler, Tpe
+from kdtrain.config.search_settings import GridSampler
 from kdtrain.config.sweep import Sweep
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.folder import Row
+from kdtrain.study.optuna_parts import build_pruner, build_sampler
 from kdtrain.trials.objectives import HIGHER_IS_BETTER
 from kdtrain.trials.records import EpochRow
 
@@ -80,7 +80,10 @@ class Search:
             return first[number]
         if isinstance(self.sweep.study.sampler, GridSampler):
             return space.grid(self.sweep.tree, self.sweep.study.sampler.points)[number - len(first)]
-        study = self._study(self._finished_before(number), self._sampler(number))
+        study = self._study(
+            self._finished_before(number),
+            build_sampler(self.sweep.study.sampler, stream(self.sweep.study.seed, self.stage, number) % 2**32),
+        )
         start = self.batch_of(number).start
         for other, values in sorted(self.planned.items()):
             if other < number and (other >= start or other not in self._finished):
@@ -147,7 +150,9 @@ class Search:
         maximize = HIGHER_IS_BETTER[self.sweep.study.objective]
         direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
         with _quiet_optuna():  # it logs a line for each study, and each decision makes one
-            study = optuna.create_study(sampler=sampler, pruner=self._pruner(), direction=direction)
+            study = optuna.create_study(
+                sampler=sampler, pruner=build_pruner(self.sweep.study.pruner), direction=direction
+            )
         study.add_trials(trials)
         return study
 
@@ -162,25 +167,6 @@ class Search:
             intermediate_values=reported,
             system_attrs=rungs,
         )
-
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        seed = stream(self.sweep.study.seed, self.stage, number) % 2**32
-        sampler = self.sweep.study.sampler
-        if not isinstance(sampler, Tpe):
-            return optuna.samplers.RandomSampler(seed=seed)
-        with warnings.catch_warnings():  # `group`, which conditional spaces need, has been experimental since 2021
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=sampler.startup_trials, multivariate=True, group=True
-            )
-
-    def _pruner(self) -> optuna.pruners.BasePruner:
-        pruner = self.sweep.study.pruner
-        if pruner.name == "asha":
-            return optuna.pruners.SuccessiveHalvingPruner(pruner.min_epochs, pruner.reduction)
-        if pruner.name == "median":
-            return optuna.pruners.MedianPruner(pruner.startup_trials, n_warmup_steps=pruner.min_epochs)
-        return optuna.pruners.NopPruner()
 
 
 @contextmanager

@@ -91,7 +91,13 @@ def test_confirming_seeds_are_disjoint_from_the_search_and_alike_for_every_candi
 
 
 def test_test_split_is_read_by_confirming_runs_and_teachers_only(finished: Study) -> None:
-    for stage, reads in [("teacher", True), ("baselines", False), ("search", False), ("select", False), ("confirm", True)]:
+    for stage, reads in [
+        ("teacher", True),
+        ("baselines", False),
+        ("search", False),
+        ("select", False),
+        ("confirm", True),
+    ]:
         assert all((row["test"] is not None) == reads for row in outcomes(finished, stage)), stage
         for row in plans(finished, stage):
             folder = finished.workspace.store.trial(row["trial_id"])

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kdtrain.config import space
 from kdtrain.config.parameter import Values
 from kdtrain.config.recipe import Recipe
-from kdtrain.config.search_settings import GridSampler
+from kdtrain.config.search_settings import GridSampler, step_of
 from kdtrain.config.sweep import Sweep
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.folder import Row
@@ -82,7 +82,7 @@ class Search:
             return space.grid(self.sweep.tree, self.sweep.study.sampler.points)[number - len(first)]
         study = self._study(
             self._finished_before(number),
-            build_sampler(self.sweep.study.sampler, stream(self.sweep.study.seed, self.stage, number) % 2**32),
+            build_sampler(self.sweep, stream(self.sweep.study.seed, self.stage, number) % 2**32),
         )
         start = self.batch_of(number).start
         for other, values in sorted(self.planned.items()):
@@ -104,7 +104,7 @@ class Search:
         for row in rows:
             if running.stop is None and row["epoch"] > running.epoch:
                 running.epoch = row["epoch"]
-                running.stop = running.epoch if self._report(running.trial, row) else None
+                running.stop = running.epoch if self._report(number, running.trial, row) else None
         return running.stop
 
     def tell(self, number: int, state: str, value: float | None, rows: Sequence[EpochRow]) -> None:
@@ -132,9 +132,9 @@ class Search:
     def _as_finished(self, number: int, state: str, value: float | None, rows: Sequence[EpochRow]) -> FrozenTrial:
         trial = self._trial_to_prune(number)
         for row in rows:
-            self._report(trial, row)
+            self._report(number, trial, row)
         rungs = trial.study.get_trials(deepcopy=False)[-1].system_attrs
-        reported = {int(row["epoch"]): float(row[self.sweep.study.objective]) for row in rows}
+        reported = trial.study.get_trials(deepcopy=False)[-1].intermediate_values
         own = value if state == "complete" else None
         return self._frozen(self.planned[number], STATES[state], own, reported, dict(rungs))
 
@@ -142,17 +142,17 @@ class Search:
         """Return a new Optuna trial beside those that this trial is compared with for pruning."""
         return self._study(self._finished_before(number), optuna.samplers.RandomSampler(seed=0)).ask()
 
-    def _report(self, trial: optuna.Trial, row: EpochRow) -> bool:
-        trial.report(float(row[self.sweep.study.objective]), int(row["epoch"]))
+    def _report(self, number: int, trial: optuna.Trial, row: EpochRow) -> bool:
+        epochs = space.resolve(self.sweep.tree, self.planned[number]).tree["epochs"]
+        step = step_of(self.sweep.study.pruner, row["epoch"], epochs)
+        trial.report(float(row[self.sweep.study.objective]), step)
         return trial.should_prune()
 
     def _study(self, trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         maximize = HIGHER_IS_BETTER[self.sweep.study.objective]
         direction = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
         with _quiet_optuna():  # it logs a line for each study, and each decision makes one
-            study = optuna.create_study(
-                sampler=sampler, pruner=build_pruner(self.sweep.study.pruner), direction=direction
-            )
+            study = optuna.create_study(sampler=sampler, pruner=build_pruner(self.sweep), direction=direction)
         study.add_trials(trials)
         return study
 

@@ -46,7 +46,8 @@ def longest_training(tree: dict[str, Any]) -> int:
 def compared_choice(select: Select, searched: Sequence[Parameter]) -> Parameter | None:
     """Return the choice whose options are compared with one another, or None."""
     names = ("method", "method.name") if select.best_of_each is None else (select.best_of_each,)
-    return next((each for each in searched if each.name in names and each.kind == "choice"), None)
+    choices = [each for each in searched if each.kind == "choice" and not each.conditions]
+    return next((each for each in choices if each.name in names), None)
 
 
 def fixed_choices(select: Select, searched: Sequence[Parameter]) -> list[dict[str, Label]]:

@@ -86,6 +86,11 @@ class Sweep:
         """
         return compared_choice(self.study.select, self.parameters)
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The labels of the compared options."""
+        return () if self.compared is None else tuple(map(format_unquoted, self.compared.labels))
+
     def option(self, values: Mapping[str, Label]) -> str | None:
         """Return the label of the compared option to which values belong; None if no options are compared."""
         return None if self.compared is None else format_unquoted(values[self.compared.name])

@@ -1,6 +1,7 @@
 """Checks of a study's sampler and pruner against its search space, and of classes of the user's own."""
 
 import importlib.util
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,15 @@ GIVEN = {"seed": 0}
 def own_class(part: Own, folders: tuple[Path, ...]) -> type:
     """Return the class that a sampler or a pruner names; ValueError with a sentence if there is none."""
     return _loaded(part.name, isinstance(part, OwnSampler), folders)
+
+
+def construct(part: Own, folders: tuple[Path, ...], **given: Any) -> Any:
+    """Return an instance of the class that a sampler or a pruner names, without Optuna's warnings of experiments."""
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return own_class(part, folders)(**part.arguments, **given)
 
 
 def folders_of(located: Located) -> tuple[Path, ...]:
@@ -110,7 +120,7 @@ def _own_problems(part: Own, place: KeyPath, folders: tuple[Path, ...], given: d
     yield from (Problem((*place, key), text) for key, text in wrong)
     if not wrong:
         try:
-            found(**part.arguments, **given)
+            construct(part, folders, **given)
         except Exception as error:
             yield Problem(place, f"{found.__name__} refuses its arguments: {error_text(error)}")
 

@@ -9,7 +9,10 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from kdtrain.base_config import Config, Count, NonNegativeInt
 from kdtrain.config.parameter import Label, Parameter
 
-CLASS_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+WORD = "[A-Za-z_][A-Za-z0-9_]*"
+CLASS_NAME = re.compile(rf"{WORD}(\.{WORD})*:{WORD}")
+BY_NAME, BY_CLASS = "by name", "module:Class"
+"""The two ways in which a sampler or a pruner is named."""
 STEPS_OF_A_TRAINING = 1_000_000
 """What a whole training counts to a pruner whose rungs are shares."""
 
@@ -86,8 +89,7 @@ class Own(Config):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(
-        description="module:Class",
-        json_schema_extra={"pattern": f"^{CLASS_NAME.pattern}$".replace(r"\w", "[A-Za-z0-9_]")},
+        description="module:Class", examples=[BY_CLASS], json_schema_extra={"pattern": f"^{CLASS_NAME.pattern}$"}
     )
 
     @field_validator("name")
@@ -237,9 +239,6 @@ class NoPruner(Config):
     """No pruning: every trial trains for all its epochs."""
 
     name: Literal["none"]
-
-
-BY_NAME, BY_CLASS = "by name", "module:Class"
 
 
 def _kind(written: Any) -> str:

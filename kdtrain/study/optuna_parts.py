@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from kdtrain.config.parameter import Label
-from kdtrain.config.search_checks import folders_of, longest_training, own_class
+from kdtrain.config.search_checks import construct, folders_of, longest_training
 from kdtrain.config.search_settings import (
     STEPS_OF_A_TRAINING,
     Asha,
@@ -81,9 +81,7 @@ def build_sampler(sweep: Sweep, seed: int, fixed: Mapping[str, Label] | None = N
                 warn_independent_sampling=False,
             )
         if isinstance(sampler, Own):
-            own: optuna.samplers.BaseSampler = own_class(sampler, folders_of(sweep.located))(
-                **sampler.arguments, seed=seed
-            )
+            own: optuna.samplers.BaseSampler = construct(sampler, folders_of(sweep.located), seed=seed)
             return own
     return optuna.samplers.RandomSampler(seed=seed)
 
@@ -103,9 +101,8 @@ def build_pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
             pruner.percentile, pruner.startup_trials, n_warmup_steps=pruner.first_step
         )
     if isinstance(pruner, Own):
-        with experimental_allowed():
-            own: optuna.pruners.BasePruner = own_class(pruner, folders_of(sweep.located))(**pruner.arguments)
-            return own
+        own: optuna.pruners.BasePruner = construct(pruner, folders_of(sweep.located))
+        return own
     return optuna.pruners.NopPruner()
 
 

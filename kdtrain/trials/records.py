@@ -172,7 +172,8 @@ class WeightsTaken(TypedDict):
 class StudyRecord(TypedDict):
     """study.json: what a study searches.
 
-    `models` are the networks that it can reach, by name; `data_notes` is what the owner of the images should know.
+    `models` are the networks that it can reach, by name; `data_notes` is what the owner of the images should know,
+    `sampler_notes` what sampler and pruner do not do. `own_code` has the digest of each module of the user's own.
     """
 
     schema: NotRequired[int]
@@ -187,6 +188,8 @@ class StudyRecord(TypedDict):
     models: dict[str, NetworkSize]
     weights: NotRequired[list[WeightsTaken]]
     data_notes: NotRequired[list[str]]
+    sampler_notes: NotRequired[list[str]]
+    own_code: NotRequired[dict[str, str]]
 
 
 class TrialSource(TypedDict):

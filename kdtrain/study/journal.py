@@ -125,6 +125,10 @@ class StudyJournal:
         """Return the distinct trial ids of all planned jobs."""
         return list(dict.fromkeys(row["trial_id"] for row in self._plans.values() if row["trial_id"] is not None))
 
+    def end(self, stage: str, number: int) -> EndedEvent | None:
+        """Return the newest "ended" event of a job, or None."""
+        return self._ends.get((stage, number))
+
     def ends(self, stage: str) -> dict[int, EndedEvent]:
         """Return the newest "ended" event of each job of a stage, by number."""
         return {number: row for (own, number), row in self._ends.items() if own == stage}

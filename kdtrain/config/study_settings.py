@@ -10,6 +10,8 @@ from kdtrain.config.recipe import Objective
 from kdtrain.config.search_settings import Asha, GridSampler, Median, NoPruner, RandomSampler, Tpe
 
 MOST_TRIALS = 1_000_000
+AT_LEAST_OF_EACH = 2
+"""Candidates of each compared option, if so many of its trials are complete, and trainings of each candidate."""
 
 
 class Select(Config):
@@ -73,6 +75,11 @@ class StudySettings(Config):
     batch: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = Field(
         default=4, description="Number of suggestions that are made at once, with order batches."
     )
+
+    def most_candidates(self, options: int) -> int:
+        """Return the upper bound of the number of candidates of a race, if so many options are compared."""
+        of_others = AT_LEAST_OF_EACH * max(0, options - 1)
+        return min(self.trials, self.select.candidates + len(self.published) + of_others)
 
     @model_validator(mode="after")
     def _batch_only_with_batches(self) -> Self:

@@ -85,7 +85,13 @@ class Sweep:
         """
         named = self.study.select.best_of_each
         names = ("method", "method.name") if named is None else (named,)
-        return next((each for each in self.parameters if each.name in names and each.kind == "choice"), None)
+        choices = [each for each in self.parameters if each.kind == "choice" and not each.conditions]
+        return next((each for each in choices if each.name in names), None)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The labels of the compared options."""
+        return () if self.compared is None else tuple(map(format_unquoted, self.compared.labels))
 
     def option(self, values: Mapping[str, Label]) -> str | None:
         """Return the label of the compared option to which values belong; None if no options are compared."""

@@ -15,7 +15,7 @@ from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, vali
 from kdtrain.config.recipe import INHERITED, Recipe, names_finished, teacher_recipe
 from kdtrain.config.search_settings import GridSampler, NoPruner
 from kdtrain.config.space import grid_size, parameters, probe_points, resolve
-from kdtrain.config.study_settings import Report, StudySettings
+from kdtrain.config.study_settings import AT_LEAST_OF_EACH, Report, StudySettings
 
 
 def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheriting: bool) -> list[Problem]:
@@ -65,9 +65,7 @@ def study_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Probl
     if len(study.published) > study.trials:
         count = len(study.published)
         yield Problem(trials, f"must be >= {count}, the number of published points, got {study.trials}")
-    if "best" in study.confirm.model_fields_set and study.confirm.best > study.trials:
-        text = f"must be <= {study.trials}, the number of trials, got {study.confirm.best}"
-        yield Problem(("study", "confirm", "best"), text)
+    yield from _select_problems(study, searched)
     if not searched and study.trials > 1:
         yield Problem(trials, f"must be 1: recipe has no search space, so all trials are equal, got {study.trials}")
     if isinstance(study.sampler, GridSampler) and searched:
@@ -82,6 +80,33 @@ def study_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Probl
         if study.trials > size + first:
             more = f" and {first} published" if first else ""
             yield Problem(trials, f"must be <= {size + first}: the grid has {size} points{more}, got {study.trials}")
+
+
+def _select_problems(study: StudySettings, searched: Sequence[Parameter]) -> Iterator[Problem]:
+    """Yield the settings of the stage select that cannot be carried out, or change nothing."""
+    select, place = study.select, ("study", "select")
+    choices = [parameter for parameter in searched if parameter.kind == "choice" and not parameter.conditions]
+    names = ("method", "method.name") if select.best_of_each is None else (select.best_of_each,)
+    compared = next((parameter for parameter in choices if parameter.name in names), None)
+    if compared is None and select.best_of_each is not None:
+        known = ", ".join(parameter.name for parameter in choices) or "there is none"
+        text = f"must be a choice that every trial has ({known}), got {format_value(select.best_of_each)}"
+        yield Problem((*place, "best_of_each"), text)
+        return
+    options = 0 if compared is None else len(compared.labels)
+    if compared is None and "equal_trials" in select.model_fields_set:
+        text = "has no effect: no options are compared; remove it, or name a choice with best_of_each"
+        yield Problem((*place, "equal_trials"), text)
+    if compared is not None and select.equal_trials and study.trials < options:
+        text = f"must be >= {options}, the number of options of {compared.name} that are compared, got {study.trials}"
+        yield Problem(("study", "trials"), text)
+    candidates = study.most_candidates(options)
+    if select.trainings is not None and select.trainings < AT_LEAST_OF_EACH * candidates:
+        least = AT_LEAST_OF_EACH * candidates
+        text = (
+            f"must be >= {least}, {AT_LEAST_OF_EACH} for each of up to {candidates} candidates, got {select.trainings}"
+        )
+        yield Problem((*place, "trainings"), text)
 
 
 def report_problems(report: Report, tree: dict[str, Any]) -> Iterator[Problem]:

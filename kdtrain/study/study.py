@@ -1,115 +1,47 @@
-"""The stages of one sweep, in order: smoke, teacher, baselines, search, confirm, pictures.
+"""The stages of one sweep, in order: smoke, teacher, baselines, search, select, confirm, pictures.
 
 A Study hands out jobs, and an executor carries them out. The outcomes in the store decide what is left to do: a job
-that has an outcome is never run again, so a study that was cut off continues when it is opened again.
-The preflight checks (`smoke`) come first: a combination that cannot run must fail before any long training.
+that has an outcome is never run again, so a study that was cut off continues when it is opened again. The stages
+themselves stand in `smoke`, `teachers`, `select` and `confirm`, the searches here.
 """
 
-import importlib.util
-import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-from kdtrain.config import space
 from kdtrain.config.parameter import Values
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult, UserError
-from kdtrain.models.config import WeightsFile
 from kdtrain.storage.folder import Row
-from kdtrain.study.description import recipe_yaml, weights_remark
+from kdtrain.study.confirm import confirm, draw_pictures, fix_winner, read_test
+from kdtrain.study.description import weights_remark
+from kdtrain.study.jobs import WITH_OUTCOME, Broken, Job, JobStream, advice
 from kdtrain.study.journal import ERRORS, StudyJournal
 from kdtrain.study.search import Search
-from kdtrain.study.selection import (
-    Candidate,
-    SearchedTrial,
-    choose_candidates,
-    choose_winner,
-    compared_recipes,
-    mean_objectives,
-)
+from kdtrain.study.select import select
+from kdtrain.study.selection import SearchedTrial
+from kdtrain.study.smoke import run_smoke
+from kdtrain.study.teachers import train_teachers
 from kdtrain.trials.objectives import HIGHER_IS_BETTER, ranking_key
 from kdtrain.trials.outcome import best_epoch, outcome_row, require_own_workers
-from kdtrain.trials.records import EndedEvent, EpochRow, JobEnd, MemoryRecord, chance_remark
+from kdtrain.trials.records import STAGES, EndedEvent, EpochRow, JobEnd, MemoryRecord, chance_remark
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
-FIRST_CONFIRMING_SEED = 1_000_000
-"""Seeds of the search lie below it. Each study seed has 1,000 confirming seeds from it on, so no seed that has chosen
-a recipe also confirms one."""
-TESTED_TOGETHER = 4
-"""Trainings whose test split one job reads: few, so that jobs share the work, but more than one, because a job on
-several workers takes ten seconds to start."""
 REASONS_SHOWN = 3
-PICTURES = "pictures.npz"
 STARTING = "starting"
-PARTS = ("data", "method", "teacher", "student")
-"""The parts of a recipe that must fit together: preflight checks try each of their combinations."""
-MEMORY_PARTS = (*PARTS, "mixup", "r_drop", "optimizer", "ema", "precision")
-"""The parts of a recipe whose options differ in memory: preflight checks measure each of their combinations, with the
-largest batch size."""
-OWN_PLACE = re.compile(r"recipe\.([a-z_]+(?:\.[a-z_]+)*): (.*)", re.DOTALL)
-"""A mistake of the user that names its own place in the recipe."""
-TEACHER_PARTS = ("data", "teacher", "student")
-"""The parts of a recipe that decide which teacher is trained; its model may be the student's."""
-WITH_OUTCOME = ("train", "evaluate")
-"""The kinds of jobs whose outcome the store has."""
-JobStream = Generator["Job | None", None, None]
-TrainingStream = Generator["Job | None", None, "list[Job]"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A unit of work for an executor: "smoke", "train", "evaluate" (a finished teacher), "test" or "pictures".
-
-    A `final` training keeps its weights. `trained` are the recipes whose test split is read, or that are shown side by
-    side; `recipe` is then the winner's. `details` join the job's "planned" event. A job that ran out of a GPU's memory
-    is handed out again as `alone`: no other job may use its GPU meanwhile.
-    """
-
-    stage: str
-    number: int
-    recipe: Recipe
-    trial_id: str
-    kind: str = "train"
-    final: bool = False
-    prunable: bool = False
-    trained: tuple[Recipe, ...] = ()
-    alone: bool = False
-    details: Row = field(default_factory=dict, compare=False)
-
-    @property
-    def key(self) -> str:
-        """The job's name in its study, such as "search-3"."""
-        return f"{self.stage}-{self.number}"
-
-    @property
-    def about(self) -> Row:
-        """The fields that every journal event of this job has."""
-        return {"stage": self.stage, "number": self.number, "trial_id": self.trial_id}
-
-
-@dataclass(frozen=True)
-class Broken:
-    """Why a job broke: anything but an outcome of its recipe, such as a bug, a full disk or a killed process.
-
-    `traceback` is None if the process ended without one, or if the reason is a mistake of the user (`users`).
-    """
-
-    reason: str
-    traceback: str | None = None
-    out_of_memory: bool = False
-    users: bool = False
 
 
 class Study:
     """A sweep that is carried out in a folder of results."""
 
-    def __init__(self, sweep: Sweep, workspace: Workspace, journal: StudyJournal) -> None:
-        self.sweep, self.workspace, self.journal = sweep, workspace, journal
+    def __init__(self, sweep: Sweep, workspace: Workspace, journal: StudyJournal, only: str | None = None) -> None:
+        """Take a sweep; with `only`, one of STAGES, the study does what is missing of that stage, and nothing else."""
+        self.sweep, self.workspace, self.journal, self.only = sweep, workspace, journal, only
+        self._earlier_stages = STAGES[1 : STAGES.index(only)] if only in STAGES[1:] else ()
         self.search = Search("search", sweep)
         self.baselines = Search("baselines", sweep.baseline())
         self.stage, self.stage_size = STARTING, 0
@@ -122,7 +54,7 @@ class Study:
         self._again: list[Job] = []  # jobs that broke and are handed out once more
         self._breaks: Counter[str] = Counter()  # by job, in this start
         self._memory: dict[str, MemoryRecord] = {}  # by job
-        self._ends: dict[str, JobEnd] = {}
+        self.ends: dict[str, JobEnd] = {}
         self.remarks: list[str] = []  # sentences for the terminal, each as soon as it is known
         self._stages = self._run_stages()
         self._first: Job | None = None  # taken by `begin`
@@ -161,16 +93,27 @@ class Study:
     def _all_stages(self) -> JobStream:
         about = self.journal.study_record()
         self.remarks += map(weights_remark, about.get("weights", []) if about else [])
-        yield from self._smoke()
-        teachers = yield from self._train_teachers()
+        yield from run_smoke(self)
+        if self.only == "smoke":
+            return
+        teachers = yield from train_teachers(self)
+        if self.only == "teacher":
+            return
         alone = yield from self._run_search(self.baselines)
+        if self.only == "baselines":
+            return
         searched = yield from self._run_search(self.search)
-        candidates = self._choose_candidates(searched, alone)
-        runs = yield from self._confirm(candidates)
-        means = mean_objectives({key: [self._ends[job.key]["value"] for job in own] for key, own in runs.items()})
-        winner = self._choose_winner(candidates, runs, means)
-        yield from self._read_test(teachers, [job for own in runs.values() for job in own])
-        yield from self._draw_pictures(winner, runs, means)
+        if self.only == "search":
+            return
+        selection = yield from select(self, searched, alone)
+        candidates = fix_winner(self, selection, searched, alone)
+        if self.only == "select":
+            return
+        runs = yield from confirm(self, candidates)
+        yield from read_test(self, teachers, runs)
+        if self.only == "confirm":
+            return
+        yield from draw_pictures(self, runs)
         self.workspace.store.remove_leftovers(self.journal.trial_ids())
         self.journal.append_once("finished")
 
@@ -230,7 +173,7 @@ class Study:
 
     def broken_jobs(self) -> str | None:
         """Return a sentence about the jobs of this start that broke, or None."""
-        broken = {key: end for key, end in self._ends.items() if end["state"] == "broken"}
+        broken = {key: end for key, end in self.ends.items() if end["state"] == "broken"}
         if not broken:
             return None
         return f"broken: {', '.join(broken)}; the same command tries them again{self._tracebacks(broken.values())}"
@@ -245,107 +188,30 @@ class Study:
     def progress(self) -> Row:
         """Return the stage, its number of jobs by state, and the best objective of the search so far, for a display."""
         # copies, because a display reads them in a thread of its own
-        ends = [end["state"] for key, end in list(self._ends.items()) if key.rpartition("-")[0] == self.stage]
+        ends = [end["state"] for key, end in list(self.ends.items()) if key.rpartition("-")[0] == self.stage]
         counts = {state: ends.count(state) for state in ("complete", "pruned", "failed", "broken")}
         running = sum(job.stage == self.stage for job in list(self._running.values()))
-        best = (max if self._maximize else min)(list(self.search.values.values()), default=None)
+        best = (max if self.maximize else min)(list(self.search.values.values()), default=None)
         return {"stage": self.stage, "of": self.stage_size, "running": running, "best": best, **counts}
 
-    # stages
+    # for the stages
 
-    def _smoke(self) -> JobStream:
-        """Try a real batch of every combination of the parts that must fit together, and measure the memory."""
-        points = preflight_points(self.sweep)
-        recipes = [self.sweep.recipe_for(values, self.sweep.study.seed) for values in points]
-        jobs = [
-            self._job("smoke", number, recipe, values, kind="smoke")
-            for number, (recipe, values) in enumerate(zip(recipes, points, strict=True))
-        ]
-        passed = self._passed_checks()
-        yield from self._run_stage([job for job in jobs if job.trial_id not in passed])
-        problems: list[str] = []
-        for job, values in zip(jobs, points, strict=True):
-            end = self._ends.get(job.key)
-            if end is not None and end["state"] == "broken":
-                if (mistake := OWN_PLACE.fullmatch(str(end["reason"]))) and not end.get("traceback"):
-                    problems += self.sweep.error(values, tuple(mistake[1].split(".")), mistake[2]).problems
-                    continue
-                what = f"{job.recipe.method.name} with student {job.recipe.student.model}"
-                what += f" and teacher {job.recipe.teacher.model}" if job.recipe.teacher else ""
-                text = f"{what} fails on its first batch: {end['reason']}{self._traceback_of(end)}"
-                problems += self.sweep.error(values, ("method",), text).problems
-        if problems:
-            raise UserError(*problems)
-        now = self._passed_checks()
-        self.memory = most_memory([now.get(job.trial_id) for job in jobs])
-
-    def _passed_checks(self) -> dict[str, MemoryRecord | None]:
-        """Return what earlier checks on this kind of device have measured, by trial_id; None if they did not."""
-        ends = [end for end in self.journal.ends("smoke").values() if end["state"] == "complete" and end["trial_id"]]
-        found = {str(end["trial_id"]): end.get("memory") for end in ends}
-        if self.on_gpu is None:
-            return found
-        on_gpu = self.on_gpu
-        return {key: memory for key, memory in found.items() if memory and bool(memory["gpu_total_bytes"]) == on_gpu}
-
-    def _train_teachers(self) -> TrainingStream:
-        """Train each teacher of the space that the store does not have, and evaluate each finished one."""
-        points: dict[str, tuple[Job, Values]] = {}  # by trial_id
-        for values in space.combinations(self.sweep.tree, TEACHER_PARTS):
-            recipe = self.sweep.recipe_for(values, self.sweep.study.seed)
-            trained_by = teacher_recipe(recipe)
-            job = self._job("teacher", len(points), trained_by or recipe, final=True)
-            if trained_by is None:
-                job = replace(job, kind="evaluate", trial_id=self.workspace.finished_teacher(recipe).trial_id)
-            points.setdefault(job.trial_id, (job, values))
-        jobs = [job for job, _ in points.values()]
-        for job in jobs:
-            student, weights = job.recipe.student, job.recipe.student.weights
-            if job.kind == "train" and isinstance(weights, WeightsFile) and weights.part == "network":
-                self.remarks.append(
-                    f"teacher {student.model}: its training goes on from {weights.file}; if it is finished, write"
-                    f" teacher: {{model: {student.model}, trained: {weights.file}}}"
-                )
-        yield from self._run_stage(jobs)
-        problems: list[str] = []
-        for job, values in points.values():
-            end = self._ends[job.key]
-            if end["state"] == "complete":
-                self.remarks.append(self._teacher_remark(job))
-            else:
-                done = "evaluating the teacher" if job.kind == "evaluate" else f"training {job.recipe.student.model}"
-                what = "broke" if end["state"] == "broken" else "failed"
-                reason = str(end["reason"]).replace("recipe.student", "recipe.teacher")  # it is its recipe's student
-                text = f"{done} {what}: {reason}{self._traceback_of(end)}; "
-                text += _advice([end])
-                problems += self.sweep.error(values, ("teacher",), text).problems
-        if problems:
-            raise NoResult(*problems)
-        return [job for job in jobs if job.kind == "train"]
-
-    def _teacher_remark(self, job: Job) -> str:
-        """Return a sentence about a teacher's validation accuracy."""
-        finished = job.recipe.teacher if job.kind == "evaluate" else None
-        name = f"{finished.model} from {finished.trained}" if finished else job.recipe.student.model
-        accuracy, chance = self._accuracy(job)
-        return ", ".join(filter(None, (f"teacher {name}: validation accuracy {accuracy:.2%}", chance)))
-
-    def _remark_on_chance(self, stage: str, jobs: Sequence[Job]) -> None:
+    def remark_on_chance(self, stage: str, jobs: Sequence[Job]) -> None:
         """Warn if all trainings of a stage that completed are no better than the most frequent class."""
-        complete = [job for job in jobs if self._ends[job.key]["state"] == "complete"]
-        remarks = list(takewhile(bool, (self._accuracy(job)[1] for job in complete)))
+        complete = [job for job in jobs if self.ends[job.key]["state"] == "complete"]
+        remarks = list(takewhile(bool, (self.accuracy(job)[1] for job in complete)))
         if complete and len(remarks) == len(complete):
             each = "the complete trial" if len(complete) == 1 else f"each of the {len(complete)} complete trials"
             self.remarks.append(f"{stage}: {each} is {remarks[0]}")
 
-    def _accuracy(self, job: Job) -> tuple[float, str | None]:
+    def accuracy(self, job: Job) -> tuple[float, str | None]:
         """Return the validation accuracy of a complete job, with a remark if nothing was learned."""
         outcome, recipe = self._trial(job).outcome(), self._trial(job).recipe()
         assert outcome is not None
         assert outcome["best"] is not None
         return outcome["best"]["val/accuracy"], chance_remark(outcome["best"], recipe["data"] if recipe else {})
 
-    def _run_search(self, search: Search) -> TrainingStream:
+    def _run_search(self, search: Search) -> Generator[Job | None, None, list[SearchedTrial]]:
         """Run a search's trials batch by batch, each suggested when the batch before it has ended (or one by one)."""
         self.stage, self.stage_size = search.stage, search.trials
         searched: list[Job] = []
@@ -355,92 +221,20 @@ class Study:
             jobs = [job for number in batch if (job := self._planned_job(search, number)) is not None]
             searched += jobs
             if self.sweep.study.order == "batches":
-                yield from self._run(jobs)
+                yield from self.run(jobs)
             else:
                 yield from self._to_do_again()
                 yield from (job for job in jobs if self._begin(job))
             number = batch.stop
         while any(job.stage == search.stage for job in self._running.values()):
             yield from self._to_do_again() or [None]
-        ends = [self._ends[f"{search.stage}-{number}"] for number in range(search.trials)]
+        ends = [self.ends[f"{search.stage}-{number}"] for number in range(search.trials)]
         if not any(end["state"] == "complete" for end in ends):
-            raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {self._summary(ends)}")
-        self._remark_on_chance(search.stage, searched)
-        return searched
+            raise NoResult(f"{search.stage}: none of {search.trials} trials completed: {self.summary(ends)}")
+        self.remark_on_chance(search.stage, searched)
+        return [self._searched_trial(search, job) for job in searched]
 
-    def _choose_candidates(self, searched: Sequence[Job], alone: Sequence[Job]) -> list[Candidate]:
-        confirm = self.sweep.study.confirm
-        return choose_candidates(
-            [self._searched_trial(job) for job in searched],
-            [self._searched_trial(job) for job in alone],
-            best=confirm.best,
-            published=len(self.sweep.published) if confirm.published else 0,
-            baseline_parameters={parameter.name for parameter in self.baselines.sweep.parameters},
-        )
-
-    def _confirm(self, candidates: Sequence[Candidate]) -> Generator[Job | None, None, dict[str, list[Job]]]:
-        """Train every candidate with every confirming seed; return the jobs by candidate."""
-        first = FIRST_CONFIRMING_SEED + 1_000 * self.sweep.study.seed
-        runs: dict[str, list[Job]] = {candidate.key: [] for candidate in candidates}
-        jobs: list[Job] = []
-        for candidate in candidates:
-            sweep = self.baselines.sweep if candidate.role == "baseline" else self.sweep
-            for seed in range(first, first + self.sweep.study.confirm.seeds):
-                recipe, details = sweep.recipe_for(candidate.values, seed), {**candidate.as_json(), "seed": seed}
-                job = self._job("confirm", len(jobs), recipe, candidate.values, final=True, details=details)
-                runs[candidate.key].append(job)
-                jobs.append(job)
-        yield from self._run_stage(jobs)
-        self._remark_on_chance("confirm", jobs)
-        return runs
-
-    def _choose_winner(
-        self, candidates: Sequence[Candidate], runs: dict[str, list[Job]], means: dict[str, float]
-    ) -> Recipe:
-        """Fix the winner by validation metrics alone, before the test split is read; write best.yaml."""
-        winner = choose_winner(candidates, means, maximize=self._maximize)
-        if winner is None:
-            ends = [self._ends[job.key] for own in runs.values() for job in own]
-            raise NoResult(f"confirm: none of the best recipes completed all its seeds: {self._summary(ends)}")
-        job = runs[winner.key][0]
-        self.journal.append_once("winner", candidate=winner.key, baseline=winner.baseline, trial_id=job.trial_id)
-        self.journal.files.write("best.yaml", recipe_yaml(job.recipe, self.sweep.name).encode())
-        return job.recipe
-
-    def _read_test(self, teachers: Sequence[Job], confirmed: Sequence[Job]) -> JobStream:
-        """Read the test split once for each teacher and then, in parallel jobs, for each confirmed training."""
-        parts = [self._untested(teachers), self._untested(confirmed)]
-        jobs = [
-            self._job("test", number, recipes[0], kind="test", trained=recipes)
-            for number, recipes in enumerate(recipes for part in parts for recipes in part)
-        ]
-        first = len(parts[0])
-        self.stage, self.stage_size = "test", len(jobs)
-        for part in (jobs[:first], jobs[first:]):  # a student is compared with its teacher's test outputs
-            yield from self._run(part)
-            ends = [self._ends[job.key] for job in part if self._ends[job.key]["state"] == "broken"]
-            if ends:
-                raise NoResult(f"confirm: the test split was not read for all recipes: {self._summary(ends)}")
-
-    def _untested(self, trainings: Sequence[Job]) -> list[tuple[Recipe, ...]]:
-        """Return the recipes whose test split is to be read, in parts for one job each."""
-        recipes = {job.trial_id: job.recipe for job in trainings if self._is_untested(job)}
-        distinct = list(recipes.values())
-        return [tuple(distinct[i : i + TESTED_TOGETHER]) for i in range(0, len(distinct), TESTED_TOGETHER)]
-
-    def _draw_pictures(self, winner: Recipe, runs: dict[str, list[Job]], means: dict[str, float]) -> JobStream:
-        """Draw the winner's pictures, unless they have been drawn of the same trainings with the same packages."""
-        recipes = {key: own[0].recipe for key, own in runs.items()}
-        compared = compared_recipes(recipes, means, maximize=self._maximize)
-        details = {
-            "compared": [self.workspace.trial_id(recipe) for recipe in compared],
-            "gradcam": importlib.util.find_spec("pytorch_grad_cam") is not None,
-        }
-        job = self._job("pictures", 0, winner, kind="pictures", trained=tuple(compared), details=details)
-        if not (self.journal.has_completed(**job.about, **job.details) and self.journal.files.has(PICTURES)):
-            yield from self._run_stage([job])
-
-    def _summary(self, ends: Sequence[JobEnd]) -> str:
+    def summary(self, ends: Sequence[JobEnd]) -> str:
         """Return how many jobs failed, broke or were pruned, with their first reasons and what can be done."""
         parts = []
         for state in ("pruned", "failed", "broken"):
@@ -449,24 +243,24 @@ class Study:
             more = f"; and {len(shown) - REASONS_SHOWN} other reasons" if len(shown) > REASONS_SHOWN else ""
             if reasons:
                 parts.append(f"{len(reasons)} {state} ({'; '.join(shown[:REASONS_SHOWN])}{more})")
-        return f"{', '.join(parts)}; {_advice(ends)}{self._tracebacks(ends)}"
+        return f"{', '.join(parts)}; {advice(ends)}{self._tracebacks(ends)}"
 
     def _tracebacks(self, ends: Iterable[JobEnd]) -> str:
         return f"; tracebacks: {self.journal.files}/{ERRORS}" if any(end.get("traceback") for end in ends) else ""
 
-    def _traceback_of(self, end: JobEnd) -> str:
+    def traceback_of(self, end: JobEnd) -> str:
         return f" (traceback: {self.journal.files}/{end['traceback']})" if end.get("traceback") else ""
 
     # jobs
 
     @property
-    def _maximize(self) -> bool:
+    def maximize(self) -> bool:
         return HIGHER_IS_BETTER[self.sweep.study.objective]
 
     def _trial(self, job: Job) -> TrialFolder:
         return self.workspace.store.trial(job.trial_id)
 
-    def _job(
+    def job(
         self,
         stage: str,
         number: int,
@@ -497,11 +291,11 @@ class Study:
             end: JobEnd = {"state": "failed", "value": None, "reason": str(error), "epochs": 0}
             self.journal.note("planned", **about, values=values, published=False, **details)
             self.journal.note("ended", **about, **end)
-            self._ends[f"{search.stage}-{number}"] = end
+            self.ends[f"{search.stage}-{number}"] = end
             search.tell(number, "failed", None, [])
             return None
         prunable = not published and self.sweep.study.pruner.name != "none"
-        return self._job(search.stage, number, recipe, values, published=published, prunable=prunable, details=details)
+        return self.job(search.stage, number, recipe, values, published=published, prunable=prunable, details=details)
 
     def _earlier_values(self, search: Search, number: int) -> Values | None:
         """Return the values that a trial was planned with at an earlier start, or None.
@@ -515,29 +309,34 @@ class Study:
         recipe = search.sweep.recipe_for(plan["values"], self.sweep.study.seed)
         return plan["values"] if self.workspace.trial_id(recipe) == plan["trial_id"] else None
 
-    def _searched_trial(self, job: Job) -> SearchedTrial:
-        key = None
-        if self._ends[job.key]["state"] == "complete":
-            outcome = self._trial(job).outcome()
-            assert outcome is not None
-            assert outcome["best"] is not None
-            key = ranking_key(outcome["best"], self.sweep.study.objective)
+    def _searched_trial(self, search: Search, job: Job) -> SearchedTrial:
         values = job.details["values"]
-        return SearchedTrial(job.stage, job.number, job.trial_id, values, job.recipe.student, key)
+        option = search.sweep.option(values)
+        key = self.ranking_key(job)
+        return SearchedTrial(job.stage, job.number, job.trial_id, values, job.recipe.student, key, option)
 
-    def _is_untested(self, job: Job) -> bool:
+    def ranking_key(self, job: Job) -> tuple[float, float] | None:
+        """Return the key by which a training is ranked, or None if it did not complete."""
+        if self.ends[job.key]["state"] != "complete":
+            return None
+        outcome = self._trial(job).outcome()
+        assert outcome is not None
+        assert outcome["best"] is not None
+        return ranking_key(outcome["best"], self.sweep.study.objective)
+
+    def is_untested(self, job: Job) -> bool:
         outcome = self._trial(job).outcome()
         return outcome is not None and outcome["state"] == "complete" and outcome["test"] is None
 
-    def _run_stage(self, jobs: Sequence[Job]) -> JobStream:
+    def run_stage(self, jobs: Sequence[Job]) -> JobStream:
         """Hand out all jobs of a stage and wait until they have ended."""
         if jobs:
             self.stage, self.stage_size = jobs[0].stage, len(jobs)
-        yield from self._run(jobs)
+        yield from self.run(jobs)
 
-    def _run(self, jobs: Sequence[Job]) -> JobStream:
+    def run(self, jobs: Sequence[Job]) -> JobStream:
         yield from (job for job in jobs if self._begin(job))
-        while any(job.key not in self._ends for job in jobs):
+        while any(job.key not in self.ends for job in jobs):
             yield from self._to_do_again() or [None]
 
     def _to_do_again(self) -> list[Job | None]:
@@ -556,6 +355,10 @@ class Study:
             if any(other.trial_id == job.trial_id for other in self._running.values()):
                 self._waiting.setdefault(job.trial_id, []).append(job)
                 return False
+        if job.stage in self._earlier_stages:
+            raise UserError(
+                f"--stage {self.only}: {job.key} has not ended yet; run the sweep without --stage, or with {job.stage}"
+            )
         self._running[job.key] = job
         return True
 
@@ -599,7 +402,7 @@ class Study:
         return f"stopped by {self.sweep.study.pruner.name} after epoch {epoch}"
 
     def _note_end(self, job: Job, end: JobEnd) -> None:
-        self._ends[job.key] = end
+        self.ends[job.key] = end
         if job.stage in ("baselines", "search"):
             if end["state"] == "broken":
                 self._search_of(job).forget(job.number)
@@ -634,37 +437,3 @@ class Study:
             best = best_epoch(rows[:stop], self.sweep.study.objective)
         value = best[self.sweep.study.objective] if best and state != "failed" else None
         return {"state": state, "value": value, "reason": reason, "epochs": epochs}
-
-
-def preflight_points(sweep: Sweep) -> list[Values]:
-    """Return the values that preflight checks try, without combinations that are no valid recipe."""
-    points = space.combinations(sweep.tree, MEMORY_PARTS, largest=("batch_size",))
-    return [values for values in points if _is_valid(sweep, values)]
-
-
-def most_memory(measured: Sequence[MemoryRecord | None]) -> MemoryRecord | None:
-    """Return the most memory of all measurements on the smallest of their GPUs; None if one is missing."""
-    known = [each for each in measured if each is not None]
-    if not known or len(known) < len(measured):
-        return None
-    return {
-        "device": ", ".join(sorted({each["device"] for each in known})),
-        "process_bytes": max(each["process_bytes"] for each in known),
-        "gpu_bytes": max(each["gpu_bytes"] for each in known),
-        "gpu_total_bytes": min(each["gpu_total_bytes"] for each in known),
-    }
-
-
-def _is_valid(sweep: Sweep, values: Values) -> bool:
-    try:
-        sweep.recipe_for(values, sweep.study.seed)
-    except UserError:
-        return False
-    return True
-
-
-def _advice(ends: Sequence[JobEnd]) -> str:
-    """Return what the user can do about jobs that did not complete."""
-    if any(end["state"] == "broken" for end in ends):
-        return "the same command tries again what broke"
-    return "the same command gives the same; change the recipe, for example its learning rate"

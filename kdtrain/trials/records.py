@@ -17,6 +17,8 @@ only.
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
+STAGES = ("smoke", "teacher", "baselines", "search", "select", "confirm", "pictures")
+"""The stages of a study, in order. The jobs "test" read the test split at the end of the stage confirm."""
 State = Literal["complete", "pruned", "failed"]
 """How a training has ended. `failed`: its loss became non-finite, as it would again."""
 JobState = Literal[State, "broken"]
@@ -225,8 +227,8 @@ class Racer(TypedDict):
 
     `option` is that of the compared choice, or the baseline's student model; None if there is one group only.
     `value` is the search's own objective, `seeds` the number of fresh seeds, `fresh` their mean objective (None before
-    the first), `mean` and `sd` are of the posterior, in the objective's unit. `dropped` is the round after which it
-    left the race, None if it has not; `diverged` says that a loss became non-finite.
+    the first), `mean` and `sd` are of the posterior, in the objective's unit (None if it diverged). `dropped`
+    is the round after which it left the race, None if it has not; `diverged` says that a loss became non-finite.
     """
 
     candidate: str
@@ -235,8 +237,8 @@ class Racer(TypedDict):
     value: float
     seeds: int
     fresh: float | None
-    mean: float
-    sd: float
+    mean: float | None
+    sd: float | None
     dropped: int | None
     diverged: bool
 

@@ -31,7 +31,7 @@ SMALL = {
     "trials": 3,
     "pruner": None,
     "published": None,
-    "select": {"candidates": 2, "trainings": 4},
+    "select": {"candidates": 2, "trainings": 6},
     "confirm": {"seeds": 2},
 }
 

@@ -232,7 +232,7 @@ def shared(folder: Path, recipe: dict[str, Any], **resources: Any) -> cost.Shari
         "published": None,
         "trials": 2,
         "pruner": None,
-        "select": {"candidates": 2, "trainings": 4},
+        "select": {"candidates": 2, "trainings": 6},
         "confirm": {"seeds": 2},
     }
     return cost.sharing(load_sweep(sweep_file(folder, recipe=recipe, study=study, resources=resources)), 150, 10)

@@ -1,0 +1,129 @@
+"""The last stages: `confirm` trains what was selected with fresh seeds, the test split is read, pictures are computed.
+
+Nothing is chosen here. The winner is fixed before the first confirming training.
+"""
+
+import importlib.util
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
+
+from kdtrain.errors import NoResult
+from kdtrain.study.description import recipe_yaml
+from kdtrain.study.jobs import Job, JobStream
+from kdtrain.study.select import Selection
+from kdtrain.study.selection import (
+    Candidate,
+    SearchedTrial,
+    compared_recipes,
+    confirmed_candidates,
+    mean_objectives,
+)
+
+if TYPE_CHECKING:
+    from kdtrain.config.recipe import Recipe
+    from kdtrain.study.study import Study
+
+FIRST_CONFIRMING_SEED = 1_000_000
+"""Seeds of the search lie below it. Each study seed has 1,000 confirming seeds from it on, so no seed that has chosen
+a recipe also confirms one."""
+TESTED_TOGETHER = 4
+"""Trainings whose test split one job reads: few, so that jobs share the work, but more than one, because a job on
+several workers takes ten seconds to start."""
+PICTURES = "pictures.npz"
+Runs = dict[str, list[Job]]
+"""The confirming trainings by candidate, in the order of their seeds."""
+
+
+def fix_winner(
+    study: "Study", selection: Selection, searched: Sequence[SearchedTrial], alone: Sequence[SearchedTrial]
+) -> list[Candidate]:
+    """Return what is confirmed; note the winner and write best.yaml."""
+    published = len(study.sweep.published) if study.sweep.study.confirm.published else 0
+    candidates = confirmed_candidates(
+        selection.leaders,
+        [trial for trial in searched if trial.number < published],
+        selection.baselines,
+        alone,
+        [parameter.name for parameter in study.baselines.sweep.parameters],
+    )
+    won = selection.leaders[selection.winner]
+    winner = next(each for each in candidates if each.trial == won and each.role != "baseline")
+    recipe = study.sweep.recipe_for(winner.values, _seeds(study)[0])
+    study.journal.note(
+        "winner",
+        candidate=winner.key,
+        baseline=winner.baseline,
+        trial_id=study.workspace.trial_id(recipe),
+        confirmed=[each.key for each in candidates],
+    )
+    study.journal.files.write("best.yaml", recipe_yaml(recipe, study.sweep.name).encode())
+    return candidates
+
+
+def confirm(study: "Study", candidates: Sequence[Candidate]) -> Generator[Job | None, None, Runs]:
+    """Train every candidate with every confirming seed."""
+    runs: Runs = {candidate.key: [] for candidate in candidates}
+    jobs: list[Job] = []
+    for seed in _seeds(study):  # the seeds outside, so that further seeds continue the jobs' numbers
+        for candidate in candidates:
+            sweep = study.baselines.sweep if candidate.role == "baseline" else study.sweep
+            recipe, details = sweep.recipe_for(candidate.values, seed), {**candidate.as_json(), "seed": seed}
+            job = study.job("confirm", len(jobs), recipe, candidate.values, final=True, details=details)
+            runs[candidate.key].append(job)
+            jobs.append(job)
+    yield from study.run_stage(jobs)
+    study.remark_on_chance("confirm", jobs)
+    return runs
+
+
+def read_test(study: "Study", teachers: Sequence[Job], runs: Runs) -> JobStream:
+    """Read the test split once for each teacher and then, in parallel jobs, for each confirmed training.
+
+    Raises:
+        NoResult: A job broke.
+    """
+    parts = [_untested(study, teachers), _untested(study, [job for own in runs.values() for job in own])]
+    jobs = [
+        study.job("test", number, recipes[0], kind="test", trained=recipes)
+        for number, recipes in enumerate(recipes for part in parts for recipes in part)
+    ]
+    first = len(parts[0])
+    study.stage, study.stage_size = "test", len(jobs)
+    for part in (jobs[:first], jobs[first:]):  # a student is compared with its teacher's test outputs
+        yield from study.run(part)
+        ends = [study.ends[job.key] for job in part if study.ends[job.key]["state"] == "broken"]
+        if ends:
+            raise NoResult(f"confirm: the test split was not read for all recipes: {study.summary(ends)}")
+    study.journal.note_tested(len(_seeds(study)))
+
+
+def draw_pictures(study: "Study", runs: Runs) -> JobStream:
+    """Compute the winner's pictures, unless they show the same trainings with the same packages already.
+
+    There are none if one of the winner's losses became non-finite.
+    """
+    means = mean_objectives({key: [study.ends[job.key]["value"] for job in own] for key, own in runs.items()})
+    winner = study.journal.winner()
+    if winner not in means:
+        return
+    recipes = {key: own[0].recipe for key, own in runs.items()}
+    compared = compared_recipes(recipes, means, maximize=study.maximize)
+    details = {
+        "compared": [study.workspace.trial_id(recipe) for recipe in compared],
+        "gradcam": importlib.util.find_spec("pytorch_grad_cam") is not None,
+    }
+    job = study.job("pictures", 0, recipes[winner], kind="pictures", trained=tuple(compared), details=details)
+    if not (study.journal.has_completed(**job.about, **job.details) and study.journal.files.has(PICTURES)):
+        yield from study.run_stage([job])
+
+
+def _seeds(study: "Study") -> range:
+    first = FIRST_CONFIRMING_SEED + 1_000 * study.sweep.study.seed
+    return range(first, first + study.sweep.study.confirm.seeds)
+
+
+def _untested(study: "Study", trainings: Sequence[Job]) -> "list[tuple[Recipe, ...]]":
+    """Return the recipes whose test split is to be read, in parts for one job each."""
+    recipes = {job.trial_id: job.recipe for job in trainings if study.is_untested(job)}
+    distinct = list(recipes.values())
+    return [tuple(distinct[i : i + TESTED_TOGETHER]) for i in range(0, len(distinct), TESTED_TOGETHER)]

@@ -6,8 +6,8 @@ from pathlib import Path
 from kdtrain.cli.display import quiet
 from kdtrain.config.sweep import load_sweep
 from kdtrain.study.description import describe
-from kdtrain.study.journal import StudyJournal
 from kdtrain.study.jobs import JobStream
+from kdtrain.study.journal import StudyJournal
 from kdtrain.study.study import Study
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from kdtrain.study.racing import Posterior, best_probabilities, leader, posterior, to_drop
 from kdtrain.study.selection import SearchedTrial
 from kdtrain.trials.records import Racer
@@ -83,6 +85,8 @@ class Race:
             values[key] |= {seed: ranking_key[0] for seed, ranking_key in fresh.items()}
         for key in self.diverged:
             del values[key]
+        if not values:
+            return Posterior((), np.zeros(0), np.zeros((0, 0)), 0.0, 0.0)
         return posterior(values, [entrant.key for entrant in self.entrants if entrant.key in values])
 
     def leaders(self) -> dict[str, str]:

@@ -182,22 +182,27 @@ def coordinates(parameters: Sequence[Parameter], points: Sequence[Values]) -> np
 
 
 def promising(values: Sequence[float], points: np.ndarray | None) -> list[int]:
-    """Return the order in which trials of one option become candidates, most promising first.
-
-    They are ordered by value; from 20 trials on by the mean of a Gaussian process with noise (Matern 5/2; Rasmussen and
-    Williams 2006), provided that its cross-validated error is below the variance of the values. Equal ones keep their
-    order.
+    """Return the order in which trials of one option become candidates, most promising first; equal ones keep theirs.
 
     Args:
         values: The objective of each complete trial, larger is better.
         points: Their `coordinates`, or None.
     """
+    return [int(each) for each in np.argsort(-np.array(promises(values, points)), kind="stable")]
+
+
+def promises(values: Sequence[float], points: np.ndarray | None) -> list[float]:
+    """Return what each trial of one option promises, in the objective's unit, larger is better.
+
+    It is the trial's value; from 20 trials on the mean of a Gaussian process with noise (Matern 5/2; Rasmussen and
+    Williams 2006), provided that its cross-validated error is below the variance of the values.
+    """
     value_N = np.asarray(values, dtype=float)
     smooth_N = None
     if points is not None and len(value_N) >= SMALLEST_SURFACE and np.ptp(value_N) > 0:
         smooth_N = _surface((value_N - value_N.mean()) / value_N.std(), points)
-    ranked_N = value_N if smooth_N is None else np.round(smooth_N, DECIMALS)
-    return [int(each) for each in np.argsort(-ranked_N, kind="stable")]
+    promised_N = value_N if smooth_N is None else value_N.mean() + value_N.std() * np.round(smooth_N, DECIMALS)
+    return [float(each) for each in promised_N]
 
 
 def _surface(value_N: np.ndarray, point_NP: np.ndarray) -> np.ndarray | None:

@@ -26,7 +26,9 @@ def own_code(sweep: Sweep) -> dict[str, str]:
     parts = {"study.sampler": sweep.study.sampler, "study.pruner": sweep.study.pruner}
     folders = folders_of(sweep.located)
     return {
-        key: code_digest(own_class(part, folders).__module__, key) for key, part in parts.items() if isinstance(part, Own)
+        key: code_digest(own_class(part, folders).__module__, key)
+        for key, part in parts.items()
+        if isinstance(part, Own)
     }
 
 
@@ -93,7 +95,9 @@ def _schedules(sweep: Sweep) -> Iterator[Recipe]:
     base = space.probe_points(sweep.tree)[0]
     for chosen in product(*(parameter.extremes for parameter in searched)):
         values = dict(zip([p.name for p in searched], chosen, strict=True))
-        point = space.resolve_with(sweep.tree, lambda p, v=values: v.get(p.name, base.get(p.name, p.extremes[0]))).values  # type: ignore[misc]
+        point = space.resolve_with(
+            sweep.tree, lambda p, v=values: v.get(p.name, base.get(p.name, p.extremes[0]))
+        ).values  # type: ignore[misc]
         try:
             yield sweep.recipe_for(point, sweep.study.seed)
         except UserError:

@@ -15,9 +15,9 @@ from analysis.frame import read_study
 from kdtrain.errors import NoResult, UserError
 from kdtrain.executors import local
 from kdtrain.storage.mirror import results_folder
-from kdtrain.study.journal import StudyJournal
 from kdtrain.study.confirm import FIRST_CONFIRMING_SEED, TESTED_TOGETHER
 from kdtrain.study.jobs import Broken, Job
+from kdtrain.study.journal import StudyJournal
 from kdtrain.study.study import Study
 from kdtrain.training import loop
 from kdtrain.training.state import TrainState

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from kdtrain.base_config import Config, Count, NonNegative, NonNegativeInt
 from kdtrain.config.recipe import Objective
-from kdtrain.config.search_settings import Asha, GridSampler, Median, NoPruner, RandomSampler, Tpe
+from kdtrain.config.search_settings import NoPruner, Pruner, Sampler, Tpe
 
 MOST_TRIALS = 1_000_000
 AT_LEAST_OF_EACH = 2
@@ -55,8 +55,8 @@ class StudySettings(Config):
     trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = Field(
         description="Number of trials of the search, published points included."
     )
-    sampler: Annotated[Tpe | RandomSampler | GridSampler, Field(discriminator="name")] = Tpe(name="tpe")
-    pruner: Annotated[Asha | Median | NoPruner, Field(discriminator="name")] = NoPruner(name="none")
+    sampler: Sampler = Field(default=Tpe(name="tpe"), description="What suggests the values of trials, by its name.")
+    pruner: Pruner = Field(default=NoPruner(name="none"), description="What ends poor trials early, by its name.")
     published: tuple[dict[str, Any], ...] = Field(
         default=(),
         description="Reference points: values of the recipe as a document reports them. They are the first trials and"

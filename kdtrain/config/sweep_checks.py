@@ -5,6 +5,7 @@ A teacher that inherits a searched field takes the value of the first published 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +14,8 @@ from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
 from kdtrain.config.recipe import INHERITED, Recipe, names_finished, teacher_recipe
-from kdtrain.config.search_settings import GridSampler, NoPruner
+from kdtrain.config.search_checks import compared_choice, pruner_problems, sampler_problems
+from kdtrain.config.search_settings import GridSampler
 from kdtrain.config.space import grid_size, parameters, probe_points, resolve
 from kdtrain.config.study_settings import AT_LEAST_OF_EACH, Report, StudySettings
 
@@ -53,15 +55,13 @@ def teacher_problems(recipe: Recipe | None) -> list[Problem]:
     return []
 
 
-def study_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Problem]:
-    """Yield the settings of a study that do not fit its search space."""
+def study_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Path, ...]) -> Iterator[Problem]:
+    """Yield the settings of a study that do not fit its search space; `folders` have the user's own modules."""
     searched = parameters(tree)
     ranges = [parameter.name for parameter in searched if parameter.kind != "choice"]
-    longest = max(resolve(tree, values).tree["epochs"] for values in probe_points(tree))
     trials: KeyPath = ("study", "trials")
-    if not isinstance(study.pruner, NoPruner) and study.pruner.min_epochs >= longest:
-        text = f"must be below recipe.epochs {longest}, otherwise no trial is pruned, got {study.pruner.min_epochs}"
-        yield Problem(("study", "pruner", "min_epochs"), text)
+    yield from sampler_problems(study, tree, folders)
+    yield from pruner_problems(study.pruner, tree, folders)
     if len(study.published) > study.trials:
         count = len(study.published)
         yield Problem(trials, f"must be >= {count}, the number of published points, got {study.trials}")
@@ -86,8 +86,7 @@ def _select_problems(study: StudySettings, searched: Sequence[Parameter]) -> Ite
     """Yield the settings of the stage select that cannot be carried out, or change nothing."""
     select, place = study.select, ("study", "select")
     choices = [parameter for parameter in searched if parameter.kind == "choice" and not parameter.conditions]
-    names = ("method", "method.name") if select.best_of_each is None else (select.best_of_each,)
-    compared = next((parameter for parameter in choices if parameter.name in names), None)
+    compared = compared_choice(select, searched)
     if compared is None and select.best_of_each is not None:
         known = ", ".join(parameter.name for parameter in choices) or "there is none"
         text = f"must be a choice that every trial has ({known}), got {format_value(select.best_of_each)}"

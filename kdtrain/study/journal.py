@@ -140,6 +140,10 @@ class StudyJournal:
             dict.fromkeys(row["trial_id"] for row in self._newest["planned"].values() if row["trial_id"] is not None)
         )
 
+    def end(self, stage: str, number: int) -> EndedEvent | None:
+        """Return the newest "ended" event of a job, or None."""
+        return cast(EndedEvent | None, self._newest["ended"].get((stage, number)))
+
     def ends(self, stage: str) -> dict[int, EndedEvent]:
         """Return the newest "ended" event of each job of a stage, by number."""
         return {number: cast(EndedEvent, row) for (own, number), row in self._newest["ended"].items() if own == stage}

@@ -21,6 +21,7 @@ from kdtrain.study.capacity import (
 )
 from kdtrain.study.cost import race_bounds, sharing, stage_costs, trainings
 from kdtrain.study.description import network_sizes
+from kdtrain.study.search_notes import search_notes
 from kdtrain.study.smoke import preflight_points
 from kdtrain.study.step_cost import TIMING_BUDGET_S
 
@@ -53,7 +54,7 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         budget_s=TIMING_BUDGET_S,
         cluster=cluster,
         device=_device(sweep.resources, nodes[1], cluster is not None),
-        notes=notes,
+        notes=[*notes, *search_notes(sweep)],
         concurrency=None if images is None else concurrency(sweep.resources, *nodes),
     )
 

@@ -27,7 +27,7 @@ from kdtrain.study.smoke import run_smoke
 from kdtrain.study.teachers import train_teachers
 from kdtrain.trials.objectives import HIGHER_IS_BETTER, ranking_key
 from kdtrain.trials.outcome import best_epoch, outcome_row, require_own_workers
-from kdtrain.trials.records import STAGES, EpochRow, JobEnd, MemoryRecord, chance_remark
+from kdtrain.trials.records import STAGES, EndedEvent, EpochRow, JobEnd, MemoryRecord, chance_remark
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
@@ -277,21 +277,25 @@ class Study:
     def _planned_job(self, search: Search, number: int) -> Job | None:
         """Return the job of a trial, with the values of an earlier start or new ones; None if they do not go together:
         the trial has then failed for that reason."""
-        values = self._earlier_values(search, number) or search.suggest(number)
-        search.planned[number] = values
+        earlier = self._earlier_values(search, number)
+        values = earlier or search.suggest(number)
+        plan = self.journal.plan(search.stage, number) if earlier else None
+        search.plan(number, values, plan.get("attributes") if plan else None)
+        kept = search.sampler_attributes(number)
+        details: Row = {"attributes": kept} if kept else {}
         published = number < len(search.sweep.published)
         try:
             recipe = search.recipe(number)
         except UserError as error:
             about = {"stage": search.stage, "number": number, "trial_id": None}
             end: JobEnd = {"state": "failed", "value": None, "reason": str(error), "epochs": 0}
-            self.journal.note("planned", **about, values=values, published=False)
+            self.journal.note("planned", **about, values=values, published=False, **details)
             self.journal.note("ended", **about, **end)
             self.ends[f"{search.stage}-{number}"] = end
             search.tell(number, "failed", None, [])
             return None
         prunable = not published and self.sweep.study.pruner.name != "none"
-        return self.job(search.stage, number, recipe, values, published=published, prunable=prunable)
+        return self.job(search.stage, number, recipe, values, published=published, prunable=prunable, details=details)
 
     def _earlier_values(self, search: Search, number: int) -> Values | None:
         """Return the values that a trial was planned with at an earlier start, or None.
@@ -382,7 +386,7 @@ class Study:
         """
         if not job.prunable:
             return None
-        known = self.journal.ends(job.stage).get(job.number)
+        known = self.journal.end(job.stage, job.number)
         if known is not None and known["trial_id"] == job.trial_id:
             if known["state"] == "complete":
                 return None
@@ -403,10 +407,19 @@ class Study:
             if end["state"] == "broken":
                 self._search_of(job).forget(job.number)
             else:
-                rows = self._trial(job).epochs()[: end["epochs"]]
-                self._search_of(job).tell(job.number, end["state"], end["value"], rows)
+                search, rows = self._search_of(job), self._trial(job).epochs()[: end["epochs"]]
+                known = self._known_end(job, end)
+                search.tell(job.number, end["state"], end["value"], rows, known and known.get("attributes"))
+                if known is None and (kept := search.pruner_attributes(job.number)):
+                    end = {**end, "attributes": kept}
         if job.kind != "test":
             self.journal.note("ended", **job.about, **end)
+
+    def _known_end(self, job: Job, end: JobEnd) -> EndedEvent | None:
+        """Return the journal's event if the job ended like this at an earlier start, or None."""
+        known = self.journal.end(job.stage, job.number)
+        about = {"trial_id": job.trial_id, **{key: end[key] for key in ("state", "value", "epochs")}}  # type: ignore[literal-required]
+        return known if known is not None and about.items() <= known.items() else None
 
     def _end(self, job: Job) -> JobEnd:
         """Return how a job that did not break has ended for this study: a trial that it would have pruned counts as

@@ -305,7 +305,8 @@ def test_conditional_parameters_are_suggested_only_if_they_exist(tmp_path: Path)
     file = sweep_file(tmp_path, recipe=recipe, study=settings)
     study = open_study(file, tmp_path / "results")
     for number in range(8):
-        values = study.search.planned[number] = study.search.suggest(number)
+        values = study.search.suggest(number)
+        study.search.plan(number, values)
         assert ("method[kd].temperature" in values) == (values["method"] == "kd")
         if number % 2:  # a batch has ended
             for ended in (number - 1, number):

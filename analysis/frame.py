@@ -31,6 +31,7 @@ AXIS = {
     "val/accuracy": ("validation accuracy, %", 100.0),
     "val/mpa": ("validation mean accuracy per class, %", 100.0),
     "val/nll": ("validation cross-entropy (NLL), nats", 1.0),
+    "val/ece": ("validation calibration error (ECE), %", 100.0),
 }
 """The label of an objective on an axis, and the factor to its unit."""
 PARAMETER = ("name", "kind", "low", "high", "choices", "conditions")

@@ -23,7 +23,7 @@ from analysis.tables import (
     short_names,
 )
 
-FRACTIONS = {"val/accuracy": "val accuracy, %", "val/mpa": "val MPA, %"}
+FRACTIONS = {"val/accuracy": "val accuracy, %", "val/mpa": "val MPA, %", "val/ece": "val ECE, %"}
 """The columns of objectives that are shown in percent."""
 
 
@@ -45,7 +45,11 @@ def best_trials(study: Study, most: int) -> Rows:
         | {
             "best epoch": count(trial["best_epoch"]),
             "val accuracy, %": percent(trial["val/accuracy"]),
-            **({"val MPA, %": percent(trial["val/mpa"])} if study.objective == "val/mpa" else {}),
+            **{
+                label: percent(trial[name])
+                for name, label in FRACTIONS.items()
+                if name == study.objective != "val/accuracy"
+            },
             "val NLL, nats": number(trial["val/nll"]),
             "state": trial["state"],
         }

@@ -22,7 +22,7 @@ ClassWeights = Annotated[
 ]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 BatchNorm = Literal["global", "per_worker"]
-Objective = Literal["val/accuracy", "val/mpa", "val/nll"]
+Objective = Literal["val/accuracy", "val/mpa", "val/nll", "val/ece"]
 
 
 def names_finished(teacher: Mapping[str, Any]) -> bool:
@@ -135,7 +135,9 @@ class Recipe(Config):
         " workers does not change the result. per_worker: over each worker's own images.",
     )
     objective: Objective = Field(
-        "val/accuracy", description="The metric of the epoch whose weights are kept. val/mpa: mean accuracy per class."
+        "val/accuracy",
+        description="The metric of the epoch whose weights are kept. val/mpa: mean accuracy per class. val/ece: expected"
+        " calibration error.",
     )
     seed: Seed = 0
 

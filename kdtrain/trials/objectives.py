@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-HIGHER_IS_BETTER = {"val/accuracy": True, "val/mpa": True, "val/nll": False}
-"""Every objective. `val/mpa` is the mean accuracy per class, over the classes that have validation images."""
+HIGHER_IS_BETTER = {"val/accuracy": True, "val/mpa": True, "val/nll": False, "val/ece": False}
+"""Every objective. `val/mpa` is the mean accuracy per class, over the classes that have validation images; `val/ece` is
+the expected calibration error."""
 
 
 def ranking_key(metrics: Mapping[str, Any], objective: str) -> tuple[float, float]:

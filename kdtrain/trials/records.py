@@ -90,6 +90,7 @@ EpochRow = TypedDict(
         "val/accuracy": float,
         "val/mpa": float,
         "val/nll": float,
+        "val/ece": NotRequired[float],
         "images": int,
         "seconds": float,
         "teacher_images": int,
@@ -106,7 +107,14 @@ EpochRow = TypedDict(
 `train/<term>` for each loss term, and further `val/<metric>` that depend on the method."""
 
 BestEpoch = TypedDict(
-    "BestEpoch", {"epoch": int, "val/accuracy": float, "val/mpa": NotRequired[float], "val/nll": float}
+    "BestEpoch",
+    {
+        "epoch": int,
+        "val/accuracy": float,
+        "val/mpa": NotRequired[float],
+        "val/nll": float,
+        "val/ece": NotRequired[float],
+    },
 )
 """The epoch whose weights a training keeps, with the metrics that can be objectives."""
 

@@ -189,7 +189,7 @@ RANGED = "would train a teacher for every trial"
         ("  trials: 24\n", "  trials: 24\n  seed: 1000000\n", "15: study.seed", "must be < 1000000, got 1000000"),
         ("  trials: 24\n", "  trials: 24\n  order: free\n  batch: 8\n", "16: study.batch", "order free; remove it"),
         ("  trials: 24\n", "  trials: 24\n  objective: val/acc\n", "15: study.objective",
-         "must be one of val/accuracy, val/mpa, val/nll, got 'val/acc'; nearest: val/accuracy"),
+         "must be one of val/accuracy, val/mpa, val/nll, val/ece, got 'val/acc'; nearest: val/accuracy"),
         ("min_epochs: 2", "min_epochs: 8", "16: study.pruner.min_epochs", "must be below recipe.epochs 8, "),
         ("workers: 1", "gpus_per_worker: 1.5", "19: resources.gpus_per_worker", "got 1.5"),
         ("concurrent_trials: auto", "concurrent_trials: atuo", "19: resources.concurrent_trials",

@@ -287,11 +287,12 @@ def test_objective_mpa_is_maximised(tmp_path: Path) -> None:
     assert study.journal.ends("search")[first["source"]["number"]]["value"] == max(complete)
 
 
-def test_objective_nll_is_minimised(tmp_path: Path) -> None:
-    settings = {"objective": "val/nll", "pruner": None, "trials": 3, "published": None}
+@pytest.mark.parametrize("objective", ["val/nll", "val/ece"])
+def test_objectives_nll_and_ece_are_minimised(objective: str, tmp_path: Path) -> None:
+    settings = {"objective": objective, "pruner": None, "trials": 3, "published": None}
     study = open_study(sweep_file(tmp_path, recipe=TEACHER, study=settings), tmp_path / "results")
     carry_out(study)
-    losses = [row["best"]["val/nll"] for row in outcomes(study, "search")]
+    losses = [row["best"][objective] for row in outcomes(study, "search")]
     first = next(row for row in plans(study, "confirm") if row["candidate"] == "best")
     assert losses[first["source"]["number"]] == min(losses)
 

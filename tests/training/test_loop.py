@@ -37,7 +37,7 @@ from kdtrain.models.weights import load_whole_network
 from kdtrain.runtime.rng import generator, stream
 from kdtrain.training import loop
 from kdtrain.training.assembly import assemble
-from kdtrain.training.evaluation import accuracy, logits_of, mpa, nll
+from kdtrain.training.evaluation import accuracy, ece, logits_of, mpa, nll
 from kdtrain.training.loop import train_step
 from kdtrain.training.optimizers import lr_at
 from kdtrain.training.preflight import smoke
@@ -129,11 +129,11 @@ def test_the_rows_tell_the_learning_rate_of_each_epochs_first_step() -> None:
 
 
 ROWS = [
-    {"epoch": 1, "val/accuracy": 0.5, "val/mpa": 0.6, "val/nll": 1.0},
-    {"epoch": 2, "val/accuracy": 0.7, "val/mpa": 0.6, "val/nll": 0.9},
-    {"epoch": 3, "val/accuracy": 0.7, "val/mpa": 0.5, "val/nll": 0.8},
-    {"epoch": 4, "val/accuracy": 0.6, "val/mpa": 0.4, "val/nll": 0.7},
-    {"epoch": 5, "val/accuracy": 0.7, "val/mpa": 0.5, "val/nll": 0.8},
+    {"epoch": 1, "val/accuracy": 0.5, "val/mpa": 0.6, "val/nll": 1.0, "val/ece": 0.3},
+    {"epoch": 2, "val/accuracy": 0.7, "val/mpa": 0.6, "val/nll": 0.9, "val/ece": 0.1},
+    {"epoch": 3, "val/accuracy": 0.7, "val/mpa": 0.5, "val/nll": 0.8, "val/ece": 0.1},
+    {"epoch": 4, "val/accuracy": 0.6, "val/mpa": 0.4, "val/nll": 0.7, "val/ece": 0.2},
+    {"epoch": 5, "val/accuracy": 0.7, "val/mpa": 0.5, "val/nll": 0.8, "val/ece": 0.1},
 ]
 
 
@@ -145,6 +145,7 @@ def test_the_best_epoch_is_by_the_objective_then_the_other_metric_then_the_earli
     assert best_epoch([], "val/accuracy") is None
     assert ranking_key(ROWS[0], "val/nll") == (-1.0, 0.5)
     assert ranking_key(ROWS[0], "val/mpa") == (0.6, -1.0)
+    assert best_epoch(ROWS, "val/ece") == ROWS[2], "the lowest; of equal ones that of the lower NLL"
     earlier = [{name: row[name] for name in row if name != "val/mpa"} for row in ROWS]
     assert best_epoch(earlier, "val/accuracy") == earlier[2], "rows of before have no val/mpa"
     assert set(HIGHER_IS_BETTER) == set(get_args(Objective))
@@ -177,7 +178,10 @@ def test_the_kept_weights_give_the_best_epochs_metrics_and_the_kept_predictions(
     load_whole_network(network, left.folder.weights, "recipe.student")
     val, test = (logits_of(network, split, CPU) for split in (data.val, data.test))
     labels = data.val.labels
-    best = {"val/accuracy": accuracy(val, labels), "val/mpa": mpa(val, labels), "val/nll": nll(val, labels)}
+    best = {
+        f"val/{name}": of(val, labels)
+        for name, of in {"accuracy": accuracy, "mpa": mpa, "nll": nll, "ece": ece}.items()
+    }
     assert left.outcome["best"] == {"epoch": left.outcome["best"]["epoch"], **best}
     assert left.outcome["test"]["test/accuracy"] == accuracy(test, data.test.labels)
     assert left.outcome["test"]["test/nll"] == nll(test, data.test.labels)

@@ -142,7 +142,7 @@ class StudyJournal:
 
     def end(self, stage: str, number: int) -> EndedEvent | None:
         """Return the newest "ended" event of a job, or None."""
-        return self._ends.get((stage, number))
+        return cast(EndedEvent | None, self._newest["ended"].get((stage, number)))
 
     def ends(self, stage: str) -> dict[int, EndedEvent]:
         """Return the newest "ended" event of each job of a stage, by number."""

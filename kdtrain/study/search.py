@@ -66,7 +66,8 @@ class Search:
     _ended: dict[int, EndedTrial] = field(default_factory=dict)  # as they ended; decisions do not know of them yet
     _attributes: dict[int, Row] = field(default_factory=dict)  # of suggestions
     _worst: dict[str | None, Sequence[float]] = field(default_factory=dict)  # complete values
-    _options: list[str | None] = field(default_factory=list)  # by trial, as far as known
+    _options: list[Label] = field(default_factory=list)  # by trial, as far as known
+    _counts: Counter[str | None] = field(default_factory=Counter)  # of `_options`
 
     @property
     def trials(self) -> int:
@@ -306,13 +307,14 @@ class Search:
         """Return the option in whose space a trial is suggested: that of the fewest trials, of equal ones the first."""
         if self._divided is None:
             return {}
-        name = self._divided.name
-        labels = {self.sweep.option({name: label}): label for label in self._divided.labels}
-        if not self._options:
-            self._options = [self.sweep.option(point) for point in self.sweep.published]
+        name, labels = self._divided.name, self._divided.labels
         while len(self._options) <= number:
-            self._options.append(min(labels, key=Counter(self._options).__getitem__))
-        return {name: labels[self._options[number]]}
+            new = len(self._options)
+            published = self.sweep.published[new][name] if new < len(self.sweep.published) else None
+            label = min(labels, key=lambda label: self._counts[self.sweep.option({name: label})])
+            self._options.append(label if published is None else published)
+            self._counts[self.sweep.option({name: self._options[new]})] += 1
+        return {name: self._options[number]}
 
     # the sweep
 

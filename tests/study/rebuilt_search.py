@@ -50,7 +50,8 @@ class RebuiltSearch:
         if number < len(self.sweep.published):
             return self.sweep.published[number]
         seed = stream(self.sweep.study.seed, self.stage, number) % 2**32
-        study, fixed = self._study(build_sampler(self.sweep, seed)), self._fixed(number)
+        fixed = self._fixed(number)
+        study = self._study(build_sampler(self.sweep, seed, fixed))
         before = self._ended_before(number)
         running = [other for other in sorted(self.planned) if other < number and other not in before]
         alike = [other for other in [*before, *running] if fixed.items() <= self.planned[other].items()]

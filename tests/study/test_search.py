@@ -60,7 +60,13 @@ def sweep_of(recipe: Any = None, **study: Any) -> Sweep:
     """A sweep over one method's parameters, with some keys replaced (None removes one)."""
     tree = copy.deepcopy(TREE)
     tree["recipe"] |= recipe or {}
-    tree["study"] |= {"trials": TRIALS, "batch": 4, "published": None, "pruner": PRUNERS["none"]} | study
+    tree["study"] |= {
+        "trials": TRIALS,
+        "batch": 4,
+        "published": None,
+        "select": None,
+        "pruner": PRUNERS["none"],
+    } | study
     tree["study"] = {key: value for key, value in tree["study"].items() if value is not None}
     return Sweep.from_dict(tree, "made_up")
 
@@ -202,13 +208,35 @@ def test_decisions_in_free_order_are_those_of_a_study_rebuilt_for_each(pruner: s
     assert (states(found)["pruned"] > 3) == (pruner != "none")
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("ends", [1, 3, 4, 10, 15, 22])
-def test_a_search_killed_after_any_end_goes_on_as_the_undisturbed_one(ends: int) -> None:
-    sweep = sweep_of(METHODS, pruner=PRUNERS["asha"], **TPE, **PUBLISHED)
-    killed = Driver(Search("search", sweep))
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    [
+        (TPE["sampler"], PRUNERS["asha"]),
+        ({"name": "cmaes", "population": 4}, {"name": "hyperband", "min_share": 0.2, "reduction": 2}),
+        ({"name": "optuna.samplers:NSGAIISampler", "population_size": 4}, PRUNERS["median"]),
+        ({"name": "optuna.samplers:QMCSampler"}, PRUNERS["none"]),
+    ],
+    ids=["tpe", "cmaes", "nsga", "qmc"],
+)
+def test_a_search_killed_after_any_end_goes_on_as_the_undisturbed_one(
+    sampler: dict[str, Any], pruner: dict[str, Any], ends: int
+) -> None:
+    """CMA-ES keeps its state in attributes of trials, NSGA-II and QMC some of it in those of the study."""
+    sweep = sweep_of(METHODS, sampler=sampler, pruner=pruner, **PUBLISHED)
+    killed, again = Driver(Search("search", sweep)), Driver(Search("search", sweep), seed=2)
     killed.run(kill_after=ends)
-    again = Driver(Search("search", sweep), seed=2)
-    again.journal = json.loads(
-        json.dumps(killed.journal), object_hook=lambda row: {int(k) if k.isdigit() else k: v for k, v in row.items()}
-    )
-    assert again.run() == Driver(Search("search", sweep)).run()
+    again.journal = killed.journal
+    undisturbed = Driver(Search("search", sweep))
+    assert again.run() == undisturbed.run()
+    assert kinds_of_attributes(again) == kinds_of_attributes(undisturbed)
+    assert len({str(row["values"]) for row in again.journal.values()}) == TRIALS
+
+
+def kinds_of_attributes(driver: Driver) -> list[Any]:
+    return [
+        (number, part, sorted(attributes))
+        for number, row in sorted(driver.journal.items())
+        for part, attributes in {**row["attributes"], "pruner": row["kept"]}.items()
+    ]

@@ -301,7 +301,7 @@ def test_conditional_parameters_are_suggested_only_if_they_exist(tmp_path: Path)
     fixed = {**kd, "temperature": 1.0, "convention": "published_mnist"}
     options = [{**kd, "temperature": {"loguniform": [1, 20]}}, fixed]
     recipe = {"method": {"choice": options}}
-    settings = {"published": None, "trials": 8, "select": {"candidates": 2, "trainings": 8, "equal_trials": False}}
+    settings = {"published": None, "trials": 8, "select": {"candidates": 2, "equal_trials": False}}
     file = sweep_file(tmp_path, recipe=recipe, study=settings)
     study = open_study(file, tmp_path / "results")
     for number in range(8):

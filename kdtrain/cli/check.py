@@ -1,8 +1,12 @@
 """kdtrain check FILE: every mistake of a sweep file at once, each with its line, and notes about absent inputs."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from kdtrain.cli.common import add_data, guarded, read_sweep, sweep_parser
+
+if TYPE_CHECKING:
+    from kdtrain.config.sweep import Sweep
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +22,13 @@ def check(chosen: argparse.Namespace) -> int:
     from kdtrain.study.inputs import input_notes
 
     sweep = read_sweep(chosen)
-    print(f"{chosen.file}: valid; {len(sweep.parameters)} searched parameters, {sweep.study.trials} trials")
+    print(f"{chosen.file}: valid; {len(sweep.parameters)} searched parameters, {_size(sweep)}")
     for note in input_notes(sweep, chosen.data):
         print(f"note: {note}")
     return 0
+
+
+def _size(sweep: "Sweep") -> str:
+    trials, budget = sweep.study.trials, sweep.study.budget
+    parts = [f"{trials} trials"] if trials is not None else []
+    return ", ".join([*parts, f"{budget.total:g} {budget.unit}"] if budget is not None else parts)

@@ -106,6 +106,8 @@ class Display:
         parts = [f"{state['stage']} {ended}/{state['of']}", counts]
         if state["best"] is not None:
             parts.append(f"best {self.study.sweep.study.objective} {state['best']:.4f}")
+        if state["budget"] is not None:
+            parts.append(f"budget {state['budget']}")
         left = self._seconds_left(state["stage"], ended, state["of"])
         if left is not None:
             parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left in this stage")

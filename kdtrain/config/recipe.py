@@ -136,8 +136,8 @@ class Recipe(Config):
     )
     objective: Objective = Field(
         "val/accuracy",
-        description="The metric of the epoch whose weights are kept. val/mpa: mean accuracy per class. val/ece: expected"
-        " calibration error.",
+        description="The metric of the epoch whose weights are kept. val/mpa: mean accuracy per class. val/ece:"
+        " expected calibration error.",
     )
     seed: Seed = 0
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kdtrain.base_config import Config, Count, NonNegative, NonNegativeInt
+from kdtrain.base_config import Config, Count, NonNegative, NonNegativeInt, Positive
 from kdtrain.config.recipe import Objective
 from kdtrain.config.search_settings import NoPruner, Pruner, Sampler, Tpe
 
@@ -37,6 +37,37 @@ class Select(Config):
     )
 
 
+class Budget(Config):
+    """What a study may spend: exactly one of hours, gpu_hours and epochs."""
+
+    hours: Positive | None = Field(default=None, description="Wall time of the study, summed over its starts.")
+    gpu_hours: Positive | None = Field(
+        default=None, description="Time of its trainings times the GPUs of a trial, those of teachers included."
+    )
+    epochs: Count | None = Field(
+        default=None,
+        description="Number of epochs of its trainings, without those of teachers. Only this budget can be repeated"
+        " exactly.",
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        written = [f"{name}: {value}" for name, value in self if value is not None]
+        if len(written) != 1:
+            raise ValueError(f"takes exactly one of hours, gpu_hours, epochs, got {', '.join(written) or 'none'}")
+        return self
+
+    @property
+    def unit(self) -> str:
+        """The key that is written."""
+        return next(name for name, value in self if value is not None)
+
+    @property
+    def total(self) -> float:
+        """The value that is written."""
+        return next(value for _, value in self if value is not None)
+
+
 class Confirm(Config):
     """The recipes that are trained again with fresh seeds, and read the test split once."""
 
@@ -52,8 +83,15 @@ class StudySettings(Config):
     objective: Objective = Field(
         default="val/accuracy", description="The metric of the best epoch that trials compete by."
     )
-    trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = Field(
-        description="Number of trials of the search, published points included."
+    trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] | None = Field(
+        default=None,
+        description="Number of trials of the search, published points included. It may be left out if there is a"
+        " budget.",
+    )
+    budget: Budget | None = Field(
+        default=None,
+        description="What the study may spend: 60 % for baselines and search, 20 % for select, 20 % for confirm. What a"
+        " stage leaves over passes on to the next.",
     )
     sampler: Sampler = Field(default=Tpe(name="tpe"), description="What suggests the values of trials, by its name.")
     pruner: Pruner = Field(default=NoPruner(name="none"), description="What ends poor trials early, by its name.")
@@ -76,10 +114,20 @@ class StudySettings(Config):
         default=4, description="Number of suggestions that are made at once, with order batches."
     )
 
+    @property
+    def most_trials(self) -> int:
+        """The number of trials, or the largest that can be written if only a budget limits it."""
+        return MOST_TRIALS if self.trials is None else self.trials
+
+    @property
+    def together(self) -> int:
+        """The number of trials that are suggested together."""
+        return self.batch if self.order == "batches" else 1
+
     def most_candidates(self, options: int) -> int:
         """Return the upper bound of the number of candidates of a race, if so many options are compared."""
         of_others = AT_LEAST_OF_EACH * max(0, options - 1)
-        return min(self.trials, self.select.candidates + len(self.published) + of_others)
+        return min(self.most_trials, self.select.candidates + len(self.published) + of_others)
 
     @model_validator(mode="after")
     def _batch_only_with_batches(self) -> Self:

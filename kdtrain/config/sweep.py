@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kdtrain.config.budget_checks import missing_trials
 from kdtrain.config.located import Located, apply_overrides, load_located, locate
 from kdtrain.config.parameter import Label, Parameter, Values, check_spaces, space_kind
 from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value, validate
@@ -195,7 +196,7 @@ def _checked_sweep(
         if value is not None and isinstance(located.data.get("study", {}), dict):
             located = located.with_value(("study", option), value, f"--{option}")
     parts, wrong = validate(SweepFile, located.data, "a sweep")
-    problems += wrong
+    problems += [*wrong, *missing_trials(located.data.get("study"))]
     tree, broken = _searchable_tree(located.data.get("recipe"))
     published: tuple[Values, ...] = ()
     if tree is not None:

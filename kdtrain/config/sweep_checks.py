@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kdtrain.config.budget_checks import budget_problems
 from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
@@ -62,11 +63,12 @@ def study_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Pa
     trials: KeyPath = ("study", "trials")
     yield from sampler_problems(study, tree, folders)
     yield from pruner_problems(study.pruner, tree, folders)
-    if len(study.published) > study.trials:
+    if study.trials is not None and len(study.published) > study.trials:
         count = len(study.published)
         yield Problem(trials, f"must be >= {count}, the number of published points, got {study.trials}")
     yield from _select_problems(study, searched)
-    if not searched and study.trials > 1:
+    yield from budget_problems(study, tree)
+    if not searched and study.trials is not None and study.trials > 1:
         yield Problem(trials, f"must be 1: recipe has no search space, so all trials are equal, got {study.trials}")
     if isinstance(study.sampler, GridSampler) and searched:
         points: KeyPath = ("study", "sampler", "points")
@@ -77,7 +79,7 @@ def study_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Pa
             yield Problem(points, "has no effect: the recipe searches only choices; remove it")
         size = grid_size(tree, study.sampler.points)
         first = len(study.published)
-        if study.trials > size + first:
+        if study.trials is not None and study.trials > size + first:
             more = f" and {first} published" if first else ""
             yield Problem(trials, f"must be <= {size + first}: the grid has {size} points{more}, got {study.trials}")
 
@@ -96,7 +98,7 @@ def _select_problems(study: StudySettings, searched: Sequence[Parameter]) -> Ite
     if compared is None and "equal_trials" in select.model_fields_set:
         text = "has no effect: no options are compared; remove it, or name a choice with best_of_each"
         yield Problem((*place, "equal_trials"), text)
-    if compared is not None and select.equal_trials and study.trials < options:
+    if compared is not None and select.equal_trials and study.most_trials < options:
         text = f"must be >= {options}, the number of options of {compared.name} that are compared, got {study.trials}"
         yield Problem(("study", "trials"), text)
     candidates = study.most_candidates(options)

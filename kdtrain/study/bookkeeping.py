@@ -15,6 +15,7 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import Row
+from kdtrain.study.budget import STOPPED, open_account
 from kdtrain.study.jobs import WITH_OUTCOME, Broken, Job, JobStream, advice
 from kdtrain.study.journal import ERRORS, StudyJournal
 from kdtrain.study.search import Search
@@ -35,6 +36,9 @@ class Bookkeeping:
         """Take a sweep; with `only`, one of STAGES, the study does what is missing of that stage, and nothing else."""
         self.sweep, self.workspace, self.journal, self.only = sweep, workspace, journal, only
         self._earlier_stages = STAGES[1 : STAGES.index(only)] if only in STAGES[1:] else ()
+        self.account = open_account(sweep, journal.events())  # of study.budget
+        if self.account is not None and only in ("baselines", "search"):
+            self._earlier_stages = ("teacher",)  # the two take their batches in turn
         self.search = Search("search", sweep)
         self.baselines = Search("baselines", sweep.baseline())
         self.stage, self.stage_size = STARTING, 0
@@ -48,6 +52,12 @@ class Bookkeeping:
         self._breaks: Counter[str] = Counter()  # by job, in this start
         self._memory: dict[str, MemoryRecord] = {}  # by job
         self.ends: dict[str, JobEnd] = {}
+        self._cut = {  # by job: the epoch after which the budget has ended it
+            (stage, number, end["trial_id"]): int(end["epochs"])
+            for stage in ("baselines", "search")
+            for number, end in journal.ends(stage).items()
+            if str(end["reason"]).startswith(STOPPED)
+        }
         self.remarks: list[str] = []  # sentences for the terminal, each as soon as it is known
 
     def should_prune(self, job: Job, epoch: int) -> bool:
@@ -57,12 +67,15 @@ class Bookkeeping:
         epoch at which it would have been pruned, and later rows are dropped.
         """
         folder = self._trial(job)
-        stop = self._pruned_at(job, [row for row in folder.epochs() if row["epoch"] <= epoch])
+        rows = [row for row in folder.epochs() if row["epoch"] <= epoch]
+        stop = self._pruned_at(job, rows)
+        if stop is None and self._is_cut(job, rows):
+            stop = self._cut[job.stage, job.number, job.trial_id] = epoch
         if stop is None:
             return False
         folder.files.revoke_lease()
         folder.keep_epochs(stop)
-        folder.write_outcome(outcome_row("pruned", self._pruning_reason(stop), folder))
+        folder.write_outcome(outcome_row("pruned", self._pruning_reason(job, stop), folder))
         folder.remove_checkpoints()
         return True
 
@@ -83,12 +96,13 @@ class Bookkeeping:
                 self._again.append(replace(job, alone=job.alone or broken.out_of_memory))
                 return
         self._running.pop(job.key, None)
+        trained = self._trained_seconds(job)
         for each in (job, *self._waiting.pop(job.trial_id, [])):
             if broken is None:
-                self._note_end(each, self._end(each))
+                end = self._end(each)
             else:
-                end: JobEnd = {"state": "broken", "value": None, "reason": broken.reason, "epochs": 0}
-                self._note_end(each, {**end, "traceback": traceback})
+                end = {"state": "broken", "value": None, "reason": broken.reason, "epochs": 0, "traceback": traceback}
+            self._note_end(each, {**end, "seconds": trained} if each is job and trained is not None else end)
 
     def measured(self, job: Job, memory: MemoryRecord) -> None:
         """Keep the memory that a preflight check has measured; call it before `ended`."""
@@ -125,7 +139,9 @@ class Bookkeeping:
         counts = {state: ends.count(state) for state in ("complete", "pruned", "failed", "broken")}
         running = sum(job.stage == self.stage for job in list(self._running.values()))
         best = (max if self.maximize else min)(list(self.search.values.values()), default=None)
-        return {"stage": self.stage, "of": self.stage_size, "running": running, "best": best, **counts}
+        budget = None if self.account is None else self.account.text
+        about = {"stage": self.stage, "of": self.stage_size, "budget": budget}
+        return {**about, "running": running, "best": best, **counts}
 
     # for the stages
 
@@ -206,6 +222,10 @@ class Bookkeeping:
     def run(self, jobs: Sequence[Job]) -> JobStream:
         """Hand out jobs and wait until they have ended."""
         yield from self.hand_out(jobs)
+        yield from self.wait_for(jobs)
+
+    def wait_for(self, jobs: Sequence[Job]) -> JobStream:
+        """Wait until jobs that were handed out have ended."""
         while any(job.key not in self.ends for job in jobs):
             yield from self.to_do_again() or [None]
 
@@ -213,9 +233,9 @@ class Bookkeeping:
         """Hand out the jobs that the store has no outcome of."""
         yield from (job for job in jobs if self._begin(job))
 
-    def runs(self, stage: str) -> bool:
-        """Return True if a job of a stage runs."""
-        return any(job.stage == stage for job in self._running.values())
+    def runs(self, *stages: str) -> bool:
+        """Return True if a job of these stages runs."""
+        return any(job.stage in stages for job in self._running.values())
 
     def to_do_again(self) -> list[Job | None]:
         """Return the jobs that broke and are to be handed out once more."""
@@ -231,6 +251,8 @@ class Bookkeeping:
             if self._has_outcome(job):
                 self._note_end(job, self._end(job))
                 return False
+            if self.account is not None:
+                self.account.begin(job)
             if any(other.trial_id == job.trial_id for other in self._running.values()):
                 self._waiting.setdefault(job.trial_id, []).append(job)
                 return False
@@ -263,6 +285,9 @@ class Bookkeeping:
 
         A decision that the journal holds is repeated as soon as its rows are there; without one, the rows decide.
         """
+        cut = self._cut.get((job.stage, job.number, job.trial_id))
+        if cut is not None:
+            return cut if rows and rows[-1]["epoch"] >= cut else None
         if not job.prunable:
             return None
         known = self.journal.end(job.stage, job.number)
@@ -277,11 +302,43 @@ class Bookkeeping:
     def _search_of(self, job: Job) -> Search:
         return self.baselines if job.stage == "baselines" else self.search
 
-    def _pruning_reason(self, epoch: int) -> str:
-        return f"stopped by {self.sweep.study.pruner.name} after epoch {epoch}"
+    def _pruning_reason(self, job: Job, epoch: int) -> str:
+        is_cut = self._cut.get((job.stage, job.number, job.trial_id)) == epoch
+        return f"{STOPPED if is_cut else f'stopped by {self.sweep.study.pruner.name}'} after epoch {epoch}"
+
+    def _is_cut(self, job: Job, rows: Sequence[EpochRow]) -> bool:
+        """Return True if a searched trial must end now because the share of its stage has ended.
+
+        A budget of epochs ends no trial, because a trial only starts if it fits. A published one is never ended.
+        """
+        account = self.account
+        if account is None or account.repeatable or not rows:
+            return False
+        account.measure(job, sum(row["seconds"] for row in rows) * self._gpus)
+        is_searched = job.stage in ("baselines", "search") and not job.details.get("published")
+        return is_searched and len(rows) < job.recipe.epochs and account.is_over("search")
+
+    def _trained_seconds(self, job: Job) -> float | None:
+        """Return the seconds of a training that has run, times its GPUs; None if no budget counts them."""
+        if self.account is None or self.account.repeatable or job.kind != "train":
+            return None
+        return sum(row["seconds"] for row in self._trial(job).epochs()) * self._gpus
+
+    @property
+    def _gpus(self) -> float:
+        """The GPUs of a trial, or 1 if they do not count."""
+        if self.sweep.study.budget is None or self.sweep.study.budget.gpu_hours is None:
+            return 1.0
+        shared, resources = self._noted_place.get("trials_per_gpu"), self.sweep.resources
+        if shared:
+            return 1 / float(shared)
+        return resources.workers * (1.0 if resources.gpus_per_worker == "auto" else resources.gpus_per_worker)
 
     def _note_end(self, job: Job, end: JobEnd) -> None:
         self.ends[job.key] = end
+        if self.account is not None:
+            epochs = job.recipe.epochs if end["state"] == "broken" else end["epochs"]
+            self.account.end(job, epochs, end.get("seconds"))
         if job.stage in ("baselines", "search"):
             if end["state"] == "broken":
                 self._search_of(job).forget(job.number)
@@ -312,7 +369,7 @@ class Bookkeeping:
         state, reason, epochs, best = outcome["state"], outcome["reason"], outcome["epochs"], outcome["best"]
         stop = self._pruned_at(job, rows) if state != "failed" else None
         if stop is not None:
-            state, reason, epochs = "pruned", self._pruning_reason(stop), stop
+            state, reason, epochs = "pruned", self._pruning_reason(job, stop), stop
             best = best_epoch(rows[:stop], self.sweep.study.objective)
         value = best[self.sweep.study.objective] if best and state != "failed" else None
         return {"state": state, "value": value, "reason": reason, "epochs": epochs}

@@ -19,6 +19,7 @@ from kdtrain.study.selection import (
     confirmed_candidates,
     mean_objectives,
 )
+from kdtrain.study.shares import goes_on
 
 FIRST_CONFIRMING_SEED = 1_000_000
 """Seeds of the search lie below it. Each study seed has 1,000 confirming seeds from it on, so no seed that has chosen
@@ -58,17 +59,27 @@ def fix_winner(
 
 
 def confirm(book: Bookkeeping, candidates: Sequence[Candidate]) -> Generator[Job | None, None, Runs]:
-    """Train every candidate with every confirming seed."""
+    """Train every candidate with every confirming seed, or with as many as a budget allows, at least one."""
     runs: Runs = {candidate.key: [] for candidate in candidates}
     jobs: list[Job] = []
     for seed in _seeds(book):  # the seeds outside, so that further seeds continue the jobs' numbers
+        own = []
         for candidate in candidates:
             sweep = book.baselines.sweep if candidate.role == "baseline" else book.sweep
             recipe, details = sweep.recipe_for(candidate.values, seed), {**candidate.as_json(), "seed": seed}
-            job = book.job("confirm", len(jobs), recipe, candidate.values, final=True, details=details)
+            number = len(jobs) + len(own)
+            own.append(book.job("confirm", number, recipe, candidate.values, final=True, details=details))
+        if book.account is not None:
+            planned = book.journal.plan("confirm", len(jobs)) is not None
+            epochs = sum(job.recipe.epochs for job in own)
+            if jobs and not (yield from goes_on(book, "confirm", len(jobs) // len(own), epochs, planned=planned)):
+                break
+            book.stage, book.stage_size = "confirm", len(jobs) + len(own)
+            yield from book.hand_out(own)
+        jobs += own
+        for candidate, job in zip(candidates, own, strict=True):
             runs[candidate.key].append(job)
-            jobs.append(job)
-    yield from book.run_stage(jobs)
+    yield from book.wait_for(jobs) if book.account is not None else book.run_stage(jobs)
     book.remark_on_chance("confirm", jobs)
     return runs
 
@@ -91,7 +102,7 @@ def read_test(book: Bookkeeping, teachers: Sequence[Job], runs: Runs) -> JobStre
         ends = [book.ends[job.key] for job in part if book.ends[job.key]["state"] == "broken"]
         if ends:
             raise NoResult(f"confirm: the test split was not read for all recipes: {book.summary(ends)}")
-    book.journal.note_tested(len(_seeds(book)))
+    book.journal.note_tested(len(next(iter(runs.values()))))
 
 
 def draw_pictures(book: Bookkeeping, runs: Runs) -> JobStream:

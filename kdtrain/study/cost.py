@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from kdtrain.config import space
+from kdtrain.config.budget_checks import share_end
 from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.search_checks import longest_training
 from kdtrain.config.sweep import Sweep
 from kdtrain.study.search import Search
 from kdtrain.study.selection import most_rounds, race_trainings
@@ -54,13 +56,13 @@ class Sharing:
 
 
 def trainings(sweep: Sweep) -> dict[str, int]:
-    """Return the upper bound of the number of trainings of each stage."""
+    """Return the upper bound of the number of trainings of each stage; for a budget see `searched_trials`."""
     points = space.combinations(sweep.tree, TEACHER_PARTS)
     teachers = {teacher_recipe(sweep.recipe_for(values, 0)) for values in points}
     students = {recipe.student for recipe in _reachable(sweep, ("student",))}  # each may need a baseline
     confirm = sweep.study.confirm
     confirmed = max(1, len(sweep.options)) + (len(sweep.published) if confirm.published else 0) + len(students)
-    searched = {"baselines": Search("baselines", sweep.baseline()).trials, "search": Search("search", sweep).trials}
+    searched = searched_trials(sweep)
     return {
         "teacher": len(teachers - {None}),
         **searched,
@@ -69,17 +71,39 @@ def trainings(sweep: Sweep) -> dict[str, int]:
     }
 
 
+def searched_trials(sweep: Sweep) -> dict[str, int]:
+    """Return the number of trials of each search.
+
+    A budget of epochs limits it to what fits if no trial is pruned. If only a budget of time limits it, it is that of
+    the first batch.
+    """
+    study = sweep.study
+    searches = {"baselines": Search("baselines", sweep.baseline()), "search": Search("search", sweep)}
+    most = study.most_trials
+    if study.budget is not None and study.budget.epochs is not None:
+        share = share_end("search", study.budget.epochs, 0)
+        trainings = int(share // longest_training(sweep.tree))
+        alone = searches["baselines"].trials == 1
+        fitting = trainings - 1 if alone else trainings // 2
+        most = fitting // study.together * study.together
+    elif study.trials is None:
+        most = study.together
+    return {stage: min(search.trials, most) for stage, search in searches.items()}
+
+
 def race_bounds(sweep: Sweep) -> tuple[int, int]:
-    """Return the upper bounds of the candidates and of the trainings of a race."""
-    candidates = min(Search("search", sweep).trials, sweep.study.most_candidates(len(sweep.options)))
-    return candidates, race_trainings(sweep.study.select.trainings, sweep.study.trials, candidates)
+    """Return the upper bounds of the candidates and of the trainings of a race; for a budget see `searched_trials`."""
+    trials = searched_trials(sweep)["search"]
+    candidates = min(trials, sweep.study.most_candidates(len(sweep.options)))
+    of_trials = trials if sweep.study.budget is not None else sweep.study.most_trials
+    return candidates, race_trainings(sweep.study.select.trainings, of_trials, candidates)
 
 
 def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
     """Return the upper bound of each stage's cost.
 
     Every training is counted as the most expensive one of the space, and none as pruned. Reading images, validation and
-    start-up are left out.
+    start-up are left out. A budget of epochs bounds all stages together.
     """
     counts, epochs = trainings(sweep), _most_epochs(sweep)
     reachable = list(_reachable(sweep, (*PARTS, "r_drop")))
@@ -87,10 +111,15 @@ def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
     alone = _most_expensive(_reachable(sweep.baseline(), ("data", "student", "r_drop")), classes)
     taught_by = _most_expensive(filter(None, map(teacher_recipe, reachable)), classes)
     teacher = max(reachable, key=lambda recipe: image_flops(recipe, classes).teacher)
-    possible = [
-        ("teacher", taught_by, counts["teacher"] * (taught_by.epochs if taught_by else 0) * images, 0),
+    students: list[tuple[str, Recipe | None, int, int]] = [
         ("baselines", alone, counts["baselines"] * epochs * images, 0),
         ("search to confirm", distilled, _after_baselines(counts) * epochs * images, 0),
+    ]
+    if (budget := sweep.study.budget) is not None and budget.epochs is not None:
+        students = [("baselines to confirm", distilled, budget.epochs * images, 0)]
+    possible = [
+        ("teacher", taught_by, counts["teacher"] * (taught_by.epochs if taught_by else 0) * images, 0),
+        *students,
         ("teacher outputs", teacher, teacher_images(sweep, images, classes), 1),
     ]
     work = [(stage, recipe, seen, part) for stage, recipe, seen, part in possible if recipe is not None and seen > 0]
@@ -125,6 +154,8 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
     """
     counts = trainings(sweep)
     in_every_training = _after_baselines(counts) * _most_epochs(sweep) * images
+    if (budget := sweep.study.budget) is not None and budget.epochs is not None:
+        in_every_training = budget.epochs * images
     cached, live = _cached_and_live(sweep, images, classes)
     if live or sweep.resources.teacher_cache == "none":
         return in_every_training

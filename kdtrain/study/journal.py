@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
-from kdtrain.trials.records import EndedEvent, PlannedEvent, StudyRecord
+from kdtrain.trials.records import BudgetEndEvent, EndedEvent, PlannedEvent, StudyRecord
 from kdtrain.trials.store import STUDY_SCHEMA, is_broken, json_bytes, read_study_record
 
 FILE = "record.jsonl"
@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "selected": ("race",),
     "winner": (),
     "tested": (),
+    "budget_end": ("stage",),
 }
 """The events of which the newest one counts, with the fields that tell one from another."""
 
@@ -64,7 +65,8 @@ class StudyJournal:
         if earlier is not None:
             problems = _differences(_identity(earlier), _identity(about))
             planned = {"trials": self._planned("search", "number"), "confirm.seeds": self._planned("confirm", "seed")}
-            settings = {"trials": about["study"]["trials"], "confirm.seeds": about["study"]["confirm"]["seeds"]}
+            trials = about["study"]["trials"] or planned["trials"]  # a budget alone sets no number
+            settings = {"trials": trials, "confirm.seeds": about["study"]["confirm"]["seeds"]}
             for name, now in settings.items():
                 if now < planned[name]:
                     problems.append(f"study.{name} must be >= {planned[name]}, the number that is planned, got {now}")
@@ -104,9 +106,13 @@ class StudyJournal:
         as_planned = all(plan.get(name) == value for name, value in planned.items())
         return as_planned and end is not None and end["state"] == "complete"
 
+    def events(self) -> list[Row]:
+        """Return every event, in order."""
+        return self.files.rows(FILE)
+
     def digest(self) -> str:
         """Return what identifies the study and all its events, except that it was opened again."""
-        events = [row for row in self.files.rows(FILE) if row["event"] != "opened"]
+        events = [row for row in self.events() if row["event"] != "opened"]
         return digest(json_bytes({"study": self.study_record(), "events": events}))
 
     def write_error(self, job: str, text: str) -> str:
@@ -152,6 +158,10 @@ class StudyJournal:
         """Return the key of the winning candidate, or None before the stage select has ended."""
         event = self._newest["winner"].get(())
         return None if event is None else str(event["candidate"])
+
+    def budget_end(self, stage: str) -> BudgetEndEvent | None:
+        """Return the newest event that `study.budget` has ended a stage, or None."""
+        return cast(BudgetEndEvent | None, self._newest["budget_end"].get((stage,)))
 
     def note_tested(self, seeds: int) -> None:
         """Note that the test split was read for so many confirming seeds, and if their number has grown since."""

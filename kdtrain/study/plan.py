@@ -40,6 +40,8 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         loader=PackageLoader("kdtrain.study"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     environment.filters |= {"table": _table, "duration": duration, "flops": flops_text}
+    budget = sweep.study.budget
+    is_open = budget is not None and budget.epochs is None and sweep.study.trials is None
     nodes = cluster or ([machine_resources(sweep.resources)],) * 2
     shared = sharing(sweep, images, classes) if sweep.resources.teacher_cache != "none" else None
     return environment.get_template("plan.txt.j2").render(
@@ -50,7 +52,8 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         baseline_parameters=[parameter.name for parameter in sweep.baseline().parameters],
         networks=network_sizes(sweep, first.data.image_shape, classes),
         sharing=shared,
-        costs=None if images is None else stage_costs(sweep, images, classes),
+        costs=None if images is None or is_open else stage_costs(sweep, images, classes),
+        is_open=is_open,
         budget_s=TIMING_BUDGET_S,
         cluster=cluster,
         device=_device(sweep.resources, nodes[1], cluster is not None),

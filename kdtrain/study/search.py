@@ -51,14 +51,16 @@ class EndedTrial:
 class Search:
     """The search of a stage ("search" or "baselines") over a sweep's tree; published points are its first trials.
 
-    `planned` has the trials by number, `values` the objectives of the complete ones. If options are compared, each has
-    a study of its own for pruning, and, if they get equal numbers of trials, for suggestions.
+    `planned` has the trials by number, `values` the objectives of the complete ones. `stopped_at` is the number of
+    trials if `study.budget` has ended the search. If options are compared, each has a study of its own for pruning, and,
+    if they get equal numbers of trials, for suggestions.
     """
 
     stage: str
     sweep: Sweep
     planned: dict[int, Values] = field(default_factory=dict)
     values: dict[int, float] = field(default_factory=dict)
+    stopped_at: int | None = None
     _suggestions: dict[str | None, Suggestions] = field(default_factory=dict)
     _pruning: dict[str | None, Pruning] = field(default_factory=dict)
     _unfinished: set[int] = field(default_factory=set)  # planned, and running as far as decisions know
@@ -72,10 +74,12 @@ class Search:
     @property
     def trials(self) -> int:
         """The number of trials: the study's, or fewer if the space (or its grid) has fewer points."""
-        study = self.sweep.study
+        if self.stopped_at is not None:
+            return self.stopped_at
+        most = self.sweep.study.most_trials
         if not self.sweep.parameters:
             return 1
-        return study.trials if not self._is_grid else min(study.trials, len(self.sweep.published) + self._grid_size)
+        return most if not self._is_grid else min(most, len(self.sweep.published) + self._grid_size)
 
     def recipe(self, number: int) -> Recipe:
         """Return a planned trial's recipe with the study's seed; UserError if the values do not go together."""
@@ -83,7 +87,7 @@ class Search:
 
     def batch_of(self, number: int) -> range:
         """Return the numbers of the trials that are suggested together, before any of them has finished."""
-        size = self.sweep.study.batch if self._in_batches else 1
+        size = self.sweep.study.together
         start = number - number % size
         return range(start, min(start + size, self.trials))
 

@@ -57,10 +57,10 @@ def _too_few_trials(sweep: Sweep) -> Iterator[str]:
     if not isinstance(study.sampler, Tpe | Gp | CmaEs) or not sweep.parameters:
         return
     startup = max(study.sampler.startup_trials, 1)
-    batch = study.batch if study.order == "batches" else 1
+    batch = study.together
     options = len(fixed_choices(study.select, sweep.parameters))
     first = math.ceil(startup * options / batch) * batch  # trials that are suggested before so many have ended
-    if study.trials > first:
+    if study.most_trials > first:
         return
     each = f" of each of {options} options" if options > 1 else ""
     rounded = f", which batches of {batch} make {first} trials" if first != startup else ""

@@ -10,6 +10,7 @@ from kdtrain.study.jobs import Job
 from kdtrain.study.race import LIKELY, Entrant, Race
 from kdtrain.study.racing import coordinates, promises
 from kdtrain.study.selection import SearchedTrial, race_trainings, racing_trials, ranked
+from kdtrain.study.shares import goes_on
 
 FIRST_RACING_SEED = 2_000_000_000
 """Each study seed has 1,000 racing seeds from it on. They are neither seeds of a search nor confirming ones."""
@@ -38,12 +39,17 @@ def select(
     races = [race, *baseline_races.values()]
     number = round_number = 0
     while any(entrants := [each.next_round() for each in races]):
+        first = number
         seed = FIRST_RACING_SEED + 1_000 * book.sweep.study.seed + round_number
-        round_number += 1
         jobs: list[list[Job]] = []
         for each, racing in zip(races, entrants, strict=True):
             jobs.append([_job(book, each, entrant, number + i, seed) for i, entrant in enumerate(racing)])
             number += len(racing)
+        epochs = sum(job.recipe.epochs for own in jobs for job in own)
+        planned = book.journal.plan("select", first) is not None
+        if not (yield from goes_on(book, "select", round_number, epochs, planned=planned)):
+            break
+        round_number += 1
         yield from book.run_stage([job for own in jobs for job in own])
         for each, racing, own in zip(races, entrants, jobs, strict=True):
             if own:

@@ -3,6 +3,7 @@
 A Study hands out jobs, and an executor carries them out. Each stage stands in a module of its own.
 """
 
+from kdtrain.config.problems import Problem
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult
 from kdtrain.study.bookkeeping import STARTING, Bookkeeping
@@ -10,7 +11,7 @@ from kdtrain.study.confirm import confirm, draw_pictures, fix_winner, read_test
 from kdtrain.study.description import weights_remark
 from kdtrain.study.jobs import Job, JobStream
 from kdtrain.study.journal import StudyJournal
-from kdtrain.study.searching import run_search
+from kdtrain.study.searching import run_in_turn, run_search
 from kdtrain.study.select import select
 from kdtrain.study.smoke import run_smoke
 from kdtrain.study.teachers import train_teachers
@@ -60,17 +61,22 @@ class Study(Bookkeeping):
     def _all_stages(self) -> JobStream:
         about = self.journal.study_record()
         self.remarks += map(weights_remark, about.get("weights", []) if about else [])
+        self._require_gpu()
         yield from run_smoke(self)
+        self._require_gpu()
         if self.only == "smoke":
             return
         teachers = yield from train_teachers(self)
         if self.only == "teacher":
             return
-        alone = yield from run_search(self, self.baselines)
-        if self.only == "baselines":
-            return
-        searched = yield from run_search(self, self.search)
-        if self.only == "search":
+        if self.account is not None:
+            alone, searched = yield from run_in_turn(self)
+        else:
+            alone = yield from run_search(self, self.baselines)
+            if self.only == "baselines":
+                return
+            searched = yield from run_search(self, self.search)
+        if self.only in ("baselines", "search"):
             return
         selection = yield from select(self, searched, alone)
         candidates = fix_winner(self, selection, searched, alone)
@@ -83,3 +89,10 @@ class Study(Bookkeeping):
         yield from draw_pictures(self, runs)
         self.workspace.store.remove_leftovers(self.journal.trial_ids())
         self.journal.append_once("finished")
+
+    def _require_gpu(self) -> None:
+        """Raise UserError if the budget counts GPU hours, but no training uses a GPU; it may not be known yet."""
+        budget = self.sweep.study.budget
+        if budget is not None and budget.gpu_hours is not None and self.on_gpu is False:
+            text = "gpu_hours needs trainings on a GPU, and these are on the CPU; write hours or epochs"
+            raise self.sweep.located.error([Problem(("study", "budget", "gpu_hours"), text)])

@@ -291,6 +291,21 @@ class SelectedEvent(TypedDict):
     without: list[str]
 
 
+class BudgetEndEvent(TypedDict):
+    """`study.budget` has ended a stage that would have gone on: "search" (both searches), "select" or "confirm".
+
+    `number` counts the trials of each search, the rounds or the seeds. `spent` is what was spent then, `share_end` what
+    may be spent at the end of the stage's share, in the budget's unit.
+    """
+
+    event: Literal["budget_end"]
+    time: float
+    stage: str
+    number: int
+    spent: float
+    share_end: float
+
+
 class MemoryRecord(TypedDict):
     """What a preflight check has measured: the device, the peak of the process's own memory, the peak that torch has
     reserved on the GPU, and the GPU's size; the last two are 0 without a GPU."""
@@ -305,7 +320,8 @@ class JobEnd(TypedDict):
     """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count.
 
     `traceback` names a file in the study's folder, if the job broke with one. `memory` is what a preflight check has
-    measured, `attributes` what the pruner has kept in Optuna's system attributes of a searched trial.
+    measured, `attributes` what the pruner has kept in Optuna's system attributes of a searched trial. With a budget of
+    time, `seconds` are those that this study has trained it, times its GPUs if the budget counts gpu_hours.
     """
 
     state: JobState
@@ -315,6 +331,7 @@ class JobEnd(TypedDict):
     traceback: NotRequired[str | None]
     memory: NotRequired[MemoryRecord]
     attributes: NotRequired[dict[str, Any]]
+    seconds: NotRequired[float]
 
 
 class EndedEvent(JobEnd):

@@ -17,8 +17,9 @@ from scipy.stats import norm
 from kdtrain.config.parameter import Parameter, Values
 
 LOG_RATIOS = np.linspace(-6, 6, 49)
-"""Decadic logarithms of the ratios of the variances that are tried first. The upper end stands for no residual."""
+"""Decadic logarithms of the ratios of the variances that are tried first."""
 SMALLEST_STEP = 1e-5
+"""Step of the logarithms at which the search for the best ratio ends."""
 DECIMALS = 12
 """Posterior means that agree in so many decimals are equal: only the order of a sum differs."""
 SMALLEST_SURFACE = 20
@@ -93,9 +94,9 @@ class _Fits:
 def posterior(values: Mapping[str, Mapping[int, float]], keys: Sequence[str]) -> Posterior:
     """Return the posterior of the means of the recipes `keys`.
 
-    The two variances are estimated by restricted maximum likelihood (Patterson and Thompson 1971, Biometrika 58), the
-    recipes' effects are best linear unbiased predictions (Henderson 1975, Biometrics 31). So a value that was selected
-    on is shrunk towards the common mean, the more the fewer seeds its recipe has.
+    The two variances are estimated by restricted maximum likelihood (Patterson and Thompson 1971, Biometrika 58) with a
+    weak prior; the recipes' effects are best linear unbiased predictions (Henderson 1975, Biometrics 31). So a value
+    that was selected on is shrunk towards the common mean, the more the fewer seeds its recipe has.
 
     Args:
         values: The objective by recipe and seed, larger is better: all complete trials of the search and all trainings
@@ -128,20 +129,20 @@ def posterior(values: Mapping[str, Mapping[int, float]], keys: Sequence[str]) ->
 
 
 def _best_ratio(value_IS: np.ndarray, has_IS: np.ndarray) -> float:
-    """Return the ratio of the variances of the highest restricted likelihood, on grids that narrow around it.
+    """Return the ratio of the variances that is best by restricted likelihood and prior, on ever narrower grids.
 
-    If no recipe has a second value, the data tell only the sum of the variances; they are then taken as equal.
+    The prior density of the share p = between_sd**2 / (between_sd**2 + residual_sd**2) is 6 p (1 - p). Restricted
+    likelihood alone puts one of the two at 0 in a tenth of the races, which then choose at random (a remedy of Chung et
+    al. 2013, Psychometrika 78). If no recipe has a second value, the data do not tell the share, and it is 1/2.
     """
-    if has_IS.sum(1).max() < 2:
-        return 1.0
-    ratio_G = np.concatenate([[0.0], 10**LOG_RATIOS])
-    step = LOG_RATIOS[1] - LOG_RATIOS[0]
+    ratio_G, step = 10.0**LOG_RATIOS, LOG_RATIOS[1] - LOG_RATIOS[0]
     while True:
-        best = float(ratio_G[np.argmin(_Fits(value_IS, has_IS, ratio_G).deviance_G)])
-        if best == 0 or step < SMALLEST_STEP:
+        share_G = ratio_G / (1 + ratio_G)
+        prior_G = np.log(share_G) + np.log(1 - share_G)
+        best = float(ratio_G[np.argmin(_Fits(value_IS, has_IS, ratio_G).deviance_G - 2 * prior_G)])
+        if step < SMALLEST_STEP:
             return best
-        ratio_G = np.concatenate([[0.0], best * 10 ** np.linspace(-step, step, 21)])
-        step /= 10
+        ratio_G, step = best * 10 ** np.linspace(-step, step, 21), step / 10
 
 
 def leader(posterior: Posterior, in_race: Sequence[str], ties: Mapping[str, tuple[float, ...]]) -> str:
@@ -152,6 +153,25 @@ def leader(posterior: Posterior, in_race: Sequence[str], ties: Mapping[str, tupl
 def to_drop(posterior: Posterior, in_race: Sequence[str], leader: str, threshold: float = 0.84) -> list[str]:
     """Return the recipes whose posterior probability of being below the leader is above the threshold."""
     return [key for key in in_race if key != leader and posterior.below(key, leader) > threshold]
+
+
+def next_round(
+    posterior: Posterior,
+    in_race: Sequence[str],
+    ties: Mapping[str, tuple[float, ...]],
+    left: int,
+    threshold: float = 0.84,
+) -> list[str]:
+    """Return the recipes that stay in the race after a round: the leader alone at its end.
+
+    Those of `to_drop` leave. If fewer trainings are `left` than recipes stay, those of the lowest posterior means leave
+    too, so that the last trainings are not unused while several recipes are in the race.
+    """
+    first = leader(posterior, in_race, ties)
+    dropped = to_drop(posterior, in_race, first, threshold)
+    ranked = sorted(in_race, key=lambda key: (-round(posterior.mean(key), DECIMALS), ties[key]))
+    staying = [key for key in ranked if key not in dropped][: left if left > 1 else 1]
+    return [key for key in in_race if key in staying]
 
 
 def best_probabilities(posterior: Posterior, seed: int, draws: int = 10_000) -> dict[str, float]:

@@ -180,7 +180,7 @@ def replay(seeds: int, random_trials: int, kinds: list[str]) -> None:
         surface, whole = Surface(sweep, kind), random_trials * EPOCHS
         randoms = [searched(surface, s, {"trials": random_trials, "sampler": RANDOM})[0] for s in range(seeds)]
         print(
-            f"{kind}: {surface.size} recorded recipes; random search of {random_trials} trials, {whole} epochs: best value"
+            f"{kind}: {surface.size} recorded recipes; random search of {random_trials} trials, {whole} epochs: best"
             f" {median(randoms):.4f} ({min(randoms):.4f} to {max(randoms):.4f})",
             flush=True,
         )

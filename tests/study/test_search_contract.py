@@ -100,7 +100,13 @@ def _own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def sweep_of(folder: Path, recipe: dict[str, Any], **study: Any) -> Sweep:
     tree = copy.deepcopy(TREE)
     tree["recipe"] |= recipe
-    tree["recipe"]["teacher"] |= {"batch_size": 32, "optimizer": {"name": "adam", "lr": 0.005}, "epochs": 2}
+    own = {
+        "batch_size": 32,
+        "optimizer": {"name": "adam", "lr": 0.005},
+        "lr_schedule": {"name": "constant"},
+        "epochs": 2,
+    }
+    tree["recipe"]["teacher"] |= own
     trials = TRIALS_OF_GP if study.get("sampler") == SAMPLERS["gp"] else TRIALS
     tree["study"] = {"trials": trials, "batch": 4, "select": {"candidates": 2}} | study
     file = folder / "contract.yaml"

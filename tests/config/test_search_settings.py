@@ -212,6 +212,16 @@ def test_cmaes_and_gp_are_refused_if_they_would_model_nothing(tmp_path: Path) ->
     load_sweep(write(tmp_path, "{name: gp}", method=fixed_method, optimizer=branches))
 
 
+def test_cmaes_without_its_package_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)  # as if it were not installed
+    file = write(tmp_path, "{name: cmaes}")
+    assert problems(file) == [
+        f"{line(file, 'sampler')}: study.sampler.name: cmaes needs a package that is not installed; pip install cmaes"
+    ]
+
+
 def test_if_methods_are_searched_apart_what_depends_on_the_method_alone_is_modelled() -> None:
     kd = {"name": "kd", "balance": {"alpha": 0.5}, "temperature": {"loguniform": [1, 20]}}
     recipe = {**RECIPE, "method": {"choice": [kd, {"name": "logit_mse", "balance": {"alpha": {"uniform": [0, 1]}}}]}}

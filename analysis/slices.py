@@ -11,12 +11,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis import style
 from analysis.frame import AXIS, Study
-from analysis.importance import LOG_KINDS, branch_labels, branch_of
+from analysis.importance import LOG_KINDS, branch_labels, branches_of
 from analysis.plots import axis_label, frame_scores, mark_failed, scores_of
 from analysis.tables import short_names
 from kdtrain.storage.folder import Row
 
 PRUNED: dict[str, Any] = {"marker": "v", "s": 22, "facecolor": "white", "linewidths": 0.9, "alpha": 0.75}
+PRUNED_AT = " (best epoch before it was stopped)"
 PUBLISHED: dict[str, Any] = {
     "marker": "D", "s": 62, "facecolor": "none", "edgecolor": style.VERMILION, "linewidths": 1.3,
 }  # fmt: skip
@@ -39,7 +40,7 @@ def slices(study: Study) -> Figure | None:
     colours = {
         _title(labels): style.SERIES[i % len(style.SERIES)] for i, labels in enumerate(branch_labels(study.parameters))
     }
-    titles = [_title(branch_of(study.values.loc[i], study.parameters)) for i in search.index]
+    titles = [_title(labels) for labels in branches_of(study.values.loc[search.index], study.parameters)]
     branch = pd.Series(titles, index=search.index, dtype=object)
     names = short_names([p["name"] for p in study.parameters])
     for axes, parameter in zip(panels, drawn, strict=False):
@@ -54,7 +55,7 @@ def slices(study: Study) -> Figure | None:
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    made.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+    made.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2)
     return made
 
 
@@ -82,7 +83,8 @@ def _slice(
         pruned = PRUNED | {"edgecolor": colour}
         for state, look in (("pruned", pruned), ("complete", complete)):
             at = inside[inside["state"] == state].index
-            axes.scatter(x.loc[at], y.loc[at], label=f"{title}{state}", **look)
+            label = f"{title}{state}" + (PRUNED_AT if state == "pruned" else "")
+            axes.scatter(x.loc[at], y.loc[at], label=label, **look)
     published = trials[trials["published"] & y.notna()].index
     if len(published):
         axes.scatter(x.loc[published], y.loc[published], label="published point", **PUBLISHED)

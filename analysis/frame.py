@@ -255,22 +255,24 @@ def _planned(record: list[Row], study: Row) -> list[Row]:
         stages[row["stage"]].append(row)
     for stage in SEARCHED:
         stages[stage] = [row for row in stages[stage] if row["number"] < study["trials"]]
-    stages["select"] = _racing(stages["select"], race_rounds(record))
+    stages["select"] = _racing(stages["select"], record)
     winner = _newest(record, "winner") or {}
     stages["confirm"] = _confirming(stages["confirm"], winner.get("confirmed"), study["confirm"]["seeds"])
     return [row for own in stages.values() for row in own]
 
 
-def _racing(rows: list[Row], rounds: Mapping[str, list[Row]]) -> list[Row]:
+def _racing(rows: list[Row], record: list[Row]) -> list[Row]:
     """Return the rows of the newest races, without candidates and rounds of earlier ones."""
     current = {(row["race"], row["round"], row["candidate"]): row for row in _by_time(rows)}
-    for race, events in rounds.items():
+    ended = {event["race"]: event["rounds"] for event in record if event["event"] == "selected"}
+    for race, events in race_rounds(record).items():
         last = events[-1]
+        begun = last["round"] + (ended.get(race) != last["round"])
         racers = {racer["candidate"]: racer["dropped"] for racer in last["racers"]}
         for key in [key for key in current if key[0] == race]:
             _, number, candidate = key
             dropped = racers.get(candidate)
-            if candidate not in racers or number > last["round"] + 1 or (dropped is not None and number > dropped):
+            if candidate not in racers or number > begun or (dropped is not None and number > dropped):
                 del current[key]
     return sorted(current.values(), key=lambda row: row["number"])
 

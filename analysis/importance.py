@@ -169,7 +169,9 @@ def _importances(
 
     with _quiet():
         fanova = [
-            _shares(each, FanovaImportanceEvaluator(seed=i, **({"n_trees": RESAMPLED_TREES} if i else {})), normalize=False)
+            _shares(
+                each, FanovaImportanceEvaluator(seed=i, **({"n_trees": RESAMPLED_TREES} if i else {})), normalize=False
+            )
             for i, each in enumerate(samples)
         ]
         ped_anova = [

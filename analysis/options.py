@@ -71,6 +71,4 @@ def _searched(study: Study, label: str) -> list[str]:
     """Return the hyperparameters that are searched with an option."""
     assert study.compared is not None
     choice = study.compared["name"]
-    return [
-        p["name"] for p in study.parameters if p["name"] != choice and p["conditions"].get(choice, label) == label
-    ]
+    return [p["name"] for p in study.parameters if p["name"] != choice and p["conditions"].get(choice, label) == label]

@@ -22,6 +22,8 @@ def history(study: Study) -> Figure | None:
         return None
     made = style.figure(7.2, 4.1)
     axes = made.subplots()
+    both = pd.concat([search, baselines])
+    frame_scores(axes, study, both)
     pruned: dict[str, Any] = {"marker": "v", "facecolor": "white", "s": 22}
     _scores(axes, study, search, "complete", marker="o", color=style.BLUE, label="distilled, complete")
     published = search[search["published"]]
@@ -32,9 +34,7 @@ def history(study: Study) -> Figure | None:
     last = max(search["number"].max(), baselines["number"].max() if len(baselines) else 0)
     _best_so_far(axes, study, search, last, color=style.BLUE, label="best so far, distilled")
     _best_so_far(axes, study, baselines, last, color=style.ORANGE, linestyle="--", label="best so far, student alone")
-    both = pd.concat([search, baselines])
     mark_failed(axes, both, both["number"])
-    frame_scores(axes, study, both)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     note = "; a pruned trial is drawn at its best epoch before it was stopped"
     axes.set_xlabel("trial number" + (note if (both["state"] == "pruned").any() else ""))
@@ -110,7 +110,9 @@ def sizes(found: list[Model], study: Study) -> Figure | None:
     for axes in panels:
         axes.set(xscale="log", xlabel="parameters")
         ticks = [model.parameters for model in shown]
-        axes.set_xticks(ticks, [f"{model.name}\n{thousands(model.parameters)}" for model in shown], rotation=20, ha="right")
+        axes.set_xticks(
+            ticks, [f"{model.name}\n{thousands(model.parameters)}" for model in shown], rotation=20, ha="right"
+        )
         axes.minorticks_off()
     made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return made
@@ -123,8 +125,10 @@ def axis_label(study: Study) -> str:
 def _scores(axes: Axes, study: Study, trials: pd.DataFrame, state: str, *, label: str, **look: Any) -> None:
     shown = trials[(trials["state"] == state) & trials[study.objective].notna()]
     if len(shown):
-        y = shown[study.objective] * AXIS[study.objective][1]
-        axes.scatter(shown["number"], y, **({"s": 26, "zorder": 3, "linewidths": 1.1} | look), label=label)
+        y = at_the_edge(axes, shown[study.objective] * AXIS[study.objective][1])
+        axes.scatter(
+            shown["number"], y, clip_on=False, **({"s": 26, "zorder": 3, "linewidths": 1.1} | look), label=label
+        )
 
 
 def _best_so_far(axes: Axes, study: Study, trials: pd.DataFrame, last: int, **look: Any) -> None:
@@ -135,6 +139,11 @@ def _best_so_far(axes: Axes, study: Study, trials: pd.DataFrame, last: int, **lo
     scores = known[study.objective] * AXIS[study.objective][1]
     best = scores.cummax() if study.larger_is_better else scores.cummin()
     axes.step([*known["number"], last], [*best, best.iloc[-1]], where="post", linewidth=1.5, **look)
+
+
+def at_the_edge(axes: Axes, scores: pd.Series) -> pd.Series:
+    """Return scores for drawing: those outside the frame are moved to its edge, so that every trial is seen."""
+    return scores.clip(*sorted(axes.get_ylim()))
 
 
 def mark_failed(axes: Axes, trials: pd.DataFrame, x: pd.Series) -> None:
@@ -153,7 +162,7 @@ def scores_of(study: Study, trials: pd.DataFrame) -> pd.Series:
 
 
 def frame_scores(axes: Axes, study: Study, trials: pd.DataFrame) -> None:
-    """Set limits that keep most trials legible: scores far from the middle half are left out and counted."""
+    """Set limits that keep most trials legible; scores far from the middle half are counted (see `at_the_edge`)."""
     scores = scores_of(study, trials)
     q25, q75 = np.quantile(scores, [0.25, 0.75])
     reach = max(1.5 * (q75 - q25), 1e-3)
@@ -165,5 +174,5 @@ def frame_scores(axes: Axes, study: Study, trials: pd.DataFrame) -> None:
     axes.set_ylim(inside.min() - 1.5 * margin, inside.max() + margin)
     outside = len(scores) - len(inside)
     if outside:  # beside the title: inside the axes it would hide points
-        note = f"{outside} trial{'s' if outside > 1 else ''} {side} the frame"
+        note = f"{outside} trial{'s' if outside > 1 else ''} {side}: at the edge"
         axes.set_title(note, loc="right", fontsize=7.5, fontweight="normal", fontstyle="italic", color="#666666")

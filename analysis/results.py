@@ -111,7 +111,9 @@ def _candidate_row(study: Study, candidate: Candidate, names: list[str], weighte
         cross_entropy, distillation = candidate.weights or (None, None)
         row |= {"CE weight": sampled(cross_entropy), "distillation weight": sampled(distillation)}
     shown = estimate_percent if study.objective in FRACTIONS else estimate_number
-    row[FRACTIONS.get(study.objective, "val NLL, nats")] = MISSING if candidate.diverged else shown(candidate.validation)
+    row[FRACTIONS.get(study.objective, "val NLL, nats")] = (
+        MISSING if candidate.diverged else shown(candidate.validation)
+    )
     is_decided = candidate.difference is not None and candidate.difference.decided
     return row | {
         "test accuracy, %": test_cell(candidate),

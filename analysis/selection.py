@@ -86,11 +86,18 @@ def _race(study: Study, name: str, rounds: list[Row], end: Row | None) -> Race:
     probabilities: Mapping[str, float] = end["probabilities"] if end else {}
     winner = end["winner"] if end else None
     likely = [(key, p) for key, p in probabilities.items() if key != winner and p >= ALSO_LIKELY]
-    sign = -1.0 if study.larger_is_better else 1.0
-    racers = sorted(last["racers"], key=lambda each: (each["diverged"], sign * each["mean"])) if last else []
-    has_options = any(each["option"] is not None for each in racers)
+    racers = _in_order(last["racers"], larger_is_better=study.larger_is_better) if last else []
+    has_options = len({racer["option"] for racer in racers}) > 1
     rows = [_row(study, each, end, probabilities, has_options) for each in racers]
     return Race(name, rows, end, last, sorted(likely, key=lambda pair: -pair[1]))
+
+
+def _in_order(racers: list[Row], *, larger_is_better: bool) -> list[Row]:
+    """Return the racers by option, the option with the best leader first, and then by posterior mean."""
+    sign = -1.0 if larger_is_better else 1.0
+    ordered = sorted(racers, key=lambda racer: (racer["diverged"], sign * racer["mean"]))
+    options = list(dict.fromkeys(racer["option"] for racer in ordered))
+    return sorted(ordered, key=lambda racer: options.index(racer["option"]))
 
 
 def _names(last: Row) -> set[str]:
@@ -108,10 +115,18 @@ def _row(
         f"search's value, {sign}": write(racer["value"]),
         "fresh seeds": str(racer["seeds"]),
         f"mean of the fresh seeds, {sign}": write(racer["fresh"]),
-        f"posterior mean ± sd, {sign}": MISSING if racer["diverged"] else f"{write(racer['mean'])} ± {write(racer['sd'])}",
+        f"posterior mean ± sd, {sign}": MISSING
+        if racer["diverged"]
+        else f"{write(racer['mean'])} ± {write(racer['sd'])}",
         "in the race": _fate(racer, end),
-        "probability of being the best": MISSING if probability is None else f"{100 * probability:.0f} %",
+        "probability of being the best": _chance(probability),
     }
+
+
+def _chance(probability: float | None) -> str:
+    if probability is None:
+        return MISSING
+    return "< 1 %" if 0 < probability < 0.01 else f"{100 * probability:.0f} %"
 
 
 def _fate(racer: Row, end: Row | None) -> str:

@@ -15,11 +15,17 @@ def trained(study: Study) -> Rows:
     recipe = study.description.get("recipe") or {}
     won = study.recipes.get((study.winner or {}).get("trial_id", ""), {}).get("recipe", {})
     rows = [
-        {"part": f"`{part}`", "in the sweep file": _text(value), "of the winner": _text(_as_written(value, won.get(part)))}
+        {
+            "part": f"`{part}`",
+            "in the sweep file": _text(value),
+            "of the winner": _text(_as_written(value, won.get(part))),
+        }
         for part, value in recipe.items()
     ]
     if study.data:
-        rows.insert(0, {"part": "classes", "in the sweep file": study.data["classes"], "of the winner": study.data["classes"]})
+        rows.insert(
+            0, {"part": "classes", "in the sweep file": study.data["classes"], "of the winner": study.data["classes"]}
+        )
     if not won:
         rows = [{name: cell for name, cell in row.items() if name != "of the winner"} for row in rows]
     return rows
@@ -36,7 +42,7 @@ def _space(value: Any) -> str | None:
     """Return a search space as text, or None if a value is none."""
     if not isinstance(value, Mapping) or len(value) != 1:
         return None
-    (kind, range_), = value.items()
+    ((kind, range_),) = value.items()
     if kind == "choice" and isinstance(range_, list):
         return " or ".join(_text(option) for option in range_)
     if kind in SPACES and isinstance(range_, list) and len(range_) == 2:

@@ -53,7 +53,11 @@ def test_the_parameter_that_decides_gets_the_greatest_share(made_up: Maker) -> N
     assert kd.shares["method[kd].temperature"] > 0.5
     assert sum(kd.shares.values()) <= 1 + 1e-9
     assert (kd.complete, mgd.complete, mgd.shares) == (40, 0, None)
-    assert branches(study)[0].shares == kd.shares  # the forest is seeded
+    assert branches(study)[0] == kd  # forests and resamples are seeded
+    for found in (kd.fanova, kd.ped_anova):
+        assert found is not None
+        assert all(each.low <= each.value <= each.high for each in found.values())
+        assert max(found, key=lambda name: found[name].value) == "method[kd].temperature"
 
 
 def test_below_twenty_complete_trials_importance_is_left_out_with_the_reason(made_up: Maker) -> None:
@@ -76,6 +80,18 @@ def test_without_scikit_learn_importance_is_left_out_with_the_reason(
     monkeypatch.setattr("analysis.importance.get_param_importances", absent)
     kd = branches(searched(made_up(parameters=NESTED), 20, lambda v: 0.9 - 0.01 * v["lr"]))[0]
     assert (kd.shares, "sklearn" in str(kd.reason)) == (None, True)
+
+
+def test_ped_anova_looks_at_the_lowest_values_of_an_objective_that_is_minimised(made_up: Maker) -> None:
+    made = made_up(parameters=(number("lr"), number("beta")), objective="val/nll")
+    chance = np.random.default_rng(0)
+    for i in range(40):
+        values = {"lr": float(chance.uniform(0.1, 10)), "beta": float(chance.uniform(0.1, 10))}
+        nll = 0.1 if values["lr"] < 2 else 1.0 + 0.1 * values["beta"]
+        made.trial("search", i, [0.5], nlls=[nll + 0.001 * i], values=values)
+    (branch,) = branches(read_study(made.folder))
+    assert branch.ped_anova is not None
+    assert branch.ped_anova["lr"].value > 0.8
 
 
 def test_equal_objectives_explain_nothing(made_up: Maker) -> None:

@@ -67,7 +67,7 @@ def equal_trials(study: Study) -> Rows:
     found = []
     rows = study.epochs[["epoch", *metrics]].to_numpy(float) + 0.0  # so that -0.0 is equal to 0.0
     of_trial = study.epochs.groupby("trial_id", sort=False).indices if metrics else {}
-    for trial_id, own in of_trial.items():
+    for trial_id, own in ((str(key), own) for key, own in of_trial.items()):
         recipe = study.recipes.get(trial_id, {}).get("recipe", {})
         key = (recipe.get("seed"), rows[own].tobytes())
         first = first_of.setdefault(key, trial_id)

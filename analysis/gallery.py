@@ -38,10 +38,8 @@ def reasons(arrays: Arrays) -> list[tuple[str, str]]:
     absent = {"softened outputs": "softened_reason"}
     absent |= {f"Grad-CAM with `student.freeze: {freeze}`": f"gradcam_{freeze}_reason" for freeze in FREEZES}
     found = [(what, str(arrays[name])) for what, name in absent.items() if name in arrays]
-    for freeze in FREEZES:
-        if small := _small_maps(arrays, freeze):
-            found.append((f"Grad-CAM with `student.freeze: {freeze}`", small))
-    return found
+    small = [(f"Grad-CAM with `student.freeze: {freeze}`", _small_maps(arrays, freeze)) for freeze in FREEZES]
+    return found + [(what, reason) for what, reason in small if reason]
 
 
 def _small_maps(arrays: Arrays, freeze: str) -> str | None:
@@ -50,7 +48,8 @@ def _small_maps(arrays: Arrays, freeze: str) -> str | None:
     if not sizes.size or sizes.min() >= SMALLEST_MAP:
         return None
     least = sizes[sizes.min(axis=1).argmin()]
-    return f"a map has {least[0]} x {least[1]} pixels, and one of fewer than {SMALLEST_MAP} x {SMALLEST_MAP} marks no place"
+    fewest = f"{SMALLEST_MAP} x {SMALLEST_MAP}"
+    return f"a map has {least[0]} x {least[1]} pixels, and one of fewer than {fewest} marks no place"
 
 
 def softened(arrays: Arrays) -> Figure:

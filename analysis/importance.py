@@ -46,8 +46,9 @@ class Importance:
 class Branch:
     """One set of labels of the choices on which other hyperparameters are conditional.
 
-    complete: number of complete trials; used: number of those that the importances are computed of. fanova: share of the variance that each hyperparameter explains alone;
-    ped_anova: share of each in reaching the best trials. Both are None for the `reason`.
+    complete: number of complete trials; used: number of those that the importances are computed of. fanova: share of
+    the variance that each hyperparameter explains alone; ped_anova: share of each in reaching the best trials. Both are
+    None for the `reason`.
     """
 
     labels: Mapping[str, str]

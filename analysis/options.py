@@ -26,9 +26,8 @@ def options(study: Study, candidates: list[Candidate], pairs: list[Pair]) -> dic
     size = sizes.pop() if len(sizes) == 1 else 0
     names = list(study.values.loc[alone.index].dropna(axis="columns", how="all").columns)
     rows = [_row(study, each, own[str(each.option)], _searched(study, str(each.option))) for each in best]
-    for key in dict.fromkeys(each.baseline for each in best):
-        if baseline := find(candidates, key):
-            rows.append(_row(study, baseline, alone, names))
+    baselines = [find(candidates, key) for key in dict.fromkeys(each.baseline for each in best)]
+    rows += [_row(study, baseline, alone, names) for baseline in baselines if baseline]
     return {
         "choice": study.compared["name"],
         "count": len(labels),

@@ -50,6 +50,7 @@ def draw(study: Study, findings: Findings) -> Pictures:
 
 def compose(study: Study, findings: Findings, pictures: Pictures) -> str:
     """Return the text of report.md."""
+    of_pairs = [pair.p_holm for pair in findings.pairs]
     return render(
         "report.md.j2",
         study=study,
@@ -65,7 +66,7 @@ def compose(study: Study, findings: Findings, pictures: Pictures) -> str:
         models=student_models.model_rows(study, findings.models),
         confirmed=results.confirmed(study, findings.candidates),
         diverged=any(candidate.diverged for candidate in findings.candidates),
-        corrected=sum(each.p_holm is not None for each in [*findings.candidates, *findings.pairs]),
+        corrected=sum(p is not None for p in [each.p_holm for each in findings.candidates] + of_pairs),
         reference=findings.reference,
         best_trials=results.best_trials(study, BEST_SHOWN),
         most_trials=BEST_SHOWN,

@@ -1,11 +1,10 @@
-"""What was trained: the recipe of the sweep file as a short table, with its search spaces, beside that of the winner."""
+"""What was trained: the recipe of the sweep file with its search spaces, beside that of the winner."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from analysis.frame import Study
 from analysis.tables import MISSING, Rows, missing, sampled
-
 
 SPACES = {"uniform": "", "loguniform": ", log scale", "int": ", integers", "logint": ", integers on a log scale"}
 
@@ -44,7 +43,7 @@ def _space(value: Any) -> str | None:
         return None
     ((kind, range_),) = value.items()
     if kind == "choice" and isinstance(range_, list):
-        return " or ".join(_text(option) for option in range_)
+        return f"{' or '.join(_text(option) for option in range_)} (searched)"
     if kind in SPACES and isinstance(range_, list) and len(range_) == 2:
         return f"{sampled(range_[0])} to {sampled(range_[1])} (searched{SPACES[kind]})"
     return None

@@ -49,8 +49,8 @@ class MadeUpStudy:
         self.now = 1_700_000_000.0
         fields = {
             "objective": "val/accuracy", "trials": 60, "sampler": {"name": "tpe"}, "pruner": {"name": "asha"},
-            "published": [], "select": {"candidates": 8, "best_of_each": None}, "confirm": {"seeds": 5, "published": True},
-            "seed": 0, "order": "batches", "batch": 4,
+            "published": [], "select": {"candidates": 8, "best_of_each": None},
+            "confirm": {"seeds": 5, "published": True}, "seed": 0, "order": "batches", "batch": 4,
         }  # fmt: skip
         self.description = {
             "schema": 1, "name": folder.name, "file": f"sweeps/{folder.name}.yaml", "overrides": ["recipe.epochs=3"],
@@ -121,7 +121,7 @@ class MadeUpStudy:
         }  # fmt: skip
         folder.write_recipe(about)
         accuracies = accuracies or []
-        nlls = nlls or [2.3 * (1 - accuracy) + 0.05 for accuracy in accuracies]
+        nlls = nlls or [nll_of(accuracy) for accuracy in accuracies]
         for epoch, (accuracy, nll) in enumerate(zip(accuracies, nlls, strict=True), start=1):
             losses = {"train/loss": nll * 1.1, "train/cross_entropy": nll, "val/accuracy": accuracy, "val/nll": nll}
             losses["val/mpa"] = accuracy - 0.01
@@ -159,11 +159,15 @@ class MadeUpStudy:
         diverged: str | None = None,
         **selected: Any,
     ) -> None:
-        """Race candidates over fresh seeds. racers: trial_id and value of the search, by candidate.
+        """Race candidates over fresh seeds. racers: trial_id and validation accuracy of the search, by candidate.
 
         After each round from the second on the worst one is dropped, while there are more than two. The posterior is
         crude: means of all seeds, drawn by a third towards the mean of all candidates.
         """
+
+        def score(accuracy: float) -> float:
+            return nll_of(accuracy) if self.description["study"]["objective"] == "val/nll" else accuracy
+
         chance, number, spent = np.random.default_rng(start), start, 0
         reached: dict[str, list[float]] = {key: [] for key in racers}
         dropped: dict[str, int | None] = dict.fromkeys(racers)
@@ -189,14 +193,16 @@ class MadeUpStudy:
             rows = [
                 {
                     "candidate": key, "option": (options or {}).get(key), "trial_id": racers[key][0],
-                    "value": racers[key][1], "seeds": len(ends), "fresh": float(np.mean(ends)) if ends else None,
-                    "mean": means[key], "sd": 0.006 / (1 + len(ends)) ** 0.5, "dropped": dropped[key],
+                    "value": score(racers[key][1]), "seeds": len(ends),
+                    "fresh": score(float(np.mean(ends))) if ends else None, "mean": score(means[key]),
+                    "sd": 0.006 / (1 + len(ends)) ** 0.5, "dropped": dropped[key],
                     "diverged": key == diverged and dropped[key] is not None,
                 }
                 for key, ends in reached.items()
             ]  # fmt: skip
             about = {"between_sd": 0.009, "residual_sd": 0.008, "spent": spent, "trainings": 30}
             self.event("round", race=name, round=round_, racers=rows, **about)
+        left = [key for key in racers if dropped[key] is None]
         first, *others = sorted(left, key=lambda key: -means[key])
         probabilities = dict.fromkeys(racers, 0.004) | dict.fromkeys(others[:1], 0.2)
         probabilities[first] = 1 - sum(p for key, p in probabilities.items() if key != first)
@@ -231,6 +237,10 @@ class MadeUpStudy:
             curve_of_run = curve(test - 0.002, 12, start + i)
             ids.append(self.trial("confirm", start + i, curve_of_run, seed=1000 + i, right_N=right_N, **fields))
         return ids
+
+
+def nll_of(accuracy: float) -> float:
+    return 2.3 * (1 - accuracy) + 0.05
 
 
 def curve(end: float, epochs: int, seed: int) -> list[float]:

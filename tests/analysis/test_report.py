@@ -142,7 +142,7 @@ def test_the_table_of_what_was_trained_has_spaces_and_choices_in_words(made_up: 
     method = {"choice": [{"name": "kd", "temperature": {"loguniform": [1, 20]}}, {"name": "none"}]}
     made.describe(recipe={"method": method, "batch_size": {"choice": [32, 64]}, "epochs": 3, "mixup": None})
     assert [row["in the sweep file"] for row in trained(read_study(made.folder))] == [
-        "kd (temperature 1 to 20 (searched, log scale)) or none", "32 or 64", "3", "—",
+        "kd (temperature 1 to 20 (searched, log scale)) or none (searched)", "32 or 64 (searched)", "3", "—",
     ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ TRIALS_NEEDED = 20
 RESAMPLES = 10
 RESAMPLED_TREES = 16
 """The trees of the forest over a resample; the one over the trials themselves has 64, Optuna's default."""
-MOST_TRIALS = 200
+MOST_TRIALS = 150
 """A forest sees at most as many trials: the time of Optuna's fANOVA grows with their square, 9 s for 500 trials."""
 BEST_TRIALS_NEEDED = 5
 """PED-ANOVA compares the best trials with all; with fewer best ones its result is not stable."""
@@ -72,8 +72,13 @@ class Branch:
         return ", ".join(f"{name} = {label}" for name, label in self.labels.items()) or "the whole space"
 
 
-def branches(study: Study) -> list[Branch]:
-    """Return the importances by branch: over all branches at once the share of a decisive choice is near 0."""
+def branches(study: Study, resamples: int = RESAMPLES) -> list[Branch]:
+    """Return the importances by branch: over all branches at once the share of a decisive choice is near 0.
+
+    Args:
+        study: The study.
+        resamples: The number of resamples that the ranges are taken over; without any, a range is its value.
+    """
     complete = complete_trials(study.stage("search"), study.objective)
     sign = 1.0 if study.larger_is_better else -1.0
     found = []
@@ -83,7 +88,7 @@ def branches(study: Study) -> list[Branch]:
         for name, label in labels.items():
             inside = inside[inside[name] == label]
         values = inside[[p["name"] for p in active]].dropna()
-        found.append(_branch(labels, active, values, sign * complete.loc[values.index, study.objective]))
+        found.append(_branch(labels, active, values, sign * complete.loc[values.index, study.objective], resamples))
     return found
 
 
@@ -119,7 +124,9 @@ def _holds(conditions: Mapping[str, str], values: Mapping[str, Any] | pd.Series)
     return all(values.get(name) == label for name, label in conditions.items())
 
 
-def _branch(labels: dict[str, str], active: list[Row], values: pd.DataFrame, objective: pd.Series) -> Branch:
+def _branch(
+    labels: dict[str, str], active: list[Row], values: pd.DataFrame, objective: pd.Series, resamples: int
+) -> Branch:
     reason = None
     if not active:
         reason = "no hyperparameter is searched on this branch"
@@ -130,14 +137,14 @@ def _branch(labels: dict[str, str], active: list[Row], values: pd.DataFrame, obj
     fanova = ped_anova = None
     if reason is None:
         try:
-            fanova, ped_anova = _importances(active, values, objective)
+            fanova, ped_anova = _importances(active, values, objective, resamples)
         except ImportError as error:  # optuna needs scikit-learn for fANOVA
             reason = f"left out: a package cannot be imported ({error})"
     return Branch(labels, active, len(values), fanova, ped_anova, reason)
 
 
 def _importances(
-    active: list[Row], values: pd.DataFrame, objective: pd.Series
+    active: list[Row], values: pd.DataFrame, objective: pd.Series, resamples: int
 ) -> tuple[dict[str, Importance], dict[str, Importance]]:
     """Return the importances by fANOVA (Hutter et al. 2014, ICML) and by PED-ANOVA (Watanabe et al. 2023, IJCAI).
 
@@ -148,6 +155,7 @@ def _importances(
         active: The hyperparameters.
         values: Their values, a row per trial.
         objective: The objective of each trial; larger is better.
+        resamples: Their number.
     """
     scaled = {p["name"]: [_scaled(p, value) for value in values[p["name"]]] for p in active}
     distributions = {p["name"]: _distribution(p, scaled[p["name"]]) for p in active}
@@ -160,7 +168,7 @@ def _importances(
     drawn = np.random.default_rng(0)
     if len(trials) > MOST_TRIALS:
         trials = [trials[i] for i in sorted(drawn.permutation(len(trials))[:MOST_TRIALS])]
-    resampled = drawn.integers(len(trials), size=(RESAMPLES, len(trials)))
+    resampled = drawn.integers(len(trials), size=(resamples, len(trials)))
     samples = [trials, *([trials[i] for i in row] for row in resampled)]
     # one value only: nothing can be explained, and Optuna divides by the variance
     samples = [sample for sample in samples if len({trial.value for trial in sample}) > 1]

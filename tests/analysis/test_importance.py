@@ -7,7 +7,7 @@ import pytest
 from made_up_study import MadeUpStudy, choice, number
 
 from analysis.frame import Study, read_study
-from analysis.importance import branch_labels, branch_of, branches
+from analysis.importance import MOST_TRIALS, branch_labels, branch_of, branches
 
 Maker = Callable[..., MadeUpStudy]
 
@@ -104,3 +104,11 @@ def test_a_value_at_the_very_end_of_its_range_may_lie_a_rounding_outside(made_up
     for i in range(20):
         made.trial("search", i, [0.5 + 0.01 * i], values={"lr": 10.000000000000002 if i == 0 else 0.1 + i / 3})
     assert branches(read_study(made.folder))[0].shares == {"lr": pytest.approx(1.0)}
+
+
+def test_of_many_trials_as_many_are_drawn_as_a_forest_takes_in_a_second(made_up: Maker) -> None:
+    made = made_up(parameters=NESTED, trials=MOST_TRIALS + 10)
+    (kd, _) = branches(searched(made, MOST_TRIALS + 10, lambda v: 0.9 - 0.01 * v["lr"]), resamples=1)
+    assert (kd.complete, kd.used) == (MOST_TRIALS + 10, MOST_TRIALS)
+    assert kd.fanova is not None
+    assert max(kd.fanova, key=lambda name: kd.fanova[name].value) == "lr"

@@ -3,6 +3,7 @@
 Where options were compared, such as methods, the best recipe of each is compared with that of each other option too.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -134,7 +135,9 @@ def comparisons(study: Study) -> Comparisons:
     confirm = study.stage("confirm")
     winner = (study.winner or {}).get("candidate")
     groups = {str(key): group for key, group in confirm.groupby("candidate", sort=False)}
-    found = [_candidate(study, key, group) for key, group in groups.items()]
+    races = [event for event in study.events("selected") if event["race"] == "search"]
+    leaders = races[-1]["leaders"] if races else {}  # a published point may lead its option
+    found = [_candidate(study, key, group, leaders) for key, group in groups.items()]
     tests = {key: _by_seed(group, "test/accuracy") for key, group in groups.items()}
     broken = {key: _broken(group) for key, group in groups.items()}
 
@@ -223,13 +226,13 @@ def bootstrap(study: Study, winner: Candidate, baseline: Candidate) -> ImageBoot
     return None if interval is None else ImageBootstrap(interval, known[0].size, len(seeds))
 
 
-def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
+def _candidate(study: Study, key: str, group: pd.DataFrame, leaders: Mapping[str, str]) -> Candidate:
     first = group.iloc[0]
     about = study.recipes.get(first["trial_id"], {})
     recipe = about.get("recipe")
     complete = complete_trials(group, "test/accuracy")
     values = study.values.loc[first.name].dropna().to_dict()  # type: ignore[call-overload]
-    is_option = study.has_select and study.compared is not None and first["role"] == "best"
+    is_option = study.has_select and (first["role"] == "best" or key in leaders.values())
     broken, diverged = _broken(group), int((group["state"] == "failed").sum())
     return Candidate(
         key=key,
@@ -290,7 +293,12 @@ def _test_of_finished(study: Study, trial_id: str) -> tuple[float, float]:
 def option_label(study: Study, values: Mapping[str, Any]) -> str | None:
     """Return the label of the compared option to which values belong, or None."""
     value = None if study.compared is None else values.get(study.compared["name"])
-    return None if missing(value) else str(value)
+    return None if missing(value) else label_text(value)
+
+
+def label_text(label: Any) -> str:
+    """Return the label of a choice as text: `kd`, `true`."""
+    return label if isinstance(label, str) else json.dumps(label)
 
 
 def student_name(recipe: Mapping[str, Any] | None) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.claims import Candidate, Pair, find
+from analysis.claims import Candidate, Pair, find, label_text
 from analysis.frame import Study
 from analysis.results import difference_cell, test_cell
 from analysis.tables import MISSING, estimate_points, p_value, short_names
@@ -19,9 +19,10 @@ def options(study: Study, candidates: list[Candidate], pairs: list[Pair]) -> dic
     best = [candidate for candidate in candidates if candidate.option is not None]
     if study.compared is None or len(best) < 2:
         return None
-    labels = [str(label) for label in study.compared["choices"]]
+    labels = [label_text(label) for label in study.compared["choices"]]
     search, alone = study.stage("search"), study.stage("baselines")
-    own = {label: search.loc[study.values.loc[search.index, study.compared["name"]] == label] for label in labels}
+    of_trial = study.values.loc[search.index, study.compared["name"]].map(label_text)
+    own = {label: search[of_trial == label] for label in labels}
     sizes = {len(trials) for trials in own.values()}
     size = sizes.pop() if len(sizes) == 1 else 0
     names = list(study.values.loc[alone.index].dropna(axis="columns", how="all").columns)
@@ -70,4 +71,8 @@ def _searched(study: Study, label: str) -> list[str]:
     """Return the hyperparameters that are searched with an option."""
     assert study.compared is not None
     choice = study.compared["name"]
-    return [p["name"] for p in study.parameters if p["name"] != choice and p["conditions"].get(choice, label) == label]
+    return [
+        p["name"]
+        for p in study.parameters
+        if p["name"] != choice and label_text(p["conditions"].get(choice, label)) == label
+    ]

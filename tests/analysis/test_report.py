@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_up_study import MadeUpStudy, choice, curve, every_array, methods_study
 from scipy import stats
 
-from analysis import pruning, results
+from analysis import plots, pruning, results
 from analysis.__main__ import main
 from analysis.accounts import equal_trials
 from analysis.claims import bootstrap, candidates, comparisons, grown_seeds
@@ -135,6 +136,42 @@ def test_the_rank_correlation_of_a_rung_is_over_the_trials_that_finished(made_up
     (row,) = pruning.rank_correlations(read_study(made.folder))
     expected = stats.spearmanr(early, final).statistic
     assert list(row.values()) == ["student distilled", "epoch 2", "3", "9", f"{expected:+.2f}"]
+
+
+def test_a_published_point_that_leads_its_option_is_the_best_of_it(tmp_path: Path) -> None:
+    made = methods_study(tmp_path)
+    (selected,) = [row for row in read_study(made.folder).events("selected") if row["race"] == "search"]
+    fields = {key: value for key, value in selected.items() if key not in ("event", "time")}
+    made.event("selected", **fields | {"leaders": {"kd": "published 1", "dkd": "search 10"}})
+    confirmed = ["published 1", "best dkd", "baseline 1", "baseline 2"]
+    made.event("winner", candidate="published 1", baseline="baseline 1", trial_id="confirm0000", confirmed=confirmed)
+    for number, seed in enumerate(range(1000, 1005)):
+        source = {"stage": "search", "number": 0}
+        made.trial("confirm", number, [0.95], seed=seed, test=0.95 + number / 1000, candidate="published 1",
+                   role="published", baseline="baseline 1", source=source, values={"method": "kd"})  # fmt: skip
+    study = read_study(made.folder)
+    found = comparisons(study)
+    assert [(each.key, each.option) for each in found.candidates if each.option] == [
+        ("published 1", "kd"), ("best dkd", "dkd"),
+    ]  # fmt: skip
+    assert found.candidates[0].primary
+    assert [(pair.first.option, pair.second.option) for pair in found.pairs] == [("kd", "dkd")]
+
+
+def test_the_history_has_every_trial_pruned_ones_of_the_student_alone_too(tmp_path: Path) -> None:
+    study = read_study(methods_study(tmp_path).folder)
+    figure = plots.history(study)
+    assert figure is not None
+    points = {each.get_label(): len(each.get_offsets()) for each in figure.axes[0].collections}
+    states = pd.concat([study.stage("search"), study.stage("baselines")])["state"].value_counts()
+    assert points["student alone, pruned"] == (study.stage("baselines")["state"] == "pruned").sum() > 0
+    assert sum(points.values()) == states.sum() == 60
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {
+        *points,
+        "best so far, distilled",
+        "best so far, student alone",
+    }
 
 
 def test_the_table_of_what_was_trained_has_spaces_and_choices_in_words(made_up: Maker) -> None:

@@ -191,7 +191,7 @@ def test_pictures_of_a_recipe_are_those_that_it_has(results: Path, tmp_path: Pat
     assert {name.partition("_")[0] for name in arrays} == {"softened", "gradcam", "lr"}
     assert arrays["gradcam_none_roles"].tolist() == ["distilled", "teacher", "alone"]
     assert arrays["gradcam_none_models"].tolist() == ["lenet5_student", "lenet5_teacher", "lenet5_student"]
-    assert arrays["gradcam_none_sizes"].tolist() == [[2, 2]] * 3
+    assert arrays["gradcam_none_sizes"].tolist() == [[7, 7]] * 3
     assert arrays["gradcam_none_images"].shape == (4, 16, 16)
     maps, classes = arrays["gradcam_none_maps"], arrays["gradcam_none_classes"]
     assert (maps.shape, maps.dtype, float(maps.min())) == ((3, 4, 16, 16), np.float32, 0.0)

@@ -1,6 +1,5 @@
 """How a study went: its trials counted with the reasons of failures, hyperparameters without effect, its commands."""
 
-import json
 import shlex
 from typing import Any
 
@@ -49,7 +48,7 @@ def broken(study: Study) -> Rows:
 def stages_ended(study: Study) -> str:
     """Return `teacher 1 of 1, search 3 of 24 ended`."""
     planned = {stage: len(study.stage(stage)) for stage in STAGES}
-    planned["search"] = max(planned["search"], study.description["study"]["trials"])
+    planned["search"] = max(planned["search"], study.searched_trials)
     ended = {stage: (study.stage(stage)["state"] != NOT_ENDED).sum() for stage in STAGES}
     return f"{', '.join(f'{stage} {ended[stage]} of {number}' for stage, number in planned.items() if number)} ended"
 
@@ -65,12 +64,13 @@ def equal_trials(study: Study) -> Rows:
         if row["stage"] in TRAINING
     }
     metrics = [column for column in study.epochs.columns if "/" in column]
-    first_of: dict[tuple[Any, str], str] = {}
+    first_of: dict[tuple[Any, bytes], str] = {}
     found = []
-    epochs = {str(key): rows for key, rows in study.epochs.groupby("trial_id", sort=False)} if metrics else {}
-    for trial_id, rows in epochs.items():
+    rows = study.epochs[["epoch", *metrics]].to_numpy(float) + 0.0  # so that -0.0 is equal to 0.0
+    of_trial = study.epochs.groupby("trial_id", sort=False).indices if metrics else {}
+    for trial_id, own in ((str(key), own) for key, own in of_trial.items()):
         recipe = study.recipes.get(trial_id, {}).get("recipe", {})
-        key = (recipe.get("seed"), json.dumps(rows[["epoch", *metrics]].astype(object).values.tolist()))
+        key = (recipe.get("seed"), rows[own].tobytes())
         first = first_of.setdefault(key, trial_id)
         if first != trial_id:
             other = study.recipes.get(first, {}).get("recipe", {})
@@ -87,7 +87,9 @@ def continue_command(study: Study) -> str:
     fields = study.description["study"]
     words = ["kdtrain", "sweep", study.description["file"]]
     words += [word for override in study.description.get("overrides", []) for word in ("--set", override)]
-    return shlex.join([*words, "--trials", str(fields["trials"]), "--seed", str(fields["seed"])])
+    if fields["trials"] is not None:
+        words += ["--trials", str(fields["trials"])]
+    return shlex.join([*words, "--seed", str(fields["seed"])])
 
 
 def train_command(study: Study) -> str:

@@ -16,7 +16,7 @@ TENTHS = {"search": 6, "select": 8, "confirm": 10}
 
 
 def share_end(stage: str, total: float, kept: float) -> float:
-    """Return how much of a budget may be spent when the share of a stage ends; select leaves `kept` over for confirm."""
+    """Return how much of a budget may be spent when a stage's share ends; select leaves `kept` over for confirm."""
     end = total * TENTHS[stage] / 10
     return max(total * TENTHS["search"] / 10, min(end, total - kept)) if stage == "select" else end
 
@@ -54,6 +54,7 @@ def budget_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Prob
         first = "the first batch" if batches == 1 else f"the first {batches} batches, with the published points,"
         text = (
             f"must be >= {least}: {first} of each search can take {searched} epochs, for which there are"
-            f" {search}0 %, and {min(SEEDS_KEPT, study.confirm.seeds)} confirming seeds {kept}; got {study.budget.epochs}"
+            f" {search}0 %, and {min(SEEDS_KEPT, study.confirm.seeds)} confirming seeds {kept};"
+            f" got {study.budget.epochs}"
         )
         yield Problem(("study", "budget", "epochs"), text)

@@ -52,8 +52,8 @@ class Search:
     """The search of a stage ("search" or "baselines") over a sweep's tree; published points are its first trials.
 
     `planned` has the trials by number, `values` the objectives of the complete ones. `stopped_at` is the number of
-    trials if `study.budget` has ended the search. If options are compared, each has a study of its own for pruning, and,
-    if they get equal numbers of trials, for suggestions.
+    trials if `study.budget` has ended the search. If options are compared, each has a study of its own for pruning,
+    and, if they get equal numbers of trials, for suggestions.
     """
 
     stage: str

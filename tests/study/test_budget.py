@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 from studies import TREE, carry_out, decisions, events, open_study, plans, sweep_file
 
+from analysis.frame import read_study
+from analysis.report import write_report
 from kdtrain.config.study_settings import Budget
+from kdtrain.config.sweep import load_sweep
 from kdtrain.errors import NoResult, UserError
 from kdtrain.study.budget import STAGES, Account, wall_seconds
 from kdtrain.study.jobs import Job
+from kdtrain.study.journal import StudyJournal
 from kdtrain.study.study import Study
 
 EPOCHS = TREE["recipe"]["epochs"]
@@ -110,10 +114,16 @@ def test_trials_and_a_budget_limit_a_search_together(tmp_path: Path) -> None:
     assert budget_ends(study) == {}
 
 
-def test_at_the_end_of_a_share_of_hours_the_running_trials_end_after_their_next_epoch(tmp_path: Path) -> None:
-    study = within(tmp_path, {"hours": 3.2}, pruner=None, batch=3)
+@pytest.fixture(scope="module")
+def by_hours(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = within(tmp_path_factory.mktemp("hours"), {"hours": 3.2}, pruner=None, batch=3)
     Clock(study, 0.1)
     carry_out(study)
+    return study
+
+
+def test_at_the_end_of_a_share_of_hours_the_running_trials_end_after_their_next_epoch(by_hours: Study) -> None:
+    study = by_hours
     ends = {stage: study.journal.ends(stage) for stage in STAGES}
     # 2 epochs of the teacher, 4 trials of 4 epochs; the share of 1.92 hours ends in the first batch of the search
     cut = [(key, end["epochs"], end["reason"]) for key, end in ends["search"].items() if end["state"] == "pruned"]
@@ -125,17 +135,12 @@ def test_at_the_end_of_a_share_of_hours_the_running_trials_end_after_their_next_
     assert len({row["seed"] for row in plans(study, "confirm")}) == 1, "the first seed is always trained"
 
 
-def test_a_killed_study_within_hours_keeps_what_was_decided(tmp_path: Path) -> None:
-    study = within(tmp_path, {"hours": 3.2}, pruner=None, batch=3)
-    Clock(study, 0.1)
-    ran = carry_out(study)
-    before = decisions(study)
-    continued = within(tmp_path, {"hours": 3.2}, pruner=None, batch=3)
+def test_a_killed_study_within_hours_keeps_what_was_decided(by_hours: Study) -> None:
+    before = decisions(by_hours)
+    continued = Study(by_hours.sweep, by_hours.workspace, StudyJournal(by_hours.journal.folder))
     Clock(continued, 0.0)  # now there would be time for more
-    again = carry_out(continued)
+    assert {job.kind for job in carry_out(continued)} <= {"smoke", "pictures"}
     assert decisions(continued) == before
-    assert len(again) < len(ran)
-    assert {job.kind for job in again} <= {"smoke", "pictures"}
 
 
 def test_without_time_for_a_first_batch_there_is_no_result(tmp_path: Path) -> None:
@@ -154,8 +159,6 @@ def test_gpu_hours_are_refused_without_a_gpu(tmp_path: Path) -> None:
 
 def test_the_stage_baselines_ends_with_the_search_if_there_is_a_budget(by_epochs: Study, tmp_path: Path) -> None:
     file = sweep_file(tmp_path, study={"trials": None, "budget": {"epochs": 100}})
-    from kdtrain.config.sweep import load_sweep
-
     study = Study(load_sweep(file), by_epochs.workspace, by_epochs.journal, "search")
     assert carry_out(study) == [], "all has ended"
 
@@ -164,6 +167,31 @@ def test_the_budget_of_a_study_cannot_change(by_epochs: Study, tmp_path: Path) -
     file = sweep_file(tmp_path, study={"trials": None, "budget": {"epochs": 200}})
     with pytest.raises(UserError, match=r"study\.budget\.epochs was 100, is 200"):
         open_study(file, by_epochs.workspace.store.results)
+
+
+# The report
+
+
+def report_of(study: Study) -> str:
+    return " ".join(write_report(study.journal.folder).read_text().split())
+
+
+def test_the_report_says_where_a_budget_has_ended_a_stage(by_epochs: Study) -> None:
+    text = report_of(by_epochs)
+    number = len(plans(by_epochs, "search"))
+    assert "Budget: 100 epochs, of which 60 % are for baselines and search" in text
+    assert f"It ended the searches after {number} trials of each." in text
+    assert f"{number} trials suggested by `tpe`" in text
+    assert "confirming seeds." not in text.partition("- Budget")[2].partition(" - ")[0]
+    assert "is repeatable, byte for byte" in text
+
+
+def test_the_report_says_that_a_budget_of_time_is_not_repeatable_and_how_many_seeds_it_allowed(by_hours: Study) -> None:
+    text = report_of(by_hours)
+    assert "Budget: 3.2 hours, of which" in text
+    assert "It allowed 1 of 2 confirming seeds. How much is done in a time differs from run to run" in text
+    assert "byte for byte" not in text
+    assert read_study(by_hours.journal.folder).finished
 
 
 # The account

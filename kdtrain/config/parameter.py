@@ -135,7 +135,7 @@ def yaml_equal(a: object, b: object) -> bool:
 def _labels(options: Sequence[Any]) -> tuple[Label, ...]:
     labels: list[Label] = []
     for option in options:
-        label = first = _label(option)
+        label = first = label_of(option)
         count = 1
         while label in labels:
             count += 1
@@ -144,7 +144,7 @@ def _labels(options: Sequence[Any]) -> tuple[Label, ...]:
     return tuple(labels)
 
 
-def _label(option: Any) -> Label:
+def label_of(option: Any) -> Label:
     """Return an option's `name`, its `model`, or the value itself; for another mapping its keys and plain values.
 
     No label is None, because None is the value of a parameter that does not exist.

@@ -100,6 +100,11 @@ class StudySettings(Config):
         description="Reference points: values of the recipe as a document reports them. They are the first trials and"
         " are never pruned.",
     )
+    start_from: Literal["defaults"] | None = Field(
+        default=None,
+        description="defaults: after the published points the search tries each method as its authors use it, with the"
+        " middle of every other range, before anything is suggested.",
+    )
     select: Select = Select()
     confirm: Confirm = Confirm()
     seed: Annotated[int, Field(ge=0, lt=1_000_000)] = Field(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtrain.config.budget_checks import missing_trials
+from kdtrain.config.defaults import default_points
 from kdtrain.config.located import Located, apply_overrides, load_located, locate
 from kdtrain.config.parameter import Label, Parameter, Values, check_spaces, space_kind
 from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value, validate
@@ -17,6 +18,7 @@ from kdtrain.config.search_checks import compared_choice, folders_of
 from kdtrain.config.space import combinations, parameters, probe_points, resolve
 from kdtrain.config.study_settings import Report, Resources, StudySettings, SweepFile
 from kdtrain.config.sweep_checks import (
+    first_points_problems,
     recipe_problems,
     report_problems,
     study_problems,
@@ -44,6 +46,7 @@ class Sweep:
         report: The report's title, and the document with which it compares.
         published: The reference points of `study.published`, each as values of the search space.
         overrides: The overrides as given.
+        defaults: The methods' defaults, if `study.start_from` asks for them, each as values of the search space.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Sweep:
     report: Report
     published: tuple[Values, ...]
     overrides: tuple[str, ...] = ()
+    defaults: tuple[Values, ...] = ()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], name: str, overrides: Sequence[str] = ()) -> "Sweep":
@@ -77,6 +81,11 @@ class Sweep:
     def parameters(self) -> list[Parameter]:
         """Every searched hyperparameter, in the order of the file."""
         return parameters(self.tree)
+
+    @property
+    def first_points(self) -> tuple[Values, ...]:
+        """The points that are tried before anything is suggested: the published ones, then the methods' defaults."""
+        return (*self.published, *(point for point in self.defaults if point not in self.published))
 
     @cached_property
     def compared(self) -> Parameter | None:
@@ -125,14 +134,17 @@ class Sweep:
     def baseline(self) -> "Sweep":
         """Return the sweep of the student alone, over the hyperparameters that it shares with this space.
 
-        The shared values of the reference points remain its first points.
+        The shared values of the first points remain its first points.
         """
         tree = {key: value for key, value in self.tree.items() if key != "teacher"}
         tree["method"] = {"name": "none"}
         names = {parameter.name for parameter in parameters(tree)}
-        shared = [{name: value for name, value in point.items() if name in names} for point in self.published]
-        published = tuple(point for i, point in enumerate(shared) if names and point not in shared[:i])
-        return replace(self, tree=tree, published=published)
+
+        def shared(points: Sequence[Values]) -> tuple[Values, ...]:
+            found = [{name: value for name, value in point.items() if name in names} for point in points]
+            return tuple(point for i, point in enumerate(found) if names and point not in found[:i])
+
+        return replace(self, tree=tree, published=shared(self.published), defaults=shared(self.defaults))
 
     def error(self, values: Mapping[str, Label], path: KeyPath, text: str) -> UserError:
         """Return the error about one value of the recipe at a point: `error(values, ("method",), "must be ...")`."""
@@ -207,10 +219,14 @@ def _checked_sweep(
     broken = [*located.problems, *(problem.under(("recipe",)) for problem in broken)]
     if parts and tree is not None and not problems and not broken:
         problems += [*study_problems(parts.study, tree, folders_of(located)), *report_problems(parts.report, tree)]
+    defaults: tuple[Values, ...] = ()
+    if parts and tree is not None and not problems and not broken and parts.study.start_from == "defaults":
+        defaults, wrong = default_points(tree)
+        problems += [*wrong, *first_points_problems(parts.study, published, defaults)]
     problems += [Problem((), text) for text in _name_problems(name)]
     if parts is None or tree is None or problems or broken:
         raise located.error([*broken, *_without_consequences(problems, broken)])
-    return Sweep(name, located, tree, parts.study, parts.resources, parts.report, published, tuple(overrides))
+    return Sweep(name, located, tree, parts.study, parts.resources, parts.report, published, tuple(overrides), defaults)
 
 
 def _checked_recipe(located: Located, overrides: Sequence[str]) -> Recipe:

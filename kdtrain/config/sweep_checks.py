@@ -84,6 +84,18 @@ def study_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Pa
             yield Problem(trials, f"must be <= {size + first}: the grid has {size} points{more}, got {study.trials}")
 
 
+def first_points_problems(
+    study: StudySettings, published: Sequence[Values], defaults: Sequence[Values]
+) -> Iterator[Problem]:
+    """Yield a problem if a search has too few trials for the methods' defaults, or no parameter."""
+    count = len(published) + sum(point not in published for point in defaults)
+    if defaults == ({},):
+        yield Problem(("study", "start_from"), "has no effect: the recipe has no search space; remove it")
+    elif study.trials is not None and study.trials < count:
+        text = f"must be >= {count}, the number of published points and of methods' defaults, got {study.trials}"
+        yield Problem(("study", "trials"), text)
+
+
 def _select_problems(study: StudySettings, searched: Sequence[Parameter]) -> Iterator[Problem]:
     """Yield the settings of the stage select that cannot be carried out, or change nothing."""
     select, place = study.select, ("study", "select")

@@ -79,7 +79,7 @@ class Search:
         most = self.sweep.study.most_trials
         if not self.sweep.parameters:
             return 1
-        return most if not self._is_grid else min(most, len(self.sweep.published) + self._grid_size)
+        return most if not self._is_grid else min(most, len(self.sweep.first_points) + self._grid_size)
 
     def recipe(self, number: int) -> Recipe:
         """Return a planned trial's recipe with the study's seed; UserError if the values do not go together."""
@@ -93,11 +93,11 @@ class Search:
 
     def suggest(self, number: int) -> Values:
         """Return the values of a trial; the sampler sees the earlier trials of its batch as running ones."""
-        published = self.sweep.published
-        if number < len(published):
-            return published[number]
+        first = self.sweep.first_points
+        if number < len(first):
+            return first[number]
         if self._is_grid:
-            return self._grid[number - len(published)]
+            return self._grid[number - len(first)]
         self._see_what_ended_before(number)
         fixed = self._fixed(number)
         suggestions = self._suggestions_for(fixed)
@@ -314,9 +314,9 @@ class Search:
         name, labels = self._divided.name, self._divided.labels
         while len(self._options) <= number:
             new = len(self._options)
-            published = self.sweep.published[new][name] if new < len(self.sweep.published) else None
+            given = self.sweep.first_points[new][name] if new < len(self.sweep.first_points) else None
             label = min(labels, key=lambda label: self._counts[self.sweep.option({name: label})])
-            self._options.append(label if published is None else published)
+            self._options.append(label if given is None else given)
             self._counts[self.sweep.option({name: self._options[new]})] += 1
         return {name: self._options[number]}
 

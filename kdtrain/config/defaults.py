@@ -9,10 +9,9 @@ from pydantic import ValidationError
 from kdtrain.config.parameter import ROOT, Label, Parameter, Position, Values, label_of, space_kind
 from kdtrain.config.problems import Problem, format_value
 from kdtrain.config.space import parameters, resolve_with
-from kdtrain.methods.authors import authors_config, spelled
+from kdtrain.methods.authors import authors_config, method_class, spelled
 from kdtrain.methods.base import MethodConfig
 from kdtrain.methods.loss_weights import SPELLINGS
-from kdtrain.methods.registry import method_class
 
 ABSENT = object()
 

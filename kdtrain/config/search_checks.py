@@ -13,8 +13,10 @@ from kdtrain.config.problems import KeyPath, Problem
 from kdtrain.config.search_settings import (
     AnyPruner,
     CmaEs,
+    GridSampler,
     Own,
     OwnSampler,
+    RandomSampler,
     Rungs,
     split_by_model,
 )
@@ -69,6 +71,7 @@ def fixed_choices(select: Select, searched: Sequence[Parameter]) -> list[dict[st
 def sampler_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Path, ...]) -> Iterator[Problem]:
     """Yield what is wrong with a study's sampler for this space."""
     sampler = study.sampler
+    yield from _warm_start_problems(study, tree)
     if isinstance(sampler, OwnSampler):
         yield from _own_problems(sampler, SAMPLER, folders, GIVEN)
         return
@@ -82,6 +85,18 @@ def sampler_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[
         names = ", ".join(parameter.name for parameter in searched)
         text = f"must be another: no {kinds} is common to all trials, so {sampler.name} would draw {names} at random"
         yield Problem((*SAMPLER, "name"), f"{text}; choices: tpe, random, grid; got {sampler.name}")
+
+
+def _warm_start_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Problem]:
+    place: KeyPath = ("study", "warm_start")
+    folders = study.warm_start or ()
+    if folders and isinstance(study.sampler, RandomSampler | GridSampler):
+        yield Problem(place, f"has no effect with sampler {study.sampler.name}, which learns from no trial; remove it")
+    if folders and not parameters(tree):
+        yield Problem(place, "has no effect: the recipe has no search space; remove it")
+    for i, folder in enumerate(folders):
+        if folder in folders[:i]:
+            yield Problem((*place, i), f"repeats {folder}")
 
 
 def pruner_problems(pruner: AnyPruner, tree: dict[str, Any], folders: tuple[Path, ...]) -> Iterator[Problem]:

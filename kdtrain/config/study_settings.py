@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from kdtrain.base_config import Config, Count, NonNegative, NonNegativeInt, Positive
+from kdtrain.base_config import Config, Count, NonNegative, NonNegativeInt, Positive, tuple_from_list
 from kdtrain.config.recipe import Objective
 from kdtrain.config.search_settings import NoPruner, Pruner, Sampler, Tpe
 
@@ -104,6 +104,11 @@ class StudySettings(Config):
         default=None,
         description="defaults: after the published points the search tries each method as its authors use it, with the"
         " middle of every other range, before anything is suggested.",
+    )
+    warm_start: Annotated[tuple[str, ...], BeforeValidator(tuple_from_list), Field(min_length=1)] | None = Field(
+        default=None,
+        description="Folders of finished sweeps with the same objective, such as results/other. Samplers learn from"
+        " their complete trials, which are in no ranking.",
     )
     select: Select = Select()
     confirm: Confirm = Confirm()

@@ -6,7 +6,7 @@ is part of a trial's identity.
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from kdtrain.methods.at import At
 from kdtrain.methods.base import MethodConfig
@@ -44,10 +44,14 @@ AUTHORS_VALUES: Mapping[type[MethodConfig], Mapping[str, Any]] = {
 }
 
 
+def method_class(name: object) -> type[MethodConfig]:
+    """Return the config class of a method by its name."""
+    return next(each for each in AUTHORS_VALUES if get_args(each.model_fields["name"].annotation) == (name,))
+
+
 def authors_config(method: type[MethodConfig], fixed: Mapping[str, Any]) -> MethodConfig:
     """Return the config of a method with the authors' values, except for what is fixed (JSON data, with its name)."""
-    own = AUTHORS_VALUES.get(method, {})
-    return method.model_validate_json(json.dumps({**own, **fixed}))
+    return method.model_validate_json(json.dumps({**AUTHORS_VALUES[method], **fixed}))
 
 
 def spelled(balance: LossWeights, spelling: str) -> float:

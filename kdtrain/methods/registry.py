@@ -5,7 +5,6 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from kdtrain.methods.at import At
-from kdtrain.methods.base import MethodConfig
 from kdtrain.methods.dist import Dist
 from kdtrain.methods.dkd import Dkd
 from kdtrain.methods.kd import Kd
@@ -25,12 +24,10 @@ Method = Annotated[
 
 def loss_weights_of(method_name: object) -> type[LossWeights]:
     """Return the class of a method's `balance`, or LossWeights if there is no method of this name."""
-    method = method_class(method_name)
-    field = None if method is None else method.model_fields.get("balance")
-    return LossWeights if field is None or field.annotation is None else field.annotation
-
-
-def method_class(name: object) -> type[MethodConfig] | None:
-    """Return the config class of a method, or None if there is no method of this name."""
     union, *_ = get_args(Method)
-    return next((each for each in get_args(union) if get_args(each.model_fields["name"].annotation) == (name,)), None)
+    for method in get_args(union):
+        field = method.model_fields.get("balance")
+        if field is not None and get_args(method.model_fields["name"].annotation) == (method_name,):
+            kind: type[LossWeights] = field.annotation
+            return kind
+    return LossWeights

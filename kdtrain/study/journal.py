@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
-from kdtrain.trials.records import BudgetEndEvent, EndedEvent, PlannedEvent, StudyRecord
+from kdtrain.trials.records import BudgetEndEvent, EndedEvent, PlannedEvent, StudyRecord, WarmStartEvent
 from kdtrain.trials.store import STUDY_SCHEMA, is_broken, json_bytes, read_study_record
 
 FILE = "record.jsonl"
@@ -27,6 +27,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "winner": (),
     "tested": (),
     "budget_end": ("stage",),
+    "warm_start": ("folder",),
 }
 """The events of which the newest one counts, with the fields that tell one from another."""
 
@@ -162,6 +163,10 @@ class StudyJournal:
     def budget_end(self, stage: str) -> BudgetEndEvent | None:
         """Return the newest event that `study.budget` has ended a stage, or None."""
         return cast(BudgetEndEvent | None, self._newest["budget_end"].get((stage,)))
+
+    def warm_start(self, folder: str) -> WarmStartEvent | None:
+        """Return the event that notes which trials of another sweep's folder the samplers were shown, or None."""
+        return cast(WarmStartEvent | None, self._newest["warm_start"].get((folder,)))
 
     def note_tested(self, seeds: int) -> None:
         """Note that the test split was read for so many confirming seeds, and if their number has grown since."""

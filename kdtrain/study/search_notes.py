@@ -60,7 +60,7 @@ def _too_few_trials(sweep: Sweep) -> Iterator[str]:
     batch = study.together
     options = len(fixed_choices(study.select, sweep.parameters))
     first = math.ceil(startup * options / batch) * batch  # trials that are suggested before so many have ended
-    if study.most_trials > first:
+    if study.most_trials > first or study.warm_start:
         return
     each = f" of each of {options} options" if options > 1 else ""
     rounded = f", which batches of {batch} make {first} trials" if first != startup else ""

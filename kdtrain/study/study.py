@@ -15,6 +15,7 @@ from kdtrain.study.searching import run_in_turn, run_search
 from kdtrain.study.select import select
 from kdtrain.study.smoke import run_smoke
 from kdtrain.study.teachers import train_teachers
+from kdtrain.study.warm_start import warm_start
 from kdtrain.trials.workspace import Workspace
 
 
@@ -62,6 +63,7 @@ class Study(Bookkeeping):
         about = self.journal.study_record()
         self.remarks += map(weights_remark, about.get("weights", []) if about else [])
         self._require_gpu()
+        warm_start(self)
         yield from run_smoke(self)
         self._require_gpu()
         if self.only == "smoke":

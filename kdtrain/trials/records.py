@@ -7,7 +7,8 @@
 <results>/<sweep>/record.jsonl              PlannedEvent, EndedEvent, and these, each with its `time`:
                                              opened (command), placed (PlacedEvent), round (RoundEvent), selected
                                              (SelectedEvent), winner (candidate, baseline, trial_id, confirmed),
-                                             finished, no_result (reason)
+                                             finished, no_result (reason), budget_end (BudgetEndEvent), warm_start
+                                             (WarmStartEvent)
 <results>/<sweep>/errors/<job>-<attempt>.txt  the traceback of a job that broke
 
 Files written by an earlier version may lack keys that were added since, without a new schema number. Standard library
@@ -289,6 +290,24 @@ class SelectedEvent(TypedDict):
     trainings: int
     reason: str | None
     without: list[str]
+
+
+class KnownTrial(TypedDict):
+    """A complete trial of another sweep, by its stage and number there: its values in this space, its objective."""
+
+    stage: str
+    number: int
+    values: dict[str, Any]
+    value: float
+
+
+class WarmStartEvent(TypedDict):
+    """The samplers have been shown the trials of a finished sweep, whose folder `study.warm_start` names."""
+
+    event: Literal["warm_start"]
+    time: float
+    folder: str
+    trials: list[KnownTrial]
 
 
 class BudgetEndEvent(TypedDict):

@@ -418,7 +418,7 @@ class Study:
     def _known_end(self, job: Job, end: JobEnd) -> EndedEvent | None:
         """Return the journal's event if the job ended like this at an earlier start, or None."""
         known = self.journal.end(job.stage, job.number)
-        about = {"trial_id": job.trial_id, **{key: end[key] for key in ("state", "value", "epochs")}}  # type: ignore[literal-required]
+        about = {"trial_id": job.trial_id, **{key: end[key] for key in ("state", "value", "epochs")}}
         return known if known is not None and about.items() <= known.items() else None
 
     def _end(self, job: Job) -> JobEnd:

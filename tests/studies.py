@@ -34,7 +34,7 @@ TREE: dict[str, Any] = {
         "sampler": {"name": "tpe", "startup_trials": 3},
         "pruner": {"name": "asha", "min_epochs": 2, "reduction": 2},
         "published": [{"method": {"balance": {"alpha": 0.5}}, "optimizer": {"lr": 0.01}}],
-        "select": {"candidates": 2, "trainings": 6},
+        "select": {"candidates": 2},
         "confirm": {"seeds": 2},
         "batch": 2,
     },

@@ -25,7 +25,7 @@ from kdtrain.trials.records import JobEnd
 from kdtrain.trials.store import is_broken
 
 Fault = Callable[[TrainState], bool]
-SMALL = {"trials": 2, "confirm": {"best": 1, "seeds": 2}, "pruner": None}
+SMALL = {"trials": 2, "confirm": {"seeds": 2}, "pruner": None}
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pandas as pd
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import LocalFolder, Row, read_rows
 from kdtrain.trials.objectives import HIGHER_IS_BETTER, objectives_of
-from kdtrain.trials.store import Store, is_broken, read_object
+from kdtrain.trials.records import STAGES
+from kdtrain.trials.store import Store, is_broken, read_study_record
 
-STAGES = ("smoke", "teacher", "baselines", "search", "select", "confirm", "pictures")
-TRAINING = STAGES[1:-1]  # the other stages have a recipe, but train nothing
+TRAINING = ("teacher", "baselines", "search", "select", "confirm")  # the other stages have a recipe, but train nothing
 SEARCHED = ("baselines", "search")
 NOT_ENDED, BROKEN = "not ended", "broken"
 PLANNED = (
@@ -85,8 +85,8 @@ class Study:
 
     @property
     def has_select(self) -> bool:
-        """True if recipes race over seeds; studies of earlier versions chose the winner from the confirming seeds."""
-        return "select" in self.description["study"]
+        """True if a race chooses the winner; earlier versions chose it from the recipes that they had confirmed."""
+        return self.stage("confirm").empty or "confirmed" in (self.winner or {})
 
     @property
     def winner(self) -> Row | None:
@@ -212,7 +212,7 @@ def _check_is_a_sweep(folder: Path) -> None:
 
 def _description(path: Path) -> Row:
     """Read study.json and check that it has all fields that are used later."""
-    description = read_object(LocalFolder(path.parent), path.name) or {}
+    description = read_study_record(LocalFolder(path.parent)) or {}
     lacking = [name for name in ("name", "study", "parameters") if name not in description]
     for i, parameter in enumerate(description.get("parameters", [])):
         lacking += [f"parameters[{i}].{name}" for name in PARAMETER if name not in parameter]

@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 SHORT = (
-    "recipe.epochs=2", "study.trials=4", "study.sampler.startup_trials=2", "study.select={candidates: 2, trainings: 4}",
+    "recipe.epochs=2", "study.trials=4", "study.sampler.startup_trials=2",
+    "study.select={candidates: 2}",
     "study.confirm={seeds: 2}",
 )  # fmt: skip
 PRUNED = ("study.pruner={name: asha, min_epochs: 1, reduction: 2}",)

@@ -120,7 +120,7 @@ def sweep(setup: Setup, teacher_file: Path) -> dict[str, Any]:
     study = {
         "trials": setup.trials,
         "published": points,
-        "select": {"candidates": 2, "trainings": 4},
+        "select": {"candidates": 2},
         "confirm": {"seeds": 1},
     }
     return {"recipe": recipe, "study": study}

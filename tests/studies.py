@@ -12,8 +12,9 @@ from kdtrain.config.sweep import load_sweep
 from kdtrain.executors.local import run_job
 from kdtrain.storage.folder import read_rows
 from kdtrain.study.description import describe
+from kdtrain.study.jobs import Job
 from kdtrain.study.journal import StudyJournal
-from kdtrain.study.study import Job, Study
+from kdtrain.study.study import Study
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
@@ -33,7 +34,7 @@ TREE: dict[str, Any] = {
         "sampler": {"name": "tpe", "startup_trials": 3},
         "pruner": {"name": "asha", "min_epochs": 2, "reduction": 2},
         "published": [{"method": {"balance": {"alpha": 0.5}}, "optimizer": {"lr": 0.01}}],
-        "select": {"candidates": 2, "trainings": 4},
+        "select": {"candidates": 2},
         "confirm": {"seeds": 2},
         "batch": 2,
     },

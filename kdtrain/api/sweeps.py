@@ -105,7 +105,14 @@ def _execute(study: Study, executor: str, address: str | None, data: str | None)
 
 @contextmanager
 def opened(
-    sweep: Sweep, results: str, data: str | None, command: str, *, check_capacity: bool, device: torch.device = CPU
+    sweep: Sweep,
+    results: str,
+    data: str | None,
+    command: str,
+    *,
+    check_capacity: bool,
+    device: torch.device = CPU,
+    only: str | None = None,
 ) -> Iterator[Study]:
     """Open the study of a sweep for this process alone; its journal names the `command` that continues it.
 
@@ -129,7 +136,7 @@ def opened(
         try:
             journal.open(about, sweep.located.text)
             journal.append("opened", command=command, data=named_data(data))
-            study = Study(sweep, Workspace(Store(store), data_root, device), journal)
+            study = Study(sweep, Workspace(Store(store), data_root, device), journal, only)
             study.on_gpu = on_gpu
             yield study
         except UserError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdtrain.cli.common import Interruption, add_address, add_data, add_results, read_sweep, sweep_parser
 from kdtrain.errors import NoResult, UserError
+from kdtrain.trials.records import STAGES
 
 if TYPE_CHECKING:
     from kdtrain.config.sweep import Sweep
@@ -44,6 +45,8 @@ def options() -> argparse.ArgumentParser:
     parser = sweep_parser("sweep", "Searches, confirms and reports: one sweep file in, results/<sweep>/report.md out.")
     parser.add_argument("--check", action="store_true", help="the same as kdtrain check FILE")
     parser.add_argument("--plan", action="store_true", help="the same as kdtrain plan FILE")
+    stages = ", ".join(STAGES)
+    parser.add_argument("--stage", choices=STAGES, metavar="STAGE", help=f"only what is missing of one stage: {stages}")
     add_results(parser)
     add_data(parser)
     add_address(parser)
@@ -57,7 +60,9 @@ def _run(chosen: argparse.Namespace, sweep: "Sweep") -> int:
     failure: NoResult | None = None
     with (
         Interruption() as interruption,
-        opened(sweep, chosen.results, chosen.data, _again(chosen), check_capacity=on_this_machine) as study,
+        opened(
+            sweep, chosen.results, chosen.data, _again(chosen), check_capacity=on_this_machine, only=chosen.stage
+        ) as study,
     ):
         try:
             if study.begin():
@@ -104,7 +109,7 @@ def _again(chosen: argparse.Namespace) -> str:
     """Return the command line that continues this sweep, in any shell: it names the data that KDTRAIN_DATA named."""
     words = ["kdtrain", "sweep", chosen.file]
     options = {**vars(chosen), "data": chosen.data or os.environ.get("KDTRAIN_DATA") or None}
-    for name in ("trials", "results", "data", "address", "seed"):
+    for name in ("trials", "stage", "results", "data", "address", "seed"):
         value = options[name]
         if value is not None and (name, value) != ("results", "results"):
             words += [f"--{name}", str(value)]

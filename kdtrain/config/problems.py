@@ -171,7 +171,7 @@ def _select_model(options: list[Model], node: Any) -> Model | None:
 
 def _names(model: Model) -> list[str]:
     field = model.model_fields.get("name")
-    return [str(name) for name in get_args(field.annotation)] if field else []
+    return [str(name) for name in [*get_args(field.annotation), *(field.examples or ())]] if field else []
 
 
 def _move_to_field(path: KeyPath, node: Any, text: str) -> tuple[KeyPath, str]:

@@ -7,7 +7,7 @@ recipe with spaces in it. Values are {parameter name: number, or label of the ch
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,11 +84,16 @@ def resolve_with(tree: Any, value_of: Callable[[Parameter], Label]) -> Resolved:
     return Resolved(visit(tree, ROOT), values, sources)
 
 
-def suggest(trial: "Trial", tree: Any) -> Values:
-    """Return the values that an Optuna trial suggests, define-by-run: only for parameters that exist."""
+def suggest(trial: "Trial", tree: Any, fixed: Mapping[str, Label]) -> Values:
+    """Return the values that an Optuna trial suggests, define-by-run: only for parameters that exist.
+
+    Those of the `fixed` parameters are given.
+    """
 
     def draw(parameter: Parameter) -> Label:
         name, low, high = parameter.name, parameter.low, parameter.high
+        if name in fixed:
+            return fixed[name]
         if parameter.kind == "choice":
             return trial.suggest_categorical(name, parameter.labels)
         if parameter.is_int:
@@ -98,8 +103,11 @@ def suggest(trial: "Trial", tree: Any) -> Values:
     return resolve_with(tree, draw).values
 
 
-def distributions(tree: Any, values: Mapping[str, Label]) -> "dict[str, BaseDistribution]":
-    """Return the Optuna distributions from which `suggest` draws `values`, to rebuild a trial from its values."""
+def distributions(tree: Any, values: Mapping[str, Label], fixed: Collection[str] = ()) -> "dict[str, BaseDistribution]":
+    """Return the Optuna distributions from which `suggest` draws `values`, to rebuild a trial from its values.
+
+    The `fixed` parameters, which are not drawn, have none.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     def distribution(parameter: Parameter) -> "BaseDistribution":
@@ -108,7 +116,8 @@ def distributions(tree: Any, values: Mapping[str, Label]) -> "dict[str, BaseDist
         kind = IntDistribution if parameter.is_int else FloatDistribution
         return kind(parameter.low, parameter.high, log=parameter.is_log)  # type: ignore[arg-type]
 
-    return {parameter.name: distribution(parameter) for parameter in parameters(tree) if parameter.name in values}
+    drawn = [parameter for parameter in parameters(tree) if parameter.name in values and parameter.name not in fixed]
+    return {parameter.name: distribution(parameter) for parameter in drawn}
 
 
 def probe_points(tree: Any) -> list[Values]:

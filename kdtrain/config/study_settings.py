@@ -7,9 +7,11 @@ from pydantic import Field, model_validator
 
 from kdtrain.base_config import Config, Count, NonNegative, NonNegativeInt
 from kdtrain.config.recipe import Objective
-from kdtrain.config.search_settings import Asha, GridSampler, Median, NoPruner, RandomSampler, Tpe
+from kdtrain.config.search_settings import NoPruner, Pruner, Sampler, Tpe
 
 MOST_TRIALS = 1_000_000
+AT_LEAST_OF_EACH = 2
+"""Candidates of each compared option, if so many of its trials are complete, and trainings of each candidate."""
 
 
 class Select(Config):
@@ -53,8 +55,8 @@ class StudySettings(Config):
     trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = Field(
         description="Number of trials of the search, published points included."
     )
-    sampler: Annotated[Tpe | RandomSampler | GridSampler, Field(discriminator="name")] = Tpe(name="tpe")
-    pruner: Annotated[Asha | Median | NoPruner, Field(discriminator="name")] = NoPruner(name="none")
+    sampler: Sampler = Field(default=Tpe(name="tpe"), description="What suggests the values of trials, by its name.")
+    pruner: Pruner = Field(default=NoPruner(name="none"), description="What ends poor trials early, by its name.")
     published: tuple[dict[str, Any], ...] = Field(
         default=(),
         description="Reference points: values of the recipe as a document reports them. They are the first trials and"
@@ -73,6 +75,11 @@ class StudySettings(Config):
     batch: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = Field(
         default=4, description="Number of suggestions that are made at once, with order batches."
     )
+
+    def most_candidates(self, options: int) -> int:
+        """Return the upper bound of the number of candidates of a race, if so many options are compared."""
+        of_others = AT_LEAST_OF_EACH * max(0, options - 1)
+        return min(self.trials, self.select.candidates + len(self.published) + of_others)
 
     @model_validator(mode="after")
     def _batch_only_with_batches(self) -> Self:

@@ -12,6 +12,7 @@ from kdtrain.config.parameter import Label, Parameter, Values, check_spaces, spa
 from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value, validate
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.reference_points import match_points
+from kdtrain.config.search_checks import compared_choice, folders_of
 from kdtrain.config.space import combinations, parameters, probe_points, resolve
 from kdtrain.config.study_settings import Report, Resources, StudySettings, SweepFile
 from kdtrain.config.sweep_checks import (
@@ -83,9 +84,12 @@ class Sweep:
         It is that of `select.best_of_each`, else the choice of methods. The student alone has none if it does not share
         the parameter.
         """
-        named = self.study.select.best_of_each
-        names = ("method", "method.name") if named is None else (named,)
-        return next((each for each in self.parameters if each.name in names and each.kind == "choice"), None)
+        return compared_choice(self.study.select, self.parameters)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The labels of the compared options."""
+        return () if self.compared is None else tuple(map(format_unquoted, self.compared.labels))
 
     def option(self, values: Mapping[str, Label]) -> str | None:
         """Return the label of the compared option to which values belong; None if no options are compared."""
@@ -201,7 +205,7 @@ def _checked_sweep(
         problems += [problem.under(("recipe",)) for problem in recipe_problems(tree, published, not points)]
     broken = [*located.problems, *(problem.under(("recipe",)) for problem in broken)]
     if parts and tree is not None and not problems and not broken:
-        problems += [*study_problems(parts.study, tree), *report_problems(parts.report, tree)]
+        problems += [*study_problems(parts.study, tree, folders_of(located)), *report_problems(parts.report, tree)]
     problems += [Problem((), text) for text in _name_problems(name)]
     if parts is None or tree is None or problems or broken:
         raise located.error([*broken, *_without_consequences(problems, broken)])

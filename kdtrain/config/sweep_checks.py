@@ -5,6 +5,7 @@ A teacher that inherits a searched field takes the value of the first published 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,9 +14,10 @@ from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
 from kdtrain.config.recipe import INHERITED, Recipe, names_finished, teacher_recipe
-from kdtrain.config.search_settings import GridSampler, NoPruner
+from kdtrain.config.search_checks import compared_choice, pruner_problems, sampler_problems
+from kdtrain.config.search_settings import GridSampler
 from kdtrain.config.space import grid_size, parameters, probe_points, resolve
-from kdtrain.config.study_settings import Report, StudySettings
+from kdtrain.config.study_settings import AT_LEAST_OF_EACH, Report, StudySettings
 
 
 def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheriting: bool) -> list[Problem]:
@@ -53,21 +55,17 @@ def teacher_problems(recipe: Recipe | None) -> list[Problem]:
     return []
 
 
-def study_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Problem]:
-    """Yield the settings of a study that do not fit its search space."""
+def study_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Path, ...]) -> Iterator[Problem]:
+    """Yield the settings of a study that do not fit its search space; `folders` have the user's own modules."""
     searched = parameters(tree)
     ranges = [parameter.name for parameter in searched if parameter.kind != "choice"]
-    longest = max(resolve(tree, values).tree["epochs"] for values in probe_points(tree))
     trials: KeyPath = ("study", "trials")
-    if not isinstance(study.pruner, NoPruner) and study.pruner.min_epochs >= longest:
-        text = f"must be below recipe.epochs {longest}, otherwise no trial is pruned, got {study.pruner.min_epochs}"
-        yield Problem(("study", "pruner", "min_epochs"), text)
+    yield from sampler_problems(study, tree, folders)
+    yield from pruner_problems(study.pruner, tree, folders)
     if len(study.published) > study.trials:
         count = len(study.published)
         yield Problem(trials, f"must be >= {count}, the number of published points, got {study.trials}")
-    if "best" in study.confirm.model_fields_set and study.confirm.best > study.trials:
-        text = f"must be <= {study.trials}, the number of trials, got {study.confirm.best}"
-        yield Problem(("study", "confirm", "best"), text)
+    yield from _select_problems(study, searched)
     if not searched and study.trials > 1:
         yield Problem(trials, f"must be 1: recipe has no search space, so all trials are equal, got {study.trials}")
     if isinstance(study.sampler, GridSampler) and searched:
@@ -82,6 +80,32 @@ def study_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Probl
         if study.trials > size + first:
             more = f" and {first} published" if first else ""
             yield Problem(trials, f"must be <= {size + first}: the grid has {size} points{more}, got {study.trials}")
+
+
+def _select_problems(study: StudySettings, searched: Sequence[Parameter]) -> Iterator[Problem]:
+    """Yield the settings of the stage select that cannot be carried out, or change nothing."""
+    select, place = study.select, ("study", "select")
+    choices = [parameter for parameter in searched if parameter.kind == "choice" and not parameter.conditions]
+    compared = compared_choice(select, searched)
+    if compared is None and select.best_of_each is not None:
+        known = ", ".join(parameter.name for parameter in choices) or "there is none"
+        text = f"must be a choice that every trial has ({known}), got {format_value(select.best_of_each)}"
+        yield Problem((*place, "best_of_each"), text)
+        return
+    options = 0 if compared is None else len(compared.labels)
+    if compared is None and "equal_trials" in select.model_fields_set:
+        text = "has no effect: no options are compared; remove it, or name a choice with best_of_each"
+        yield Problem((*place, "equal_trials"), text)
+    if compared is not None and select.equal_trials and study.trials < options:
+        text = f"must be >= {options}, the number of options of {compared.name} that are compared, got {study.trials}"
+        yield Problem(("study", "trials"), text)
+    candidates = study.most_candidates(options)
+    if select.trainings is not None and select.trainings < AT_LEAST_OF_EACH * candidates:
+        least = AT_LEAST_OF_EACH * candidates
+        text = (
+            f"must be >= {least}, {AT_LEAST_OF_EACH} for each of up to {candidates} candidates, got {select.trainings}"
+        )
+        yield Problem((*place, "trainings"), text)
 
 
 def report_problems(report: Report, tree: dict[str, Any]) -> Iterator[Problem]:

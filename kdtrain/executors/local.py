@@ -13,7 +13,8 @@ from kdtrain.errors import UserError
 from kdtrain.runtime.device import best_device
 from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
 from kdtrain.storage.folder import Folder
-from kdtrain.study.study import Broken, Job, Study
+from kdtrain.study.jobs import Broken, Job
+from kdtrain.study.study import Study
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.preflight import smoke, what_would_fit

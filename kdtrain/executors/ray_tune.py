@@ -39,7 +39,8 @@ from kdtrain.study.capacity import (
     placement,
     with_gpus,
 )
-from kdtrain.study.study import Broken, Job, Study
+from kdtrain.study.jobs import Broken, Job
+from kdtrain.study.study import Study
 
 
 def execute(

@@ -36,7 +36,7 @@ from kdtrain.runtime.source_code import code_digest
 from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
-from kdtrain.study.study import Broken
+from kdtrain.study.jobs import Broken
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.preflight import what_would_fit
 from kdtrain.trials.identity import require_weights_files

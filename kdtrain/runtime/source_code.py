@@ -28,8 +28,8 @@ def source_of(module: str) -> str | None:
 
 
 @cache
-def code_digest(module: str) -> str:
-    """Return 32 hexadecimal digits that identify the code of an imported module; see `code_text`.
+def code_digest(module: str, place: str = "recipe.method") -> str:
+    """Return 32 hexadecimal digits that identify the code of an imported module, named at `place`; see `code_text`.
 
     Raises:
         UserError: The module has no source file.
@@ -37,8 +37,8 @@ def code_digest(module: str) -> str:
     source = source_of(module)
     if source is None:
         raise UserError(
-            f"recipe.method: the code of {module} has no source file (.py), so an edited method could not be told from"
-            " the one before; write it into a file and import it"
+            f"{place}: the code of {module} has no source file (.py), so an edited one could not be told from the one"
+            " before; write it into a file and import it"
         )
     return hashlib.blake2b(code_text(source).encode(), digest_size=16).hexdigest()
 

@@ -1,6 +1,6 @@
 """Upper bounds of what a sweep costs, and which teacher outputs its trials share. Needs no data and no Ray."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,8 +8,10 @@ from kdtrain.config import space
 from kdtrain.config.recipe import Recipe, teacher_recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.study.search import Search
+from kdtrain.study.selection import most_rounds, race_trainings
+from kdtrain.study.smoke import PARTS
 from kdtrain.study.step_cost import image_flops, image_seconds, made_up_teacher
-from kdtrain.study.study import PARTS, TEACHER_PARTS
+from kdtrain.study.teachers import TEACHER_PARTS
 from kdtrain.teacher.cache_policy import bytes_per_image, reads_whole_batch, reason_not_cached
 
 
@@ -57,13 +59,20 @@ def trainings(sweep: Sweep) -> dict[str, int]:
     teachers = {teacher_recipe(sweep.recipe_for(values, 0)) for values in points}
     students = {recipe.student for recipe in _reachable(sweep, ("student",))}  # each may need a baseline
     confirm = sweep.study.confirm
-    candidates = confirm.best + (len(sweep.published) if confirm.published else 0) + len(students)
+    confirmed = max(1, len(sweep.options)) + (len(sweep.published) if confirm.published else 0) + len(students)
+    searched = {"baselines": Search("baselines", sweep.baseline()).trials, "search": Search("search", sweep).trials}
     return {
         "teacher": len(teachers - {None}),
-        "baselines": Search("baselines", sweep.baseline()).trials,
-        "search": Search("search", sweep).trials,
-        "confirm": candidates * confirm.seeds,
+        **searched,
+        "select": sum(race_bounds(sweep)[1] for trials in searched.values() if trials > 1),
+        "confirm": confirmed * confirm.seeds,
     }
+
+
+def race_bounds(sweep: Sweep) -> tuple[int, int]:
+    """Return the upper bounds of the candidates and of the trainings of a race."""
+    candidates = min(Search("search", sweep).trials, sweep.study.most_candidates(len(sweep.options)))
+    return candidates, race_trainings(sweep.study.select.trainings, sweep.study.trials, candidates)
 
 
 def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
@@ -81,7 +90,7 @@ def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
     possible = [
         ("teacher", taught_by, counts["teacher"] * (taught_by.epochs if taught_by else 0) * images, 0),
         ("baselines", alone, counts["baselines"] * epochs * images, 0),
-        ("search and confirm", distilled, (counts["search"] + counts["confirm"]) * epochs * images, 0),
+        ("search to confirm", distilled, _after_baselines(counts) * epochs * images, 0),
         ("teacher outputs", teacher, teacher_images(sweep, images, classes), 1),
     ]
     work = [(stage, recipe, seen, part) for stage, recipe, seen, part in possible if recipe is not None and seen > 0]
@@ -115,7 +124,7 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
     Cached outputs are computed once for each view, live ones in every training.
     """
     counts = trainings(sweep)
-    in_every_training = (counts["search"] + counts["confirm"]) * _most_epochs(sweep) * images
+    in_every_training = _after_baselines(counts) * _most_epochs(sweep) * images
     cached, live = _cached_and_live(sweep, images, classes)
     if live or sweep.resources.teacher_cache == "none":
         return in_every_training
@@ -154,11 +163,16 @@ def _bytes_or_reason(recipe: Recipe, classes: int, images: int, budget_bytes: in
     return reason or bytes_per_image(outputs, recipe.method.teacher_readings)
 
 
+def _after_baselines(counts: Mapping[str, int]) -> int:
+    return counts["search"] + counts["select"] + counts["confirm"]
+
+
 def _streams(sweep: Sweep, recipe: Recipe) -> int:
-    """Return the number of seeds whose views differ: the search's and the confirming ones, or one for all."""
+    """Return the number of seeds whose views differ: those of search, rounds and confirmation, or one for all."""
     of_batch = reads_whole_batch(recipe.method.teacher_readings)
     random = recipe.data.random_views or recipe.mixup is not None or of_batch
-    return 1 + sweep.study.confirm.seeds if random else 1
+    candidates, trainings = race_bounds(sweep)
+    return 1 + most_rounds(trainings, candidates) + sweep.study.confirm.seeds if random else 1
 
 
 def _epochs_of_views(sweep: Sweep, recipe: Recipe) -> int:

@@ -16,6 +16,7 @@ from kdtrain.models.build import network_size, shapes_only
 from kdtrain.models.config import Network, WeightsFile
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import fitting_sets
+from kdtrain.study.search_notes import own_code, search_notes
 from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord, WeightsTaken
 
 
@@ -47,6 +48,8 @@ def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) 
         "models": models or network_sizes(sweep, data.image_shape, len(data.classes)),
         "weights": weights_taken(networks(sweep), data.image_shape, len(data.classes)),
         "data_notes": list(dict.fromkeys(note for dataset in datasets for note in data_notes(dataset))),
+        "sampler_notes": search_notes(sweep),
+        "own_code": own_code(sweep),
     }
 
 

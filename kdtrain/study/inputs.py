@@ -1,4 +1,4 @@
-"""Notes about what a sweep names and what is not there yet: data sets, and files of weights. Nothing is trained."""
+"""Notes about a valid sweep: absent data sets and files of weights, and its search. Nothing is trained."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +11,11 @@ from kdtrain.data.registry import AnyData, data_folder, load, named_data
 from kdtrain.errors import UserError
 from kdtrain.models.config import Network, WeightsFile
 from kdtrain.storage.folder import user_path
+from kdtrain.study.search_notes import search_notes
 
 
 def input_notes(sweep: Sweep, data: str | None) -> list[str]:
-    """Return a sentence for each data set and each file of weights that is absent or cannot be used.
+    """Return a sentence for each data set and each file of weights that is absent or cannot be used, and on the search.
 
     Args:
         sweep: A valid sweep.
@@ -23,7 +24,8 @@ def input_notes(sweep: Sweep, data: str | None) -> list[str]:
     points = space.combinations(sweep.tree, ("data", "teacher", "student"))
     recipes = [sweep.recipe_for(values, 0) for values in points]
     notes = [note for config in dict.fromkeys(recipe.data for recipe in recipes) for note in _data_notes(config, data)]
-    return list(dict.fromkeys([*notes, *(note for recipe in recipes for note in _file_notes(recipe))]))
+    files = (note for recipe in recipes for note in _file_notes(recipe))
+    return list(dict.fromkeys([*notes, *files, *search_notes(sweep)]))
 
 
 def _data_notes(config: AnyData, data: str | None) -> Iterator[str]:

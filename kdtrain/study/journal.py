@@ -8,7 +8,7 @@ from typing import Any, cast
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
 from kdtrain.trials.records import EndedEvent, PlannedEvent, StudyRecord
-from kdtrain.trials.store import SCHEMA, is_broken, json_bytes, read_object
+from kdtrain.trials.store import STUDY_SCHEMA, is_broken, json_bytes, read_study_record
 
 FILE = "record.jsonl"
 ERRORS = "errors"
@@ -19,6 +19,17 @@ WRITTEN = ("sweep.yaml", "report.md", "trials.csv", "best.yaml")
 """What a study writes for its user. In a folder without a journal they are somebody else's."""
 
 
+KEYS: dict[str, tuple[str, ...]] = {
+    "planned": ("stage", "number"),
+    "ended": ("stage", "number"),
+    "round": ("race", "round"),
+    "selected": ("race",),
+    "winner": (),
+    "tested": (),
+}
+"""The events of which the newest one counts, with the fields that tell one from another."""
+
+
 class StudyJournal:
     """The events of a study: what was planned, how it ended, and the winner. It owns the study's folder."""
 
@@ -27,8 +38,7 @@ class StudyJournal:
         self.folder = self.files.path
         self.path = self.folder / FILE
         self.description: StudyRecord | None = None  # of the study that has taken the folder
-        self._plans: dict[tuple[str, int], PlannedEvent] = {}  # by (stage, number)
-        self._ends: dict[tuple[str, int], EndedEvent] = {}
+        self._newest: dict[str, dict[tuple[Any, ...], Row]] = {event: {} for event in KEYS}
         self._others: dict[str, Row] = {}  # the newest of each other event since a job was last planned or ended
         for row in self.files.rows(FILE):
             self._remember(row)
@@ -36,7 +46,8 @@ class StudyJournal:
     def open(self, about: StudyRecord, file_text: str) -> None:
         """Take the folder for a study: write its study.json and sweep.yaml.
 
-        `study.trials` may have grown; resources, report and the place of the sweep file may differ.
+        `study.trials` and `study.confirm.seeds` may have grown, or gone back to what is planned; resources, report and
+        the place of the sweep file may differ.
 
         Raises:
             UserError: The folder holds another study, or files of somebody else that the study would overwrite.
@@ -52,20 +63,22 @@ class StudyJournal:
                 )
         if earlier is not None:
             problems = _differences(_identity(earlier), _identity(about))
-            before, now = earlier["study"]["trials"], about["study"]["trials"]
-            if now < before:
-                problems.append(f"study.trials was {before} and can only grow, got {now}")
+            planned = {"trials": self._planned("search", "number"), "confirm.seeds": self._planned("confirm", "seed")}
+            settings = {"trials": about["study"]["trials"], "confirm.seeds": about["study"]["confirm"]["seeds"]}
+            for name, now in settings.items():
+                if now < planned[name]:
+                    problems.append(f"study.{name} must be >= {planned[name]}, the number that is planned, got {now}")
             if problems:
                 raise UserError(
                     f"{self.files} holds another study of this name: {'; '.join(problems)}; "
                     "name another folder with --results"
                 )
-        self.files.write("study.json", json_bytes({"schema": SCHEMA, **about}), durable=True)
+        self.files.write("study.json", json_bytes({"schema": STUDY_SCHEMA, **about}), durable=True)
         self.files.write("sweep.yaml", file_text.encode())
 
     def study_record(self) -> StudyRecord | None:
         """Return study.json, or None in a new folder."""
-        return cast(StudyRecord | None, read_object(self.files, "study.json"))
+        return cast(StudyRecord | None, read_study_record(self.files))
 
     def append(self, event: str, **fields: Any) -> None:
         """Append an event with the present time."""
@@ -79,15 +92,15 @@ class StudyJournal:
             self.append(event, **fields)
 
     def note(self, event: str, **fields: Any) -> None:
-        """Append a job's "planned" or "ended" event, unless the journal's newest one has these fields already."""
-        known = self._events(event).get((fields["stage"], fields["number"]))
+        """Append one of the events of KEYS, unless the journal's newest one has these fields already."""
+        known = self._newest[event].get(tuple(fields[name] for name in KEYS[event]))
         if known is None or any(known.get(key) != value for key, value in fields.items()):
             self.append(event, **fields)
 
     def has_completed(self, **planned: Any) -> bool:
         """Return True if the job that was planned with these fields is complete."""
         key = planned["stage"], planned["number"]
-        plan, end = self._events("planned").get(key, {}), self._ends.get(key)
+        plan, end = self._newest["planned"].get(key, {}), self._newest["ended"].get(key)
         as_planned = all(plan.get(name) == value for name, value in planned.items())
         return as_planned and end is not None and end["state"] == "complete"
 
@@ -109,7 +122,7 @@ class StudyJournal:
 
     def is_idle(self) -> bool:
         """Return True if no training was ever planned; preflight checks may have been."""
-        return all(stage == "smoke" for stage, _ in self._plans)
+        return all(stage == "smoke" for stage, _ in self._newest["planned"])
 
     def remove(self) -> None:
         """Remove `FILES`, and the folder if nothing else is in it."""
@@ -119,34 +132,55 @@ class StudyJournal:
 
     def plan(self, stage: str, number: int) -> PlannedEvent | None:
         """Return the newest "planned" event of a job, or None."""
-        return self._plans.get((stage, number))
+        return cast(PlannedEvent | None, self._newest["planned"].get((stage, number)))
 
     def trial_ids(self) -> list[str]:
         """Return the distinct trial ids of all planned jobs."""
-        return list(dict.fromkeys(row["trial_id"] for row in self._plans.values() if row["trial_id"] is not None))
+        return list(
+            dict.fromkeys(row["trial_id"] for row in self._newest["planned"].values() if row["trial_id"] is not None)
+        )
+
+    def end(self, stage: str, number: int) -> EndedEvent | None:
+        """Return the newest "ended" event of a job, or None."""
+        return cast(EndedEvent | None, self._newest["ended"].get((stage, number)))
 
     def ends(self, stage: str) -> dict[int, EndedEvent]:
         """Return the newest "ended" event of each job of a stage, by number."""
-        return {number: row for (own, number), row in self._ends.items() if own == stage}
+        return {number: cast(EndedEvent, row) for (own, number), row in self._newest["ended"].items() if own == stage}
+
+    def winner(self) -> str | None:
+        """Return the key of the winning candidate, or None before the stage select has ended."""
+        event = self._newest["winner"].get(())
+        return None if event is None else str(event["candidate"])
+
+    def note_tested(self, seeds: int) -> None:
+        """Note that the test split was read for so many confirming seeds, and if their number has grown since."""
+        before = self._newest["tested"].get(())
+        self.note("tested", seeds=seeds)
+        if before is not None and before["seeds"] < seeds:
+            self.append("seeds_grown", **{"from": before["seeds"], "to": seeds})
+
+    def _planned(self, stage: str, field: str) -> int:
+        """Return the number of different values of a field among the planned jobs of a stage."""
+        return len({row[field] for (own, _), row in self._newest["planned"].items() if own == stage})
 
     def _remember(self, row: Row) -> None:
         if row["event"] == "ended" and row["trial_id"] is not None and is_broken(row):
             row["state"] = "broken"  # of a journal that called it failed
-        if row["event"] not in ("planned", "ended"):
-            self._others[row["event"]] = {key: value for key, value in row.items() if key not in ("event", "time")}
-            return
-        self._events(row["event"])[row["stage"], row["number"]] = row
-        if row["stage"] != "pictures":  # pictures follow the winner, so they do not make its event outdated
+        event = row["event"]
+        if event in KEYS:
+            self._newest[event][tuple(row.get(name) for name in KEYS[event])] = row
+        else:
+            self._others[event] = {key: value for key, value in row.items() if key not in ("event", "time")}
+        if event in ("planned", "ended") and row["stage"] != "pictures":  # pictures follow what they show
             self._others.clear()
-
-    def _events(self, event: str) -> dict[tuple[str, int], Row]:
-        return cast(dict[tuple[str, int], Row], self._plans if event == "planned" else self._ends)
 
 
 def _identity(about: StudyRecord) -> Row:
     """Return the part of study.json that must stay the same."""
     study = {key: value for key, value in about["study"].items() if key != "trials"}
-    return {"recipe": about["recipe"], "study": study}
+    study["confirm"] = {key: value for key, value in study["confirm"].items() if key != "seeds"}
+    return {"recipe": about["recipe"], "study": study, "own_code": about.get("own_code", {})}
 
 
 def _differences(before: Any, now: Any, place: str = "") -> list[str]:

@@ -19,10 +19,11 @@ from kdtrain.study.capacity import (
     names_of_gpus,
     placement,
 )
-from kdtrain.study.cost import sharing, stage_costs, trainings
+from kdtrain.study.cost import race_bounds, sharing, stage_costs, trainings
 from kdtrain.study.description import network_sizes
+from kdtrain.study.search_notes import search_notes
+from kdtrain.study.smoke import preflight_points
 from kdtrain.study.step_cost import TIMING_BUDGET_S
-from kdtrain.study.study import preflight_points
 
 
 def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = None) -> str:
@@ -44,6 +45,7 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
     return environment.get_template("plan.txt.j2").render(
         sweep=sweep,
         counts=trainings(sweep),
+        race=race_bounds(sweep),
         combinations=len(preflight_points(sweep)),
         baseline_parameters=[parameter.name for parameter in sweep.baseline().parameters],
         networks=network_sizes(sweep, first.data.image_shape, classes),
@@ -52,7 +54,7 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         budget_s=TIMING_BUDGET_S,
         cluster=cluster,
         device=_device(sweep.resources, nodes[1], cluster is not None),
-        notes=notes,
+        notes=[*notes, *search_notes(sweep)],
         concurrency=None if images is None else concurrency(sweep.resources, *nodes),
     )
 

@@ -17,6 +17,8 @@ only.
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
+STAGES = ("smoke", "teacher", "baselines", "search", "select", "confirm", "pictures")
+"""The stages of a study, in order. The jobs "test" read the test split at the end of the stage confirm."""
 State = Literal["complete", "pruned", "failed"]
 """How a training has ended. `failed`: its loss became non-finite, as it would again."""
 JobState = Literal[State, "broken"]
@@ -170,7 +172,8 @@ class WeightsTaken(TypedDict):
 class StudyRecord(TypedDict):
     """study.json: what a study searches.
 
-    `models` are the networks that it can reach, by name; `data_notes` is what the owner of the images should know.
+    `models` are the networks that it can reach, by name; `data_notes` is what the owner of the images should know,
+    `sampler_notes` what sampler and pruner do not do. `own_code` has the digest of each module of the user's own.
     """
 
     schema: NotRequired[int]
@@ -185,6 +188,8 @@ class StudyRecord(TypedDict):
     models: dict[str, NetworkSize]
     weights: NotRequired[list[WeightsTaken]]
     data_notes: NotRequired[list[str]]
+    sampler_notes: NotRequired[list[str]]
+    own_code: NotRequired[dict[str, str]]
 
 
 class TrialSource(TypedDict):
@@ -200,7 +205,7 @@ class PlannedEvent(TypedDict):
 
     A racing recipe's `candidate` is "published 1" or the searched trial, "search 12" or "baselines 3"; its `role` is
     "candidate". A confirmed one's is "best", "best kd" (of an option), "published 1" or "baseline 1", its `role` the
-    first word.
+    first word. `attributes` are what the sampler has kept in Optuna's system attributes of the "trial" and the "study".
     """
 
     event: Literal["planned"]
@@ -217,6 +222,7 @@ class PlannedEvent(TypedDict):
     baseline: NotRequired[str | None]
     race: NotRequired[str]
     round: NotRequired[int]
+    attributes: NotRequired[dict[str, dict[str, Any]]]
 
 
 class Racer(TypedDict):
@@ -224,8 +230,8 @@ class Racer(TypedDict):
 
     `option` is that of the compared choice, or the baseline's student model; None if there is one group only.
     `value` is the search's own objective, `seeds` the number of fresh seeds, `fresh` their mean objective (None before
-    the first), `mean` and `sd` are of the posterior, in the objective's unit. `dropped` is the round after which it
-    left the race, None if it has not; `diverged` says that a loss became non-finite.
+    the first), `mean` and `sd` are of the posterior, in the objective's unit (None if it diverged). `dropped`
+    is the round after which it left the race, None if it has not; `diverged` says that a loss became non-finite.
     """
 
     candidate: str
@@ -234,8 +240,8 @@ class Racer(TypedDict):
     value: float
     seeds: int
     fresh: float | None
-    mean: float
-    sd: float
+    mean: float | None
+    sd: float | None
     dropped: int | None
     diverged: bool
 
@@ -291,7 +297,7 @@ class JobEnd(TypedDict):
     """The state in which a job has ended, its objective at the best epoch, the reason, and the epochs that count.
 
     `traceback` names a file in the study's folder, if the job broke with one. `memory` is what a preflight check has
-    measured.
+    measured, `attributes` what the pruner has kept in Optuna's system attributes of a searched trial.
     """
 
     state: JobState
@@ -300,6 +306,7 @@ class JobEnd(TypedDict):
     epochs: int
     traceback: NotRequired[str | None]
     memory: NotRequired[MemoryRecord]
+    attributes: NotRequired[dict[str, Any]]
 
 
 class EndedEvent(JobEnd):

@@ -21,13 +21,15 @@ from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
 from kdtrain.trials.records import EpochRow, Outcome, RecipeRecord
 
 SCHEMA = 1
+STUDY_SCHEMA = 2
+"""The schema of study.json."""
 CHECKPOINTS = "checkpoint-*.safetensors"
 NON_FINITE = r"epoch \d+[ ,:]"
 """The pattern with which the reason of a non-finite loss begins, and no other reason."""
 
 
-def read_object(folder: Folder, name: str) -> Row | None:
-    """Return an object of a folder of results, or None if there is no such file.
+def read_object(folder: Folder, name: str, newest: int = SCHEMA) -> Row | None:
+    """Return an object of a folder of results, or None if there is no such file; `newest` is the last known schema.
 
     Raises:
         UserError: The file is no JSON object with a schema number, or its schema is newer than this code's.
@@ -41,11 +43,24 @@ def read_object(folder: Folder, name: str) -> Row | None:
         raise UserError(f"{place}: is no JSON file of kdtrain ({error}); remove it to have it made again") from None
     if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
         raise UserError(f"{place}: must be an object with a schema number; remove it to have it made again")
-    if value["schema"] > SCHEMA:
+    if value["schema"] > newest:
         raise UserError(
-            f"{place}: is of schema {value['schema']}, written by a newer kdtrain; this one reads up to {SCHEMA}: "
+            f"{place}: is of schema {value['schema']}, written by a newer kdtrain; this one reads up to {newest}: "
             "upgrade kdtrain or name another folder with --results"
         )
+    return value
+
+
+def read_study_record(folder: Folder) -> Row | None:
+    """Return study.json, upgraded to the present schema, or None if there is none.
+
+    Schema 1 had `confirm.best` in place of the stage select.
+    """
+    value = read_object(folder, "study.json", STUDY_SCHEMA)
+    if value is not None and value["schema"] < STUDY_SCHEMA and isinstance(study := value.get("study"), dict):
+        confirm = {name: setting for name, setting in study.get("confirm", {}).items() if name != "best"}
+        select = {"candidates": 8, "trainings": None, "best_of_each": None, "equal_trials": True}
+        value |= {"schema": STUDY_SCHEMA, "study": {**study, "select": select, "confirm": confirm}}
     return value
 
 

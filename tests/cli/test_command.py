@@ -146,7 +146,7 @@ def test_a_wheel_away_from_the_clone_runs_an_example_to_its_report(tmp_path: Pat
         "recipe.epochs=2",
         "recipe.teacher.epochs=2",
         "study.pruner={name: none}",
-        "study.select={candidates: 2, trainings: 4}",
+        "study.select={candidates: 2}",
     ]
     small += ["study.confirm.seeds=2", "study.sampler.startup_trials=2"]
     options = [word for setting in small for word in ("--set", setting)]

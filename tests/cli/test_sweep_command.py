@@ -19,6 +19,7 @@ from kdtrain.storage.folder import locked
 from kdtrain.study import cost
 from kdtrain.study.plan import duration
 from kdtrain.study.step_cost import CPU, META, ImageCost, ImageSeconds, _counted_on, image_flops, image_seconds
+from kdtrain.trials.store import STUDY_SCHEMA
 
 ROOT = Path(__file__).parents[2]
 VALID = yaml.safe_dump(TREE, sort_keys=False)
@@ -116,7 +117,7 @@ def test_a_folder_that_is_not_ours_is_refused_and_kept_as_it_is(
     study = json.loads(path.read_text())
     for damage, expected in (
         ({"recipe": {**study["recipe"], "epochs": 9}}, "holds another study of this name"),
-        ({"schema": 2}, "written by a newer kdtrain"),
+        ({"schema": STUDY_SCHEMA + 1}, "written by a newer kdtrain"),
     ):
         path.write_text(json.dumps(study | damage))
         before = everything(results)
@@ -201,7 +202,8 @@ def test_plan_names_stages_space_networks_and_cost_and_starts_nothing(
     assert main([file, "--plan", "--results", str(tmp_path / "results")]) == 0
     out = capsys.readouterr().out
     for words in (
-        "baselines  6", "search     6", "<= 8", "loguniform 0.0001 to 0.03", "19,754", "11,604", "cost at most",
+        "baselines  6", "search     6", "select     <= 18", "<= 6",
+        "loguniform 0.0001 to 0.03", "19,754", "11,604", "cost at most",
         "computed once for all trials: 40 bytes", "the same view in every epoch",
     ):  # fmt: skip
         assert words in out, out
@@ -232,7 +234,7 @@ def shared(folder: Path, recipe: dict[str, Any], **resources: Any) -> cost.Shari
         "published": None,
         "trials": 2,
         "pruner": None,
-        "select": {"candidates": 2, "trainings": 4},
+        "select": {"candidates": 2},
         "confirm": {"seeds": 2},
     }
     return cost.sharing(load_sweep(sweep_file(folder, recipe=recipe, study=study, resources=resources)), 150, 10)
@@ -243,12 +245,12 @@ def shared(folder: Path, recipe: dict[str, Any], **resources: Any) -> cost.Shari
     [
         ({}, [40], 1, 1, ()),
         ({"batch_size": {"choice": [16, 32]}, "teacher": {**FIXED, "model": "lenet5_teacher"}}, [40], 1, 1, ()),
-        ({"mixup": {"choice": [None, {}]}}, [40], 3, 4, ("mixup",)),
+        ({"mixup": {"choice": [None, {}]}}, [40], 6, 4, ("mixup",)),
         ({"data": {"name": "digits", "resolution": {"choice": [16, 20]}}}, [40], 1, 1, ("data.resolution",)),
         ({"teacher": {**FIXED, "precision": "fp32", "model": {"choice": ["lenet5_teacher", "lenet5_student"]}},
           "precision": {"choice": ["fp32", "bf16"]}}, [40], 1, 1, ("teacher.model", "precision")),
         ({"batch_size": {"choice": [16, 32]}, "method": {"name": "sp", "balance": {"weight": 10.0}, "stages": ["4"]},
-          "teacher": {**FIXED, "model": "lenet5_teacher"}}, [104, 168], 3, 4, ("batch_size",)),
+          "teacher": {**FIXED, "model": "lenet5_teacher"}}, [104, 168], 6, 4, ("batch_size",)),
         (WHOLE_MAPS, [32_808], 1, 1, ()),
     ],
     ids=["kd", "batch size", "mixup", "resolution", "teacher", "sp", "mgd"],
@@ -275,8 +277,8 @@ def test_views_that_do_not_fit_together_are_computed_in_every_training(budget: i
     (cached,) = shared(tmp_path, {"mixup": {}}, cache_bytes=budget).cached
     assert cached.fits == fits
     sweep = load_sweep(tmp_path / "small.yaml")
-    counts, streams, epochs = cost.trainings(sweep), 1 + 2, 4
-    expected = streams if fits else counts["search"] + counts["confirm"]
+    counts, streams, epochs = cost.trainings(sweep), 1 + 3 + 2, 4  # search, rounds of 3 candidates, confirmation
+    expected = streams if fits else counts["search"] + counts["select"] + counts["confirm"]
     assert cost.teacher_images(sweep, 150, 10) == expected * epochs * 150
 
 

@@ -48,7 +48,7 @@ recipe:
 study:
   trials: TRIALS
   sampler: {name: tpe, startup_trials: 3}
-  select: {candidates: 2, trainings: 4}
+  select: {candidates: 2}
   confirm: {seeds: 2}
   batch: 4
 resources: {workers: WORKERS}

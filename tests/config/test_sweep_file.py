@@ -29,7 +29,7 @@ study:
   sampler: {name: tpe, startup_trials: 10}
   pruner: {name: asha, min_epochs: 2, reduction: 3}
   published: [{method: {name: kd, balance: {kd_ratio: 0.7}, temperature: 4}, optimizer: {lr: 1e-3}}]
-  confirm: {best: 2, seeds: 5}
+  confirm: {seeds: 5}
 resources: {workers: 1, concurrent_trials: auto}
 """
 METHOD = "    choice:\n" + "".join(line + "\n" for line in SWEEP.splitlines()[6:8])
@@ -67,7 +67,7 @@ def test_the_example_loads_with_everything_resolved(tmp_path: Path) -> None:
     names = "method, method[kd].balance.weight, method[kd].temperature, method[kd (2)].balance.alpha, optimizer.lr"
     assert ", ".join(parameter.name for parameter in sweep.parameters) == names
     assert (sweep.study.objective, sweep.study.trials, sweep.study.order) == ("val/accuracy", 24, "batches")
-    assert sweep.study.pruner.model_dump() == {"name": "asha", "min_epochs": 2, "reduction": 3}
+    assert sweep.study.pruner.model_dump() == {"name": "asha", "min_epochs": 2, "min_share": None, "reduction": 3}
     assert (sweep.resources.cpus_per_worker, sweep.resources.teacher_cache) == (1, "auto")
 
 
@@ -84,7 +84,7 @@ def test_whatever_is_suggested_is_a_recipe(tmp_path: Path) -> None:
     sweep = load(tmp_path, SWEEP, "recipe.batch_size={logint: [8, 128]}", "recipe.teacher.batch_size=32", *NO_POINTS)
     for searched in (sweep, sweep.baseline()):
         search = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        assert all(searched.recipe_for(suggest(search.ask(), searched.tree), seed) for seed in range(30))
+        assert all(searched.recipe_for(suggest(search.ask(), searched.tree, {}), seed) for seed in range(30))
 
 
 def test_the_baseline_searches_only_what_it_shares(tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ RANGED = "would train a teacher for every trial"
         ("momentum: 0.9", "momentum: {uniform: [0.5, 1.5]}", "9: recipe.optimizer.momentum",
          "must be < 1, got 1.5 in uniform [0.5, 1.5]"),
         ("name: digits", "name: digts", "2: recipe.data.name", "unknown data 'digts'; choices: digits, mnist, "),
-        ("name: asha", "name: hyperband", "16: study.pruner.name",
-         "unknown pruner 'hyperband'; choices: asha, median, none"),
+        ("name: asha", "name: asah", "16: study.pruner.name",
+         "unknown pruner 'asah'; choices: asha, median, "),
         ("{name: digits}", "{}", "2: recipe.data", "needs a name; choices: digits, "),
         ("{name: digits}", "digits", "2: recipe.data", "must be a mapping, {key: value}, got 'digits'"),
         ("{model: lenet5_student}", "{}", "4: recipe.student.model", "is missing"),
@@ -324,20 +324,47 @@ def test_a_study_fits_its_space(tmp_path: Path) -> None:
     assert problems_of(tmp_path, SWEEP, "study.published=[{}, {}]", trials=1)  # and they do not match either
     two = "{optimizer: {lr: 1e-3}, method: {name: kd, balance: {weight: 1}, temperature: 4}}"
     both = f"study.published=[{two}, {two.replace('weight: 1', 'weight: 2')}]"
-    (problem,) = problems_of(tmp_path, SWEEP, both, "study.confirm.best=1", trials=1)
-    assert problem.startswith("--trials: must be >= 2, ")
+    found = problems_of(tmp_path, SWEEP, both, trials=1)
+    assert [problem.partition(", got")[0] for problem in found] == [
+        "--trials: must be >= 2, the number of published points",
+        "--trials: must be >= 2, the number of options of method that are compared",
+    ]
     repeated = problems_of(tmp_path, SWEEP, f"study.published=[{two}, {two}]")
     assert "--set study.published: study.published.1: repeats an earlier published point" in repeated
 
 
-def test_no_more_recipes_are_confirmed_than_there_are_trials(tmp_path: Path) -> None:
-    confirmed = SWEEP.replace("{best: 2, seeds: 5}", "{best: 25, seeds: 5}")
-    assert problems_of(tmp_path, confirmed) == [
-        "x.yaml:18: study.confirm.best: must be <= 24, the number of trials, got 25"
-    ]
-    assert load(tmp_path, confirmed, trials=25).study.confirm.best == 25
-    default = load(tmp_path, SWEEP.replace("  confirm: {best: 2, seeds: 5}\n", ""), trials=1)
-    assert default.study.confirm.best == 2, "the default is no mistake of the file"
+@pytest.mark.parametrize(
+    ("override", "place", "rule"),
+    [
+        ("study.confirm={best: 2}", "study.confirm.best", "is now study.select.candidates"),
+        ("study.select.candidates=1", "study.select.candidates", "must be >= 2, got 1"),
+        # 8 candidates, 1 published point, and 2 of the other method
+        ("study.select.trainings=21", "study.select.trainings", "must be >= 22, 2 for each of up to 11 candidates"),
+        (
+            "study.select.best_of_each=optimizer.lr",
+            "study.select.best_of_each",
+            "must be a choice that every trial has",
+        ),
+        ("study.select.best_of_each=mehtod", "study.select.best_of_each", "(method), got 'mehtod'"),
+    ],
+)
+def test_a_race_that_cannot_be_run_is_refused(override: str, place: str, rule: str, tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, SWEEP, override)
+    assert place in problem
+    assert rule in problem
+
+
+def test_options_are_compared_if_the_space_has_any(tmp_path: Path) -> None:
+    sweep = load(tmp_path, SWEEP)
+    assert (sweep.compared and sweep.compared.name, sweep.options) == ("method", ("kd", "kd (2)"))
+    assert [sweep.option({"method": label}) for label in ("kd", "kd (2)")] == ["kd", "kd (2)"]
+    assert (sweep.baseline().compared, sweep.baseline().options) == (None, ())
+    (problem,) = problems_of(tmp_path, PLAIN, "study.select.equal_trials=false", trials=1)
+    assert "study.select.equal_trials: has no effect: no options are compared" in problem
+    students = "recipe.student={model: {choice: [lenet5_student, lenet5_teacher]}}"
+    by_student = load(tmp_path, SWEEP, students, "study.published=[]", "recipe.teacher.optimizer={name: sgd, lr: 1e-2}",
+                      "study.select.best_of_each=student.model")  # fmt: skip
+    assert by_student.options == by_student.baseline().options == ("lenet5_student", "lenet5_teacher")
 
 
 def test_a_grid_has_points_and_no_more_trials_than_points(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_trials_share_gpus_as_measured_and_one_that_runs_out_of_memory_runs_once
         "batch": 4,
         "published": None,
         "pruner": None,
-        "select": {"candidates": 2, "trainings": 4},
+        "select": {"candidates": 2},
         "confirm": confirm,
     }
     file = sweep_file(tmp_path, recipe={"epochs": 1}, study=options)

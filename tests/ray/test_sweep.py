@@ -38,7 +38,7 @@ study:
   trials: 8
   sampler: {name: tpe, startup_trials: 3}
   pruner: {name: asha, min_epochs: 2, reduction: 2}
-  select: {candidates: 2, trainings: 4}
+  select: {candidates: 2}
   confirm: {seeds: 3}
   batch: 4
 """

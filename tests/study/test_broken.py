@@ -15,15 +15,17 @@ from analysis.frame import read_study
 from kdtrain.errors import NoResult, UserError
 from kdtrain.executors import local
 from kdtrain.storage.mirror import results_folder
+from kdtrain.study.confirm import FIRST_CONFIRMING_SEED, TESTED_TOGETHER
+from kdtrain.study.jobs import Broken, Job
 from kdtrain.study.journal import StudyJournal
-from kdtrain.study.study import FIRST_CONFIRMING_SEED, TESTED_TOGETHER, Broken, Job, Study
+from kdtrain.study.study import Study
 from kdtrain.training import loop
 from kdtrain.training.state import TrainState
 from kdtrain.trials.records import JobEnd
 from kdtrain.trials.store import is_broken
 
 Fault = Callable[[TrainState], bool]
-SMALL = {"trials": 2, "confirm": {"best": 1, "seeds": 2}, "pruner": None}
+SMALL = {"trials": 2, "confirm": {"seeds": 2}, "pruner": None}
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from studies import events, open_study, sweep_file
 from kdtrain.config.sweep import Sweep
 from kdtrain.executors.local import run_job
 from kdtrain.study.plan import plan
-from kdtrain.study.study import Study, most_memory, preflight_points
+from kdtrain.study.smoke import most_memory, preflight_points
+from kdtrain.study.study import Study
 from kdtrain.trials.records import MemoryRecord
 
 RECIPE: dict[str, Any] = {

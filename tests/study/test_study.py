@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,11 @@ from studies import TREE, carry_out, decisions, events, open_study, plans, sweep
 from kdtrain.config.sweep import load_recipe
 from kdtrain.errors import UserError
 from kdtrain.executors.local import execute, run_job
-from kdtrain.study.study import FIRST_CONFIRMING_SEED, Broken, Job, Study
+from kdtrain.study.confirm import FIRST_CONFIRMING_SEED
+from kdtrain.study.jobs import Broken, Job
+from kdtrain.study.study import Study
 from kdtrain.training.trainer import train
+from kdtrain.trials.store import STUDY_SCHEMA
 
 
 def outcomes(study: Study, stage: str) -> list[dict[str, Any]]:
@@ -51,7 +53,7 @@ def copied(finished: Study, tmp_path: Path, **options: Any) -> Study:
 
 def test_stages_follow_one_another(finished: Study) -> None:
     stages = [row["stage"] for row in events(finished) if row["event"] == "planned"]
-    assert list(dict.fromkeys(stages)) == ["smoke", "teacher", "baselines", "search", "confirm", "pictures"]
+    assert list(dict.fromkeys(stages)) == ["smoke", "teacher", "baselines", "search", "select", "confirm", "pictures"]
     assert events(finished)[-1]["event"] == "finished"
     assert finished.journal.files.has("pictures.npz")
 
@@ -81,24 +83,36 @@ def test_confirming_seeds_are_disjoint_from_the_search_and_alike_for_every_candi
     seeds: dict[str, list[int]] = {}
     for row in plans(finished, "confirm"):
         seeds.setdefault(row["candidate"], []).append(row["seed"])
-    assert set(seeds) == {"best 1", "best 2", "published 1", "baseline 1"}
+    assert set(seeds) == {"best", "published 1", "baseline 1"}
     assert all(own == [FIRST_CONFIRMING_SEED, FIRST_CONFIRMING_SEED + 1] for own in seeds.values())
     for row in plans(finished, "search"):
         assert recipe_of(finished, row)["recipe"]["seed"] == 0
 
 
 def test_test_split_is_read_by_confirming_runs_and_teachers_only(finished: Study) -> None:
-    for stage, reads in [("teacher", True), ("baselines", False), ("search", False), ("confirm", True)]:
+    for stage, reads in [
+        ("teacher", True),
+        ("baselines", False),
+        ("search", False),
+        ("select", False),
+        ("confirm", True),
+    ]:
         assert all((row["test"] is not None) == reads for row in outcomes(finished, stage)), stage
         for row in plans(finished, stage):
             folder = finished.workspace.store.trial(row["trial_id"])
             assert folder.weights.exists() == folder.predictions.exists() == reads
 
 
-def test_the_winner_has_the_highest_mean_validation_metric(finished: Study) -> None:
-    best = max(("best 1", "best 2"), key=mean_accuracies(finished).__getitem__)
+def test_the_winner_is_fixed_before_anything_is_confirmed(finished: Study) -> None:
+    told = [(row["event"], row.get("stage")) for row in events(finished)]
+    assert told.index(("winner", None)) < told.index(("planned", "confirm"))
+    assert [event for event, _ in told].count("winner") == 1
+    (selected,) = [row for row in events(finished) if row["event"] == "selected" and row["race"] == "search"]
     winner = winner_of(finished)
-    assert (winner["candidate"], winner["baseline"]) == (best, "baseline 1")
+    assert (winner["candidate"], winner["baseline"]) == ("best", "baseline 1")
+    first = next(row for row in plans(finished, "confirm") if row["candidate"] == "best")
+    assert f"search {first['source']['number']}" == selected["winner"]
+    assert set(winner["confirmed"]) == {"best", "published 1", "baseline 1"}
 
 
 def test_best_yaml_is_the_winner_with_its_first_seed(finished: Study) -> None:
@@ -117,7 +131,7 @@ def test_opening_a_finished_study_runs_nothing_and_records_nothing_new(finished:
 
 def test_pictures_compare_the_best_distilled_recipe_with_the_student_alone(finished: Study) -> None:
     (job,) = plans(finished, "pictures")
-    best = max(("best 1", "best 2", "published 1"), key=mean_accuracies(finished).__getitem__)
+    best = max(("best", "published 1"), key=mean_accuracies(finished).__getitem__)
     first = {row["candidate"]: row["trial_id"] for row in reversed(plans(finished, "confirm"))}
     assert job["compared"] == [first[best], first["baseline 1"]]
     recipes = [recipe_of(finished, {"trial_id": trial_id})["recipe"] for trial_id in job["compared"]]
@@ -151,6 +165,7 @@ def test_pruning_looks_at_earlier_batches_only(finished: Study, tmp_path: Path) 
     study = open_study(sweep_file(tmp_path, study={"batch": 6}), tmp_path / "results")
     for plan, _ in pruned(finished):
         rows = finished.workspace.store.trial(plan["trial_id"]).epochs()
+        study.search.plan(plan["number"], plan["values"])
         assert study.search.pruned_at(plan["number"], rows) is None
 
 
@@ -164,8 +179,7 @@ def test_values_that_were_planned_for_other_code_or_images_are_suggested_anew(fi
     study.journal.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     again = open_study(sweep_file(tmp_path), tmp_path / "results")
     assert {job.kind for job in carry_out(again)} <= {"pictures"}, "all trials are in the store"
-    *decided, winner = decisions(again)
-    assert (decided, winner) == (decisions(finished), decisions(finished)[-1]), "the winner is noted again"
+    assert decisions(again) == decisions(finished)
 
 
 def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) -> None:
@@ -181,7 +195,7 @@ def test_a_folder_belongs_to_one_recipe_and_study(finished: Study, tmp_path: Pat
     other = sweep_file(tmp_path, recipe={"batch_size": 8})
     with pytest.raises(UserError, match=r"recipe.batch_size was 16, is 8; name another folder with --results"):
         open_study(other, finished.workspace.store.results)
-    with pytest.raises(UserError, match=r"study.trials was 6 and can only grow, got 5"):
+    with pytest.raises(UserError, match=r"study.trials must be >= 6, the number that is planned, got 5"):
         open_study(sweep_file(tmp_path), finished.workspace.store.results, trials=5)
     with pytest.raises(UserError, match=r"study.seed was 0, is 3"):
         open_study(sweep_file(tmp_path), finished.workspace.store.results, seed=3)
@@ -254,7 +268,6 @@ TEACHER = {"teacher": {"model": "lenet5_teacher", "optimizer": {"name": "adam", 
 def test_samplers_suggest_differently(finished: Study, tmp_path: Path) -> None:
     """TPE models the trials that have finished, random search does not; Optuna's log level stays as it was."""
     study = open_study(sweep_file(tmp_path, study={"sampler": {"name": "random"}}), tmp_path / "results")
-    study.search = replace(finished.search, sweep=study.sweep)
     verbosity = optuna.logging.get_verbosity()
     assert finished.search.suggest(5) == finished.search.planned[5] != study.search.suggest(5)
     assert optuna.logging.get_verbosity() == verbosity
@@ -265,7 +278,7 @@ def test_objective_mpa_is_maximised(tmp_path: Path) -> None:
     study = open_study(sweep_file(tmp_path, recipe=TEACHER, study=settings), tmp_path / "results")
     carry_out(study)
     reached = [row["best"]["val/mpa"] for row in outcomes(study, "search")]
-    first = next(row for row in plans(study, "confirm") if row["candidate"] == "best 1")
+    first = next(row for row in plans(study, "confirm") if row["candidate"] == "best")
     complete = [
         value for number, value in enumerate(reached) if study.journal.ends("search")[number]["state"] != "pruned"
     ]
@@ -278,7 +291,7 @@ def test_objective_nll_is_minimised(tmp_path: Path) -> None:
     study = open_study(sweep_file(tmp_path, recipe=TEACHER, study=settings), tmp_path / "results")
     carry_out(study)
     losses = [row["best"]["val/nll"] for row in outcomes(study, "search")]
-    first = next(row for row in plans(study, "confirm") if row["candidate"] == "best 1")
+    first = next(row for row in plans(study, "confirm") if row["candidate"] == "best")
     assert losses[first["source"]["number"]] == min(losses)
 
 
@@ -287,10 +300,12 @@ def test_conditional_parameters_are_suggested_only_if_they_exist(tmp_path: Path)
     fixed = {**kd, "temperature": 1.0, "convention": "published_mnist"}
     options = [{**kd, "temperature": {"loguniform": [1, 20]}}, fixed]
     recipe = {"method": {"choice": options}}
-    file = sweep_file(tmp_path, recipe=recipe, study={"published": None, "trials": 8})
+    settings = {"published": None, "trials": 8, "select": {"candidates": 2, "trainings": 8, "equal_trials": False}}
+    file = sweep_file(tmp_path, recipe=recipe, study=settings)
     study = open_study(file, tmp_path / "results")
     for number in range(8):
-        values = study.search.planned[number] = study.search.suggest(number)
+        values = study.search.suggest(number)
+        study.search.plan(number, values)
         assert ("method[kd].temperature" in values) == (values["method"] == "kd")
         if number % 2:  # a batch has ended
             for ended in (number - 1, number):
@@ -334,7 +349,7 @@ def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tm
 
 def test_a_store_of_a_newer_schema_is_refused(finished: Study, tmp_path: Path) -> None:
     path = copied(finished, tmp_path).journal.folder / "study.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": STUDY_SCHEMA + 1}))
     with pytest.raises(UserError, match="written by a newer kdtrain"):
         open_study(sweep_file(tmp_path), tmp_path / "results")
 

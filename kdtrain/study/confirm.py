@@ -1,0 +1,126 @@
+"""The last stages: `confirm` trains what was selected with fresh seeds, the test split is read, pictures are computed.
+
+Nothing is chosen here. The winner is fixed before the first confirming training.
+"""
+
+import importlib.util
+from collections.abc import Generator, Sequence
+
+from kdtrain.config.recipe import Recipe
+from kdtrain.errors import NoResult
+from kdtrain.study.bookkeeping import Bookkeeping
+from kdtrain.study.description import recipe_yaml
+from kdtrain.study.jobs import Job, JobStream
+from kdtrain.study.select import Selection
+from kdtrain.study.selection import (
+    Candidate,
+    SearchedTrial,
+    compared_recipes,
+    confirmed_candidates,
+    mean_objectives,
+)
+
+FIRST_CONFIRMING_SEED = 1_000_000
+"""Seeds of the search lie below it. Each study seed has 1,000 confirming seeds from it on, so no seed that has chosen
+a recipe also confirms one."""
+TESTED_TOGETHER = 4
+"""Trainings whose test split one job reads: few, so that jobs share the work, but more than one, because a job on
+several workers takes ten seconds to start."""
+PICTURES = "pictures.npz"
+Runs = dict[str, list[Job]]
+"""The confirming trainings by candidate, in the order of their seeds."""
+
+
+def fix_winner(
+    book: Bookkeeping, selection: Selection, searched: Sequence[SearchedTrial], alone: Sequence[SearchedTrial]
+) -> list[Candidate]:
+    """Return what is confirmed; note the winner and write best.yaml."""
+    published = len(book.sweep.published) if book.sweep.study.confirm.published else 0
+    candidates = confirmed_candidates(
+        selection.leaders,
+        [trial for trial in searched if trial.number < published],
+        selection.baselines,
+        alone,
+        [parameter.name for parameter in book.baselines.sweep.parameters],
+    )
+    won = selection.leaders[selection.winner]
+    winner = next(each for each in candidates if each.trial == won and each.role != "baseline")
+    recipe = book.sweep.recipe_for(winner.values, _seeds(book)[0])
+    book.journal.note(
+        "winner",
+        candidate=winner.key,
+        baseline=winner.baseline,
+        trial_id=book.workspace.trial_id(recipe),
+        confirmed=[each.key for each in candidates],
+    )
+    book.journal.files.write("best.yaml", recipe_yaml(recipe, book.sweep.name).encode())
+    return candidates
+
+
+def confirm(book: Bookkeeping, candidates: Sequence[Candidate]) -> Generator[Job | None, None, Runs]:
+    """Train every candidate with every confirming seed."""
+    runs: Runs = {candidate.key: [] for candidate in candidates}
+    jobs: list[Job] = []
+    for seed in _seeds(book):  # the seeds outside, so that further seeds continue the jobs' numbers
+        for candidate in candidates:
+            sweep = book.baselines.sweep if candidate.role == "baseline" else book.sweep
+            recipe, details = sweep.recipe_for(candidate.values, seed), {**candidate.as_json(), "seed": seed}
+            job = book.job("confirm", len(jobs), recipe, candidate.values, final=True, details=details)
+            runs[candidate.key].append(job)
+            jobs.append(job)
+    yield from book.run_stage(jobs)
+    book.remark_on_chance("confirm", jobs)
+    return runs
+
+
+def read_test(book: Bookkeeping, teachers: Sequence[Job], runs: Runs) -> JobStream:
+    """Read the test split once for each teacher and then, in parallel jobs, for each confirmed training.
+
+    Raises:
+        NoResult: A job broke.
+    """
+    parts = [_untested(book, teachers), _untested(book, [job for own in runs.values() for job in own])]
+    jobs = [
+        book.job("test", number, recipes[0], kind="test", trained=recipes)
+        for number, recipes in enumerate(recipes for part in parts for recipes in part)
+    ]
+    first = len(parts[0])
+    book.stage, book.stage_size = "test", len(jobs)
+    for part in (jobs[:first], jobs[first:]):  # a student is compared with its teacher's test outputs
+        yield from book.run(part)
+        ends = [book.ends[job.key] for job in part if book.ends[job.key]["state"] == "broken"]
+        if ends:
+            raise NoResult(f"confirm: the test split was not read for all recipes: {book.summary(ends)}")
+    book.journal.note_tested(len(_seeds(book)))
+
+
+def draw_pictures(book: Bookkeeping, runs: Runs) -> JobStream:
+    """Compute the winner's pictures, unless they show the same trainings with the same packages already.
+
+    There are none if one of the winner's losses became non-finite.
+    """
+    means = mean_objectives({key: [book.ends[job.key]["value"] for job in own] for key, own in runs.items()})
+    winner = book.journal.winner()
+    if winner not in means:
+        return
+    recipes = {key: own[0].recipe for key, own in runs.items()}
+    compared = compared_recipes(recipes, means, maximize=book.maximize)
+    details = {
+        "compared": [book.workspace.trial_id(recipe) for recipe in compared],
+        "gradcam": importlib.util.find_spec("pytorch_grad_cam") is not None,
+    }
+    job = book.job("pictures", 0, recipes[winner], kind="pictures", trained=tuple(compared), details=details)
+    if not (book.journal.has_completed(**job.about, **job.details) and book.journal.files.has(PICTURES)):
+        yield from book.run_stage([job])
+
+
+def _seeds(book: Bookkeeping) -> range:
+    first = FIRST_CONFIRMING_SEED + 1_000 * book.sweep.study.seed
+    return range(first, first + book.sweep.study.confirm.seeds)
+
+
+def _untested(book: Bookkeeping, trainings: Sequence[Job]) -> list[tuple[Recipe, ...]]:
+    """Return the recipes whose test split is to be read, in parts for one job each."""
+    recipes = {job.trial_id: job.recipe for job in trainings if book.is_untested(job)}
+    distinct = list(recipes.values())
+    return [tuple(distinct[i : i + TESTED_TOGETHER]) for i in range(0, len(distinct), TESTED_TOGETHER)]

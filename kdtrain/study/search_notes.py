@@ -1,0 +1,122 @@
+"""What the owner of a sweep should know of its sampler and its pruner, as sentences. Nothing is trained."""
+
+import math
+from collections.abc import Iterator
+from itertools import product
+
+from kdtrain.config import space
+from kdtrain.config.problems import format_unquoted
+from kdtrain.config.recipe import Recipe
+from kdtrain.config.search_checks import fixed_choices, folders_of, own_class
+from kdtrain.config.search_settings import CmaEs, Gp, Own, Rungs, Tpe, split_by_model
+from kdtrain.config.sweep import Sweep
+from kdtrain.config.training import Cosine, Step
+from kdtrain.errors import UserError
+from kdtrain.runtime.source_code import code_digest
+from kdtrain.training.optimizers import warmup_steps
+
+
+def search_notes(sweep: Sweep) -> list[str]:
+    """Return a sentence for each thing that a sampler or a pruner does not do as one might expect."""
+    return [*_random_parameters(sweep), *_too_few_trials(sweep), *_early_rungs(sweep)]
+
+
+def own_code(sweep: Sweep) -> dict[str, str]:
+    """Return the digest of each module of the user's own from which a sampler or a pruner is taken, by its key."""
+    parts = {"study.sampler": sweep.study.sampler, "study.pruner": sweep.study.pruner}
+    folders = folders_of(sweep.located)
+    return {
+        key: code_digest(own_class(part, folders).__module__, key)
+        for key, part in parts.items()
+        if isinstance(part, Own)
+    }
+
+
+def _random_parameters(sweep: Sweep) -> Iterator[str]:
+    """Yield, for each search, the parameters that the sampler draws at random."""
+    sampler = sweep.study.sampler
+    found: dict[str, list[str]] = {}  # by parameters: the searches
+    for title, each in (("", sweep), ("the student alone", sweep.baseline())):
+        for fixed in fixed_choices(each.study.select, each.parameters):
+            _, random = split_by_model(sampler, each.parameters, fixed)
+            option = ", ".join(map(format_unquoted, fixed.values()))
+            if random:
+                found.setdefault(", ".join(random), []).append(title or option)
+    for names, searches in found.items():
+        where = ", ".join(filter(None, searches))
+        kind = "parameters that all trials have" if sampler.models_choices else "numbers that all trials have"
+        yield (
+            f"study.sampler: {sampler.name} models only {kind}; it draws at random: {names}"
+            + (f" (in the search of {where})" if where and "" not in searches else "")
+        )
+
+
+def _too_few_trials(sweep: Sweep) -> Iterator[str]:
+    """Yield a sentence if a search ends before the sampler has learned anything."""
+    study = sweep.study
+    if not isinstance(study.sampler, Tpe | Gp | CmaEs) or not sweep.parameters:
+        return
+    startup = max(study.sampler.startup_trials, 1)
+    batch = study.batch if study.order == "batches" else 1
+    options = len(fixed_choices(study.select, sweep.parameters))
+    first = math.ceil(startup * options / batch) * batch  # trials that are suggested before so many have ended
+    if study.trials > first:
+        return
+    each = f" of each of {options} options" if options > 1 else ""
+    rounded = f", which batches of {batch} make {first} trials" if first != startup else ""
+    yield (
+        f"study.trials: with {study.trials} trials all are random: {study.sampler.name} learns from {startup}"
+        f" trials{each}{rounded}; write more trials, or a smaller study.sampler.startup_trials"
+    )
+
+
+def _early_rungs(sweep: Sweep) -> Iterator[str]:
+    """Yield the rungs that compare trials before their learning rate has done what makes them differ."""
+    pruner = sweep.study.pruner
+    if not isinstance(pruner, Rungs):
+        return
+    found: dict[str, None] = {}
+    for recipe in _schedules(sweep):
+        rungs = pruner.rungs(recipe.epochs)
+        until, what = _undecided(recipe)
+        early = [rung for rung in rungs if rung <= until]
+        if early:
+            many = len(early) > 3
+            shown = f"{early[0]} to {early[-1]}" if many else ", ".join(map(str, early))
+            epochs = f"epoch{'s' if len(early) > 1 else ''} {shown} of {recipe.epochs}"
+            found[f"study.pruner: a trial can be pruned at {epochs}, {what}"] = None
+    yield from found
+
+
+def _schedules(sweep: Sweep) -> Iterator[Recipe]:
+    """Yield recipes with every schedule and both ends of its ranges, and with the shortest and longest training."""
+    parts = ("lr_schedule", "epochs", "batch_size", "data")
+    searched = [p for p in sweep.parameters if p.path[0] in parts]
+    base = space.probe_points(sweep.tree)[0]
+    for chosen in product(*(parameter.extremes for parameter in searched)):
+        values = dict(zip([p.name for p in searched], chosen, strict=True))
+        point = space.resolve_with(
+            sweep.tree, lambda p, v=values: v.get(p.name, base.get(p.name, p.extremes[0]))
+        ).values  # type: ignore[misc]
+        try:
+            yield sweep.recipe_for(point, sweep.study.seed)
+        except UserError:
+            continue  # not valid together
+
+
+def _undecided(recipe: Recipe) -> tuple[float, str]:
+    """Return the last epoch that is no fair comparison yet, 0 if there is none, and why."""
+    schedule = recipe.lr_schedule
+    if isinstance(schedule, Step):
+        until = schedule.every_epochs if schedule.every_epochs < recipe.epochs else 0
+        return until, f"before the first drop of the learning rate, after epoch {until}"
+    images = recipe.data.train_images
+    if isinstance(schedule, Cosine):
+        epochs: float = schedule.warmup_epochs
+    elif images is not None:
+        limit = (recipe.data.limit_per_class or images) * (recipe.data.class_count or 1)
+        steps = math.ceil(min(images, limit) / recipe.batch_size)
+        epochs = warmup_steps(schedule, steps, recipe.epochs) / steps
+    else:  # the images are the user's own and may not be there
+        epochs = 0
+    return epochs, f"inside the warm-up of the learning rate, which takes {epochs:.3g} epochs"

@@ -1,0 +1,178 @@
+"""The stage `select`: the promising recipes of the search, and those of the baselines, race over fresh seeds."""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kdtrain.config.sweep import Sweep
+from kdtrain.errors import NoResult
+from kdtrain.study.bookkeeping import Bookkeeping
+from kdtrain.study.jobs import Job
+from kdtrain.study.race import LIKELY, Entrant, Race
+from kdtrain.study.racing import coordinates, promises
+from kdtrain.study.selection import SearchedTrial, race_trainings, racing_trials, ranked
+
+FIRST_RACING_SEED = 2_000_000_000
+"""Each study seed has 1,000 racing seeds from it on. They are neither seeds of a search nor confirming ones."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the races have chosen: the best trial of each option ("" without options), the winner's option, and the
+    winning baseline of each student model."""
+
+    leaders: Mapping[str, SearchedTrial]
+    winner: str
+    baselines: Mapping[str, SearchedTrial]
+
+
+def select(
+    book: Bookkeeping, searched: Sequence[SearchedTrial], alone: Sequence[SearchedTrial]
+) -> Generator[Job | None, None, Selection]:
+    """Let the candidates of both searches race, round by round, and return what they have chosen.
+
+    Raises:
+        NoResult: A racing training broke, or every candidate's loss became non-finite.
+    """
+    race = _race(book, "search", searched, book.search.sweep)
+    baseline_races = _baseline_races(book, alone, race.trainings)
+    races = [race, *baseline_races.values()]
+    number = round_number = 0
+    while any(entrants := [each.next_round() for each in races]):
+        seed = FIRST_RACING_SEED + 1_000 * book.sweep.study.seed + round_number
+        round_number += 1
+        jobs: list[list[Job]] = []
+        for each, racing in zip(races, entrants, strict=True):
+            jobs.append([_job(book, each, entrant, number + i, seed) for i, entrant in enumerate(racing)])
+            number += len(racing)
+        yield from book.run_stage([job for own in jobs for job in own])
+        for each, racing, own in zip(races, entrants, jobs, strict=True):
+            if own:
+                _end_round(book, each, racing, own, seed)
+    winners = [_end_race(book, each) for each in races]
+    trials = {trial.key: trial for trial in (*searched, *alone)}
+    option = next(option for option, key in race.leaders().items() if key == winners[0])
+    return Selection(
+        {option: trials[key] for option, key in race.leaders().items()},
+        option,
+        {model: trials[key] for model, key in zip(baseline_races, winners[1:], strict=True)},
+    )
+
+
+def _race(
+    book: Bookkeeping, name: str, trials: Sequence[SearchedTrial], sweep: Sweep, trainings: int | None = None
+) -> Race:
+    """Return the race of a search's trials; `trainings` is None for the default."""
+    settings = book.sweep.study.select
+    distinct = ranked(trials)
+    ordered = ranked(distinct, _scores(sweep, distinct))
+    racing = racing_trials(ordered, settings.candidates, len(sweep.published))
+    if trainings is None:
+        trainings = race_trainings(settings.trainings, book.search.trials, len(racing))
+    return Race(
+        name,
+        [Entrant(trial.key, trial.option, trial) for trial in racing],
+        {trial.key: trial.ranking_key for trial in distinct if trial.ranking_key is not None},
+        book.sweep.study.seed,
+        trainings,
+        book.maximize,
+    )
+
+
+def _baseline_races(book: Bookkeeping, alone: Sequence[SearchedTrial], trainings: int) -> dict[str, Race]:
+    """Return a race for each student model; they share the trainings equally."""
+    by_model = [replace(trial, option=trial.student.model) for trial in alone]
+    whole = _race(book, "baselines", by_model, book.baselines.sweep, trainings)
+    models = list(dict.fromkeys(entrant.option for entrant in whole.entrants))
+    races = {}
+    for model in models:
+        assert model is not None
+        own = [replace(entrant, option=None) for entrant in whole.entrants if entrant.option == model]
+        searched = {trial.key for trial in by_model if trial.option == model}
+        races[model] = replace(
+            whole,
+            name="baselines" if len(models) == 1 else f"baselines {model}",
+            entrants=own,
+            searched={key: value for key, value in whole.searched.items() if key in searched},
+            trainings=trainings // len(models),
+            dropped={},
+            diverged=set(),
+        )
+    return races
+
+
+def _scores(sweep: Sweep, trials: Sequence[SearchedTrial]) -> dict[str, float]:
+    """Return what each complete trial promises: its value, or the mean of its option's fitted surface."""
+    scores: dict[str, float] = {}
+    for option in dict.fromkeys(trial.option for trial in trials):
+        own = [trial for trial in trials if trial.option == option]
+        values = [trial.ranking_key[0] for trial in own if trial.ranking_key is not None]
+        expected = promises(values, coordinates(sweep.parameters, [trial.values for trial in own]))
+        scores |= dict(zip([trial.key for trial in own], expected, strict=True))
+    return scores
+
+
+def _job(book: Bookkeeping, race: Race, entrant: Entrant, number: int, seed: int) -> Job:
+    trial = entrant.trial
+    sweep = book.baselines.sweep if trial.stage == "baselines" else book.sweep
+    details = {
+        "candidate": entrant.key,
+        "role": "candidate",
+        "source": {"stage": trial.stage, "number": trial.number},
+        "seed": seed,
+        "race": race.name,
+        "round": race.round + 1,
+    }
+    return book.job("select", number, sweep.recipe_for(trial.values, seed), trial.values, details=details)
+
+
+def _end_round(book: Bookkeeping, race: Race, entrants: Sequence[Entrant], jobs: Sequence[Job], seed: int) -> None:
+    ends = [book.ends[job.key] for job in jobs]
+    if any(end["state"] == "broken" for end in ends):
+        raise NoResult(f"select: a round cannot be decided without all its trainings: {book.summary(ends)}")
+    reached = {entrant.key: book.ranking_key(job) for entrant, job in zip(entrants, jobs, strict=True)}
+    race.end_round(seed, reached)
+    racers, posterior = race.standing()
+    book.journal.note(
+        "round",
+        race=race.name,
+        round=race.round,
+        racers=racers,
+        between_sd=posterior.between_sd,
+        residual_sd=posterior.residual_sd,
+        spent=race.spent,
+        trainings=race.trainings,
+    )
+    left = sum(entrant.key not in race.dropped for entrant in race.entrants)
+    leaders = ", ".join(race.leaders().values()) or "nobody"
+    book.remarks.append(
+        f"select, {race.name}, round {race.round}: {left} of {len(race.entrants)} candidates left, led by"
+        f" {leaders}; {race.spent} of at most {race.trainings} trainings"
+    )
+
+
+def _end_race(book: Bookkeeping, race: Race) -> str:
+    """Note the end of a race, and return its winner."""
+    winner = race.winner()
+    if winner is None:
+        raise NoResult(f"select: the loss of every candidate of {race.name} became non-finite with a fresh seed")
+    leaders, probabilities = race.leaders(), race.probabilities()
+    options = book.sweep.options if race.name == "search" else ()
+    reason = "one complete trial" if len(race.searched) == 1 else None
+    book.journal.note(
+        "selected",
+        race=race.name,
+        winner=winner,
+        leaders=leaders,
+        probabilities=probabilities,
+        rounds=race.round,
+        spent=race.spent,
+        trainings=race.trainings,
+        reason=reason,
+        without=[label for label in options if label not in leaders],
+    )
+    others = [f"{key} ({p:.0%})" for key, p in probabilities.items() if p >= LIKELY and key != winner]
+    also = f"; it could also be {', '.join(others)}" if others else ""
+    book.remarks.append(
+        f"select, {race.name}: {winner} wins, the best candidate with probability {probabilities[winner]:.0%}{also}"
+    )
+    return winner

@@ -54,7 +54,8 @@ class MadeUpStudy:
         }  # fmt: skip
         self.description = {
             "schema": STUDY_SCHEMA, "name": folder.name, "file": f"sweeps/{folder.name}.yaml",
-            "overrides": ["recipe.epochs=3"], "recipe": RECIPE, "study": fields | study, "resources": {"workers": 1}, "report": {},
+            "overrides": ["recipe.epochs=3"], "recipe": RECIPE, "study": fields | study, "resources": {"workers": 1},
+            "report": {},
             "parameters": list(parameters),
             "models": {
                 "lenet5_teacher": {"parameters": 81194, "flops_per_image": 1_096_000},

@@ -18,6 +18,8 @@ from kdtrain.config.parameter import Parameter, Values
 
 LOG_RATIOS = np.linspace(-6, 6, 49)
 """Decadic logarithms of the ratios of the variances that are tried first."""
+THRESHOLD = 0.95
+"""Posterior probability of being below the leader above which a recipe leaves the race."""
 SMALLEST_STEP = 1e-5
 """Step of the logarithms at which the search for the best ratio ends."""
 DECIMALS = 12
@@ -150,7 +152,7 @@ def leader(posterior: Posterior, in_race: Sequence[str], ties: Mapping[str, tupl
     return min(in_race, key=lambda key: (-round(posterior.mean(key), DECIMALS), ties[key]))
 
 
-def to_drop(posterior: Posterior, in_race: Sequence[str], leader: str, threshold: float = 0.84) -> list[str]:
+def to_drop(posterior: Posterior, in_race: Sequence[str], leader: str, threshold: float = THRESHOLD) -> list[str]:
     """Return the recipes whose posterior probability of being below the leader is above the threshold."""
     return [key for key in in_race if key != leader and posterior.below(key, leader) > threshold]
 
@@ -160,17 +162,17 @@ def next_round(
     in_race: Sequence[str],
     ties: Mapping[str, tuple[float, ...]],
     left: int,
-    threshold: float = 0.84,
+    threshold: float = THRESHOLD,
 ) -> list[str]:
     """Return the recipes that stay in the race after a round: the leader alone at its end.
 
-    Those of `to_drop` leave. If fewer trainings are `left` than recipes stay, those of the lowest posterior means leave
-    too, so that the last trainings are not unused while several recipes are in the race.
+    Those of `to_drop` leave. The next round trains at most a third of the trainings that are `left`, but at least two,
+    so those of the lowest posterior means leave too: the last trainings compare the few that may be the best.
     """
     first = leader(posterior, in_race, ties)
     dropped = to_drop(posterior, in_race, first, threshold)
     ranked = sorted(in_race, key=lambda key: (-round(posterior.mean(key), DECIMALS), ties[key]))
-    staying = [key for key in ranked if key not in dropped][: left if left > 1 else 1]
+    staying = [key for key in ranked if key not in dropped][: max(2, left // 3) if left > 1 else 1]
     return [key for key in in_race if key in staying]
 
 

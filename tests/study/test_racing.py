@@ -169,9 +169,10 @@ def test_a_recipe_is_dropped_if_it_is_below_the_leader_with_more_than_the_thresh
     found = known([0, 1, 3], [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
     assert found.below("a", "b") == pytest.approx(norm.cdf(1 / math.sqrt(1)))
     assert found.below("b", "c") == pytest.approx(norm.cdf(2 / math.sqrt(2)))
-    assert to_drop(found, "ab", "b") == ["a"]  # 0.841
+    assert to_drop(found, "ab", "b", 0.84) == ["a"]  # 0.841
     assert to_drop(found, "ab", "b", 0.85) == []
-    assert to_drop(found, "abc", "c") == ["a", "b"]
+    assert to_drop(found, "abc", "c", 0.9) == ["a", "b"]
+    assert to_drop(found, "abc", "c") == ["a"]
 
 
 def test_the_leader_is_among_those_in_the_race_and_rounding_does_not_decide() -> None:
@@ -180,13 +181,13 @@ def test_the_leader_is_among_those_in_the_race_and_rounding_does_not_decide() ->
     assert leader(found, ["a", "b"], {"a": (0.5, 3.0), "b": (0.5, 2.0)}) == "b"
 
 
-def test_the_last_trainings_go_to_the_highest_means() -> None:
+def test_a_round_trains_at_most_a_third_of_what_is_left_and_at_least_two() -> None:
     found = known([0, 0.2, 0.1], np.eye(3).tolist())
     ties = dict.fromkeys("abc", (0.0,))
-    assert next_round(found, "abc", ties, left=3) == ["a", "b", "c"]
-    assert next_round(found, "abc", ties, left=2) == ["b", "c"]
+    assert next_round(found, "abc", ties, left=9) == ["a", "b", "c"]
+    assert next_round(found, "abc", ties, left=8) == next_round(found, "abc", ties, left=2) == ["b", "c"]
     assert next_round(found, "abc", ties, left=1) == next_round(found, "abc", ties, left=0) == ["b"]
-    assert next_round(found, "abc", ties, left=3, threshold=0.54) == ["b", "c"]
+    assert next_round(found, "abc", ties, left=9, threshold=0.54) == ["b", "c"]
     assert next_round(found, ["a"], ties, left=9) == ["a"]
 
 

@@ -16,7 +16,7 @@ from kdtrain.trials.objectives import HIGHER_IS_BETTER, objectives_of
 from kdtrain.trials.records import STAGES
 from kdtrain.trials.store import Store, is_broken, read_study_record
 
-TRAINING = ("teacher", "baselines", "search", "select", "confirm")  # the other stages have a recipe, but train nothing
+TRAINING = STAGES[1:-1]  # the other stages have a recipe, but train nothing
 SEARCHED = ("baselines", "search")
 NOT_ENDED, BROKEN = "not ended", "broken"
 PLANNED = (

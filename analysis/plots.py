@@ -14,7 +14,6 @@ from analysis.importance import Branch, Importance
 from analysis.student_models import Model
 from analysis.tables import short_names, thousands
 
-
 TESTED = ("distilled_test", "alone_test")
 
 

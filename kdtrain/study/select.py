@@ -96,6 +96,7 @@ def _baseline_races(book: Bookkeeping, alone: Sequence[SearchedTrial], trainings
             trainings=trainings // len(models),
             dropped={},
             diverged=set(),
+            _fresh={},
         )
     return races
 

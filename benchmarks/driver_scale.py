@@ -11,7 +11,6 @@ import argparse
 import math
 import random
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,10 +23,11 @@ import optuna
 import yaml
 
 from kdtrain.config.sweep import load_sweep
-from kdtrain.study import search
+from kdtrain.study import optuna_parts, search
 from kdtrain.study.description import describe
 from kdtrain.study.jobs import Job, JobStream
 from kdtrain.study.journal import StudyJournal
+from kdtrain.study.searching import run_search
 from kdtrain.study.study import Study
 from kdtrain.trials.outcome import outcome_row
 from kdtrain.trials.store import Store
@@ -51,7 +51,7 @@ RECIPE = {
     "epochs": EPOCHS,
 }
 TIMES = {"seconds": 1.0, "teacher_images": 1000, "teacher_seconds": 0.1, "peak_memory_bytes": 1_000_000}
-RECORD = {
+RECORD: dict[str, Any] = {
     "numerics": 1,
     "teacher": None,
     "weights": [1.0, 1.0],
@@ -65,7 +65,7 @@ class SearchOnly(Study):
     """A study of one stage."""
 
     def jobs(self) -> JobStream:
-        yield from self._run_search(self.search)
+        yield from run_search(self, self.search)
 
 
 class Clock:
@@ -116,7 +116,7 @@ def measure(folder: Path, trials: int, chosen: argparse.Namespace) -> None:
     journal.open(describe(sweep, NO_DATA), file.read_text())
     study = SearchOnly(sweep, Workspace(Store(folder / "results"), NO_DATA), journal)
     ask, training = Clock(), Clock()
-    real_sampler, asked = search.build_sampler, trials - chosen.asked
+    real_sampler, asked = optuna_parts.build_sampler, trials - chosen.asked
 
     def sampler(sweep: Any, seed: int, *rest: Any) -> optuna.samplers.BaseSampler:
         early = len(study.search.planned) < asked
@@ -176,4 +176,4 @@ def train(study: Study, job: Job, clock: Clock) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -65,7 +65,7 @@ class Budget(Config):
     @property
     def total(self) -> float:
         """The value that is written."""
-        return next(value for _, value in self if value is not None)
+        return float(getattr(self, self.unit))
 
 
 class Confirm(Config):

@@ -62,4 +62,4 @@ def spelled(balance: LossWeights, spelling: str) -> float:
     cross_entropy, distillation = balance.weights
     if spelling in ("alpha", "alpha_ce"):
         return (distillation if spelling == "alpha" else cross_entropy) / (cross_entropy + distillation)
-    return type(balance)(weight=distillation / cross_entropy).respell(spelling)
+    return type(balance).model_validate({"weight": distillation / cross_entropy}).respell(spelling)

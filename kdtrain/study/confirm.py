@@ -63,7 +63,7 @@ def confirm(book: Bookkeeping, candidates: Sequence[Candidate]) -> Generator[Job
     runs: Runs = {candidate.key: [] for candidate in candidates}
     jobs: list[Job] = []
     for seed in _seeds(book):  # the seeds outside, so that further seeds continue the jobs' numbers
-        own = []
+        own: list[Job] = []
         for candidate in candidates:
             sweep = book.baselines.sweep if candidate.role == "baseline" else book.sweep
             recipe, details = sweep.recipe_for(candidate.values, seed), {**candidate.as_json(), "seed": seed}

@@ -90,8 +90,9 @@ def sampler_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[
 def _warm_start_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Problem]:
     place: KeyPath = ("study", "warm_start")
     folders = study.warm_start or ()
-    if folders and isinstance(study.sampler, RandomSampler | GridSampler):
-        yield Problem(place, f"has no effect with sampler {study.sampler.name}, which learns from no trial; remove it")
+    if folders and isinstance(study.sampler, RandomSampler | GridSampler | CmaEs):
+        learns = "from its own trials only" if isinstance(study.sampler, CmaEs) else "from no trial"
+        yield Problem(place, f"has no effect with sampler {study.sampler.name}, which learns {learns}; remove it")
     if folders and not parameters(tree):
         yield Problem(place, "has no effect: the recipe has no search space; remove it")
     for i, folder in enumerate(folders):

@@ -175,7 +175,7 @@ class Search:
 
         They are in no ranking, and no trial is compared with them for pruning.
         """
-        for number, (values, value) in enumerate(trials, start=-len(trials)):
+        for number, (values, value) in enumerate(trials, start=-len(trials) - 1):
             self._suggestions_for(values).tell(number, self._frozen(values), TrialState.COMPLETE, [value])
 
     # what decisions see

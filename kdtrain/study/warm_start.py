@@ -32,13 +32,15 @@ def warm_start(book: Bookkeeping) -> None:
     Raises:
         UserError: A folder cannot be used; see `known_trials`.
     """
+    trials: list[KnownTrial] = []
     for i, folder in enumerate(book.sweep.study.warm_start or ()):
         event = book.journal.warm_start(folder)
         known = event["trials"] if event is not None else known_trials(book.sweep, i)
         if event is None:
             book.journal.note("warm_start", folder=folder, trials=known)
-        for search in (book.baselines, book.search):
-            search.add_history([(row["values"], row["value"]) for row in known if row["stage"] == search.stage])
+        trials += known
+    for search in (book.baselines, book.search):
+        search.add_history([(row["values"], row["value"]) for row in trials if row["stage"] == search.stage])
 
 
 def check_warm_start(sweep: Sweep) -> list[str]:

@@ -200,11 +200,14 @@ RANGED = "would train a teacher for every trial"
         ("  trials: 24\n", "  budget: {epochs: 239}\n", "14: study.budget.epochs",  # 3 seeds of 4 recipes of 8 epochs
          "must be >= 240: the first batch of each search can take 64 epochs, for which there are 60 %,"
          " and 3 confirming seeds 96; got 239"),
-        ("  trials: 24\n", "  trials: 24\n  start_from: papers\n", "15: study.start_from", "must be one of defaults, got 'papers'"),
+        ("  trials: 24\n", "  trials: 24\n  start_from: papers\n", "15: study.start_from",
+         "must be one of defaults, got 'papers'"),
         ("  trials: 24\n", "  trials: 24\n  warm_start: results/other\n", "15: study.warm_start", "must be a list"),
         ("  trials: 24\n", "  trials: 24\n  warm_start: [a, b, a]\n", "15: study.warm_start.2", "repeats a"),
         ("  sampler: {name: tpe, startup_trials: 10}\n", "  sampler: {name: random}\n  warm_start: [results/other]\n",
          "16: study.warm_start", "has no effect with sampler random, which learns from no trial; remove it"),
+        ("  sampler: {name: tpe, startup_trials: 10}\n", "  sampler: {name: cmaes}\n  warm_start: [results/other]\n",
+         "16: study.warm_start", "has no effect with sampler cmaes, which learns from its own trials only; remove it"),
         ("min_epochs: 2", "min_epochs: 8", "16: study.pruner.min_epochs", "must be below recipe.epochs 8, "),
         ("workers: 1", "gpus_per_worker: 1.5", "19: resources.gpus_per_worker", "got 1.5"),
         ("concurrent_trials: auto", "concurrent_trials: atuo", "19: resources.concurrent_trials",

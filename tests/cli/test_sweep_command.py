@@ -38,6 +38,12 @@ VALID = yaml.safe_dump(TREE, sort_keys=False)
         (VALID + "resources: {gpus_per_worker: 99}\n", [], "a trial needs 99 GPUs"),
         (VALID, ["--trials", "0"], "--trials: must be >= 1, got 0"),
         (VALID, ["--set", "recipe.epoch=3"], "nearest: epochs"),
+        (VALID, ["--set", "study.budget={hours: 0}"], "study.budget.hours: must be > 0, got 0"),
+        (VALID.replace("trials: 6", "budget: {epochs: -1}"), [], "study.budget.epochs: must be >= 1, got -1"),
+        (VALID.replace("trials: 6", "budget: {gpu_hours: 1}") + "resources: {gpus_per_worker: 0}\n", [],
+         "study.budget.gpu_hours: gpu_hours needs trainings on a GPU"),
+        (VALID.replace("trials: 6", "trials: 6\n  warm_start: [results/other]"), [],
+         "study.warm_start.0: results/other is no folder of a sweep's results"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_a_sentence_and_exit_code_2_and_leaves_nothing(
@@ -352,3 +358,23 @@ def test_what_does_not_fit_into_the_budget_of_time_is_scaled_and_said(tmp_path: 
 )
 def test_a_plan_shows_times_in_the_unit_that_suits_them(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def test_the_plan_of_a_budget_says_what_it_is_shared_by(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"trials": None, "budget": {"epochs": 200}, "start_from": "defaults"}
+    assert plan.main([str(sweep_file(tmp_path, study=settings))]) == 0
+    text = capsys.readouterr().out
+    assert "search     14 if none is pruned  tpe" in text  # two searches of 14 trials of 4 epochs: 112 of 120
+    assert "the methods' defaults next" in text
+    assert "budget: 200 epochs; 60 % for baselines and search" in text
+    assert "baselines to confirm  30,000" in text  # 200 epochs of 150 images
+    settings = {"trials": None, "budget": {"hours": 2}}
+    assert plan.main([str(sweep_file(tmp_path, study=settings))]) == 0
+    text = capsys.readouterr().out
+    assert "search     as many as fit" in text
+    assert "cost at most: 2 hours (study.budget)" in text
+
+
+def test_check_tells_the_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main([str(sweep_file(tmp_path, study={"trials": None, "budget": {"hours": 2}}))]) == 0
+    assert "valid; 2 searched parameters, 2 hours" in capsys.readouterr().out

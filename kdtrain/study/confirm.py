@@ -38,15 +38,19 @@ def fix_winner(
     study: "Study", selection: Selection, searched: Sequence[SearchedTrial], alone: Sequence[SearchedTrial]
 ) -> list[Candidate]:
     """Return what is confirmed; note the winner and write best.yaml."""
-    published = len(study.sweep.published) if study.sweep.study.confirm.published else 0
     candidates = confirmed_candidates(
         selection.leaders,
-        [trial for trial in searched if trial.number < published],
+        confirmed_published(study, searched),
         selection.baselines,
         alone,
         [parameter.name for parameter in study.baselines.sweep.parameters],
     )
-    won = selection.leaders[selection.winner]
+    note_winner(study, candidates, selection.leaders[selection.winner])
+    return candidates
+
+
+def note_winner(study: "Study", candidates: Sequence[Candidate], won: SearchedTrial) -> None:
+    """Note which of the candidates is the winner, before any is confirmed, and write best.yaml."""
     winner = next(each for each in candidates if each.trial == won and each.role != "baseline")
     recipe = study.sweep.recipe_for(winner.values, _seeds(study)[0])
     study.journal.note(
@@ -57,7 +61,12 @@ def fix_winner(
         confirmed=[each.key for each in candidates],
     )
     study.journal.files.write("best.yaml", recipe_yaml(recipe, study.sweep.name).encode())
-    return candidates
+
+
+def confirmed_published(study: "Study", searched: Sequence[SearchedTrial]) -> list[SearchedTrial]:
+    """Return the searched trials of the published points that are confirmed."""
+    published = len(study.sweep.published) if study.sweep.study.confirm.published else 0
+    return [trial for trial in searched if trial.number < published]
 
 
 def confirm(study: "Study", candidates: Sequence[Candidate]) -> Generator[Job | None, None, Runs]:

@@ -4,8 +4,9 @@ import json
 import shlex
 from typing import Any
 
-from analysis.frame import BROKEN, NOT_ENDED, STAGES, TRAINING, Study, flatten
+from analysis.frame import BROKEN, NOT_ENDED, TRAINING, Study, flatten
 from analysis.tables import MISSING, Rows, count, listed, missing, one_line, sampled
+from kdtrain.trials.records import STAGES
 
 STATES = ("complete", "pruned", "failed", BROKEN, NOT_ENDED)
 

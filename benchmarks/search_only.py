@@ -8,6 +8,7 @@ from kdtrain.config.sweep import load_sweep
 from kdtrain.study.description import describe
 from kdtrain.study.jobs import JobStream
 from kdtrain.study.journal import StudyJournal
+from kdtrain.study.searching import run_search
 from kdtrain.study.study import Study
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
@@ -17,7 +18,7 @@ class SearchOnly(Study):
     """A study without smoke, baselines, confirmation and pictures, which the other two sweeps do not have."""
 
     def jobs(self) -> JobStream:
-        yield from self._run_search(self.search)
+        yield from run_search(self, self.search)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import ray
 
 from kdtrain.config.study_settings import Resources
 from kdtrain.errors import UserError
+from kdtrain.study.bookkeeping import STARTING
 from kdtrain.study.capacity import bootstrap, machine_resources, nodes_at_least, nodes_at_most
-from kdtrain.study.study import STARTING, Study
+from kdtrain.study.study import Study
 
 OBJECT_STORE_BYTES = 200 << 20
 CONNECT_S = 10.0

@@ -5,9 +5,10 @@ Nothing is chosen here. The winner is fixed before the first confirming training
 
 import importlib.util
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
 
+from kdtrain.config.recipe import Recipe
 from kdtrain.errors import NoResult
+from kdtrain.study.bookkeeping import Bookkeeping
 from kdtrain.study.description import recipe_yaml
 from kdtrain.study.jobs import Job, JobStream
 from kdtrain.study.select import Selection
@@ -18,10 +19,6 @@ from kdtrain.study.selection import (
     confirmed_candidates,
     mean_objectives,
 )
-
-if TYPE_CHECKING:
-    from kdtrain.config.recipe import Recipe
-    from kdtrain.study.study import Study
 
 FIRST_CONFIRMING_SEED = 1_000_000
 """Seeds of the search lie below it. Each study seed has 1,000 confirming seeds from it on, so no seed that has chosen
@@ -35,104 +32,104 @@ Runs = dict[str, list[Job]]
 
 
 def fix_winner(
-    study: "Study", selection: Selection, searched: Sequence[SearchedTrial], alone: Sequence[SearchedTrial]
+    book: Bookkeeping, selection: Selection, searched: Sequence[SearchedTrial], alone: Sequence[SearchedTrial]
 ) -> list[Candidate]:
     """Return what is confirmed; note the winner and write best.yaml."""
     candidates = confirmed_candidates(
         selection.leaders,
-        confirmed_published(study, searched),
+        confirmed_published(book, searched),
         selection.baselines,
         alone,
-        [parameter.name for parameter in study.baselines.sweep.parameters],
+        [parameter.name for parameter in book.baselines.sweep.parameters],
     )
-    note_winner(study, candidates, selection.leaders[selection.winner])
+    note_winner(book, candidates, selection.leaders[selection.winner])
     return candidates
 
 
-def note_winner(study: "Study", candidates: Sequence[Candidate], won: SearchedTrial) -> None:
+def note_winner(book: Bookkeeping, candidates: Sequence[Candidate], won: SearchedTrial) -> None:
     """Note which of the candidates is the winner, before any is confirmed, and write best.yaml."""
     winner = next(each for each in candidates if each.trial == won and each.role != "baseline")
-    recipe = study.sweep.recipe_for(winner.values, _seeds(study)[0])
-    study.journal.note(
+    recipe = book.sweep.recipe_for(winner.values, _seeds(book)[0])
+    book.journal.note(
         "winner",
         candidate=winner.key,
         baseline=winner.baseline,
-        trial_id=study.workspace.trial_id(recipe),
+        trial_id=book.workspace.trial_id(recipe),
         confirmed=[each.key for each in candidates],
     )
-    study.journal.files.write("best.yaml", recipe_yaml(recipe, study.sweep.name).encode())
+    book.journal.files.write("best.yaml", recipe_yaml(recipe, book.sweep.name).encode())
 
 
-def confirmed_published(study: "Study", searched: Sequence[SearchedTrial]) -> list[SearchedTrial]:
+def confirmed_published(book: Bookkeeping, searched: Sequence[SearchedTrial]) -> list[SearchedTrial]:
     """Return the searched trials of the published points that are confirmed."""
-    published = len(study.sweep.published) if study.sweep.study.confirm.published else 0
+    published = len(book.sweep.published) if book.sweep.study.confirm.published else 0
     return [trial for trial in searched if trial.number < published]
 
 
-def confirm(study: "Study", candidates: Sequence[Candidate]) -> Generator[Job | None, None, Runs]:
+def confirm(book: Bookkeeping, candidates: Sequence[Candidate]) -> Generator[Job | None, None, Runs]:
     """Train every candidate with every confirming seed."""
     runs: Runs = {candidate.key: [] for candidate in candidates}
     jobs: list[Job] = []
-    for seed in _seeds(study):  # the seeds outside, so that further seeds continue the jobs' numbers
+    for seed in _seeds(book):  # the seeds outside, so that further seeds continue the jobs' numbers
         for candidate in candidates:
-            sweep = study.baselines.sweep if candidate.role == "baseline" else study.sweep
+            sweep = book.baselines.sweep if candidate.role == "baseline" else book.sweep
             recipe, details = sweep.recipe_for(candidate.values, seed), {**candidate.as_json(), "seed": seed}
-            job = study.job("confirm", len(jobs), recipe, candidate.values, final=True, details=details)
+            job = book.job("confirm", len(jobs), recipe, candidate.values, final=True, details=details)
             runs[candidate.key].append(job)
             jobs.append(job)
-    yield from study.run_stage(jobs)
-    study.remark_on_chance("confirm", jobs)
+    yield from book.run_stage(jobs)
+    book.remark_on_chance("confirm", jobs)
     return runs
 
 
-def read_test(study: "Study", teachers: Sequence[Job], runs: Runs) -> JobStream:
+def read_test(book: Bookkeeping, teachers: Sequence[Job], runs: Runs) -> JobStream:
     """Read the test split once for each teacher and then, in parallel jobs, for each confirmed training.
 
     Raises:
         NoResult: A job broke.
     """
-    parts = [_untested(study, teachers), _untested(study, [job for own in runs.values() for job in own])]
+    parts = [_untested(book, teachers), _untested(book, [job for own in runs.values() for job in own])]
     jobs = [
-        study.job("test", number, recipes[0], kind="test", trained=recipes)
+        book.job("test", number, recipes[0], kind="test", trained=recipes)
         for number, recipes in enumerate(recipes for part in parts for recipes in part)
     ]
     first = len(parts[0])
-    study.stage, study.stage_size = "test", len(jobs)
+    book.stage, book.stage_size = "test", len(jobs)
     for part in (jobs[:first], jobs[first:]):  # a student is compared with its teacher's test outputs
-        yield from study.run(part)
-        ends = [study.ends[job.key] for job in part if study.ends[job.key]["state"] == "broken"]
+        yield from book.run(part)
+        ends = [book.ends[job.key] for job in part if book.ends[job.key]["state"] == "broken"]
         if ends:
-            raise NoResult(f"confirm: the test split was not read for all recipes: {study.summary(ends)}")
-    study.journal.note_tested(len(_seeds(study)))
+            raise NoResult(f"confirm: the test split was not read for all recipes: {book.summary(ends)}")
+    book.journal.note_tested(len(_seeds(book)))
 
 
-def draw_pictures(study: "Study", runs: Runs) -> JobStream:
+def draw_pictures(book: Bookkeeping, runs: Runs) -> JobStream:
     """Compute the winner's pictures, unless they show the same trainings with the same packages already.
 
     There are none if one of the winner's losses became non-finite.
     """
-    means = mean_objectives({key: [study.ends[job.key]["value"] for job in own] for key, own in runs.items()})
-    winner = study.journal.winner()
+    means = mean_objectives({key: [book.ends[job.key]["value"] for job in own] for key, own in runs.items()})
+    winner = book.journal.winner()
     if winner not in means:
         return
     recipes = {key: own[0].recipe for key, own in runs.items()}
-    compared = compared_recipes(recipes, means, maximize=study.maximize)
+    compared = compared_recipes(recipes, means, maximize=book.maximize)
     details = {
-        "compared": [study.workspace.trial_id(recipe) for recipe in compared],
+        "compared": [book.workspace.trial_id(recipe) for recipe in compared],
         "gradcam": importlib.util.find_spec("pytorch_grad_cam") is not None,
     }
-    job = study.job("pictures", 0, recipes[winner], kind="pictures", trained=tuple(compared), details=details)
-    if not (study.journal.has_completed(**job.about, **job.details) and study.journal.files.has(PICTURES)):
-        yield from study.run_stage([job])
+    job = book.job("pictures", 0, recipes[winner], kind="pictures", trained=tuple(compared), details=details)
+    if not (book.journal.has_completed(**job.about, **job.details) and book.journal.files.has(PICTURES)):
+        yield from book.run_stage([job])
 
 
-def _seeds(study: "Study") -> range:
-    first = FIRST_CONFIRMING_SEED + 1_000 * study.sweep.study.seed
-    return range(first, first + study.sweep.study.confirm.seeds)
+def _seeds(book: Bookkeeping) -> range:
+    first = FIRST_CONFIRMING_SEED + 1_000 * book.sweep.study.seed
+    return range(first, first + book.sweep.study.confirm.seeds)
 
 
-def _untested(study: "Study", trainings: Sequence[Job]) -> "list[tuple[Recipe, ...]]":
+def _untested(book: Bookkeeping, trainings: Sequence[Job]) -> list[tuple[Recipe, ...]]:
     """Return the recipes whose test split is to be read, in parts for one job each."""
-    recipes = {job.trial_id: job.recipe for job in trainings if study.is_untested(job)}
+    recipes = {job.trial_id: job.recipe for job in trainings if book.is_untested(job)}
     distinct = list(recipes.values())
     return [tuple(distinct[i : i + TESTED_TOGETHER]) for i in range(0, len(distinct), TESTED_TOGETHER)]

@@ -188,8 +188,8 @@ class Suggestions:
 class RunningTrial:
     """A running trial beside those that the pruner compares it with.
 
-    `step(epoch)` is how the pruner counts an epoch. `reported` has the objective by epoch, `stop` the epoch at which the
-    pruner stopped the trial.
+    `step(epoch)` is the pruner's count of an epoch. `reported` has the objective by epoch, `stop` the epoch at which
+    the pruner stopped the trial.
     """
 
     def __init__(self, study: OneTrialStudy, step: Callable[[int], int]) -> None:

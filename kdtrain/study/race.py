@@ -141,7 +141,7 @@ class Race:
 
     def _ties(self) -> dict[str, tuple[float, ...]]:
         """Return what decides between equal posterior means, smaller is better: mean NLL, then the trial's number."""
-        ties = {}
+        ties: dict[str, tuple[float, ...]] = {}
         for entrant in self.entrants:
             ranking_keys = [self.searched[entrant.key], *self._fresh.get(entrant.key, {}).values()]
             ties[entrant.key] = (-statistics.fmean(second for _, second in ranking_keys), float(entrant.trial.number))

@@ -2,17 +2,14 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult
+from kdtrain.study.bookkeeping import Bookkeeping
 from kdtrain.study.jobs import Job
 from kdtrain.study.race import LIKELY, Entrant, Race
 from kdtrain.study.racing import coordinates, promises
 from kdtrain.study.selection import SearchedTrial, race_trainings, racing_trials, ranked
-
-if TYPE_CHECKING:
-    from kdtrain.study.study import Study
 
 FIRST_RACING_SEED = 2_000_000_000
 """Each study seed has 1,000 racing seeds from it on. They are neither seeds of a search nor confirming ones."""
@@ -29,29 +26,29 @@ class Selection:
 
 
 def select(
-    study: "Study", searched: Sequence[SearchedTrial], alone: Sequence[SearchedTrial]
+    book: Bookkeeping, searched: Sequence[SearchedTrial], alone: Sequence[SearchedTrial]
 ) -> Generator[Job | None, None, Selection]:
     """Let the candidates of both searches race, round by round, and return what they have chosen.
 
     Raises:
         NoResult: A racing training broke, or every candidate's loss became non-finite.
     """
-    race = _race(study, "search", searched, study.search.sweep)
-    baseline_races = _baseline_races(study, alone, race.trainings)
+    race = _race(book, "search", searched, book.search.sweep)
+    baseline_races = _baseline_races(book, alone, race.trainings)
     races = [race, *baseline_races.values()]
     number = round_number = 0
     while any(entrants := [each.next_round() for each in races]):
-        seed = FIRST_RACING_SEED + 1_000 * study.sweep.study.seed + round_number
+        seed = FIRST_RACING_SEED + 1_000 * book.sweep.study.seed + round_number
         round_number += 1
         jobs: list[list[Job]] = []
         for each, racing in zip(races, entrants, strict=True):
-            jobs.append([_job(study, each, entrant, number + i, seed) for i, entrant in enumerate(racing)])
+            jobs.append([_job(book, each, entrant, number + i, seed) for i, entrant in enumerate(racing)])
             number += len(racing)
-        yield from study.run_stage([job for own in jobs for job in own])
+        yield from book.run_stage([job for own in jobs for job in own])
         for each, racing, own in zip(races, entrants, jobs, strict=True):
             if own:
-                _end_round(study, each, racing, own, seed)
-    winners = [_end_race(study, each) for each in races]
+                _end_round(book, each, racing, own, seed)
+    winners = [_end_race(book, each) for each in races]
     trials = {trial.key: trial for trial in (*searched, *alone)}
     option = next(option for option, key in race.leaders().items() if key == winners[0])
     return Selection(
@@ -62,29 +59,29 @@ def select(
 
 
 def _race(
-    study: "Study", name: str, trials: Sequence[SearchedTrial], sweep: Sweep, trainings: int | None = None
+    book: Bookkeeping, name: str, trials: Sequence[SearchedTrial], sweep: Sweep, trainings: int | None = None
 ) -> Race:
     """Return the race of a search's trials; `trainings` is None for the default."""
-    settings = study.sweep.study.select
+    settings = book.sweep.study.select
     distinct = ranked(trials)
     ordered = ranked(distinct, _scores(sweep, distinct))
     racing = racing_trials(ordered, settings.candidates, len(sweep.published))
     if trainings is None:
-        trainings = race_trainings(settings.trainings, study.search.trials, len(racing))
+        trainings = race_trainings(settings.trainings, book.search.trials, len(racing))
     return Race(
         name,
         [Entrant(trial.key, trial.option, trial) for trial in racing],
         {trial.key: trial.ranking_key for trial in distinct if trial.ranking_key is not None},
-        study.sweep.study.seed,
+        book.sweep.study.seed,
         trainings,
-        study.maximize,
+        book.maximize,
     )
 
 
-def _baseline_races(study: "Study", alone: Sequence[SearchedTrial], trainings: int) -> dict[str, Race]:
+def _baseline_races(book: Bookkeeping, alone: Sequence[SearchedTrial], trainings: int) -> dict[str, Race]:
     """Return a race for each student model; they share the trainings equally."""
     by_model = [replace(trial, option=trial.student.model) for trial in alone]
-    whole = _race(study, "baselines", by_model, study.baselines.sweep, trainings)
+    whole = _race(book, "baselines", by_model, book.baselines.sweep, trainings)
     models = list(dict.fromkeys(entrant.option for entrant in whole.entrants))
     races = {}
     for model in models:
@@ -114,9 +111,9 @@ def _scores(sweep: Sweep, trials: Sequence[SearchedTrial]) -> dict[str, float]:
     return scores
 
 
-def _job(study: "Study", race: Race, entrant: Entrant, number: int, seed: int) -> Job:
+def _job(book: Bookkeeping, race: Race, entrant: Entrant, number: int, seed: int) -> Job:
     trial = entrant.trial
-    sweep = study.baselines.sweep if trial.stage == "baselines" else study.sweep
+    sweep = book.baselines.sweep if trial.stage == "baselines" else book.sweep
     details = {
         "candidate": entrant.key,
         "role": "candidate",
@@ -125,17 +122,17 @@ def _job(study: "Study", race: Race, entrant: Entrant, number: int, seed: int) -
         "race": race.name,
         "round": race.round + 1,
     }
-    return study.job("select", number, sweep.recipe_for(trial.values, seed), trial.values, details=details)
+    return book.job("select", number, sweep.recipe_for(trial.values, seed), trial.values, details=details)
 
 
-def _end_round(study: "Study", race: Race, entrants: Sequence[Entrant], jobs: Sequence[Job], seed: int) -> None:
-    ends = [study.ends[job.key] for job in jobs]
+def _end_round(book: Bookkeeping, race: Race, entrants: Sequence[Entrant], jobs: Sequence[Job], seed: int) -> None:
+    ends = [book.ends[job.key] for job in jobs]
     if any(end["state"] == "broken" for end in ends):
-        raise NoResult(f"select: a round cannot be decided without all its trainings: {study.summary(ends)}")
-    reached = {entrant.key: study.ranking_key(job) for entrant, job in zip(entrants, jobs, strict=True)}
+        raise NoResult(f"select: a round cannot be decided without all its trainings: {book.summary(ends)}")
+    reached = {entrant.key: book.ranking_key(job) for entrant, job in zip(entrants, jobs, strict=True)}
     race.end_round(seed, reached)
     racers, posterior = race.standing()
-    study.journal.note(
+    book.journal.note(
         "round",
         race=race.name,
         round=race.round,
@@ -147,21 +144,21 @@ def _end_round(study: "Study", race: Race, entrants: Sequence[Entrant], jobs: Se
     )
     left = sum(entrant.key not in race.dropped for entrant in race.entrants)
     leaders = ", ".join(race.leaders().values()) or "nobody"
-    study.remarks.append(
+    book.remarks.append(
         f"select, {race.name}, round {race.round}: {left} of {len(race.entrants)} candidates left, led by"
         f" {leaders}; {race.spent} of at most {race.trainings} trainings"
     )
 
 
-def _end_race(study: "Study", race: Race) -> str:
+def _end_race(book: Bookkeeping, race: Race) -> str:
     """Note the end of a race, and return its winner."""
     winner = race.winner()
     if winner is None:
         raise NoResult(f"select: the loss of every candidate of {race.name} became non-finite with a fresh seed")
     leaders, probabilities = race.leaders(), race.probabilities()
-    options = study.sweep.options if race.name == "search" else ()
+    options = book.sweep.options if race.name == "search" else ()
     reason = "one complete trial" if len(race.searched) == 1 else None
-    study.journal.note(
+    book.journal.note(
         "selected",
         race=race.name,
         winner=winner,
@@ -175,7 +172,7 @@ def _end_race(study: "Study", race: Race) -> str:
     )
     others = [f"{key} ({p:.0%})" for key, p in probabilities.items() if p >= LIKELY and key != winner]
     also = f"; it could also be {', '.join(others)}" if others else ""
-    study.remarks.append(
+    book.remarks.append(
         f"select, {race.name}: {winner} wins, the best candidate with probability {probabilities[winner]:.0%}{also}"
     )
     return winner

@@ -2,17 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from kdtrain.config import space
 from kdtrain.config.parameter import Values
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import UserError
+from kdtrain.study.bookkeeping import Bookkeeping
 from kdtrain.study.jobs import JobStream
 from kdtrain.trials.records import MemoryRecord
-
-if TYPE_CHECKING:
-    from kdtrain.study.study import Study
 
 PARTS = ("data", "method", "teacher", "student")
 """The parts of a recipe that must fit together: preflight checks try each of their combinations."""
@@ -23,36 +20,36 @@ OWN_PLACE = re.compile(r"recipe\.([a-z_]+(?:\.[a-z_]+)*): (.*)", re.DOTALL)
 """A mistake of the user that names its own place in the recipe."""
 
 
-def run_smoke(study: "Study") -> JobStream:
+def run_smoke(book: Bookkeeping) -> JobStream:
     """Try a real batch of every combination of the parts that must fit together, and measure the memory.
 
     Raises:
         UserError: A combination cannot run.
     """
-    sweep = study.sweep
+    sweep = book.sweep
     points = preflight_points(sweep)
     recipes = [sweep.recipe_for(values, sweep.study.seed) for values in points]
     jobs = [
-        study.job("smoke", number, recipe, values, kind="smoke")
+        book.job("smoke", number, recipe, values, kind="smoke")
         for number, (recipe, values) in enumerate(zip(recipes, points, strict=True))
     ]
-    passed = _passed_checks(study)
-    yield from study.run_stage([job for job in jobs if job.trial_id not in passed])
+    passed = _passed_checks(book)
+    yield from book.run_stage([job for job in jobs if job.trial_id not in passed])
     problems: list[str] = []
     for job, values in zip(jobs, points, strict=True):
-        end = study.ends.get(job.key)
+        end = book.ends.get(job.key)
         if end is not None and end["state"] == "broken":
             if (mistake := OWN_PLACE.fullmatch(str(end["reason"]))) and not end.get("traceback"):
                 problems += sweep.error(values, tuple(mistake[1].split(".")), mistake[2]).problems
                 continue
             what = f"{job.recipe.method.name} with student {job.recipe.student.model}"
             what += f" and teacher {job.recipe.teacher.model}" if job.recipe.teacher else ""
-            text = f"{what} fails on its first batch: {end['reason']}{study.traceback_of(end)}"
+            text = f"{what} fails on its first batch: {end['reason']}{book.traceback_of(end)}"
             problems += sweep.error(values, ("method",), text).problems
     if problems:
         raise UserError(*problems)
-    now = _passed_checks(study)
-    study.memory = most_memory([now.get(job.trial_id) for job in jobs])
+    now = _passed_checks(book)
+    book.memory = most_memory([now.get(job.trial_id) for job in jobs])
 
 
 def preflight_points(sweep: Sweep) -> list[Values]:
@@ -74,13 +71,13 @@ def most_memory(measured: Sequence[MemoryRecord | None]) -> MemoryRecord | None:
     }
 
 
-def _passed_checks(study: "Study") -> dict[str, MemoryRecord | None]:
+def _passed_checks(book: Bookkeeping) -> dict[str, MemoryRecord | None]:
     """Return what earlier checks on this kind of device have measured, by trial_id; None if they did not."""
-    ends = [end for end in study.journal.ends("smoke").values() if end["state"] == "complete" and end["trial_id"]]
+    ends = [end for end in book.journal.ends("smoke").values() if end["state"] == "complete" and end["trial_id"]]
     found = {str(end["trial_id"]): end.get("memory") for end in ends}
-    if study.on_gpu is None:
+    if book.on_gpu is None:
         return found
-    on_gpu = study.on_gpu
+    on_gpu = book.on_gpu
     return {key: memory for key, memory in found.items() if memory and bool(memory["gpu_total_bytes"]) == on_gpu}
 
 

@@ -124,7 +124,7 @@ def test_suggested_values_resolve_and_only_active_parameters_are_drawn() -> None
     branches = set()
     for _ in range(25):
         trial = study.ask()
-        values = suggest(trial, NESTED)
+        values = suggest(trial, NESTED, {})
         resolved = resolve(NESTED, values)
         assert trial.params == values
         assert trial.distributions == distributions(NESTED, values)

@@ -67,7 +67,7 @@ def test_the_example_loads_with_everything_resolved(tmp_path: Path) -> None:
     names = "method, method[kd].balance.weight, method[kd].temperature, method[kd (2)].balance.alpha, optimizer.lr"
     assert ", ".join(parameter.name for parameter in sweep.parameters) == names
     assert (sweep.study.objective, sweep.study.trials, sweep.study.order) == ("val/accuracy", 24, "batches")
-    assert sweep.study.pruner.model_dump() == {"name": "asha", "min_epochs": 2, "reduction": 3}
+    assert sweep.study.pruner.model_dump() == {"name": "asha", "min_epochs": 2, "min_share": None, "reduction": 3}
     assert (sweep.resources.cpus_per_worker, sweep.resources.teacher_cache) == (1, "auto")
 
 
@@ -84,7 +84,7 @@ def test_whatever_is_suggested_is_a_recipe(tmp_path: Path) -> None:
     sweep = load(tmp_path, SWEEP, "recipe.batch_size={logint: [8, 128]}", "recipe.teacher.batch_size=32", *NO_POINTS)
     for searched in (sweep, sweep.baseline()):
         search = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        assert all(searched.recipe_for(suggest(search.ask(), searched.tree), seed) for seed in range(30))
+        assert all(searched.recipe_for(suggest(search.ask(), searched.tree, {}), seed) for seed in range(30))
 
 
 def test_the_baseline_searches_only_what_it_shares(tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ RANGED = "would train a teacher for every trial"
         ("momentum: 0.9", "momentum: {uniform: [0.5, 1.5]}", "9: recipe.optimizer.momentum",
          "must be < 1, got 1.5 in uniform [0.5, 1.5]"),
         ("name: digits", "name: digts", "2: recipe.data.name", "unknown data 'digts'; choices: digits, mnist, "),
-        ("name: asha", "name: hyperband", "16: study.pruner.name",
-         "unknown pruner 'hyperband'; choices: asha, median, none"),
+        ("name: asha", "name: asah", "16: study.pruner.name",
+         "unknown pruner 'asah'; choices: asha, median, "),
         ("{name: digits}", "{}", "2: recipe.data", "needs a name; choices: digits, "),
         ("{name: digits}", "digits", "2: recipe.data", "must be a mapping, {key: value}, got 'digits'"),
         ("{model: lenet5_student}", "{}", "4: recipe.student.model", "is missing"),
@@ -356,8 +356,8 @@ def test_a_race_that_cannot_be_run_is_refused(override: str, place: str, rule: s
 
 def test_options_are_compared_if_the_space_has_any(tmp_path: Path) -> None:
     sweep = load(tmp_path, SWEEP)
-    assert (sweep.compared and sweep.compared.name, sweep.options) == ("method", ("kd", "mgd"))
-    assert [sweep.option({"method": label}) for label in ("kd", "mgd")] == ["kd", "mgd"]
+    assert (sweep.compared and sweep.compared.name, sweep.options) == ("method", ("kd", "kd (2)"))
+    assert [sweep.option({"method": label}) for label in ("kd", "kd (2)")] == ["kd", "kd (2)"]
     assert (sweep.baseline().compared, sweep.baseline().options) == (None, ())
     (problem,) = problems_of(tmp_path, PLAIN, "study.select.equal_trials=false", trials=1)
     assert "study.select.equal_trials: has no effect: no options are compared" in problem

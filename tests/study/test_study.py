@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +165,7 @@ def test_pruning_looks_at_earlier_batches_only(finished: Study, tmp_path: Path) 
     study = open_study(sweep_file(tmp_path, study={"batch": 6}), tmp_path / "results")
     for plan, _ in pruned(finished):
         rows = finished.workspace.store.trial(plan["trial_id"]).epochs()
+        study.search.plan(plan["number"], plan["values"])
         assert study.search.pruned_at(plan["number"], rows) is None
 
 
@@ -268,7 +268,6 @@ TEACHER = {"teacher": {"model": "lenet5_teacher", "optimizer": {"name": "adam", 
 def test_samplers_suggest_differently(finished: Study, tmp_path: Path) -> None:
     """TPE models the trials that have finished, random search does not; Optuna's log level stays as it was."""
     study = open_study(sweep_file(tmp_path, study={"sampler": {"name": "random"}}), tmp_path / "results")
-    study.search = replace(finished.search, sweep=study.sweep)
     verbosity = optuna.logging.get_verbosity()
     assert finished.search.suggest(5) == finished.search.planned[5] != study.search.suggest(5)
     assert optuna.logging.get_verbosity() == verbosity
@@ -301,7 +300,7 @@ def test_conditional_parameters_are_suggested_only_if_they_exist(tmp_path: Path)
     fixed = {**kd, "temperature": 1.0, "convention": "published_mnist"}
     options = [{**kd, "temperature": {"loguniform": [1, 20]}}, fixed]
     recipe = {"method": {"choice": options}}
-    settings = {"published": None, "trials": 8, "select": {"candidates": 2, "equal_trials": False}}
+    settings = {"published": None, "trials": 8, "select": {"candidates": 2, "trainings": 8, "equal_trials": False}}
     file = sweep_file(tmp_path, recipe=recipe, study=settings)
     study = open_study(file, tmp_path / "results")
     for number in range(8):

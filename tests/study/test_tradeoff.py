@@ -18,7 +18,7 @@ from kdtrain.study.front import Costs
 from kdtrain.study.search import Search
 from kdtrain.study.tradeoff import student_choices, student_recipes
 
-WIDTHS = ["lenet5_quarter", "lenet5_half", "lenet5_student"]
+WIDTHS = ["lenet5_half", "lenet5_student", "lenet5_teacher"]
 STUDENTS = {"student": {"model": {"choice": WIDTHS}}}
 TRADEOFF = {"tradeoff": {"cost": "parameters"}, "published": None}
 TPE = {"name": "tpe", "startup_trials": 4}
@@ -104,7 +104,8 @@ def test_the_sampler_sees_complete_trials_only_with_objective_and_cost(
             search.tell(number, state, value, rows)
     cost = {model: costs.of({"student.model": model}) for model in WIDTHS}
     worst = [0.4, max(cost[str(model)] for model in models[1:3])]
-    assert sys.modules["recorder"].SEEN == [
+    seen = sys.modules["recorder"].SEEN
+    assert seen == [
         ("COMPLETE", models[1], [0.8, cost[str(models[1])]]),
         ("COMPLETE", models[2], [0.4, cost[str(models[2])]]),
         ("COMPLETE", models[3], worst),
@@ -121,7 +122,7 @@ def test_a_trial_is_pruned_by_comparison_with_its_own_band_of_costs_only() -> No
         for number in range(30):
             values = search.suggest(number)
             search.plan(number, values)
-            lr, largest = float(values["optimizer.lr"]), values["student.model"] == "lenet5_student"  # type: ignore[arg-type]
+            lr, largest = float(values["optimizer.lr"]), values["student.model"] == "lenet5_teacher"  # type: ignore[arg-type]
             quality = of_the_largest(lr) if largest else lr
             rows: list[Any] = [{"epoch": epoch, "val/accuracy": quality} for epoch in range(1, 5)]
             stop = search.pruned_at(number, rows[:-1])

@@ -1,6 +1,5 @@
 """How a study went: its trials counted with the reasons of failures, hyperparameters without effect, its commands."""
 
-import json
 import shlex
 from typing import Any
 
@@ -65,12 +64,13 @@ def equal_trials(study: Study) -> Rows:
         if row["stage"] in TRAINING
     }
     metrics = [column for column in study.epochs.columns if "/" in column]
-    first_of: dict[tuple[Any, str], str] = {}
+    first_of: dict[tuple[Any, bytes], str] = {}
     found = []
-    epochs = {str(key): rows for key, rows in study.epochs.groupby("trial_id", sort=False)} if metrics else {}
-    for trial_id, rows in epochs.items():
+    rows = study.epochs[["epoch", *metrics]].to_numpy(float) + 0.0  # so that -0.0 is equal to 0.0
+    of_trial = study.epochs.groupby("trial_id", sort=False).indices if metrics else {}
+    for trial_id, own in ((str(key), own) for key, own in of_trial.items()):
         recipe = study.recipes.get(trial_id, {}).get("recipe", {})
-        key = (recipe.get("seed"), json.dumps(rows[["epoch", *metrics]].astype(object).values.tolist()))
+        key = (recipe.get("seed"), rows[own].tobytes())
         first = first_of.setdefault(key, trial_id)
         if first != trial_id:
             other = study.recipes.get(first, {}).get("recipe", {})

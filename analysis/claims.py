@@ -1,8 +1,13 @@
-"""The claims of a study: each confirmed candidate against its baseline; one of the differences is the primary claim."""
+"""The claims of a study: each confirmed candidate against its baseline; one of the differences is the primary claim.
 
+Where options were compared, such as methods, the best recipe of each is compared with that of each other option too.
+"""
+
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +25,7 @@ from analysis.statistics import (
     paired_differences,
     paired_p_value,
 )
+from analysis.tables import missing
 
 BEAT, LOST, UNDECIDED = "beat", "lost to", "undecided"
 
@@ -39,8 +45,9 @@ class Verdict:
 class Candidate:
     """A confirmed recipe over its seeds.
 
-    trial_ids: by seed, of the complete runs; planned: number of runs. difference: test accuracy minus that of its
-    baseline, paired by seed; p: of the paired t test; p_holm: corrected over all differences but the primary one.
+    trial_ids: by seed, of the complete runs; planned: number of runs; diverged: of those with a non-finite loss.
+    option: of the compared options, if this is its best recipe. difference: test accuracy minus that of its baseline,
+    paired by seed; p: of the paired t test; p_holm: corrected over all differences of the sweep but the primary one.
     """
 
     key: str
@@ -51,6 +58,8 @@ class Candidate:
     weights: tuple[float, float] | None
     trial_ids: Mapping[int, str]
     planned: int
+    diverged: int
+    option: str | None
     model: str
     parameters: float
     validation: Estimate | None
@@ -60,6 +69,32 @@ class Candidate:
     p: float | None = None
     p_holm: float | None = None
     primary: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The best recipes of two options: test accuracy of the first minus that of the second, paired by seed."""
+
+    first: Candidate
+    second: Candidate
+    difference: Estimate | None
+    p: float | None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """All differences of a sweep: each candidate's to its baseline, and those of each pair of options."""
+
+    candidates: list[Candidate]
+    pairs: list[Pair]
+
+
+class GrownSeeds(NamedTuple):
+    """The primary claim over its first `seeds` seeds: the test split was read before there were more."""
+
+    seeds: int
+    first: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -89,25 +124,61 @@ class ImageBootstrap(NamedTuple):
 
 def candidates(study: Study) -> list[Candidate]:
     """Return the confirmed candidates in the order of confirmation."""
+    return comparisons(study).candidates
+
+
+def comparisons(study: Study) -> Comparisons:
+    """Return the confirmed candidates in the order of confirmation, and the pairs of the compared options.
+
+    Holm's family are all differences but the primary one.
+    """
     confirm = study.stage("confirm")
     winner = (study.winner or {}).get("candidate")
     groups = {str(key): group for key, group in confirm.groupby("candidate", sort=False)}
+    races = [event for event in study.events("selected") if event["race"] == "search"]
+    leaders = races[-1]["leaders"] if races else {}  # a published point may lead its option
+    found = [_candidate(study, key, group, leaders) for key, group in groups.items()]
     tests = {key: _by_seed(group, "test/accuracy") for key, group in groups.items()}
     broken = {key: _broken(group) for key, group in groups.items()}
-    compared = []
-    for key, group in groups.items():
-        candidate = _candidate(study, key, group)
-        if candidate.baseline is not None and candidate.baseline in tests:
-            differences = paired_differences(tests[key], tests[candidate.baseline])
-            difference = mean_estimate(differences, broken[key] + broken[candidate.baseline])
-            p = paired_p_value(differences) if difference and difference.interval else None
+
+    def compared(first: Candidate, second: Candidate) -> tuple[Estimate | None, float | None]:
+        differences = paired_differences(tests[first.key], tests[second.key])
+        lost = broken[first.key] + broken[second.key]
+        difference = mean_estimate(differences, lost, first.diverged + second.diverged)
+        return difference, paired_p_value(differences) if difference and difference.interval else None
+
+    for i, candidate in enumerate(found):
+        baseline = find(found, candidate.baseline)
+        if baseline is not None:
+            difference, p = compared(candidate, baseline)
             candidate = replace(candidate, difference=difference, p=p)
-        compared.append(replace(candidate, primary=key == winner))
-    corrected = holm([None if candidate.primary else candidate.p for candidate in compared])
-    return [replace(candidate, p_holm=p) for candidate, p in zip(compared, corrected, strict=True)]
+        found[i] = replace(candidate, primary=candidate.key == winner)
+    options = [candidate for candidate in found if candidate.option is not None]
+    pairs = [Pair(first, second, *compared(first, second)) for first, second in combinations(options, 2)]
+    corrected = holm([None if each.primary else each.p for each in found] + [pair.p for pair in pairs])
+    return Comparisons(
+        [replace(candidate, p_holm=p) for candidate, p in zip(found, corrected, strict=False)],
+        [replace(pair, p_holm=p) for pair, p in zip(pairs, corrected[len(found) :], strict=True)],
+    )
 
 
-def find(found: list[Candidate], key: str | None) -> Candidate | None:
+def grown_seeds(study: Study, winner: Candidate, baseline: Candidate) -> list[GrownSeeds]:
+    """Return the primary claim at each earlier number of confirming seeds at which the test split was read."""
+    mine, other = (
+        {seed: float(study.outcomes[trial_id]["test"]["test/accuracy"]) for seed, trial_id in each.trial_ids.items()}
+        for each in (winner, baseline)
+    )
+    seeds = sorted({int(seed) for seed in study.stage("confirm")["seed"]})
+    sizes = sorted({int(event["from"]) for event in study.events("seeds_grown") if event["from"] < len(seeds)})
+    found = []
+    for size in sizes:
+        first = set(seeds[:size])
+        differences = paired_differences(*({s: v for s, v in each.items() if s in first} for each in (mine, other)))
+        found.append(GrownSeeds(size, mean_estimate(differences)))
+    return found
+
+
+def find(found: Sequence[Candidate], key: str | None) -> Candidate | None:
     return next((candidate for candidate in found if candidate.key == key), None)
 
 
@@ -125,6 +196,9 @@ def undecided(difference: Estimate) -> str | None:
     if difference.broken:
         runs = "1 confirming run" if difference.broken == 1 else f"{difference.broken} confirming runs"
         return f"{runs} broke, which gives no interval until the sweep is run again"
+    if difference.diverged:
+        runs = "1 confirming run has" if difference.diverged == 1 else f"{difference.diverged} confirming runs have"
+        return f"{runs} diverged (a non-finite loss), so there is no claim"
     if difference.n < SEEDS_FOR_A_CLAIM:
         seeds = "1 seed is" if difference.n == 1 else f"{difference.n} seeds are"
         return f"{seeds} too few, a claim needs {SEEDS_FOR_A_CLAIM}"
@@ -152,25 +226,30 @@ def bootstrap(study: Study, winner: Candidate, baseline: Candidate) -> ImageBoot
     return None if interval is None else ImageBootstrap(interval, known[0].size, len(seeds))
 
 
-def _candidate(study: Study, key: str, group: pd.DataFrame) -> Candidate:
+def _candidate(study: Study, key: str, group: pd.DataFrame, leaders: Mapping[str, str]) -> Candidate:
     first = group.iloc[0]
     about = study.recipes.get(first["trial_id"], {})
     recipe = about.get("recipe")
     complete = complete_trials(group, "test/accuracy")
+    values = study.values.loc[first.name].dropna().to_dict()  # type: ignore[call-overload]
+    is_option = study.has_select and (first["role"] == "best" or key in leaders.values())
+    broken, diverged = _broken(group), int((group["state"] == "failed").sum())
     return Candidate(
         key=key,
         role=str(first["role"]),
         baseline=None if pd.isna(first["baseline"]) else str(first["baseline"]),
         source=f"{first['source_stage']} {first['source_number']:.0f}" if not pd.isna(first["source_number"]) else "",
-        values=study.values.loc[first.name].dropna().to_dict(),  # type: ignore[call-overload]
+        values=values,
         weights=about.get("weights"),
         trial_ids=dict(zip(complete["seed"].astype(int).tolist(), complete["trial_id"], strict=True)),
         planned=len(group),
+        diverged=diverged,
+        option=option_label(study, values) if is_option else None,
         model=student_name(recipe),
         parameters=float(group["parameters"].dropna().iloc[0]) if group["parameters"].notna().any() else math.nan,
-        validation=mean_estimate(list(_by_seed(group, study.objective).values()), _broken(group)),
-        test=mean_estimate(list(_by_seed(group, "test/accuracy").values()), _broken(group)),
-        test_mpa=mean_estimate(list(_by_seed(group, "test/mpa").values()), _broken(group)),
+        validation=mean_estimate(list(_by_seed(group, study.objective).values()), broken, diverged),
+        test=mean_estimate(list(_by_seed(group, "test/accuracy").values()), broken, diverged),
+        test_mpa=mean_estimate(list(_by_seed(group, "test/mpa").values()), broken, diverged),
     )
 
 
@@ -209,6 +288,17 @@ def _test_of_finished(study: Study, trial_id: str) -> tuple[float, float]:
         if (about.get("teacher") or {}).get("trial_id") == trial_id and "test/teacher_accuracy" in test:
             return float(test["test/teacher_accuracy"]), float(test["images"])
     return math.nan, math.nan
+
+
+def option_label(study: Study, values: Mapping[str, Any]) -> str | None:
+    """Return the label of the compared option to which values belong, or None."""
+    value = None if study.compared is None else values.get(study.compared["name"])
+    return None if missing(value) else label_text(value)
+
+
+def label_text(label: Any) -> str:
+    """Return the label of a choice as text: `kd`, `true`."""
+    return label if isinstance(label, str) else json.dumps(label)
 
 
 def student_name(recipe: Mapping[str, Any] | None) -> str:

@@ -4,23 +4,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.claims import Candidate, Single, candidates, find, teachers
+from analysis.claims import Candidate, Pair, Single, comparisons, find, teachers
 from analysis.frame import BROKEN, NOT_ENDED, Study, read_arrays
 from analysis.importance import Branch, branches
 from analysis.references.sections import Section, reference_section
+from analysis.student_models import Model, student_models
 from analysis.tables import one_line
 from kdtrain.errors import UserError
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The results of a study. arrays: of the pictures that need a network; no_arrays: the reason if there are none."""
+    """The results of a study. arrays: of the pictures that need a network; no_arrays: the reason if there are none.
+
+    models: the student models, if several are searched.
+    """
 
     candidates: list[Candidate]
+    pairs: list[Pair]
     winner: Candidate | None
     baseline: Candidate | None
     teachers: list[Single]
     branches: list[Branch]
+    models: list[Model]
     reference: Section | None
     arrays: dict[str, np.ndarray]
     no_arrays: str | None
@@ -41,16 +47,19 @@ class Pictures:
 def find_all(study: Study) -> Findings:
     """Compute the findings of a study."""
     event = study.winner or {}
-    confirmed, trained = candidates(study), teachers(study)
+    compared, trained = comparisons(study), teachers(study)
+    confirmed = compared.candidates
     winner = find(confirmed, event.get("candidate"))
     first_baseline = next((c for c in confirmed if c.role == "baseline"), None)
     arrays, no_arrays = _arrays(study)
     return Findings(
         candidates=confirmed,
+        pairs=compared.pairs,
         winner=winner,
         baseline=find(confirmed, event.get("baseline")) if winner else first_baseline,
         teachers=trained,
         branches=branches(study),
+        models=student_models(study, confirmed),
         reference=reference_section(study, confirmed, trained),
         arrays=arrays,
         no_arrays=no_arrays,

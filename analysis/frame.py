@@ -16,11 +16,12 @@ from kdtrain.trials.objectives import HIGHER_IS_BETTER, objectives_of
 from kdtrain.trials.records import STAGES
 from kdtrain.trials.store import Store, is_broken, read_study_record
 
-TRAINING = ("teacher", "baselines", "search", "select", "confirm")  # the other stages have a recipe, but train nothing
+TRAINING = STAGES[1:-1]  # the other stages have a recipe, but train nothing
+SEARCHED = ("baselines", "search")
 NOT_ENDED, BROKEN = "not ended", "broken"
 PLANNED = (
     "stage", "number", "trial_id", "state", "reason", "traceback", "published",
-    "candidate", "role", "seed", "baseline", "source_stage", "source_number",
+    "candidate", "role", "seed", "baseline", "source_stage", "source_number", "race", "round",
 )  # fmt: skip
 TEST = ("test/accuracy", "test/mpa", "test/nll")
 MEASURED = (
@@ -33,6 +34,8 @@ AXIS = {
     "val/nll": ("validation cross-entropy (NLL), nats", 1.0),
 }
 """The label of an objective on an axis, and the factor to its unit."""
+OPTIONS = ("method", "method.name")
+"""The names of the choice of methods, whose options are compared unless a sweep names another choice."""
 PARAMETER = ("name", "kind", "low", "high", "choices", "conditions")
 
 
@@ -74,8 +77,23 @@ class Study:
         return list(self.description["parameters"])
 
     @property
+    def compared(self) -> Row | None:
+        """The searched choice whose options are compared, or None: that of select.best_of_each, else the methods'."""
+        named = (self.description["study"].get("select") or {}).get("best_of_each")
+        names = OPTIONS if named is None else (named,)
+        return next((p for p in self.parameters if p["name"] in names and p["kind"] == "choice"), None)
+
+    @property
+    def has_select(self) -> bool:
+        """True if recipes race over seeds; studies of earlier versions chose the winner from the confirming seeds."""
+        return "select" in self.description["study"]
+
+    @property
     def winner(self) -> Row | None:
-        return next((event for event in reversed(self.record) if event["event"] == "winner"), None)
+        return _newest(self.record, "winner")
+
+    def events(self, name: str) -> list[Row]:
+        return [event for event in self.record if event["event"] == name]
 
     @property
     def no_result(self) -> str | None:
@@ -103,9 +121,7 @@ class Study:
     @cached_property
     def epochs(self) -> pd.DataFrame:
         """One row per epoch of every trial: trial_id and the reported metrics."""
-        rows = [
-            {"trial_id": trial_id} | row for trial_id in self.recipes for row in self._store.trial(trial_id).epochs()
-        ]
+        rows = [{"trial_id": trial_id} | row for trial_id in self.recipes for row in self.rows_of(trial_id)]
         frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial_id", "epoch"])
         return frame.drop_duplicates(["trial_id", "epoch"], keep="last", ignore_index=True)
 
@@ -133,7 +149,7 @@ def read_study(folder: Path) -> Study:
     _check_is_a_sweep(folder)
     description = _description(folder / "study.json")
     record = read_rows(folder / "record.jsonl")
-    planned = _planned(record)
+    planned = _planned(record, description["study"])
     store = Store(folder.parent)
     trial_ids = dict.fromkeys(row["trial_id"] for row in planned if row["stage"] in TRAINING and row["trial_id"])
     trials_by_id = {trial_id: store.trial(trial_id) for trial_id in trial_ids}
@@ -205,8 +221,25 @@ def _description(path: Path) -> Row:
     return description
 
 
-def _planned(record: list[Row]) -> list[Row]:
-    """Return the planned trials by stage and number with their ends; the last one if a trial was recorded twice."""
+def race_rounds(record: list[Row]) -> dict[str, list[Row]]:
+    """Return the newest "round" events of each race in order. A race that was run anew begins with round 1 again."""
+    rounds: dict[str, dict[int, Row]] = {}
+    for event in record:
+        if event["event"] == "round":
+            own = rounds.setdefault(event["race"], {})
+            rounds[event["race"]] = {n: row for n, row in own.items() if n < event["round"]} | {event["round"]: event}
+    return {race: list(own.values()) for race, own in rounds.items()}
+
+
+def _newest(record: list[Row], name: str) -> Row | None:
+    return next((event for event in reversed(record) if event["event"] == name), None)
+
+
+def _planned(record: list[Row], study: Row) -> list[Row]:
+    """Return the planned trials by stage and number with their ends; the last one if a trial was recorded twice.
+
+    Left out is what the study no longer has, after it has grown or gone back to an earlier size.
+    """
     rows: dict[tuple[str, int], Row] = {}
     for event in record:
         key = (event.get("stage", ""), event.get("number", -1))
@@ -217,10 +250,51 @@ def _planned(record: list[Row]) -> list[Row]:
             rows[key]["trial_id"] = event.get("trial_id") or rows[key]["trial_id"]
             if event.get("trial_id") and is_broken(event):
                 rows[key]["state"] = BROKEN
-    by_time = sorted(rows.values(), key=lambda row: float(row.get("time", 0.0)))
-    latest = {row["candidate"]: row.get("source") for row in by_time if row.get("candidate")}
-    current = [row for row in rows.values() if row.get("source") == latest.get(row.get("candidate"), row.get("source"))]
-    return sorted(current, key=lambda row: (STAGES.index(row["stage"]), row["number"]))
+    stages: dict[str, list[Row]] = {stage: [] for stage in STAGES}
+    for row in sorted(rows.values(), key=lambda row: row["number"]):
+        stages[row["stage"]].append(row)
+    for stage in SEARCHED:
+        stages[stage] = [row for row in stages[stage] if row["number"] < study["trials"]]
+    stages["select"] = _racing(stages["select"], record)
+    winner = _newest(record, "winner") or {}
+    stages["confirm"] = _confirming(stages["confirm"], winner.get("confirmed"), study["confirm"]["seeds"])
+    return [row for own in stages.values() for row in own]
+
+
+def _racing(rows: list[Row], record: list[Row]) -> list[Row]:
+    """Return the rows of the newest races, without candidates and rounds of earlier ones."""
+    current = {(row["race"], row["round"], row["candidate"]): row for row in _by_time(rows)}
+    ended = {event["race"]: event["rounds"] for event in record if event["event"] == "selected"}
+    for race, events in race_rounds(record).items():
+        last = events[-1]
+        begun = last["round"] + (ended.get(race) != last["round"])
+        racers = {racer["candidate"]: racer["dropped"] for racer in last["racers"]}
+        for key in [key for key in current if key[0] == race]:
+            _, number, candidate = key
+            dropped = racers.get(candidate)
+            if candidate not in racers or number > begun or (dropped is not None and number > dropped):
+                del current[key]
+    return sorted(current.values(), key=lambda row: row["number"])
+
+
+def _confirming(rows: list[Row], confirmed: list[str] | None, seeds: int) -> list[Row]:
+    """Return the rows of the recipes that the newest winner was chosen with, of the first `seeds` seeds.
+
+    A recipe that was taken from another trial before has lost its old runs.
+    """
+    by_time = _by_time(rows)
+    latest = {row["candidate"]: row.get("source") for row in by_time}
+    current = {
+        (row["candidate"], row["seed"]): row
+        for row in by_time
+        if row.get("source") == latest[row["candidate"]] and (confirmed is None or row["candidate"] in confirmed)
+    }
+    kept = sorted({seed for _, seed in current})[:seeds]
+    return sorted((row for row in current.values() if row["seed"] in kept), key=lambda row: row["number"])
+
+
+def _by_time(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: float(row.get("time", 0.0)))
 
 
 def _outcome(planned: Row, outcomes: Mapping[str, Row], store: Store) -> Row | None:

@@ -19,14 +19,17 @@ Arrays = Mapping[str, Any]
 FREEZES = ("none", "encoder_but_norm", "encoder")
 CLASSES_DRAWN = 10
 GRID = 5
+SMALLEST_MAP = 4
 LETTERS = 20
 """The longest name of a class below a bar."""
 
 
 def drawings(arrays: Arrays) -> dict[str, Callable[[], Figure | None]]:
     """Return what draws each picture, by file name; it returns None if there are no arrays for the picture."""
+    left_out = {f"gradcam_{freeze}.png" for freeze in FREEZES if _small_maps(arrays, freeze)}
     return {
-        name: partial(draw, arrays) if array in arrays else lambda: None for name, (array, draw) in PICTURES.items()
+        name: partial(draw, arrays) if array in arrays and name not in left_out else lambda: None
+        for name, (array, draw) in PICTURES.items()
     }
 
 
@@ -34,7 +37,19 @@ def reasons(arrays: Arrays) -> list[tuple[str, str]]:
     """Return (what, reason) for each picture that could not be computed."""
     absent = {"softened outputs": "softened_reason"}
     absent |= {f"Grad-CAM with `student.freeze: {freeze}`": f"gradcam_{freeze}_reason" for freeze in FREEZES}
-    return [(what, str(arrays[name])) for what, name in absent.items() if name in arrays]
+    found = [(what, str(arrays[name])) for what, name in absent.items() if name in arrays]
+    small = [(f"Grad-CAM with `student.freeze: {freeze}`", _small_maps(arrays, freeze)) for freeze in FREEZES]
+    return found + [(what, reason) for what, reason in small if reason]
+
+
+def _small_maps(arrays: Arrays, freeze: str) -> str | None:
+    """Return the reason why maps of an earlier version are not drawn, or None: each must have 4 x 4 pixels or more."""
+    sizes = np.asarray(arrays.get(f"gradcam_{freeze}_sizes", []))
+    if not sizes.size or sizes.min() >= SMALLEST_MAP:
+        return None
+    least = sizes[sizes.min(axis=1).argmin()]
+    fewest = f"{SMALLEST_MAP} x {SMALLEST_MAP}"
+    return f"a map has {least[0]} x {least[1]} pixels, and one of fewer than {fewest} marks no place"
 
 
 def softened(arrays: Arrays) -> Figure:

@@ -5,14 +5,13 @@ from typing import Any
 
 from analysis.accounts import continue_command, stages_ended
 from analysis.chance import chance_remarks
-from analysis.claims import Candidate, Single, bootstrap, verdict
+from analysis.claims import Candidate, Single, bootstrap, grown_seeds, verdict
 from analysis.frame import Study
+from analysis.results import difference_cell, test_cell
 from analysis.tables import (
     MISSING,
     bold_if,
     count,
-    estimate_percent,
-    estimate_points,
     missing,
     percent,
     percent_interval,
@@ -27,6 +26,7 @@ def headline(
 
     binomial_images: numbers of test images of the teachers' intervals; lost: confirming runs without a test result.
     """
+    diverged = [each for each in (winner, baseline) if each is not None and each.diverged]
     return {
         "title": (study.description.get("report") or {}).get("title") or study.name,
         "stages": stages_ended(study),
@@ -34,7 +34,7 @@ def headline(
         "winner": winner,
         "baseline": baseline,
         "verdict": verdict(winner.difference if winner else None),
-        "bootstrap": bootstrap(study, winner, baseline) if winner and baseline else None,
+        "bootstrap": None if diverged or not winner or not baseline else bootstrap(study, winner, baseline),
         "teacher_below": _teacher_below(study, baseline, teachers[0]) if teachers else None,
         "teachers": [
             {"name": single.model + (f" from {single.file}" if single.file else ""), "validation": single.validation}
@@ -44,10 +44,12 @@ def headline(
         "chance": chance_remarks(study),
         "weights": study.description.get("weights", []),
         "lost": [
-            {"runs": each.planned - len(each.trial_ids), "planned": each.planned, "key": each.key}
+            {"runs": each.planned - each.diverged - len(each.trial_ids), "planned": each.planned, "key": each.key}
             for each in (winner, baseline)
-            if each is not None and len(each.trial_ids) < each.planned
+            if each is not None and len(each.trial_ids) + each.diverged < each.planned
         ],
+        "diverged": diverged,
+        "grown": grown_seeds(study, winner, baseline) if winner and baseline else [],
         "networks": _networks(study, winner, baseline, teachers),
         "binomial_images": sorted({single.test_images for single in teachers if single.interval}),
     }
@@ -83,9 +85,9 @@ def _networks(
         if student is None:
             rows.append(_row(study, network, accuracy="not confirmed yet"))
             continue
-        n, difference = str(student.test.n) if student.test else "0", student.difference
-        gain = bold_if(difference is not None and difference.decided, estimate_points(difference))
-        rows.append(_row(study, network, student, estimate_percent(student.test), n, gain))
+        gain = bold_if(student.difference is not None and student.difference.decided, difference_cell(student))
+        n = str(student.test.n) if student.test else "0"
+        rows.append(_row(study, network, student, test_cell(student), n, gain))
     return rows
 
 

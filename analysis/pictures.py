@@ -40,6 +40,7 @@ def _pictures(study: Study, findings: Findings) -> dict[str, Callable[[], Figure
         "history.png": lambda: plots.history(study),
         "slices.png": lambda: slices.slices(study),
         "importance.png": lambda: plots.importances(findings.branches),
+        "sizes.png": lambda: plots.sizes(findings.models, study),
         "learning_curves.png": lambda: (
             curves.learning_curves(study, winner, baseline, teacher) if winner and baseline else None
         ),

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from analysis import accounts, results
+from analysis import accounts, options, pruning, results, selection, student_models
 from analysis.cost import cost
 from analysis.findings import Findings, Pictures, find_all
 from analysis.frame import Study, read_study, trials_csv
 from analysis.headline import headline
+from analysis.importance import RESAMPLES
 from analysis.rendering import render
+from analysis.trained import trained
 from kdtrain.storage.folder import write_bytes
 
 BEST_SHOWN = 10
@@ -48,17 +50,29 @@ def draw(study: Study, findings: Findings) -> Pictures:
 
 def compose(study: Study, findings: Findings, pictures: Pictures) -> str:
     """Return the text of report.md."""
+    of_pairs = [pair.p_holm for pair in findings.pairs]
     return render(
         "report.md.j2",
         study=study,
         pictures=pictures,
         headline=headline(study, findings.winner, findings.baseline, findings.teachers),
+        trained=trained(study),
+        races=selection.races(study),
+        fall=selection.fall(study),
+        in_unit=selection.in_unit(study),
+        unit=selection.unit(study),
+        unit_of_a_difference="points" if selection.unit(study) == "%" else selection.unit(study),
+        options=options.options(study, findings.candidates, findings.pairs),
+        models=student_models.model_rows(study, findings.models),
         confirmed=results.confirmed(study, findings.candidates),
-        corrected=sum(candidate.p_holm is not None for candidate in findings.candidates),
+        diverged=any(candidate.diverged for candidate in findings.candidates),
+        corrected=sum(p is not None for p in [each.p_holm for each in findings.candidates] + of_pairs),
         reference=findings.reference,
         best_trials=results.best_trials(study, BEST_SHOWN),
         most_trials=BEST_SHOWN,
         hyperparameters=[(branch, results.hyperparameters(branch)) for branch in findings.branches],
+        rank_correlations=pruning.rank_correlations(study),
+        resamples=RESAMPLES,
         trial_counts=accounts.trial_counts(study),
         reasons=accounts.reasons(study),
         broken=accounts.broken(study),

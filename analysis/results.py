@@ -7,7 +7,7 @@ import pandas as pd
 from analysis.accounts import STATES
 from analysis.claims import Candidate
 from analysis.frame import Study
-from analysis.importance import Branch
+from analysis.importance import Branch, Importance
 from analysis.tables import (
     MISSING,
     Rows,
@@ -34,6 +34,19 @@ def confirmed(study: Study, candidates: list[Candidate]) -> Rows:
     return [_candidate_row(study, candidate, names, weighted) for candidate in candidates]
 
 
+def test_cell(candidate: Candidate) -> str:
+    """Return the test accuracy over the seeds; a recipe with a non-finite seed has none."""
+    if candidate.diverged:
+        return f"diverged in {candidate.diverged} of {candidate.planned}"
+    return estimate_percent(candidate.test)
+
+
+def difference_cell(candidate: Candidate) -> str:
+    """Return the difference to the baseline; there is none if one of the two has a non-finite seed."""
+    is_cut = candidate.difference is not None and candidate.difference.diverged
+    return MISSING if is_cut else estimate_points(candidate.difference)
+
+
 def best_trials(study: Study, most: int) -> Rows:
     """Return a row for each of the best trials of the search, at most `most`."""
     top = ranked(study).head(most)
@@ -53,9 +66,9 @@ def best_trials(study: Study, most: int) -> Rows:
     ]
 
 
-def ranked(study: Study) -> pd.DataFrame:
-    """Return the trials of the search: complete, pruned, failed; each by the objective, then lower NLL, then number."""
-    search = study.stage("search")
+def ranked(study: Study, stage: str = "search") -> pd.DataFrame:
+    """Return the trials of a search: complete, pruned, failed; each by the objective, then lower NLL, then number."""
+    search = study.stage(stage)
     sign = -1.0 if study.larger_is_better else 1.0
     state, objective = search["state"].map(STATES.index), sign * search[study.objective]
     keys = pd.concat([state, objective, search["val/nll"], -search["val/accuracy"], search["number"]], axis=1)
@@ -65,12 +78,21 @@ def ranked(study: Study) -> pd.DataFrame:
 
 def hyperparameters(branch: Branch) -> Rows:
     """Return a row for each hyperparameter of a branch, the most important first."""
-    shares = branch.shares or {}
+    fanova, ped_anova = branch.fanova or {}, branch.ped_anova or {}
+    ordered = sorted(branch.parameters, key=lambda p: -fanova[p["name"]].value) if fanova else branch.parameters
     return [
         {"hyperparameter": f"`{p['name']}`", "searched": searched_range(p)}
-        | ({"importance": f"{shares.get(p['name'], 0.0):.2f}"} if shares else {})
-        for p in sorted(branch.parameters, key=lambda p: -shares.get(p["name"], 0.0))
+        | {
+            name: _importance(found[p["name"]])
+            for name, found in (("fANOVA", fanova), ("PED-ANOVA", ped_anova))
+            if found
+        }
+        for p in ordered
     ]
+
+
+def _importance(found: Importance) -> str:
+    return f"{found.value:.2f} [{found.low:.2f} to {found.high:.2f}]"
 
 
 def searched_range(parameter: dict[str, Any]) -> str:
@@ -89,14 +111,16 @@ def _candidate_row(study: Study, candidate: Candidate, names: list[str], weighte
         cross_entropy, distillation = candidate.weights or (None, None)
         row |= {"CE weight": sampled(cross_entropy), "distillation weight": sampled(distillation)}
     shown = estimate_percent if study.objective in FRACTIONS else estimate_number
-    row[FRACTIONS.get(study.objective, "val NLL, nats")] = shown(candidate.validation)
+    row[FRACTIONS.get(study.objective, "val NLL, nats")] = (
+        MISSING if candidate.diverged else shown(candidate.validation)
+    )
     is_decided = candidate.difference is not None and candidate.difference.decided
     return row | {
-        "test accuracy, %": estimate_percent(candidate.test),
+        "test accuracy, %": test_cell(candidate),
         "n": str(len(candidate.trial_ids)),
         "minus": candidate.baseline or MISSING,
         # an exploratory interval is not corrected for being one of several, so only the primary claim is bold
-        "difference, points": bold_if(candidate.primary and is_decided, estimate_points(candidate.difference)),
+        "difference, points": bold_if(candidate.primary and is_decided, difference_cell(candidate)),
         "p (Holm)": p_value(candidate.p_holm),
         "claim": "primary" if candidate.primary else "exploratory" if candidate.difference else MISSING,
     }

@@ -11,12 +11,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis import style
 from analysis.frame import AXIS, Study
-from analysis.importance import LOG_KINDS, branch_labels, branch_of
-from analysis.plots import axis_label, frame_scores, mark_failed, scores_of
+from analysis.importance import LOG_KINDS, branch_labels, branches_of
+from analysis.plots import at_the_edge, axis_label, frame_scores, mark_failed, scores_of
 from analysis.tables import short_names
 from kdtrain.storage.folder import Row
 
 PRUNED: dict[str, Any] = {"marker": "v", "s": 22, "facecolor": "white", "linewidths": 0.9, "alpha": 0.75}
+PRUNED_AT = " (best epoch before it was stopped)"
 PUBLISHED: dict[str, Any] = {
     "marker": "D", "s": 62, "facecolor": "none", "edgecolor": style.VERMILION, "linewidths": 1.3,
 }  # fmt: skip
@@ -39,9 +40,10 @@ def slices(study: Study) -> Figure | None:
     colours = {
         _title(labels): style.SERIES[i % len(style.SERIES)] for i, labels in enumerate(branch_labels(study.parameters))
     }
-    titles = [_title(branch_of(study.values.loc[i], study.parameters)) for i in search.index]
+    titles = [_title(labels) for labels in branches_of(study.values.loc[search.index], study.parameters)]
     branch = pd.Series(titles, index=search.index, dtype=object)
     names = short_names([p["name"] for p in study.parameters])
+    frame_scores(panels[0], study, search)
     for axes, parameter in zip(panels, drawn, strict=False):
         _slice(axes, study, parameter, search, branch, colours)
         axes.set_title(names[parameter["name"]])
@@ -50,11 +52,10 @@ def slices(study: Study) -> Figure | None:
         axes.set_axis_off()
     for axes in panels[::columns]:
         axes.set_ylabel(axis_label(study))
-    frame_scores(panels[0], study, search)
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    made.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+    made.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2)
     return made
 
 
@@ -75,14 +76,16 @@ def _slice(
         margin = 0.04 * (parameter["high"] - parameter["low"])
         axes.set_xlim(parameter["low"] - margin, parameter["high"] + margin)
     trials = search.loc[x.index]
-    y = trials[study.objective] * AXIS[study.objective][1]
+    y = at_the_edge(axes, trials[study.objective] * AXIS[study.objective][1])
     for title, colour in colours.items():
         inside = trials[(branch.loc[x.index] == title) & y.notna()]
         complete: dict[str, Any] = {"marker": "o", "s": 24, "color": colour, "edgecolor": "white", "linewidths": 0.4}
         pruned = PRUNED | {"edgecolor": colour}
         for state, look in (("pruned", pruned), ("complete", complete)):
             at = inside[inside["state"] == state].index
-            axes.scatter(x.loc[at], y.loc[at], label=f"{title}{state}", **look)
+            if len(at):
+                label = f"{title}{state}" + (PRUNED_AT if state == "pruned" else "")
+                axes.scatter(x.loc[at], y.loc[at], label=label, clip_on=False, **look)
     published = trials[trials["published"] & y.notna()].index
     if len(published):
         axes.scatter(x.loc[published], y.loc[published], label="published point", **PUBLISHED)

@@ -29,13 +29,14 @@ class Interval:
 class Estimate:
     """A mean over n runs; half_width is None if n runs give no interval (n < 2, or all of them equal).
 
-    There is none either while `broken` further runs are to be repeated.
+    There is none either while `broken` further runs are to be repeated, or if `diverged` runs have a non-finite loss.
     """
 
     mean: float
     half_width: float | None
     n: int
     broken: int = 0
+    diverged: int = 0
 
     @property
     def interval(self) -> Interval | None:
@@ -47,19 +48,19 @@ class Estimate:
         return self.n >= SEEDS_FOR_A_CLAIM and self.interval is not None and not self.interval.contains_zero
 
 
-def mean_estimate(values: Sequence[float], broken: int = 0) -> Estimate | None:
+def mean_estimate(values: Sequence[float], broken: int = 0, diverged: int = 0) -> Estimate | None:
     """Return the mean with its t interval (Student 1908): mean +/- t(0.975, n-1) s / sqrt(n), s with n-1.
 
-    Equal values have s = 0, an interval of width 0: they get no interval. No values give None. `broken` is the number
-    of runs without a value that are to be repeated.
+    Equal values have s = 0, an interval of width 0: they get no interval. No values give None. `broken` and `diverged`
+    are the numbers of runs without a value that are to be repeated, and whose loss became non-finite.
     """
     n = len(values)
     if n == 0:
         return None
     mean = float(np.mean(values))
     spread = float(np.std(values, ddof=1)) if n > 1 else 0.0
-    if spread <= NO_SPREAD or broken:
-        return Estimate(mean, None, n, broken)
+    if spread <= NO_SPREAD or broken or diverged:
+        return Estimate(mean, None, n, broken, diverged)
     return Estimate(mean, float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread / n**0.5, n)
 
 

@@ -82,4 +82,4 @@ def _of_study(name: str, study: Study) -> Summary:
     else:
         reason = one_line(study.no_result) if study.no_result else stages_ended(study)
         decision, p = Verdict(UNFINISHED, reason), None
-    return Summary(name, decision, study, winner, branches(study), difference, p)
+    return Summary(name, decision, study, winner, branches(study, resamples=0), difference, p)

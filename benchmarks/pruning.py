@@ -4,18 +4,29 @@
     python benchmarks/pruning.py                        # replays searches on the recorded trainings
 
 A recorded training is a random recipe of SWEEP's space, trained once on the digits: its validation accuracy after each
-epoch. A loss that became non-finite ends the row early.
+epoch. A model of the recorded curves gives the curve of any other recipe: "forest" (100 extremely randomized trees),
+"neighbours" (the mean of the five nearest recorded recipes in the unit cube of the space, weighted by
+1 / (distance + 0.02)), or "nearest" (the nearest one). A random search trains every trial to its end. Another search
+counts the epochs that it trains until a trial that was not pruned is at least as good as the best of a random search,
+and gives up after as many epochs.
 """
 
 import argparse
 import csv
+import math
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from kdtrain.config.parameter import Values
+import numpy as np
+from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.neighbors import KNeighborsRegressor
+
+from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.space import suggest
 from kdtrain.config.sweep import Sweep
+from kdtrain.study.search import Search
 
 FILE = Path(__file__).parent / "data" / "pruning.csv"
 EPOCHS = 18
@@ -44,6 +55,22 @@ SWEEP: dict[str, Any] = {
         "epochs": EPOCHS,
     },
     "study": {"trials": 64},
+}
+MODELS: dict[str, Any] = {
+    "forest": lambda: ExtraTreesRegressor(100, min_samples_leaf=2, random_state=0),
+    "neighbours": lambda: KNeighborsRegressor(5, weights=lambda distances: 1 / (distances + 0.02)),
+    "nearest": lambda: KNeighborsRegressor(1),
+}
+OTHER_SEEDS = 1_000
+"""Added to a search's seed, so that it does not draw the points of the random search that it is compared with."""
+RANDOM = {"name": "random"}
+TPE = {"name": "tpe"}
+ASHA = {"name": "asha", "min_share": 0.1}
+SEARCHES: dict[str, dict[str, Any]] = {
+    "random, asha": {"sampler": RANDOM, "pruner": ASHA},
+    "tpe": {"sampler": TPE},
+    "tpe, asha": {"sampler": TPE, "pruner": ASHA},
+    "tpe, hyperband": {"sampler": TPE, "pruner": {"name": "hyperband", "min_share": 0.1}},
 }
 
 
@@ -98,10 +125,89 @@ def read_rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+class Surface:
+    """The validation accuracy of any recipe of the space by epoch, from the recorded ones."""
+
+    def __init__(self, sweep: Sweep, kind: str) -> None:
+        rows = [row for row in read_rows() if row[f"epoch {EPOCHS}"]]
+        self.parameters = sweep.parameters
+        points = np.array([self._unit({p.name: float(row[p.name]) for p in self.parameters}) for row in rows])
+        curves = np.array([[float(row[f"epoch {epoch}"]) for epoch in range(1, EPOCHS + 1)] for row in rows])
+        self.size, self.model = len(rows), MODELS[kind]().fit(points, curves)
+
+    def curve(self, values: Values) -> list[float]:
+        curve: list[float] = self.model.predict([self._unit(values)])[0].tolist()
+        return curve
+
+    def _unit(self, values: Values) -> list[float]:
+        return [self._share(p, float(values[p.name])) for p in self.parameters]  # type: ignore[arg-type]
+
+    @staticmethod
+    def _share(p: Parameter, value: float) -> float:
+        low, high = (math.log(p.low), math.log(p.high)) if p.is_log else (p.low, p.high)
+        return ((math.log(value) if p.is_log else value) - low) / (high - low)
+
+
+def searched(
+    surface: Surface, seed: int, study: dict[str, Any], target: float = math.inf, most: float = math.inf
+) -> tuple[float, int]:
+    """Carry a search out until a trial reaches the target or `most` epochs are spent; return best value and epochs."""
+    sweep = Sweep.from_dict({**SWEEP, "study": {"seed": seed, "select": {"candidates": 2}, **study}}, "pruning")
+    search = Search("search", sweep)
+    best, spent = 0.0, 0
+    for start in range(0, search.trials, sweep.study.batch):
+        batch = search.batch_of(start)
+        for number in batch:
+            search.plan(number, search.suggest(number))
+        for number in batch:
+            curve = surface.curve(search.planned[number])
+            rows: list[Any] = [{"epoch": epoch, "val/accuracy": value} for epoch, value in enumerate(curve, start=1)]
+            stop = search.pruned_at(number, rows[:-1])
+            rows = rows[:stop]
+            spent += len(rows)
+            value = max(row["val/accuracy"] for row in rows)
+            search.tell(number, "pruned" if stop else "complete", value, rows)
+            best = best if stop else max(best, value)
+            if best >= target or spent >= most:
+                return best, spent
+    return best, spent
+
+
+def replay(seeds: int, random_trials: int, kinds: list[str]) -> None:
+    """Print, for each surface and each kind of search, the epochs until the random search's best value."""
+    sweep = Sweep.from_dict(SWEEP, "pruning")
+    for kind in kinds:
+        surface, whole = Surface(sweep, kind), random_trials * EPOCHS
+        randoms = [searched(surface, s, {"trials": random_trials, "sampler": RANDOM})[0] for s in range(seeds)]
+        print(
+            f"{kind}: {surface.size} recorded recipes; random search of {random_trials} trials, {whole} epochs: best"
+            f" {median(randoms):.4f} ({min(randoms):.4f} to {max(randoms):.4f})",
+            flush=True,
+        )
+        for name, study in SEARCHES.items():
+            study = {"trials": whole, **study}
+            found = [searched(surface, s + OTHER_SEEDS, study, target, whole) for s, target in enumerate(randoms)]
+            epochs = [
+                spent if best >= target else math.inf for (best, spent), target in zip(found, randoms, strict=True)
+            ]
+            reached = sum(map(math.isfinite, epochs))
+            third = sum(3 * each <= whole for each in epochs)
+            print(
+                f"  {name:22} median {median(epochs):6.0f} epochs, {whole / median(epochs):4.1f} times fewer;"
+                f" with at most as many epochs {reached} of {seeds}, with a third {third}",
+                flush=True,
+            )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", nargs="?", choices=("record", "replay"), default="replay")
     parser.add_argument("--recipes", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--surfaces", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--trials", type=int, default=64, help="of the random search")
     chosen = parser.parse_args()
     if chosen.command == "record":
         record(chosen.recipes)
+    else:
+        replay(chosen.seeds, chosen.trials, chosen.surfaces)

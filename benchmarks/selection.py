@@ -1,10 +1,22 @@
-"""Measure by how much a sweep's choice misses the best recipe, if it chooses after noisy trainings."""
+"""Measure by how much a sweep's choice misses the best recipe, if it chooses after noisy trainings.
+
+python benchmarks/selection.py train sweeps/digits_kd.yaml benchmarks/data/selection_digits.csv
+    trains 60 random recipes of that space with 20 seeds each (20 minutes of one core), or goes on with that
+python benchmarks/selection.py simulate benchmarks/data/selection_digits.csv
+    resamples searches from this table, and lets rules choose with equally many trainings
+python benchmarks/selection.py simulate
+    does the same with made-up recipes: standard deviation 1 between recipes, 1 between seeds
+
+The regret is the true mean of the best recipe of a search minus that of the chosen one.
+"""
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import optuna
 import torch
 
@@ -13,12 +25,16 @@ from kdtrain.config.parameter import Values
 from kdtrain.config.recipe import teacher_recipe
 from kdtrain.config.sweep import Sweep, load_sweep
 from kdtrain.storage.cache import Cache
+from kdtrain.study import racing
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.trainer import train
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
 METRICS = ("val/accuracy", "val/nll", "test/accuracy")
+TRIALS, TRAININGS, CANDIDATES = 40, 20, 8
+Draw = tuple[np.ndarray, np.ndarray]
+"""The objective of a search's trials by seed, [trial, seed], and their true means. Seed 0 is the search's own."""
 
 
 def train_surface(sweep: Sweep, recipes: int, seeds: int, file: Path, workspace: Workspace) -> None:
@@ -60,6 +76,135 @@ def trained(sweep: Sweep, point: Values, seed: int, workspace: Workspace) -> lis
     return [float(metrics[name]) for name in METRICS]  # type: ignore[arg-type]
 
 
+@dataclass
+class Search:
+    """A finished search of one seed; `train` reveals what one of its recipes reaches with a fresh seed."""
+
+    value_NS: np.ndarray
+    spent: int = 0
+
+    @property
+    def ranked(self) -> list[int]:
+        """Return the trials, best single value first."""
+        return [int(each) for each in np.argsort(-self.value_NS[:, 0], kind="stable")]
+
+    def train(self, trial: int, seed: int) -> float:
+        """Return the objective of a trial's recipe with fresh seed 1, 2, ..."""
+        self.spent += 1
+        assert self.spent <= TRAININGS
+        return float(self.value_NS[trial, seed])
+
+
+def best_value(search: Search) -> int:
+    """Choose the best single value."""
+    return search.ranked[0]
+
+
+def two_by_ten(search: Search) -> int:
+    """Choose the better of the two best by the mean of ten fresh seeds each, as kdtrain did before the race."""
+    seeds = range(1, TRAININGS // 2 + 1)
+    return max(search.ranked[:2], key=lambda trial: np.mean([search.train(trial, seed) for seed in seeds]))
+
+
+def doubling(search: Search) -> int:
+    """Choose as the Intensifier of SMAC3 does (Lindauer et al. 2022), with fresh seeds.
+
+    A challenger gets 1, 2, 4, ... of the incumbent's seeds; it is rejected as soon as its mean is not better on those
+    that it has, and becomes the incumbent when it has them all. If no challenger is left, the incumbent gets one more
+    seed, and the next trial challenges it.
+    """
+    incumbent, *others = search.ranked
+    seen = {trial: [] for trial in search.ranked}
+    seen[incumbent].append(search.train(incumbent, 1))
+    queue, others = [(trial, 1) for trial in others[: CANDIDATES - 1]], others[CANDIDATES - 1 :]
+    while search.spent < TRAININGS:
+        if not queue:
+            seen[incumbent].append(search.train(incumbent, len(seen[incumbent]) + 1))
+            queue, others = [(trial, 1) for trial in others[:1]], others[1:]
+            continue
+        trial, step = queue.pop(0)
+        own, best, rejected = seen[trial], seen[incumbent], False
+        for _ in range(min(step, len(best) - len(own), TRAININGS - search.spent)):
+            own.append(search.train(trial, len(own) + 1))
+            if rejected := np.mean(own) <= np.mean(best[: len(own)]):
+                break
+        if not rejected and len(own) == len(best):
+            incumbent = trial
+        elif not rejected:
+            queue.append((trial, 2 * step))
+    return incumbent
+
+
+def race(search: Search) -> int:
+    """Choose as the stage select does."""
+    keys = {trial: str(trial) for trial in search.ranked}
+    values = {keys[trial]: {0: float(search.value_NS[trial, 0])} for trial in search.ranked}
+    candidates = in_race = [keys[trial] for trial in search.ranked[:CANDIDATES]]
+    ties = {key: (rank,) for rank, key in enumerate(candidates)}
+    for seed in range(1, TRAININGS + 1):
+        for key in in_race:
+            values[key][seed] = search.train(int(key), seed)
+        found = racing.posterior(values, candidates)
+        best = racing.leader(found, in_race, ties)
+        in_race = racing.next_round(found, in_race, ties, TRAININGS - search.spent)
+        if len(in_race) < 2:
+            break
+    return int(best)
+
+
+RULES = {
+    "best single value": best_value,
+    "2 candidates x 10 seeds": two_by_ten,
+    "doubling (SMAC3)": doubling,
+    "race": race,
+}
+
+
+def table_draws(file: Path, draws: int) -> Iterator[Draw]:
+    """Yield searches of 40 recipes of a table, in percent, with its seeds in random order."""
+    with file.open(newline="") as rows:
+        value = {
+            (int(row["recipe"]), int(row["seed"])): 100 * float(row["val/accuracy"]) for row in csv.DictReader(rows)
+        }
+    recipes, seeds = sorted({recipe for recipe, _ in value}), sorted({seed for _, seed in value})
+    table_RS = np.array([[value[recipe, seed] for seed in seeds] for recipe in recipes])
+    for draw in range(draws):
+        random = np.random.default_rng(draw)
+        trials, order = random.permutation(len(recipes))[:TRIALS], random.permutation(len(seeds))
+        yield table_RS[trials][:, order], table_RS[trials].mean(1)
+
+
+def made_up_draws(draws: int) -> Iterator[Draw]:
+    """Yield searches of 40 recipes with normal means and normal noise, both of standard deviation 1."""
+    for draw in range(draws):
+        random = np.random.default_rng(draw)
+        true_N = random.standard_normal(TRIALS)
+        yield true_N[:, None] + random.standard_normal((TRIALS, TRAININGS + 1)), true_N
+
+
+def regrets(rule: Callable[[Search], int], draws: Sequence[Draw]) -> np.ndarray:
+    """Return the regret of a rule in each search."""
+    return np.array([true_N.max() - true_N[rule(Search(value_NS))] for value_NS, true_N in draws])
+
+
+def simulate(draws: Sequence[Draw]) -> None:
+    """Print each rule's mean regret and its ratio to that of two candidates, with 95 % intervals by bootstrap."""
+    found = {name: regrets(rule, draws) for name, rule in RULES.items()}
+    sample = np.random.default_rng(0).integers(0, len(draws), (1000, len(draws)))
+    base = found["2 candidates x 10 seeds"]
+    print(f"{len(draws)} searches of {TRIALS} trials; {TRAININGS} trainings more, but for the best single value")
+    print(f"{'':24} {'regret':>8} {'95 % interval':>16} {'of 2 x 10':>10} {'95 % interval':>16} {'9 of 10 below':>14}")
+    for name, regret in found.items():
+        means, ratios = regret[sample].mean(1), regret[sample].mean(1) / base[sample].mean(1)
+        columns = [f"{regret.mean():8.3f} {_interval(means):>16} {regret.mean() / base.mean():10.2f}"]
+        print(f"{name:24}", *columns, f"{_interval(ratios):>16} {np.quantile(regret, 0.9):14.2f}")
+
+
+def _interval(values: np.ndarray) -> str:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return f"{low:.2f} to {high:.2f}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the recipes, or simulate choices from their table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -68,16 +213,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training.add_argument("sweep", type=Path)
     training.add_argument("file", type=Path, help="the CSV that is written, or continued")
     training.add_argument("--set", action="append", default=[], dest="overrides", metavar="PATH=VALUE")
-    training.add_argument("--recipes", type=int, default=64)
+    training.add_argument("--recipes", type=int, default=60)
     training.add_argument("--seeds", type=int, default=20)
     training.add_argument("--results", type=Path, default=Path("results"))
     training.add_argument("--data", type=Path, default=Path("data"))
+    simulation = commands.add_parser("simulate", help="resample searches from a table, or make them up")
+    simulation.add_argument("file", type=Path, nargs="?", help="the CSV of a training; made-up recipes without it")
+    simulation.add_argument("--draws", type=int, default=1000)
     given = parser.parse_args(arguments)
     if given.command == "train":
         torch.set_num_threads(1)
         workspace = Workspace(Store(given.results), given.data, cache=Cache(given.results / "cache", 1 << 30))
         sweep = load_sweep(given.sweep, given.overrides)
         train_surface(sweep, given.recipes, given.seeds, given.file, workspace)
+    elif given.file is None:
+        simulate(list(made_up_draws(given.draws)))
+    else:
+        simulate(list(table_draws(given.file, given.draws)))
 
 
 if __name__ == "__main__":

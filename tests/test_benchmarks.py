@@ -154,3 +154,20 @@ def test_the_three_sweeps_are_compared(tmp_path: Path) -> None:
         assert counts in done.stdout
         assert f"obvious / kdtrain at {trials} trials" in done.stdout
     assert "CPU s for each trial of kdtrain from 2 to 4" in done.stdout
+
+
+def test_the_surface_of_recorded_trainings_repeats_a_recorded_one_at_its_recipe() -> None:
+    pruning = benchmark("pruning")
+    sweep = pruning.Sweep.from_dict(pruning.SWEEP, "pruning")
+    surface, row = pruning.Surface(sweep, "nearest"), pruning.read_rows()[3]
+    values = {parameter.name: float(row[parameter.name]) for parameter in sweep.parameters}
+    assert surface.curve(values) == [float(row[f"epoch {epoch}"]) for epoch in range(1, pruning.EPOCHS + 1)]
+
+
+def test_a_replayed_random_search_trains_every_trial_to_its_end_and_a_pruned_one_does_not() -> None:
+    pruning = benchmark("pruning")
+    surface = pruning.Surface(pruning.Sweep.from_dict(pruning.SWEEP, "pruning"), "nearest")
+    _, whole = pruning.searched(surface, 0, {"trials": 12, "sampler": pruning.RANDOM})
+    _, pruned = pruning.searched(surface, 0, {"trials": 12, "sampler": pruning.RANDOM, "pruner": pruning.ASHA})
+    assert whole == 12 * pruning.EPOCHS
+    assert pruned < 2 / 3 * whole

@@ -41,7 +41,8 @@ def load_class(name: str, base: type, folders: Sequence[Path]) -> type:
         got = f"a subclass of {', '.join(bases)}" if bases else f"{found!r:.80}"
         raise ValueError(f"must be a subclass of {_public_name(base)}, got {got}")
     if inspect.isabstract(found):
-        raise ValueError(f"{class_name} lacks methods: {', '.join(sorted(found.__abstractmethods__))}")
+        missing = sorted(name for name in dir(found) if getattr(getattr(found, name), "__isabstractmethod__", False))
+        raise ValueError(f"{class_name} lacks methods: {', '.join(missing)}")
     return found
 
 

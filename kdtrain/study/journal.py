@@ -188,7 +188,7 @@ def _identity(about: StudyRecord) -> Row:
     """Return the part of study.json that must stay the same."""
     study = {key: value for key, value in about["study"].items() if key != "trials"}
     study["confirm"] = {key: value for key, value in study["confirm"].items() if key != "seeds"}
-    return {"recipe": about["recipe"], "study": study}
+    return {"recipe": about["recipe"], "study": study, "own_code": about.get("own_code", {})}
 
 
 def _differences(before: Any, now: Any, place: str = "") -> list[str]:

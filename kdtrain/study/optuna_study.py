@@ -1,8 +1,8 @@
-"""Optuna studies of one decision: a trial of its own beside other trials.
+"""Optuna studies for one decision each: a trial beside other trials.
 
 A sampler or a pruner that decides about a trial must see exactly the trials that had finished before its batch. To copy
 them into a new study for each decision takes time that grows with their number. So the storage here holds only the
-trial in question, and refers to a list of the others.
+trial in question, and refers to the others.
 """
 
 import copy
@@ -23,15 +23,28 @@ from kdtrain.storage.folder import Row
 
 
 class SharedTrials(optuna.storages.InMemoryStorage):
-    """A storage of one trial, which has `number`, beside `others`, to which it refers; it does not copy them.
+    """A storage of one study and one trial, which has `number`, beside `others`: it refers to them without a copy.
 
     Samplers and pruners list trials by `get_all_trials`. Optuna's own in-memory storage, below it, numbers its only
-    trial 0.
+    trial 0. The others have ended or are running.
+
+    Args:
+        name: The study's name, from which Hyperband takes a trial's bracket.
+        directions: One direction for each objective.
     """
 
-    def __init__(self, others: Sequence[FrozenTrial], number: int) -> None:
+    def __init__(self, name: str, directions: Sequence[StudyDirection]) -> None:
         super().__init__()
-        self.others, self.number = others, number
+        self.others: Sequence[FrozenTrial] = ()
+        self.number, self.name = 0, name
+        with _quiet_optuna():
+            self.study_id = self.create_new_study(directions, name)
+
+    def beside(self, others: Sequence[FrozenTrial], number: int) -> "SharedTrials":
+        """Return a storage with the same study and its system attributes for another trial."""
+        new = copy.deepcopy(self)  # to create a study again takes longer: Optuna logs a line
+        new.others, new.number = others, number
+        return new
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         return self._numbered(super().get_trial(trial_id))
@@ -39,9 +52,11 @@ class SharedTrials(optuna.storages.InMemoryStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        own = super().get_all_trials(study_id, deepcopy=False, states=states)
-        others = self.others if states is None else [trial for trial in self.others if trial.state in states]
-        trials = [*others, *map(self._numbered, own)]
+        trials = [*map(self._numbered, super().get_all_trials(study_id, deepcopy=False, states=states))]
+        if states is None:
+            trials = [*self.others, *trials]
+        elif any(state in states for state in TrialState if state != TrialState.WAITING):
+            trials = [*(trial for trial in self.others if trial.state in states), *trials]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def _numbered(self, trial: FrozenTrial) -> FrozenTrial:
@@ -51,55 +66,31 @@ class SharedTrials(optuna.storages.InMemoryStorage):
 
 
 class OneTrialStudy:
-    """An Optuna study with one trial beside others, and what samplers and pruners keep in it.
+    """An Optuna study with one trial beside others, and what samplers and pruners keep in it."""
 
-    Args:
-        name: The study's name, from which Hyperband takes a trial's bracket.
-        directions: One direction for each objective.
-        others: The trials that the decision sees, with numbers of their own.
-        number: The trial's number among them.
-        attributes: The study's system attributes, as an earlier decision has left them.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        directions: Sequence[StudyDirection],
-        sampler: BaseSampler,
-        pruner: BasePruner,
-        others: Sequence[FrozenTrial],
-        number: int,
-        attributes: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.storage = SharedTrials(others, number)
-        with _quiet_optuna():  # it logs a line for each study
-            self.study = optuna.create_study(
-                study_name=name, storage=self.storage, sampler=sampler, pruner=pruner, directions=directions
-            )
-        self._id = self.storage.get_study_id_from_name(name)
-        for key, value in (attributes or {}).items():
-            self.storage.set_study_system_attr(self._id, key, value)
+    def __init__(self, storage: SharedTrials, sampler: BaseSampler, pruner: BasePruner) -> None:
+        self._storage = storage
+        self._study = optuna.load_study(study_name=storage.name, storage=storage, sampler=sampler, pruner=pruner)
 
     @property
     def study_attributes(self) -> dict[str, Any]:
         """The study's system attributes."""
-        return dict(self.storage.get_study_system_attrs(self._id))
+        return dict(self._storage.get_study_system_attrs(self._storage.study_id))
 
     @property
     def trial_attributes(self) -> dict[str, Any]:
         """The system attributes of the trial."""
-        return dict(
-            self.storage.get_trial(self.storage.get_trial_id_from_study_id_trial_number(self._id, 0)).system_attrs
-        )
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._storage.study_id, 0)
+        return dict(self._storage.get_trial(trial_id).system_attrs)
 
     def ask(self) -> optuna.Trial:
         """Return the trial."""
-        return self.study.ask()
+        return self._study.ask()
 
     def tell(self, running: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> FrozenTrial:
         """Return a running trial as it is when it has finished; the sampler is informed, as by Optuna."""
-        self.study.add_trial(running)
-        return self.study.tell(0, values, state)
+        self._study.add_trial(running)
+        return self._study.tell(0, values, state)
 
 
 @dataclass
@@ -118,25 +109,33 @@ class FinishedTrials:
         return self.trials[: None if number is None else bisect_left(self.numbers, number)]
 
 
-@dataclass
 class Suggestions:
     """The Optuna study that suggests values. Each suggestion has a sampler of its own, seeded by the trial's number.
 
-    A trial's number in the Optuna study is its place among the trials that the sampler sees. `_kept` are the study's
-    system attributes: all that outlives a sampler, beside the attributes of the trials.
+    A trial's number in the Optuna study is its place among the trials that the sampler sees. What outlives a sampler is
+    in the system attributes of trials and study.
+
+    Args:
+        name, directions: See `SharedTrials`.
+        sampler: Returns the sampler of a trial of the search.
+        pruner: Returns the search's pruner: samplers of Optuna look at its brackets.
     """
 
-    name: str
-    directions: Sequence[StudyDirection]
-    sampler: Callable[[int], BaseSampler]
-    pruner: Callable[[], BasePruner]
-    finished: FinishedTrials = field(default_factory=FinishedTrials)
-    _kept: dict[str, Any] = field(default_factory=dict)
+    def __init__(
+        self,
+        name: str,
+        directions: Sequence[StudyDirection],
+        sampler: Callable[[int], BaseSampler],
+        pruner: Callable[[], BasePruner],
+    ) -> None:
+        self.name = name
+        self._empty, self._sampler, self._pruner = SharedTrials(name, directions), sampler, pruner
+        self.finished = FinishedTrials()
 
     def suggest(
         self,
         number: int,
-        seen: list[FrozenTrial],
+        seen: Sequence[FrozenTrial],
         running: Iterable[FrozenTrial],
         draw: Callable[[optuna.Trial], Values],
     ) -> tuple[Values, Row]:
@@ -146,21 +145,23 @@ class Suggestions:
             trial.number = len(others)
             others.append(trial)
         study = self._study(number, others)
+        before = study.study_attributes
         values = draw(study.ask())
-        kept = {key: value for key, value in study.study_attributes.items() if self._kept.get(key) != value}
+        kept = {key: value for key, value in study.study_attributes.items() if before.get(key) != value}
         attributes = {"trial": study.trial_attributes, "study": kept}
-        self.keep(attributes)
+        self.keep(kept)
         return values, {part: own for part, own in attributes.items() if own}
 
     def keep(self, attributes: Row) -> None:
-        """Take the system attributes of the study that came with a suggestion."""
-        self._kept |= attributes.get("study", {})
+        """Take system attributes of the study."""
+        for key, value in attributes.items():
+            self._empty.set_study_system_attr(self._empty.study_id, key, value)
 
     def tell(self, number: int, running: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Add a trial that has finished, after the sampler has seen it."""
         study = self._study(number, self.finished.trials)
         told = study.tell(running, state, values)
-        self._kept = study.study_attributes
+        self.keep(study.study_attributes)
         self.finished.add(
             number,
             FrozenTrial(
@@ -180,9 +181,7 @@ class Suggestions:
         )
 
     def _study(self, number: int, others: Sequence[FrozenTrial]) -> OneTrialStudy:
-        return OneTrialStudy(
-            self.name, self.directions, self.sampler(number), self.pruner(), others, len(others), self._kept
-        )
+        return OneTrialStudy(self._empty.beside(others, len(others)), self._sampler(number), self._pruner())
 
 
 class RunningTrial:
@@ -215,19 +214,17 @@ class RunningTrial:
         return self._trial.should_prune()
 
 
-@dataclass
 class Pruning:
     """The Optuna study that prunes. A trial has its number in the search, which decides its bracket of Hyperband."""
 
-    name: str
-    direction: StudyDirection
-    pruner: Callable[[], BasePruner]
-    finished: FinishedTrials = field(default_factory=FinishedTrials)
+    def __init__(self, name: str, direction: StudyDirection, pruner: Callable[[], BasePruner]) -> None:
+        self._empty, self._pruner = SharedTrials(name, [direction]), pruner
+        self.finished = FinishedTrials()
 
-    def begin(self, number: int, seen: list[FrozenTrial], step: Callable[[int], int]) -> RunningTrial:
+    def begin(self, number: int, seen: Sequence[FrozenTrial], step: Callable[[int], int]) -> RunningTrial:
         """Return a trial without epochs beside those that it is compared with."""
-        sampler, pruner = RandomSampler(seed=0), self.pruner()
-        return RunningTrial(OneTrialStudy(self.name, [self.direction], sampler, pruner, seen, number), step)
+        storage = self._empty.beside(seen, number)
+        return RunningTrial(OneTrialStudy(storage, RandomSampler(seed=0), self._pruner()), step)
 
 
 @contextmanager

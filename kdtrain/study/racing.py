@@ -3,7 +3,7 @@
 Model: the objective of recipe i with seed s is y_is = m + a_i + b_s + e_is. The recipes' effects a_i are normal with
 standard deviation `between_sd`, the residuals e_is with `residual_sd`; the seeds' effects b_s are fixed.
 
-Shapes: I recipes, S seeds, C candidates asked for, P hyperparameters, N trials.
+Shapes: I recipes, S seeds, C candidates asked for, G ratios of variances, P hyperparameters, N trials.
 """
 
 import math
@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from kdtrain.config.parameter import Parameter, Values
 
 LOG_RATIOS = np.linspace(-6, 6, 49)
-"""Decadic logarithms of the ratios of the variances that are tried first. The upper end stands for no residual."""
+"""Decadic logarithms of the ratios of the variances that are tried first."""
+SMALLEST_STEP = 1e-5
+"""Step of the logarithms at which the search for the best ratio ends."""
 DECIMALS = 12
 """Posterior means that agree in so many decimals are equal: only the order of a sum differs."""
 SMALLEST_SURFACE = 20
@@ -64,39 +65,38 @@ class Posterior:
         return float(norm.cdf(difference / math.sqrt(variance)))
 
 
-class _Fit:
-    """The mixed model at one ratio of the variances, `between_sd**2 / residual_sd**2`.
+class _Fits:
+    """The mixed model at G ratios of the variances, `between_sd**2 / residual_sd**2`.
 
     The covariance of a recipe's n values, in units of the residual variance, is I + ratio * 11'. Its inverse is
     I - weight * 11' with weight = ratio / (1 + n * ratio), so no matrix is larger than S x S.
     """
 
-    def __init__(self, value_IS: np.ndarray, has_IS: np.ndarray, ratio: float) -> None:
-        count_I, sum_I = has_IS.sum(1), value_IS.sum(1)
-        self.weight_I = ratio / (1 + count_I * ratio)
-        weighted_IS = self.weight_I[:, None] * has_IS
-        precision_SS = np.diag(has_IS.sum(0)) - has_IS.T @ weighted_IS
-        self.covariance_SS = np.linalg.inv(precision_SS)
-        self.effect_S = self.covariance_SS @ (value_IS.sum(0) - weighted_IS.T @ sum_I)
-        residual_IS = (value_IS - self.effect_S) * has_IS
-        self.residual_sum_I = residual_IS.sum(1)
-        squares = (residual_IS**2).sum() - (self.weight_I * self.residual_sum_I**2).sum()
-        self.freedom = int(count_I.sum()) - has_IS.shape[1]
-        self.residual_variance = max(0.0, squares) / self.freedom if self.freedom else 0.0
-        self.log_determinants = np.log1p(count_I * ratio).sum() + np.linalg.slogdet(precision_SS)[1]
-
-    @property
-    def deviance(self) -> float:
-        """-2 times the restricted log-likelihood, up to a constant, at the best residual variance."""
-        return float(self.freedom * math.log(max(self.residual_variance, 1e-300)) + self.log_determinants)
+    def __init__(self, value_IS: np.ndarray, has_IS: np.ndarray, ratio_G: np.ndarray) -> None:
+        count_I = has_IS.sum(1)
+        self.ratio_G = ratio_G
+        self.weight_GI = ratio_G[:, None] / (1 + ratio_G[:, None] * count_I)
+        weighted_GIS = self.weight_GI[:, :, None] * has_IS
+        precision_GSS = np.diag(has_IS.sum(0)) - has_IS.T @ weighted_GIS
+        self.covariance_GSS = np.linalg.inv(precision_GSS)
+        right_GS = value_IS.sum(0) - value_IS.sum(1) @ weighted_GIS
+        self.effect_GS = (self.covariance_GSS @ right_GS[:, :, None])[:, :, 0]
+        residual_GIS = (value_IS - self.effect_GS[:, None]) * has_IS
+        self.residual_sum_GI = residual_GIS.sum(2)
+        squares_G = (residual_GIS**2).sum((1, 2)) - (self.weight_GI * self.residual_sum_GI**2).sum(1)
+        freedom = int(count_I.sum()) - has_IS.shape[1]
+        self.residual_variance_G = np.maximum(0, squares_G) / max(1, freedom)
+        determinants_G = np.log1p(ratio_G[:, None] * count_I).sum(1) + np.linalg.slogdet(precision_GSS)[1]
+        # -2 times the restricted log-likelihood, up to a constant, at the best residual variance
+        self.deviance_G = freedom * np.log(np.maximum(self.residual_variance_G, 1e-300)) + determinants_G
 
 
 def posterior(values: Mapping[str, Mapping[int, float]], keys: Sequence[str]) -> Posterior:
     """Return the posterior of the means of the recipes `keys`.
 
-    The two variances are estimated by restricted maximum likelihood (Patterson and Thompson 1971, Biometrika 58), the
-    recipes' effects are best linear unbiased predictions (Henderson 1975, Biometrics 31). So a value that was selected
-    on is shrunk towards the common mean, the more the fewer seeds its recipe has.
+    The two variances are estimated by restricted maximum likelihood (Patterson and Thompson 1971, Biometrika 58) with a
+    weak prior; the recipes' effects are best linear unbiased predictions (Henderson 1975, Biometrics 31). So a value
+    that was selected on is shrunk towards the common mean, the more the fewer seeds its recipe has.
 
     Args:
         values: The objective by recipe and seed, larger is better: all complete trials of the search and all trainings
@@ -111,39 +111,38 @@ def posterior(values: Mapping[str, Mapping[int, float]], keys: Sequence[str]) ->
             value_IS[recipes[key], seeds[seed]], has_IS[recipes[key], seeds[seed]] = value, 1.0
     center = value_IS.sum() / has_IS.sum()
     scale = float(np.abs((value_IS - center) * has_IS).max()) or 1.0  # so that nothing depends on the objective's unit
-    fit, ratio = _fitted((value_IS - center) / scale * has_IS, has_IS)
+    value_IS = (value_IS - center) / scale * has_IS
+    fit = _Fits(value_IS, has_IS, np.array([_best_ratio(value_IS, has_IS)]))
     rows = [recipes[key] for key in keys]
-    weight_C = fit.weight_I[rows]
-    mean_C = fit.effect_S.mean() + weight_C * fit.residual_sum_I[rows]
+    weight_C = fit.weight_GI[0, rows]
+    mean_C = fit.effect_GS[0].mean() + weight_C * fit.residual_sum_GI[0, rows]
     slope_CS = 1 / len(seeds) - weight_C[:, None] * has_IS[rows]  # of the means on the seeds' effects
-    covariance_CC = np.diag(weight_C) + slope_CS @ fit.covariance_SS @ slope_CS.T
-    residual_sd = math.sqrt(fit.residual_variance) * scale
+    covariance_CC = np.diag(weight_C) + slope_CS @ fit.covariance_GSS[0] @ slope_CS.T
+    residual_sd = math.sqrt(fit.residual_variance_G[0]) * scale
     return Posterior(
         keys=tuple(keys),
         mean_C=center + scale * mean_C,
         covariance_CC=residual_sd**2 * covariance_CC,
-        between_sd=math.sqrt(ratio) * residual_sd,
+        between_sd=math.sqrt(fit.ratio_G[0]) * residual_sd,
         residual_sd=residual_sd,
     )
 
 
-def _fitted(value_IS: np.ndarray, has_IS: np.ndarray) -> tuple[_Fit, float]:
-    """Return the fit of the highest restricted likelihood, and its ratio of the variances.
+def _best_ratio(value_IS: np.ndarray, has_IS: np.ndarray) -> float:
+    """Return the ratio of the variances that is best by restricted likelihood and prior, on ever narrower grids.
 
-    If no recipe has a second value, the data tell only the sum of the variances; they are then taken as equal.
+    The prior density of the share p = between_sd**2 / (between_sd**2 + residual_sd**2) is 6 p (1 - p). Restricted
+    likelihood alone puts one of the two at 0 in a tenth of the races, which then choose at random (a remedy of Chung et
+    al. 2013, Psychometrika 78). If no recipe has a second value, the data do not tell the share, and it is 1/2.
     """
-    if has_IS.sum(1).max() < 2:
-        return _Fit(value_IS, has_IS, 1.0), 1.0
-
-    def deviance(log_ratio: float) -> float:
-        return _Fit(value_IS, has_IS, 10.0**log_ratio).deviance
-
-    best = int(np.argmin([deviance(each) for each in LOG_RATIOS]))
-    low, high = LOG_RATIOS[max(0, best - 1)], LOG_RATIOS[min(len(LOG_RATIOS) - 1, best + 1)]
-    found = float(minimize_scalar(deviance, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
-    ratios = (0.0, 10.0**found, 10.0 ** LOG_RATIOS[best])
-    ratio = min(ratios, key=lambda each: _Fit(value_IS, has_IS, each).deviance)
-    return _Fit(value_IS, has_IS, ratio), ratio
+    ratio_G, step = 10.0**LOG_RATIOS, LOG_RATIOS[1] - LOG_RATIOS[0]
+    while True:
+        share_G = ratio_G / (1 + ratio_G)
+        prior_G = np.log(share_G) + np.log(1 - share_G)
+        best = float(ratio_G[np.argmin(_Fits(value_IS, has_IS, ratio_G).deviance_G - 2 * prior_G)])
+        if step < SMALLEST_STEP:
+            return best
+        ratio_G, step = best * 10 ** np.linspace(-step, step, 21), step / 10
 
 
 def leader(posterior: Posterior, in_race: Sequence[str], ties: Mapping[str, tuple[float, ...]]) -> str:
@@ -154,6 +153,25 @@ def leader(posterior: Posterior, in_race: Sequence[str], ties: Mapping[str, tupl
 def to_drop(posterior: Posterior, in_race: Sequence[str], leader: str, threshold: float = 0.84) -> list[str]:
     """Return the recipes whose posterior probability of being below the leader is above the threshold."""
     return [key for key in in_race if key != leader and posterior.below(key, leader) > threshold]
+
+
+def next_round(
+    posterior: Posterior,
+    in_race: Sequence[str],
+    ties: Mapping[str, tuple[float, ...]],
+    left: int,
+    threshold: float = 0.84,
+) -> list[str]:
+    """Return the recipes that stay in the race after a round: the leader alone at its end.
+
+    Those of `to_drop` leave. If fewer trainings are `left` than recipes stay, those of the lowest posterior means leave
+    too, so that the last trainings are not unused while several recipes are in the race.
+    """
+    first = leader(posterior, in_race, ties)
+    dropped = to_drop(posterior, in_race, first, threshold)
+    ranked = sorted(in_race, key=lambda key: (-round(posterior.mean(key), DECIMALS), ties[key]))
+    staying = [key for key in ranked if key not in dropped][: left if left > 1 else 1]
+    return [key for key in in_race if key in staying]
 
 
 def best_probabilities(posterior: Posterior, seed: int, draws: int = 10_000) -> dict[str, float]:

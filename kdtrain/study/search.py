@@ -123,7 +123,7 @@ class Search:
         self._unfinished.add(number)
         if attributes:
             self._attributes[number] = attributes
-            self._suggestions_for(values).keep(attributes)
+            self._suggestions_for(values).keep(attributes.get("study", {}))
 
     def pruned_at(self, number: int, rows: Sequence[EpochRow]) -> int | None:
         """Return the epoch at which the pruner stops a running trial, or None.

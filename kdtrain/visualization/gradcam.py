@@ -11,6 +11,9 @@ from kdtrain.data.base import Dataset, as_floats
 from kdtrain.models.classifier import Classifier
 from kdtrain.visualization.networks import Arrays, Networks, class_names, drawable, limited, shown_indices
 
+SMALLEST_MAP = 4
+"""Pixels of the shorter side of a map; a smaller one, drawn over the image, is a blur that marks no place."""
+
 
 def gradcam(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, networks: Networks) -> Arrays:
     """Return the Grad-CAM++ maps of M networks for N test images, with the classes that they predict [M, N]."""
@@ -19,7 +22,8 @@ def gradcam(recipe: Recipe, compared: Sequence[Recipe], data: Dataset, networks:
     stages = {role: deepest_stage(network) for role, (_, network) in shown.items()}
     without_map = [network.name for role, (_, network) in shown.items() if stages[role] is None]
     if without_map:
-        return {f"{name}_reason": np.array(f"{without_map[0]} has no stage whose map is larger than 1 x 1")}
+        reason = f"{without_map[0]} has no stage whose map has at least {SMALLEST_MAP} x {SMALLEST_MAP} pixels"
+        return {f"{name}_reason": np.array(reason)}
     indices = shown_indices(data.test, recipe.data.split_seed)
     images, labels = as_floats(data.test.images.eval_view(indices)), data.test.labels[indices]
     try:
@@ -57,8 +61,8 @@ def gradcam_maps(network: Classifier, stage: str, images_NCHW: Tensor, labels_N:
 
 
 def deepest_stage(network: Classifier) -> str | None:
-    """Return the last stage whose map is larger than 1 x 1, or None."""
-    maps = [stage for stage in network.stages if stage != "pool" and max(_size(network, stage)) > 1]
+    """Return the last stage whose map has at least SMALLEST_MAP pixels on each side, or None."""
+    maps = [stage for stage in network.stages if stage != "pool" and min(_size(network, stage)) >= SMALLEST_MAP]
     return maps[-1] if maps else None
 
 

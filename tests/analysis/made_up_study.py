@@ -30,6 +30,13 @@ SPACE = (
 )
 
 
+RECIPE = {
+    "data": {"name": "digits"}, "teacher": {"model": "lenet5_teacher"}, "student": {"model": "lenet5_student"},
+    "method": {"name": "kd", "temperature": {"loguniform": [1, 20]}, "balance": {"alpha_ce": {"uniform": [0, 1]}}},
+    "optimizer": {"name": "sgd", "lr": {"loguniform": [0.01, 0.3]}, "momentum": 0.9}, "batch_size": 128, "epochs": 12,
+}  # fmt: skip
+
+
 class MadeUpStudy:
     """Writes events and trials in the order of the calls; each event takes a second."""
 
@@ -41,13 +48,13 @@ class MadeUpStudy:
         self.store = Store(folder.parent)
         self.now = 1_700_000_000.0
         fields = {
-            "objective": "val/accuracy", "trials": 24, "sampler": {"name": "tpe"}, "pruner": {"name": "asha"},
-            "published": [], "confirm": {"best": 2, "seeds": 5, "published": True}, "seed": 0, "order": "batches",
-            "batch": 4,
+            "objective": "val/accuracy", "trials": 60, "sampler": {"name": "tpe"}, "pruner": {"name": "asha"},
+            "published": [], "select": {"candidates": 8, "best_of_each": None},
+            "confirm": {"seeds": 5, "published": True}, "seed": 0, "order": "batches", "batch": 4,
         }  # fmt: skip
         self.description = {
             "schema": 1, "name": folder.name, "file": f"sweeps/{folder.name}.yaml", "overrides": ["recipe.epochs=3"],
-            "recipe": {}, "study": fields | study, "resources": {"workers": 1}, "report": {},
+            "recipe": RECIPE, "study": fields | study, "resources": {"workers": 1}, "report": {},
             "parameters": list(parameters),
             "models": {
                 "lenet5_teacher": {"parameters": 81194, "flops_per_image": 1_096_000},
@@ -114,7 +121,7 @@ class MadeUpStudy:
         }  # fmt: skip
         folder.write_recipe(about)
         accuracies = accuracies or []
-        nlls = nlls or [2.3 * (1 - accuracy) + 0.05 for accuracy in accuracies]
+        nlls = nlls or [nll_of(accuracy) for accuracy in accuracies]
         for epoch, (accuracy, nll) in enumerate(zip(accuracies, nlls, strict=True), start=1):
             losses = {"train/loss": nll * 1.1, "train/cross_entropy": nll, "val/accuracy": accuracy, "val/nll": nll}
             losses["val/mpa"] = accuracy - 0.01
@@ -141,6 +148,75 @@ class MadeUpStudy:
         self.end(stage, number, trial_id, state, value=value, reason=reason)
         return trial_id
 
+    def race(
+        self,
+        name: str,
+        racers: dict[str, tuple[str, float]],
+        *,
+        start: int,
+        rounds: int = 4,
+        options: dict[str, str] | None = None,
+        diverged: str | None = None,
+        **selected: Any,
+    ) -> None:
+        """Race candidates over fresh seeds. racers: trial_id and validation accuracy of the search, by candidate.
+
+        After each round from the second on the worst one is dropped, while there are more than two. The posterior is
+        crude: means of all seeds, drawn by a third towards the mean of all candidates.
+        """
+
+        def score(accuracy: float) -> float:
+            return nll_of(accuracy) if self.description["study"]["objective"] == "val/nll" else accuracy
+
+        chance, number, spent = np.random.default_rng(start), start, 0
+        reached: dict[str, list[float]] = {key: [] for key in racers}
+        dropped: dict[str, int | None] = dict.fromkeys(racers)
+        for round_ in range(1, rounds + 1):
+            for key in [key for key in racers if dropped[key] is None]:
+                fails = key == diverged and round_ == 2
+                end = racers[key][1] - 0.03 + float(chance.normal(0, 0.008))
+                stage, _, source = key.partition(" ")
+                about: dict[str, Any] = {"candidate": key, "role": "candidate", "race": name, "round": round_}
+                about["source"] = {"stage": "search" if stage == "published" else stage, "number": int(source)}
+                if fails:
+                    about |= {"state": "failed", "reason": "epoch 2, step 12: train/loss is nan"}
+                    dropped[key] = round_
+                self.trial("select", number, [end - 0.1, end], seed=500_000 + round_, **about)
+                reached[key] += [] if fails else [end]
+                number, spent = number + 1, spent + 1
+            means = {key: float(np.mean([racers[key][1], *ends])) for key, ends in reached.items()}
+            centre = float(np.mean(list(means.values())))
+            means = {key: mean - (mean - centre) / 3 for key, mean in means.items()}
+            left = [key for key in racers if dropped[key] is None]
+            if round_ > 1 and len(left) > 2:
+                dropped[min(left, key=lambda key: means[key])] = round_
+            rows = [
+                {
+                    "candidate": key, "option": (options or {}).get(key), "trial_id": racers[key][0],
+                    "value": score(racers[key][1]), "seeds": len(ends),
+                    "fresh": score(float(np.mean(ends))) if ends else None, "mean": score(means[key]),
+                    "sd": 0.006 / (1 + len(ends)) ** 0.5, "dropped": dropped[key],
+                    "diverged": key == diverged and dropped[key] is not None,
+                }
+                for key, ends in reached.items()
+            ]  # fmt: skip
+            about = {"between_sd": 0.009, "residual_sd": 0.008, "spent": spent, "trainings": 30}
+            self.event("round", race=name, round=round_, racers=rows, **about)
+        left = [key for key in racers if dropped[key] is None]
+        first, *others = sorted(left, key=lambda key: -means[key])
+        probabilities = dict.fromkeys(racers, 0.004) | dict.fromkeys(others[:1], 0.2)
+        probabilities[first] = 1 - sum(p for key, p in probabilities.items() if key != first)
+        leaders = {(options or {}).get(key, "all"): key for key in (*reversed(others), first)}
+        about = {
+            "leaders": leaders if options else {},
+            "rounds": rounds,
+            "spent": spent,
+            "trainings": 30,
+            "reason": None,
+            "without": [],
+        }
+        self.event("selected", **{"race": name, "winner": first, "probabilities": probabilities, **about, **selected})
+
     def confirm(
         self,
         key: str,
@@ -163,6 +239,10 @@ class MadeUpStudy:
         return ids
 
 
+def nll_of(accuracy: float) -> float:
+    return 2.3 * (1 - accuracy) + 0.05
+
+
 def curve(end: float, epochs: int, seed: int) -> list[float]:
     """Return a validation accuracy that rises to `end` with some noise."""
     noise = np.random.default_rng(seed).normal(0, 0.004, epochs)
@@ -178,19 +258,30 @@ def whole_study(
     seeds: int = 5,
     searched: int = 30,
     teacher_test: float = 0.985,
+    earlier: bool = False,
     **study: Any,
 ) -> MadeUpStudy:
-    """Write all stages, with pruned and failed trials. gain: distilled minus alone, spread: over seeds."""
+    """Write all stages, with pruned and failed trials. gain: distilled minus alone, spread: over seeds.
+
+    earlier: as versions without a stage select did, which chose the winner from two confirmed recipes.
+    """
     chance = np.random.default_rng(7)
     made = MadeUpStudy(results / name, trials=searched, **study)
+    if earlier:
+        fields = {key: value for key, value in made.description["study"].items() if key != "select"}
+        made.description["study"] = fields | {"confirm": {"best": 2, "seeds": 5, "published": True}}
+        made.describe()
     teacher_right = chance.permutation(IMAGES) < round(teacher_test * IMAGES)
     teacher = made.trial("teacher", 0, curve(teacher_test, 12, 0), right_N=teacher_right, model="lenet5_teacher")
     made.plan("smoke", 0, trial_id="confirm0000")  # of the recipe that it tries, as in a study
     made.end("smoke", 0, "confirm0000", "complete")
+    alone_values: dict[str, tuple[str, float]] = {}
     for number in range(8):
         lr = float(np.exp(chance.uniform(np.log(0.01), np.log(0.3))))
         end = 0.95 - 0.02 * np.log(lr / 0.08) ** 2 / 2
         made.trial("baselines", number, curve(end, 12, 100 + number), values={"optimizer.lr": lr})
+        alone_values[f"baselines {number}"] = f"{made.prefix}baselines{number:04d}", end
+    search_values: dict[str, tuple[str, float]] = {}
     for number in range(searched):
         temperature, alpha_ce = float(np.exp(chance.uniform(0, np.log(20)))), float(chance.uniform())
         lr = float(np.exp(chance.uniform(np.log(0.01), np.log(0.3))))
@@ -204,15 +295,117 @@ def whole_study(
         elif number == 13:
             epochs, end = 2, {"state": "failed", "reason": "epoch 3, step 21: train/loss is nan"}
         accuracies = curve(0.95 + gain - loss, epochs, 200 + number)
+        if not end:
+            search_values[f"search {number}" if number else "published 1"] = (
+                f"{made.prefix}search{number:04d}", max(accuracies),
+            )  # fmt: skip
         made.trial("search", number, accuracies, published=number == 0, **best, **end)
     best["recipe"] = recipe | {"note": 1}
+    if not earlier:
+        for race, found, start in (("baselines", alone_values, 0), ("search", search_values, 100)):
+            promising = sorted(found, key=lambda key: -found[key][1])[:4]
+            promising += [key for key in found if key.startswith("published") and key not in promising]
+            made.race(race, {key: found[key] for key in promising}, start=start)
     alone = [0.94 + d for d in np.linspace(-spread, spread, seeds)]
-    first = made.confirm("best 1", [a + gain + 0.003 * (-1) ** i for i, a in enumerate(alone)], start=0, **best)
-    made.confirm("best 2", [a + gain / 2 + 0.004 * (-1) ** i for i, a in enumerate(alone)], start=seeds, **best)
+    tests = [a + gain + 0.003 * (-1) ** i for i, a in enumerate(alone)]
     published = [a - gain / 2 - 0.003 * (-1) ** i for i, a in enumerate(alone)]
+    winner: dict[str, Any] = {"candidate": "best 1" if earlier else "best", "baseline": "baseline 1"}
+    if earlier:
+        winner["trial_id"] = made.confirm("best 1", tests, start=0, **best)[0]
+        second = [a + gain / 2 + 0.004 * (-1) ** i for i, a in enumerate(alone)]
+        made.confirm("best 2", second, start=seeds, **best)
+    else:
+        winner |= {"trial_id": f"{made.prefix}confirm0000", "confirmed": ["best", "published 1", "baseline 1"]}
+        made.event("winner", **winner)
+        made.confirm("best", tests, start=0, **best)
     made.confirm("published 1", published, start=2 * seeds, role="published", **best)
     made.confirm("baseline 1", alone, start=3 * seeds, role="baseline", values={"optimizer.lr": 0.07})
-    made.event("winner", candidate="best 1", baseline="baseline 1", trial_id=first[0])
+    if earlier:
+        made.event("winner", **winner)
+    made.event("finished")
+    return made
+
+
+METHODS = (
+    choice("method", "kd", "dkd", "at"),
+    number("method[kd].temperature", "loguniform", 1.0, 20.0, method="kd"),
+    number("method[dkd].beta", low=1.0, high=8.0, method="dkd"),
+    choice("student.model", "small", "large"),
+    number("optimizer.lr", "loguniform", 0.01, 0.3),
+)
+
+
+def methods_study(results: Path) -> MadeUpStudy:
+    """Write a study of three methods and two student models.
+
+    No trial of `at` is complete, a candidate and a confirming run of `dkd` diverge, confirming seeds grew from 3 to 5.
+    """
+    chance = np.random.default_rng(3)
+    made = MadeUpStudy(results / "methods", parameters=METHODS, trials=30, pruner={"name": "asha"})
+    models = {"small": 20_000, "large": 90_000}
+    tree = {"choice": [{"name": "kd", "temperature": {"loguniform": [1, 20]}}, {"name": "dkd"}, {"name": "at"}]}
+    recipe = RECIPE | {"method": tree, "student": {"model": {"choice": list(models)}}}
+    sizes = {name: {"parameters": size, "flops_per_image": 10 * size} for name, size in models.items()}
+    made.describe(recipe=recipe, models=sizes, sampler_notes=["GP draws `method[kd].temperature` at random."])
+    teacher = made.trial("teacher", 0, curve(0.97, 9, 0), test=0.97, model="lenet5_teacher")
+    racers: dict[str, dict[str, tuple[str, float]]] = {"search": {}, "baselines": {}}
+    options: dict[str, str] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for stage in ("baselines", "search"):
+        for i in range(30):
+            model, method = list(models)[i // 3 % 2], ("kd", "dkd", "at")[i % 3]
+            own = {"student.model": model, "optimizer.lr": float(np.exp(chance.uniform(np.log(0.01), np.log(0.3))))}
+            end = 0.93 + 0.02 * (model == "large") - 0.01 * np.log(own["optimizer.lr"] / 0.08) ** 2
+            tree = {"name": "none"}
+            if stage == "search":
+                tree = {"name": method}
+                own |= {"method": method} | ({"method[kd].temperature": 4.0 + i} if method == "kd" else {})
+                own |= {"method[dkd].beta": 1.0 + i / 8} if method == "dkd" else {}
+                end += 0.01 + 0.02 * (method == "kd")
+            state = "failed" if stage == "search" and method == "at" else "pruned" if i % 4 == 3 else "complete"
+            reason = {"failed": "epoch 2, step 9: train/loss is nan", "pruned": "stopped by asha"}.get(state)
+            epochs = {"failed": 1, "pruned": 3}.get(state, 9)
+            about = {"values": own, "model": model, "recipe": {"method": tree, "note": i}, "reason": reason}
+            trial_id = made.trial(
+                stage, i, curve(end, epochs, 900 + i), state=state, teacher=None if stage == "baselines" else teacher,
+                **about,
+            )  # fmt: skip
+            values[f"{stage} {i}"] = own
+            if state == "complete":
+                racers[stage][f"{stage} {i}"] = trial_id, max(curve(end, epochs, 900 + i))
+                options[f"{stage} {i}"] = method if stage == "search" else model
+    for model in models:
+        own_racers = {key: racer for key, racer in racers["baselines"].items() if options[key] == model}
+        best = sorted(own_racers, key=lambda key: -own_racers[key][1])[:3]
+        start = 100 * (model == "large")
+        made.race(f"baselines {model}", {key: own_racers[key] for key in best}, start=start, options=options)
+    both = [
+        key
+        for method in ("kd", "dkd")
+        for key in sorted(racers["search"], key=lambda key: -racers["search"][key][1])
+        if options[key] == method
+    ]
+    promising = [
+        *[key for key in both if options[key] == "kd"][:3],
+        *[key for key in both if options[key] == "dkd"][:3],
+    ]
+    made.race(
+        "search", {key: racers["search"][key] for key in promising}, start=200, options=options,
+        diverged=promising[4], without=["at"],
+    )  # fmt: skip
+    confirmed = ["best kd", "best dkd", "baseline 1", "baseline 2"]
+    made.event("winner", candidate="best kd", baseline="baseline 1", trial_id="confirm0000", confirmed=confirmed)
+    made.event("seeds_grown", **{"from": 3, "to": 5})
+    alone = [0.93, 0.94, 0.935, 0.942, 0.931]
+    about = {"values": values[promising[0]], "model": "large", "recipe": {"method": {"name": "kd"}}}
+    made.confirm(
+        "best kd", [a + g for a, g in zip(alone, (0.02, 0.005, 0.012, 0.02, 0.016), strict=True)], start=0, **about
+    )
+    about |= {"values": values[promising[3]], "recipe": {"method": {"name": "dkd"}}}
+    made.confirm("best dkd", [a + 0.004 * (-1) ** i for i, a in enumerate(alone)], start=5, **about)
+    made.confirm("baseline 1", alone, start=10, role="baseline", model="large", values={"optimizer.lr": 0.07})
+    small = [a - 0.02 for a in alone]
+    made.confirm("baseline 2", small, start=15, role="baseline", model="small", values={"optimizer.lr": 0.07})
     made.event("finished")
     return made
 
@@ -229,7 +422,7 @@ def gradcam_arrays(freeze: str, networks: int = 3) -> dict[str, Any]:
         "images": (noise(4, 32, 32, 3) * 255).astype(np.uint8), "maps": noise(networks, 4, 32, 32),
         "classes": np.array(["ants", "bees", "012.Yellow_headed_Blackbird", "cat"]),
         "roles": ROLES[:networks], "models": MODELS[:networks], "stages": np.array(["16"] * networks),
-        "freezes": np.array([freeze, "none", freeze])[:networks], "sizes": np.array([[2, 2]] * networks),
+        "freezes": np.array([freeze, "none", freeze])[:networks], "sizes": np.array([[4, 4]] * networks),
         "named": np.array([["ants"] * 4] * networks), "right": np.array([[True, False, False, False]] * networks),
     }  # fmt: skip
     return {f"gradcam_{freeze}_{name}": array for name, array in parts.items()}

@@ -23,13 +23,13 @@ def test_a_network_that_is_not_above_the_most_frequent_class_has_learned_nothing
     ids += [made.trial("search", number, [accuracy]) for number, accuracy in enumerate((0.2, 0.25, 90 / 360))]
     ids += [made.trial("baselines", 0, [0.1]), made.trial("baselines", 1, [91 / 360])]
     for seed, accuracy in enumerate((0.25, 0.3)):
-        ids.append(made.trial("confirm", seed, [accuracy], seed=seed, candidate="best 1", role="best"))
+        ids.append(made.trial("confirm", seed, [accuracy], seed=seed, candidate="best", role="best"))
     assert chance_remarks(read_study(made.folder)) == [], "results of earlier versions have no counts"
     with_counts(made, *ids)
     assert chance_remarks(read_study(made.folder)) == [
         f"The teacher lenet5_teacher is {CHANCE}.",
         f"Stage search: none of the 3 complete trials has learned: each is {CHANCE}.",
-        f"Best 1: 1 of 2 runs are {CHANCE}.",
+        f"Best: 1 of 2 runs are {CHANCE}.",
     ]
 
 

@@ -55,9 +55,9 @@ def test_a_smoke_test_does_not_take_over_the_numbers_of_the_recipe_that_it_tries
 
 
 def test_a_candidate_confirmed_anew_from_another_trial_loses_its_old_runs(made_up: Maker) -> None:
-    """Trials grew, a better recipe became `best 1`: the old one's runs must not be averaged in."""
+    """Trials grew, a better recipe became `best`: the old one's runs must not be averaged in."""
     made = made_up()
-    old, new = ({"candidate": "best 1", "role": "best", "source": {"stage": "search", "number": i}} for i in (3, 30))
+    old, new = ({"candidate": "best", "role": "best", "source": {"stage": "search", "number": i}} for i in (3, 30))
     for i in range(2):
         made.trial("confirm", i, [0.8], seed=1000 + i, **old)
     made.plan("confirm", 0, seed=1000, trial_id="new", **new)
@@ -90,7 +90,7 @@ def test_wall_time_counts_only_while_the_driver_was_open(made_up: Maker) -> None
 def test_trials_csv_has_a_row_a_trial_and_whole_numbers_stay_whole(finished: Study) -> None:
     table = pd.read_csv(io.StringIO(trials_csv(finished)), dtype=str)
     assert len(table) == len(finished.trials)
-    confirmed = table[table["candidate"] == "best 1"]
+    confirmed = table[table["candidate"] == "best"]
     assert list(confirmed["seed"]) == ["1000", "1001", "1002", "1003", "1004"]
     assert confirmed["test/accuracy"].notna().all()
     assert list(table.loc[table["state"] == "failed", "reason"]) == ["epoch 3, step 21: train/loss is nan"]

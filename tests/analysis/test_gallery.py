@@ -38,8 +38,8 @@ def texts(name: str, arrays: dict[str, Any]) -> str:
 
 def test_gradcam_shows_stage_freeze_and_whether_each_network_is_right() -> None:
     shown = texts("gradcam_encoder.png", gradcam_arrays("encoder"))
-    assert "teacher\nresnet50\nstage 16, 2 x 2\nfreeze: none" in shown
-    assert "student alone\nresnet18\nstage 16, 2 x 2\nfreeze: encoder" in shown
+    assert "teacher\nresnet50\nstage 16, 4 x 4\nfreeze: none" in shown
+    assert "student alone\nresnet18\nstage 16, 4 x 4\nfreeze: encoder" in shown
     assert shown.count("right") == 3
     assert shown.count("wrong: ants") == 9
     assert "no student alone" not in shown
@@ -58,3 +58,13 @@ def test_the_end_of_the_warm_up_is_marked_if_there_is_one(warmup: int, words: st
 def test_each_mixed_image_has_both_shares_and_classes() -> None:
     arrays = every_array() | {"mixed_shares": np.full(25, 0.75, dtype=np.float32)}
     assert "0.75 of 48, 0.25 of 49" in texts("mixed_images.png", arrays)
+
+
+def test_a_map_of_fewer_than_four_by_four_pixels_is_not_drawn_but_has_a_reason() -> None:
+    arrays = gradcam_arrays("none")
+    assert reasons(arrays) == []
+    arrays["gradcam_none_sizes"] = np.array([[8, 8], [2, 2], [8, 8]])
+    assert drawings(arrays)["gradcam_none.png"]() is None
+    ((what, reason),) = reasons(arrays)
+    assert "none" in what
+    assert "2 x 2" in reason

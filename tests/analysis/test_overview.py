@@ -42,7 +42,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_unfinished_sweep_with_a_difference_has_no_p(tmp_path: Path) -> None:
     made = whole_study(tmp_path, gain=0.05, searched=6)
-    made.plan("search", 40)  # more trials were added
+    made.describe(study=made.description["study"] | {"trials": 7})  # one was added
+    made.plan("search", 6)
     summary = summaries([made.folder])[0]
     assert summary.difference is not None
     assert (summary.verdict.name, summary.decided, summary.p) == (UNFINISHED, False, None)

@@ -7,18 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from made_up_study import MadeUpStudy, choice, curve, every_array
+from made_up_study import MadeUpStudy, choice, curve, every_array, methods_study
 from scipy import stats
 
-from analysis import results
+from analysis import plots, pruning, results
 from analysis.__main__ import main
 from analysis.accounts import equal_trials
-from analysis.claims import bootstrap, candidates
+from analysis.claims import bootstrap, candidates, comparisons, grown_seeds
 from analysis.cost import cost
 from analysis.findings import Pictures, find_all
 from analysis.frame import Study, read_study
 from analysis.report import compose, write_report
+from analysis.trained import trained
 
 Maker = Callable[..., MadeUpStudy]
 Golden = Callable[[str, str], None]
@@ -49,16 +51,136 @@ def test_an_unfinished_study_without_a_winner(made_up: Maker, golden: Golden) ->
 def test_a_study_with_every_rare_sentence(whole: Maker, golden: Golden) -> None:
     """Two seeds, weak teacher, a lost run, free order, caches off, float16, equal trials, a failed job of pictures."""
     made = whole(seeds=2, teacher_test=0.9, order="free", searched=22, objective="val/nll")
-    made.describe(report={"title": "Does it help?"}, data_notes=["digits: 2 of 60 images of test are also in train"])
+    made.describe(report={"title": "Does it help?"}, data_notes=["digits: 2 of 60 images of test are also in train"],
+                  study=made.description["study"] | {"trials": 24})  # fmt: skip
     made.change_outcome("confirm0007", test=None)
     made.store.trial("confirm0001").predictions.unlink()
-    made.trial("search", 30, [0.5], recipe={"method": {"name": "kd", "temperature": 4.0}})
-    made.trial("search", 31, [0.5], recipe={"method": {"name": "kd", "temperature": 9.0}})
+    made.trial("search", 22, [0.5], recipe={"method": {"name": "kd", "temperature": 4.0}})
+    made.trial("search", 23, [0.5], recipe={"method": {"name": "kd", "temperature": 9.0}})
     made.plan("pictures", 0)
     made.end("pictures", 0, "confirm0000", "failed", reason="out of memory\ntraceback")
     share_teachers(made)
     made.change_outcome("search0001", skipped_steps=3.0)
     golden("report_rare.md", text_of(made))
+
+
+def test_methods_against_each_other_with_two_student_models(tmp_path: Path, golden: Golden) -> None:
+    golden("report_methods.md", text_of(methods_study(tmp_path)))
+
+
+def test_a_study_of_an_earlier_version_is_reported_without_a_race(whole: Maker) -> None:
+    made = whole(earlier=True, searched=6)
+    text = text_of(made)
+    assert "## Select" not in text
+    assert "| best 2 | search 0 |" in text
+    assert "The winner is best 1 (from search 0" in text
+    assert "among the best with the highest mean val/accuracy" in text
+
+
+def test_a_recipe_that_diverged_in_one_confirming_seed_makes_no_claim(whole: Maker) -> None:
+    made = whole(searched=6)
+    about = {"candidate": "best", "role": "best", "baseline": "baseline 1", "source": {"stage": "search", "number": 0}}
+    made.trial("confirm", 2, state="failed", reason=NON_FINITE, seed=1002, **about)
+    best, published, _ = candidates(read_study(made.folder))
+    assert (best.diverged, best.planned, best.p) == (1, 5, None)
+    assert published.p is not None
+    text = text_of(made)
+    assert "undecided: 1 confirming run has diverged" in text
+    assert "Best diverged in 1 of 5 confirming runs" in text
+    assert "| diverged in 1 of 5 |" in text
+    assert "bootstrap" not in text
+
+
+def test_after_the_study_has_grown_the_first_interval_is_that_of_the_first_seeds(tmp_path: Path) -> None:
+    study = read_study(methods_study(tmp_path).folder)
+    best, _, alone, _ = candidates(study)
+    (grown,) = grown_seeds(study, best, alone)
+    tests = {key: rows["test/accuracy"].to_numpy()[:3] for key, rows in study.stage("confirm").groupby("candidate")}
+    gaps = tests["best kd"] - tests["baseline 1"]
+    expected = stats.t.interval(0.95, 2, loc=gaps.mean(), scale=stats.sem(gaps))
+    assert grown.seeds == 3
+    assert grown.first is not None
+    assert grown.first.interval is not None
+    assert (grown.first.interval.low, grown.first.interval.high) == pytest.approx(expected)
+
+
+def test_holms_family_has_the_pairs_of_options_and_not_the_primary_difference(tmp_path: Path) -> None:
+    study = read_study(methods_study(tmp_path).folder)
+    found = comparisons(study)
+    tests = {key: rows["test/accuracy"].to_numpy() for key, rows in study.stage("confirm").groupby("candidate")}
+    p_option = stats.ttest_rel(tests["best dkd"], tests["baseline 1"]).pvalue
+    p_pair = stats.ttest_rel(tests["best kd"], tests["best dkd"]).pvalue
+    smaller, larger = sorted((p_option, p_pair))
+    corrected = {smaller: 2 * smaller, larger: max(2 * smaller, larger)}
+    (pair,) = found.pairs
+    assert [candidate.p_holm for candidate in found.candidates] == [
+        None,
+        pytest.approx(corrected[p_option]),
+        None,
+        None,
+    ]
+    assert (pair.first.key, pair.second.key, pair.p_holm) == ("best kd", "best dkd", pytest.approx(corrected[p_pair]))
+
+
+def test_the_rank_correlation_of_a_rung_is_over_the_trials_that_finished(made_up: Maker) -> None:
+    made = made_up()
+    chance, early, final = np.random.default_rng(0), [], []
+    for number in range(12):
+        first, last = chance.uniform(0.5, 0.9, 2)
+        if number % 4 == 0:
+            made.trial("search", number, [0.4, first], state="pruned", reason="stopped")
+        else:
+            early.append(first)
+            final.append(max(first, last))
+            made.trial("search", number, [0.4, first, last])
+    (row,) = pruning.rank_correlations(read_study(made.folder))
+    expected = stats.spearmanr(early, final).statistic
+    assert list(row.values()) == ["student distilled", "epoch 2", "3", "9", f"{expected:+.2f}"]
+
+
+def test_a_published_point_that_leads_its_option_is_the_best_of_it(tmp_path: Path) -> None:
+    made = methods_study(tmp_path)
+    (selected,) = [row for row in read_study(made.folder).events("selected") if row["race"] == "search"]
+    fields = {key: value for key, value in selected.items() if key not in ("event", "time")}
+    made.event("selected", **fields | {"leaders": {"kd": "published 1", "dkd": "search 10"}})
+    confirmed = ["published 1", "best dkd", "baseline 1", "baseline 2"]
+    made.event("winner", candidate="published 1", baseline="baseline 1", trial_id="confirm0000", confirmed=confirmed)
+    for number, seed in enumerate(range(1000, 1005)):
+        source = {"stage": "search", "number": 0}
+        made.trial("confirm", number, [0.95], seed=seed, test=0.95 + number / 1000, candidate="published 1",
+                   role="published", baseline="baseline 1", source=source, values={"method": "kd"})  # fmt: skip
+    study = read_study(made.folder)
+    found = comparisons(study)
+    assert [(each.key, each.option) for each in found.candidates if each.option] == [
+        ("published 1", "kd"), ("best dkd", "dkd"),
+    ]  # fmt: skip
+    assert found.candidates[0].primary
+    assert [(pair.first.option, pair.second.option) for pair in found.pairs] == [("kd", "dkd")]
+
+
+def test_the_history_has_every_trial_pruned_ones_of_the_student_alone_too(tmp_path: Path) -> None:
+    study = read_study(methods_study(tmp_path).folder)
+    figure = plots.history(study)
+    assert figure is not None
+    points = {each.get_label(): len(each.get_offsets()) for each in figure.axes[0].collections}
+    states = pd.concat([study.stage("search"), study.stage("baselines")])["state"].value_counts()
+    assert points["student alone, pruned"] == (study.stage("baselines")["state"] == "pruned").sum() > 0
+    assert sum(points.values()) == states.sum() == 60
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {
+        *points,
+        "best so far, distilled",
+        "best so far, student alone",
+    }
+
+
+def test_the_table_of_what_was_trained_has_spaces_and_choices_in_words(made_up: Maker) -> None:
+    made = made_up()
+    method = {"choice": [{"name": "kd", "temperature": {"loguniform": [1, 20]}}, {"name": "none"}]}
+    made.describe(recipe={"method": method, "batch_size": {"choice": [32, 64]}, "epochs": 3, "mixup": None})
+    assert [row["in the sweep file"] for row in trained(read_study(made.folder))] == [
+        "kd (temperature 1 to 20 (searched, log scale)) or none (searched)", "32 or 64 (searched)", "3", "—",
+    ]  # fmt: skip
 
 
 def test_a_study_without_a_trial_or_whose_trials_all_failed_has_a_report_without_pictures(made_up: Maker) -> None:
@@ -83,13 +205,13 @@ def test_what_broke_is_listed_with_its_traceback_and_leaves_rows_without_interva
     made.end("confirm", 2, "confirm0002", "broken", reason="RuntimeError: driver", traceback="errors/confirm-2-3.txt")
     made.store.trial("confirm0002").remove_outcome()
     study = read_study(made.folder)
-    best, second, _, alone = candidates(study)
+    best, published, alone = candidates(study)
     assert best.difference is not None
     assert (best.difference.n, best.difference.interval, best.difference.broken, best.p) == (4, None, 1, None)
     assert best.test is not None
     assert best.test.interval is None
-    assert second.difference is not None
-    assert second.difference.interval is not None, "nothing of its own or of its baseline broke"
+    assert published.difference is not None
+    assert published.difference.interval is not None, "nothing of its own or of its baseline broke"
     text = text_of(made)
     assert "> 2 jobs broke" in text
     assert "undecided: 1 confirming run broke" in text
@@ -109,7 +231,7 @@ def test_a_journal_that_called_broken_jobs_failed_is_read_as_it_is_meant(made_up
 
 def test_the_primary_interval_is_scipys_paired_t_interval(finished: Study) -> None:
     tests = {key: group["test/accuracy"].to_numpy() for key, group in finished.stage("confirm").groupby("candidate")}
-    gaps = tests["best 1"] - tests["baseline 1"]
+    gaps = tests["best"] - tests["baseline 1"]
     best = candidates(finished)[0]
     assert best.difference is not None
     assert best.difference.interval is not None
@@ -149,7 +271,7 @@ def test_a_failed_confirming_run_is_left_out_with_its_pair_and_a_bootstrap_needs
     assert (found.images, found.seeds) == (360, 5)
     made.store.trial("confirm0003").predictions.unlink()
     assert bootstrap(read_study(made.folder), best, alone) is None
-    made.trial("confirm", 2, state="failed", seed=1002, candidate="best 1", role="best", baseline="baseline 1",
+    made.trial("confirm", 2, state="failed", seed=1002, candidate="best", role="best", baseline="baseline 1",
                source={"stage": "search", "number": 0})  # fmt: skip
     best = candidates(read_study(made.folder))[0]
     assert best.difference is not None
@@ -159,7 +281,7 @@ def test_a_failed_confirming_run_is_left_out_with_its_pair_and_a_bootstrap_needs
 def test_the_objective_val_mpa_has_columns_of_its_own_and_says_which_classes_count(whole: Maker) -> None:
     text = text_of(whole(searched=6, objective="val/mpa"))
     assert "| val accuracy, % | val MPA, % | val NLL, nats | state |" in text
-    assert "with the highest mean val/mpa" in text
+    assert "its val/mpa" not in text, "one student model only"
     assert (
         "Ranked by val/mpa of the best epoch (mean accuracy per class, over the classes that have validation images)"
         in text
@@ -260,7 +382,7 @@ def test_the_command_builds_report_and_overview_without_torch_or_ray_and_a_secon
         "history.png", "slices.png", "importance.png", "learning_curves.png", "softened.png", "gradcam_none.png",
         "attention.png", "lr_schedule.png", "mixed_images.png",
     }  # fmt: skip
-    assert "| student distilled (best 1) | 46 164 |" in text, "the reference that the sweep names"
+    assert "| student distilled (best) | 46 164 |" in text, "the reference that the sweep names"
     write_report(made.folder)
     assert files() == first
 

@@ -101,33 +101,68 @@ def line(file: Path, key: str) -> int:
 @pytest.mark.parametrize(
     ("part", "written", "key", "expected"),
     [
-        ("sampler", "{name: tpes}", ".name", "unknown sampler 'tpes'; choices: tpe, gp, cmaes, random, grid, module:Class; nearest"),
-        ("pruner", "{name: hyperban}", ".name", "asha, median, percentile, hyperband, none, module:Class; nearest: hyperband"),
+        (
+            "sampler",
+            "{name: tpes}",
+            ".name",
+            "unknown sampler 'tpes'; choices: tpe, gp, cmaes, random, grid, module:Class; nearest",
+        ),
+        (
+            "pruner",
+            "{name: hyperban}",
+            ".name",
+            "asha, median, percentile, hyperband, none, module:Class; nearest: hyperband",
+        ),
         ("sampler", "{startup_trials: 3}", "", "needs a name; choices: tpe, gp"),
-        ("sampler", "{name: 'own_search:'}", ".name", "must be module:Class, such as my_search:Mine, got 'own_search:'"),
+        (
+            "sampler",
+            "{name: 'own_search:'}",
+            ".name",
+            "must be module:Class, such as my_search:Mine, got 'own_search:'",
+        ),
         ("sampler", "{name: absent_module:Mine}", ".name", "there is no module absent_module, neither in "),
         ("sampler", "{name: own_search:Min}", ".name", "has no class 'Min'; choices: Mine, Unseeded; nearest: Mine"),
         ("sampler", "{name: own_search:Unrelated}", ".name", "must be a subclass of optuna.samplers.BaseSampler, got"),
         ("sampler", "{name: own_search:number}", ".name", "must be a subclass of optuna.samplers.BaseSampler, got 3"),
-        ("sampler", "{name: own_search:Picky, patience: 1}", ".name", "optuna.samplers.BaseSampler, got a subclass of NopPruner"),
+        (
+            "sampler",
+            "{name: own_search:Picky, patience: 1}",
+            ".name",
+            "optuna.samplers.BaseSampler, got a subclass of NopPruner",
+        ),
         ("pruner", "{name: own_search:Hollow}", ".name", "Hollow lacks methods: prune"),
         ("sampler", "{name: own_search:Unseeded}", ".name", "the constructor of Unseeded must have the argument seed"),
         ("sampler", "{name: own_search:Mine, seed: 3}", ".seed", "is set by the study; remove it"),
         ("sampler", "{name: own_search:Mine, shft: 3}", ".shft", "Mine has no 'shft'; nearest: shift"),
         ("pruner", "{name: own_search:Picky}", ".patience", "is missing: an argument of Picky"),
-        ("pruner", "{name: own_search:Picky, patience: 0}", "", "refuses its arguments: ValueError: patience must be at least 1"),
+        (
+            "pruner",
+            "{name: own_search:Picky, patience: 0}",
+            "",
+            "refuses its arguments: ValueError: patience must be at least 1",
+        ),
         ("pruner", "{name: asha}", "", "needs either min_epochs or min_share"),
         ("pruner", "{name: asha, min_epochs: 2, min_share: 0.1}", "", "needs only one of min_epochs and min_share"),
-        ("pruner", "{name: hyperband, min_epochs: 20}", ".min_epochs", "must be below recipe.epochs 20, otherwise no trial"),
+        (
+            "pruner",
+            "{name: hyperband, min_epochs: 20}",
+            ".min_epochs",
+            "must be below recipe.epochs 20, otherwise no trial",
+        ),
         ("pruner", "{name: percentile, min_epochs: 20}", ".min_epochs", "must be below recipe.epochs 20"),
-        ("pruner", "{name: asha, min_share: 0.97}", ".min_share", "must be below 0.950 (20 epochs), otherwise no trial is pruned, got 0.97"),
+        (
+            "pruner",
+            "{name: asha, min_share: 0.97}",
+            ".min_share",
+            "must be below 0.950 (20 epochs), otherwise no trial is pruned, got 0.97",
+        ),
         ("pruner", "{name: asha, min_share: 1.0}", ".min_share", "must be < 1, got 1.0"),
         ("pruner", "{name: asha, min_epochs: 2, reduction: 1}", ".reduction", "must be >= 2, got 1"),
         ("pruner", "{name: percentile, min_epochs: 2, percentile: 100}", ".percentile", "must be < 100, got 100"),
         ("sampler", "{name: cmaes, population: 1}", ".population", "must be >= 2, got 1"),
         ("sampler", "{name: gp, population: 9}", ".population", "gp has no 'population'; it has: name, startup_trials"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_with_its_line(tmp_path: Path, part: str, written: str, key: str, expected: str) -> None:
     file = write(tmp_path, **{part: written})
     (problem,) = problems(file)
@@ -175,6 +210,16 @@ def test_cmaes_and_gp_are_refused_if_they_would_model_nothing(tmp_path: Path) ->
     fixed_method = {"name": "kd", "balance": {"alpha": 0.5}, "temperature": 4.0}
     branches = {"choice": [{"name": "sgd", "lr": 0.1}, {"choice": [fixed, {"name": "sgd", "lr": 0.2}]}]}
     load_sweep(write(tmp_path, "{name: gp}", method=fixed_method, optimizer=branches))
+
+
+def test_cmaes_without_its_package_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)  # as if it were not installed
+    file = write(tmp_path, "{name: cmaes}")
+    assert problems(file) == [
+        f"{line(file, 'sampler')}: study.sampler.name: cmaes needs a package that is not installed; pip install cmaes"
+    ]
 
 
 def test_if_methods_are_searched_apart_what_depends_on_the_method_alone_is_modelled() -> None:

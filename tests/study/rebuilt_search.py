@@ -1,7 +1,7 @@
 """A slow reference of kdtrain.study.search: it rebuilds an Optuna study from all trials for each decision."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -132,3 +132,13 @@ class RebuiltSearch:
     def _study(self, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         direction = "maximize" if self._maximize else "minimize"
         return optuna.create_study(sampler=sampler, pruner=build_pruner(self.sweep), direction=direction)
+
+
+class Watching(optuna.samplers.RandomSampler):
+    """A random sampler that notes what it sees at each suggestion: state and value of each trial."""
+
+    seen: ClassVar[list[list[tuple[str, float | None]]]] = []
+
+    def sample_relative(self, study: optuna.Study, *rest: Any) -> dict[str, Any]:
+        self.seen.append([(trial.state.name, trial.value) for trial in study.get_trials(deepcopy=False)[:-1]])
+        return {}

@@ -17,8 +17,8 @@ from kdtrain.study.optuna_parts import build_sampler
 from kdtrain.study.search import Search
 
 TRIALS = 18
-KILLS = (3, 13)
-"""Numbers of trials that have ended when a search is killed: within its random start, and after it."""
+TRIALS_OF_GP = 10
+"""Fewer, because a suggestion of the Gaussian process takes a second."""
 OWN = '''
 import optuna
 
@@ -86,7 +86,7 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "hyperband by share": {"name": "hyperband", "min_share": 0.12, "reduction": 2},
     "none": {"name": "none"},
     "own": {"name": "own_contract:Threshold", "factor": 0.9},
-    "optuna's": {"name": "optuna.pruners:ThresholdPruner", "lower": 0.02, "n_warmup_steps": 2},
+    "optuna's": {"name": "optuna.pruners:ThresholdPruner", "lower": 0.2, "n_warmup_steps": 2},
 }
 
 
@@ -100,8 +100,15 @@ def _own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def sweep_of(folder: Path, recipe: dict[str, Any], **study: Any) -> Sweep:
     tree = copy.deepcopy(TREE)
     tree["recipe"] |= recipe
-    tree["recipe"]["teacher"] |= {"batch_size": 32, "optimizer": {"name": "adam", "lr": 0.005}, "epochs": 2}
-    tree["study"] = {"trials": TRIALS, "batch": 4} | study
+    own = {
+        "batch_size": 32,
+        "optimizer": {"name": "adam", "lr": 0.005},
+        "lr_schedule": {"name": "constant"},
+        "epochs": 2,
+    }
+    tree["recipe"]["teacher"] |= own
+    trials = TRIALS_OF_GP if study.get("sampler") == SAMPLERS["gp"] else TRIALS
+    tree["study"] = {"trials": trials, "batch": 4, "select": {"candidates": 2}} | study
     file = folder / "contract.yaml"
     file.write_text(dump_yaml(tree))
     return load_sweep(file)
@@ -111,18 +118,18 @@ def driver(sweep: Sweep, seed: int = 0) -> Driver:
     return Driver(Search("search", sweep), seed=seed)
 
 
-def decisions(sweep: Sweep, seed: int = 0, **options: Any) -> list[Any]:
-    return driver(sweep, seed).run(TRIALS, **options)
+def decisions(sweep: Sweep, seed: int = 0) -> list[Any]:
+    return driver(sweep, seed).run(sweep.study.trials)
 
 
 def after_a_kill(sweep: Sweep, ends: int) -> list[Any]:
     """Return the decisions of a search that is killed when so many trials have ended, and goes on in a new process."""
     killed = driver(sweep, seed=3)
-    killed.run(TRIALS, kill_after=ends)
+    killed.run(sweep.study.trials, kill_after=ends)
     again = driver(sweep, seed=4)
     stored = json.loads(json.dumps(killed.journal))
     again.journal = {int(number): row for number, row in stored.items()}
-    return again.run(TRIALS)
+    return again.run(sweep.study.trials)
 
 
 @pytest.mark.parametrize(("space", "pruner"), [("conditional", "hyperband"), ("options", "asha")])
@@ -133,9 +140,9 @@ def test_a_sampler_repeats_itself_and_goes_on_after_a_kill(
     recipe = SPACE if space == "conditional" else METHODS
     sweep = sweep_of(tmp_path, recipe, sampler=SAMPLERS[sampler], pruner=PRUNERS[pruner])
     found = decisions(sweep)
-    assert len(found) == TRIALS
+    assert len(found) == sweep.study.trials
     assert found == decisions(sweep, seed=1), "trials end in another order"
-    for ends in KILLS:
+    for ends in (3, sweep.study.trials - 4):  # within the random start, and after it
         assert found == after_a_kill(sweep, ends)
 
 
@@ -147,7 +154,7 @@ def test_a_pruner_repeats_itself_and_goes_on_after_a_kill(tmp_path: Path, pruner
     assert (states(found)["pruned"] > 2) == (pruner != "none")
     assert states(found)["complete"] > 2
     assert found == decisions(sweep, seed=1)
-    for ends in KILLS:
+    for ends in (3, sweep.study.trials - 4):  # within the random start, and after it
         assert found == after_a_kill(sweep, ends)
 
 
@@ -168,7 +175,8 @@ OTHER_VALUES: dict[str, Any] = {
 def test_every_key_of_a_sampler_changes_what_is_suggested(tmp_path: Path, name: str, key: str) -> None:
     first = {**SAMPLERS[name]}
     other = {"name": "tpe" if name == "random" else "random"} if key == "name" else {**first, key: OTHER_VALUES[key]}
-    one, two = (sweep_of(tmp_path, SPACE, sampler=sampler) for sampler in (first, other))
+    trials = TRIALS_OF_GP if name == "gp" else TRIALS
+    one, two = (sweep_of(tmp_path, SPACE, trials=trials, sampler=sampler) for sampler in (first, other))
     assert [row[1] for row in decisions(one)] != [row[1] for row in decisions(two)]
 
 
@@ -210,9 +218,9 @@ def test_shares_and_epochs_that_mean_the_same_decide_the_same(tmp_path: Path) ->
 def test_a_share_prunes_trials_of_different_lengths_at_their_own_epochs(tmp_path: Path) -> None:
     recipe = {**SPACE, "epochs": {"choice": [8, 16]}}
     pruner = {"name": "asha", "min_share": 0.25, "reduction": 2}
-    search = Search("search", sweep_of(tmp_path, recipe, sampler={"name": "random"}, pruner=pruner))
+    search = Search("search", sweep_of(tmp_path, recipe, trials=48, sampler={"name": "random"}, pruner=pruner))
     stops: dict[Any, set[int | None]] = {8: set(), 16: set()}
-    for number in range(TRIALS):
+    for number in range(48):
         values = search.suggest(number)
         search.plan(number, values)
         length, quality = int(values["epochs"]), 1 / (1 + lr_of(values))  # type: ignore[arg-type]

@@ -32,8 +32,8 @@ def pareto(found: Sequence[Front], study: Study) -> Figure | None:
     for front, moved in zip(found, (APART, 1 / APART), strict=False):
         points, look = tested[front.race], LOOKS[front.race]
         x = [point.cost * moved for point in points]
-        y = [100 * _test(point).mean for point in points]  # type: ignore[union-attr]
-        widths = [100 * (_test(point).half_width or 0.0) for point in points]  # type: ignore[union-attr]
+        y = [100 * _test(point).mean for point in points]
+        widths = [100 * (_test(point).half_width or 0.0) for point in points]
         axes.errorbar(x, y, yerr=widths, capsize=3, elinewidth=1.1, label=front.title.lower(), **look)
         is_open = np.array(widths) == 0
         axes.scatter(np.array(x)[is_open], np.array(y)[is_open], facecolor="white", edgecolor=look["color"], zorder=4,

@@ -21,7 +21,10 @@ UNITS: dict[str, tuple[str, float, Callable[[float], str]]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a front. cost: in the unit of its axis; value: the search's objective; confirmed: None if it is not."""
+    """A point of a front. cost: in the unit of its axis; value: the search's objective; confirmed: None if it is not.
+
+    trial: the searched trial, "search 12"; model: of the student.
+    """
 
     trial: str
     model: str
@@ -64,7 +67,7 @@ def fronts(study: Study, candidates: Sequence[Candidate]) -> list[Front]:
 
 
 def tradeoff(study: Study, found: Sequence[Front]) -> dict[str, Any] | None:
-    """Return the tables of both fronts, or None if the study has no trade-off. measured: how latencies were measured."""
+    """Return the tables of both fronts, or None if the study has no trade-off. measured: where latencies were."""
     if study.tradeoff is None:
         return None
     return {

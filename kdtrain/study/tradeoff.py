@@ -73,7 +73,7 @@ def fix_fronts(book: Bookkeeping, searched: Sequence[SearchedTrial], alone: Sequ
                 for trial in points
             ],
         )
-        listed = ", ".join(f"{trial.key} ({costs.of(trial.values):,.4g})" for trial in points)
+        listed = ", ".join(f"{trial.key} ({costs.of(trial.values):,.6g})" for trial in points)
         book.remarks.append(f"front, {race}, cheapest first, with {tradeoff.cost}: {listed}")
     note_winner(book, candidates, fronts["search"][-1])
     return candidates

@@ -92,8 +92,8 @@ class Study:
 
     @property
     def has_select(self) -> bool:
-        """True if recipes race over seeds; studies of earlier versions chose the winner from the confirming seeds."""
-        return "select" in self.description["study"]
+        """True if a race chooses the winner; earlier versions chose it from the recipes that they had confirmed."""
+        return self.stage("confirm").empty or "confirmed" in (self.winner or {})
 
     @property
     def winner(self) -> Row | None:

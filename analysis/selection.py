@@ -95,7 +95,7 @@ def _race(study: Study, name: str, rounds: list[Row], end: Row | None) -> Race:
 def _in_order(racers: list[Row], *, larger_is_better: bool) -> list[Row]:
     """Return the racers by option, the option with the best leader first, and then by posterior mean."""
     sign = -1.0 if larger_is_better else 1.0
-    ordered = sorted(racers, key=lambda racer: (racer["diverged"], sign * racer["mean"]))
+    ordered = sorted(racers, key=lambda racer: (racer["diverged"], 0.0 if racer["diverged"] else sign * racer["mean"]))
     options = list(dict.fromkeys(racer["option"] for racer in ordered))
     return sorted(ordered, key=lambda racer: options.index(racer["option"]))
 

@@ -28,6 +28,7 @@ from kdtrain.study import search
 from kdtrain.study.description import describe
 from kdtrain.study.jobs import Job, JobStream
 from kdtrain.study.journal import StudyJournal
+from kdtrain.study.searching import run_search
 from kdtrain.study.study import Study
 from kdtrain.trials.outcome import outcome_row
 from kdtrain.trials.store import Store
@@ -65,7 +66,7 @@ class SearchOnly(Study):
     """A study of one stage."""
 
     def jobs(self) -> JobStream:
-        yield from self._run_search(self.search)
+        yield from run_search(self, self.search)
 
 
 class Clock:

@@ -160,18 +160,22 @@ RULES = {
 }
 
 
-def table_draws(file: Path, draws: int) -> Iterator[Draw]:
-    """Yield searches of 40 recipes of a table, in percent, with its seeds in random order."""
-    with file.open(newline="") as rows:
-        value = {
-            (int(row["recipe"]), int(row["seed"])): 100 * float(row["val/accuracy"]) for row in csv.DictReader(rows)
-        }
-    recipes, seeds = sorted({recipe for recipe, _ in value}), sorted({seed for _, seed in value})
-    table_RS = np.array([[value[recipe, seed] for seed in seeds] for recipe in recipes])
+def table_draws(file: Path, draws: int, true: str) -> Iterator[Draw]:
+    """Yield searches of 40 recipes of a table, in percent, with its seeds in random order; `true` names a metric."""
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    value_RS, true_RS = (percent(rows, metric) for metric in ("val/accuracy", true))
     for draw in range(draws):
         random = np.random.default_rng(draw)
-        trials, order = random.permutation(len(recipes))[:TRIALS], random.permutation(len(seeds))
-        yield table_RS[trials][:, order], table_RS[trials].mean(1)
+        trials, order = random.permutation(len(value_RS))[:TRIALS], random.permutation(value_RS.shape[1])
+        yield value_RS[trials][:, order], true_RS[trials].mean(1)
+
+
+def percent(rows: Sequence[dict[str, str]], metric: str) -> np.ndarray:
+    """Return a metric of all recipes and seeds, [recipe, seed], in percent."""
+    value = {(int(row["recipe"]), int(row["seed"])): 100 * float(row[metric]) for row in rows}
+    recipes, seeds = sorted({recipe for recipe, _ in value}), sorted({seed for _, seed in value})
+    return np.array([[value[recipe, seed] for seed in seeds] for recipe in recipes])
 
 
 def made_up_draws(draws: int) -> Iterator[Draw]:
@@ -220,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     simulation = commands.add_parser("simulate", help="resample searches from a table, or make them up")
     simulation.add_argument("file", type=Path, nargs="?", help="the CSV of a training; made-up recipes without it")
     simulation.add_argument("--draws", type=int, default=1000)
+    simulation.add_argument("--true", default="val/accuracy", choices=[METRICS[0], METRICS[2]], help="regret is in it")
     given = parser.parse_args(arguments)
     if given.command == "train":
         torch.set_num_threads(1)
@@ -229,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.file is None:
         simulate(list(made_up_draws(given.draws)))
     else:
-        simulate(list(table_draws(given.file, given.draws)))
+        simulate(list(table_draws(given.file, given.draws, given.true)))
 
 
 if __name__ == "__main__":

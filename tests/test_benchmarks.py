@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -171,3 +172,37 @@ def test_a_replayed_random_search_trains_every_trial_to_its_end_and_a_pruned_one
     _, pruned = pruning.searched(surface, 0, {"trials": 12, "sampler": pruning.RANDOM, "pruner": pruning.ASHA})
     assert whole == 12 * pruning.EPOCHS
     assert pruned < 2 / 3 * whole
+
+
+def test_a_table_of_trainings_is_continued_and_rules_choose_from_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    selection, table = benchmark("selection"), tmp_path / "table.csv"
+    changes = [
+        "recipe.data.limit_per_class=6",
+        "recipe.epochs=2",
+        "study.pruner.min_epochs=1",
+        "recipe.teacher.epochs=1",
+    ]
+    command = ["train", str(BENCHMARKS.parent / "sweeps" / "digits_kd.yaml"), str(table), "--results", str(tmp_path)]
+    for change in changes:
+        command += ["--set", change]
+    selection.main([*command, "--recipes", "3", "--seeds", "1"])
+    first = table.read_text()
+    selection.main([*command, "--recipes", "3", "--seeds", "2"])
+    assert table.read_text().startswith(first)
+    rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
+    assert [(row[0], row[1]) for row in rows] == [(recipe, seed) for seed in "01" for recipe in "012"]
+    assert [row[2:5] for row in rows[:3]] == [row[2:5] for row in rows[3:]]  # the same points with both seeds
+    selection.main(["simulate", "--draws", "20"])
+    printed = capsys.readouterr().out
+    assert all(rule in printed for rule in selection.RULES)
+
+
+def test_rules_choose_the_best_recipe_if_seeds_make_no_difference() -> None:
+    selection = benchmark("selection")
+    true = np.arange(40.0)
+    draw = (np.repeat(true[:, None], 21, 1), true)
+    assert {rule.__name__: selection.regrets(rule, [draw]).tolist() for rule in selection.RULES.values()} == {
+        rule.__name__: [0] for rule in selection.RULES.values()
+    }

@@ -1,8 +1,9 @@
 """A race over seeds between promising recipes: who gets one more seed, who is dropped, and who wins.
 
-In each round every candidate still in the race is trained with one more seed, the same for all. A decision depends on
-validation values alone, so a race that was cut off decides the same when it is carried out again. The statistics are
-those of `racing`.
+In each round every candidate still in the race is trained with one more seed, the same for all. After it those that are
+probably below the leader leave, and so do the last ones if the trainings are too few for a further round of all. A
+decision depends on validation values alone, so a race that was cut off decides the same when it is carried out again.
+The statistics are those of `racing`.
 """
 
 import statistics
@@ -11,11 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kdtrain.study.racing import Posterior, best_probabilities, leader, posterior, to_drop
+from kdtrain.study.racing import Posterior, best_probabilities, leader, next_round, posterior, to_drop
 from kdtrain.study.selection import SearchedTrial
 from kdtrain.trials.records import Racer
 
-FIRST_ROUND_THAT_DROPS = 2
 LIKELY = 0.05
 """A candidate of at least this probability could be the best one."""
 
@@ -70,13 +70,17 @@ class Race:
                 self.dropped[key] = self.round
             else:
                 self._fresh.setdefault(key, {})[seed] = ranking_key
-        if self.round < FIRST_ROUND_THAT_DROPS:
+        groups = [[entrant.key for entrant in group] for group in self._groups().values() if len(group) > 1]
+        if not groups:
             return
-        now = self.posterior()
-        for group in self._groups().values():
-            keys = [entrant.key for entrant in group if entrant.key in reached]
-            if len(keys) > 1:
-                self.dropped |= dict.fromkeys(to_drop(now, keys, leader(now, keys, self._ties())), self.round)
+        now, ties = self.posterior(), self._ties()
+        left = (self.trainings - self.spent) // len(groups)
+        for keys in groups:
+            if left > 1:
+                staying = next_round(now, keys, ties, left)
+                self.dropped |= {key: self.round for key in keys if key not in staying}
+            else:  # the race has ended
+                self.dropped |= dict.fromkeys(to_drop(now, keys, leader(now, keys, ties)), self.round)
 
     def posterior(self) -> Posterior:
         """Return the posterior of the recipe means of all candidates whose losses are finite."""

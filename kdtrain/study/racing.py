@@ -244,5 +244,5 @@ def _surface(value_N: np.ndarray, point_NP: np.ndarray) -> np.ndarray | None:
         if np.mean((left_out - value_N[some]) ** 2) >= np.var(value_N[some]):
             return None
         fitted = process.fit(point_NP[some], value_N[some]).kernel_
-    noise_N: np.ndarray = fitted.k2.noise_level * np.linalg.solve(fitted(point_NP), value_N)
-    return value_N - noise_N
+    smooth_N: np.ndarray = value_N - fitted.k2.noise_level * np.linalg.solve(fitted(point_NP), value_N)
+    return smooth_N

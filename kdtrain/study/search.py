@@ -355,7 +355,7 @@ class Search:
         ]
 
     def _objectives(self, rows: Sequence[EpochRow]) -> dict[int, float]:
-        return {int(row["epoch"]): float(row[self.sweep.study.objective]) for row in rows}  # type: ignore[literal-required]
+        return {int(row["epoch"]): float(row[self.sweep.study.objective]) for row in rows}
 
     @property
     def _is_grid(self) -> bool:

@@ -96,8 +96,8 @@ def race_trainings(setting: int | None, trials: int, candidates: int) -> int:
 
 
 def most_rounds(trainings: int, candidates: int) -> int:
-    """Return the upper bound of the number of rounds of a race: nobody is dropped before the end of the second one."""
-    return 0 if candidates < 2 else 2 + max(0, trainings - 2 * candidates) // 2
+    """Return the upper bound of the number of rounds of a race: after the first one two candidates may be left."""
+    return 0 if candidates < 2 else 1 + (trainings - candidates) // 2
 
 
 def confirmed_candidates(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kdtrain.storage.folder import append_row, write_bytes
-from kdtrain.trials.store import Store, json_bytes
+from kdtrain.trials.store import STUDY_SCHEMA, Store, json_bytes
 
 IMAGES = 360
 RUN = {
@@ -53,8 +53,9 @@ class MadeUpStudy:
             "confirm": {"seeds": 5, "published": True}, "seed": 0, "order": "batches", "batch": 4,
         }  # fmt: skip
         self.description = {
-            "schema": 1, "name": folder.name, "file": f"sweeps/{folder.name}.yaml", "overrides": ["recipe.epochs=3"],
-            "recipe": RECIPE, "study": fields | study, "resources": {"workers": 1}, "report": {},
+            "schema": STUDY_SCHEMA, "name": folder.name, "file": f"sweeps/{folder.name}.yaml",
+            "overrides": ["recipe.epochs=3"], "recipe": RECIPE, "study": fields | study, "resources": {"workers": 1},
+            "report": {},
             "parameters": list(parameters),
             "models": {
                 "lenet5_teacher": {"parameters": 81194, "flops_per_image": 1_096_000},
@@ -190,13 +191,15 @@ class MadeUpStudy:
             left = [key for key in racers if dropped[key] is None]
             if round_ > 1 and len(left) > 2:
                 dropped[min(left, key=lambda key: means[key])] = round_
+            lost = {key for key in racers if key == diverged and dropped[key] is not None}
             rows = [
                 {
                     "candidate": key, "option": (options or {}).get(key), "trial_id": racers[key][0],
                     "value": score(racers[key][1]), "seeds": len(ends),
-                    "fresh": score(float(np.mean(ends))) if ends else None, "mean": score(means[key]),
-                    "sd": 0.006 / (1 + len(ends)) ** 0.5, "dropped": dropped[key],
-                    "diverged": key == diverged and dropped[key] is not None,
+                    "fresh": score(float(np.mean(ends))) if ends else None,
+                    "mean": None if key in lost else score(means[key]),
+                    "sd": None if key in lost else 0.006 / (1 + len(ends)) ** 0.5,
+                    "dropped": dropped[key], "diverged": key in lost,
                 }
                 for key, ends in reached.items()
             ]  # fmt: skip
@@ -269,6 +272,7 @@ def whole_study(
     made = MadeUpStudy(results / name, trials=searched, **study)
     if earlier:
         fields = {key: value for key, value in made.description["study"].items() if key != "select"}
+        made.description["schema"] = 1
         made.description["study"] = fields | {"confirm": {"best": 2, "seeds": 5, "published": True}}
         made.describe()
     teacher_right = chance.permutation(IMAGES) < round(teacher_test * IMAGES)

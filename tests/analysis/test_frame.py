@@ -111,8 +111,8 @@ def test_a_folder_that_is_not_that_of_a_sweep_and_a_newer_schema_are_refused(mad
         read_study(results / "absent")
     with pytest.raises(UserError, match=r"study.json; sweeps in it: .*made_up"):
         read_study(results)
-    made.describe(schema=2)
-    with pytest.raises(UserError, match="schema 2"):
+    made.describe(schema=3)
+    with pytest.raises(UserError, match="schema 3"):
         read_study(made.folder)
 
 

@@ -39,22 +39,27 @@ def noisy(means: Mapping[str, float], sd: float = 0.01) -> Callable[[str, int], 
     return lambda key, seed: (means[key] + sd * np.random.default_rng([seed, int(key[7:])]).standard_normal(), -1.0)
 
 
-def test_nobody_is_dropped_before_the_second_round_and_clear_losers_are_after_it() -> None:
+def test_clear_losers_are_dropped_and_the_race_ends_when_one_is_left() -> None:
     means = {"search 0": 0.9, "search 1": 0.5, "search 2": 0.4}
     racing = race([0.9, 0.91, 0.4], trainings=12)
     rounds = run(racing, noisy(means))
-    assert rounds == [["search 0", "search 1", "search 2"]] * 2
-    assert racing.dropped == {"search 1": 2, "search 2": 2}
-    assert (racing.winner(), racing.spent) == ("search 0", 6)
+    assert rounds[0] == ["search 0", "search 1", "search 2"]
+    assert set(racing.dropped) == {"search 1", "search 2"}
+    assert racing.winner() == "search 0"
+    assert racing.spent == sum(map(len, rounds)) < 12
 
 
-def test_a_round_starts_only_if_every_candidate_can_be_trained_in_it() -> None:
-    racing = race([0.5, 0.5, 0.5], trainings=8)
-    rounds = run(racing, noisy({f"search {i}": 0.5 for i in range(3)}, sd=0.1))
+def test_the_last_trainings_go_to_the_best_if_there_are_too_few_for_all() -> None:
+    """5 candidates that nothing tells apart, 8 trainings: 3 are left after the first round, and go to the first 3."""
+    values = [0.50, 0.51, 0.52, 0.53, 0.54]
+    racing = race(values, trainings=8)
+    rounds = run(racing, noisy({f"search {i}": value for i, value in enumerate(values)}, sd=0.2))
+    assert len(rounds[0]) == 5
+    assert len(rounds[1]) <= 3
     assert racing.spent <= 8
-    assert len(rounds[0]) == len(rounds[1]) == 3
-    left = len(racing.next_round() or [each for each in racing.entrants if each.key not in racing.dropped])
-    assert left == 1 or racing.spent + left > 8
+    now = racing.posterior()
+    left = [entrant.key for entrant in racing.entrants if entrant.key not in racing.dropped]
+    assert now.mean(racing.winner() or "") == max(now.mean(key) for key in left)
 
 
 def test_a_lucky_value_of_the_search_is_found_out() -> None:
@@ -69,8 +74,8 @@ def test_a_lucky_value_of_the_search_is_found_out() -> None:
 
 
 def test_a_non_finite_loss_drops_a_candidate_at_once_and_leaves_it_out_of_the_posterior() -> None:
-    means = {f"search {i}": 0.8 - 0.1 * i for i in range(3)}
-    racing = race([0.8, 0.7, 0.6], trainings=12)
+    means = {f"search {i}": 0.8 - 0.001 * i for i in range(3)}
+    racing = race([0.8, 0.799, 0.798], trainings=12)
     rounds = run(racing, lambda key, seed: None if key == "search 0" else noisy(means)(key, seed))
     assert rounds[0] == ["search 0", "search 1", "search 2"]
     assert rounds[1] == ["search 1", "search 2"]
@@ -90,7 +95,7 @@ def test_candidates_race_within_their_option_and_each_option_keeps_its_leader() 
     means = {"search 0": 0.9, "search 1": 0.8, "search 2": 0.3, "search 3": 0.2}
     racing = race([0.9, 0.8, 0.3, 0.2], 16, ["kd", "kd", "at", "at"])
     run(racing, noisy(means))
-    assert racing.dropped == {"search 1": 2, "search 3": 2}
+    assert set(racing.dropped) == {"search 1", "search 3"}
     assert racing.leaders() == {"kd": "search 0", "at": "search 2"}
     assert racing.winner() == "search 0"
 

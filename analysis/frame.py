@@ -21,7 +21,7 @@ SEARCHED = ("baselines", "search")
 NOT_ENDED, BROKEN = "not ended", "broken"
 PLANNED = (
     "stage", "number", "trial_id", "state", "reason", "traceback", "published",
-    "candidate", "role", "seed", "baseline", "source_stage", "source_number", "race", "round",
+    "candidate", "role", "seed", "baseline", "source_stage", "source_number", "race", "round", "cost",
 )  # fmt: skip
 TEST = ("test/accuracy", "test/mpa", "test/nll")
 MEASURED = (

@@ -11,7 +11,6 @@ import argparse
 import math
 import random
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import optuna
 import yaml
 
 from kdtrain.config.sweep import load_sweep
-from kdtrain.study import search
+from kdtrain.study import optuna_parts, search
 from kdtrain.study.description import describe
 from kdtrain.study.jobs import Job, JobStream
 from kdtrain.study.journal import StudyJournal
@@ -52,7 +51,7 @@ RECIPE = {
     "epochs": EPOCHS,
 }
 TIMES = {"seconds": 1.0, "teacher_images": 1000, "teacher_seconds": 0.1, "peak_memory_bytes": 1_000_000}
-RECORD = {
+RECORD: dict[str, Any] = {
     "numerics": 1,
     "teacher": None,
     "weights": [1.0, 1.0],
@@ -117,7 +116,7 @@ def measure(folder: Path, trials: int, chosen: argparse.Namespace) -> None:
     journal.open(describe(sweep, NO_DATA), file.read_text())
     study = SearchOnly(sweep, Workspace(Store(folder / "results"), NO_DATA), journal)
     ask, training = Clock(), Clock()
-    real_sampler, asked = search.build_sampler, trials - chosen.asked
+    real_sampler, asked = optuna_parts.build_sampler, trials - chosen.asked
 
     def sampler(sweep: Any, seed: int, *rest: Any) -> optuna.samplers.BaseSampler:
         early = len(study.search.planned) < asked
@@ -177,4 +176,4 @@ def train(study: Study, job: Job, clock: Clock) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,6 +18,7 @@ from kdtrain.storage.mirror import results_folder
 from kdtrain.study.confirm import FIRST_CONFIRMING_SEED, TESTED_TOGETHER
 from kdtrain.study.jobs import Broken, Job
 from kdtrain.study.journal import StudyJournal
+from kdtrain.study.search import Search
 from kdtrain.study.study import Study
 from kdtrain.training import loop
 from kdtrain.training.state import TrainState
@@ -143,17 +144,29 @@ def test_what_breaks_once_goes_on_from_its_checkpoint_and_changes_nothing(
 
 
 def test_a_broken_trial_is_absent_from_what_sampler_and_pruner_see(finished: Study, tmp_path: Path) -> None:
-    seen = open_study(sweep_file(tmp_path), tmp_path / "results")
-    for number in range(4):
-        seen.search.planned[number] = finished.search.planned[number]
-        rows = [{"epoch": epoch, "val/accuracy": 0.5} for epoch in (1, 2)]
-        if number == 1:
-            seen.search.pruned_at(number, rows)  # it had begun
-            seen.search.forget(number)
-        else:
-            seen.search.tell(number, "complete", 0.5, rows)
-    assert [trial.values for trial in seen.search._finished_before(4)] == [[0.5]] * 3
-    assert 1 not in seen.search.planned
+    rows = [{"epoch": epoch, "val/accuracy": 0.5} for epoch in (1, 2)]
+
+    def after_a_batch(*, second: str) -> Search:
+        search = open_study(sweep_file(tmp_path, study={"batch": 4}), tmp_path / second).search
+        for number in range(4):
+            if number != 1 or second != "never planned":
+                search.plan(number, finished.search.planned[number])
+        for number in (0, 2, 3):
+            search.tell(number, "complete", 0.5, rows)
+        if second == "broken":
+            search.pruned_at(1, rows)  # it had begun
+            search.forget(1)
+        elif second == "complete":
+            search.tell(1, "complete", 0.9, [{**row, "val/accuracy": 0.9} for row in rows])
+        return search
+
+    broken, absent, complete = (after_a_batch(second=each) for each in ("broken", "never planned", "complete"))
+    assert broken.suggest(4) == absent.suggest(4) != complete.suggest(4)
+    for search in (broken, absent, complete):
+        search.plan(4, finished.search.planned[4])
+    worse = [{**row, "val/accuracy": 0.6} for row in rows]
+    assert broken.pruned_at(4, worse) == absent.pruned_at(4, worse)
+    assert 1 not in broken.planned
 
 
 def test_a_broken_teacher_stops_the_sweep_with_its_traceback_and_is_trained_by_the_next_start(

@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -69,6 +70,19 @@ def fixed_choices(study: StudySettings, searched: Sequence[Parameter]) -> list[d
     return [{}] if compared is None else [{compared.name: label} for label in compared.labels]
 
 
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna from logging below WARNING for a while: it logs a line for each study."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
 def sampler_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Path, ...]) -> Iterator[Problem]:
     """Yield what is wrong with a study's sampler for this space."""
     sampler = study.sampler
@@ -94,11 +108,10 @@ def _front_problems(sampler: Any, name: str) -> Iterator[Problem]:
     """Yield a problem if a sampler of the user's own refuses a study of two objectives."""
     import optuna
 
-    study = optuna.create_study(
-        storage=optuna.storages.InMemoryStorage(), sampler=sampler, directions=["maximize", "minimize"]
-    )
     try:
-        study.ask().suggest_float("x", 0.0, 1.0)
+        with quiet_optuna():
+            study = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"])
+            study.ask().suggest_float("x", 0.0, 1.0)
     except Exception as error:
         yield _no_front(f"{name} ({error_text(error)})")
 

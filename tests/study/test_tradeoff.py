@@ -9,8 +9,8 @@ import pytest
 from studies import carry_out, decisions, events, open_study, plans, sweep_file
 from test_search import Driver, sweep_of
 
-from kdtrain.config.sweep import Sweep, load_sweep
-from kdtrain.errors import UserError
+from kdtrain.cli import check
+from kdtrain.config.sweep import Sweep
 from kdtrain.executors.local import execute
 from kdtrain.models.build import network_size
 from kdtrain.study.cost import trainings
@@ -219,11 +219,17 @@ def test_the_most_accurate_baseline_is_chosen_before_the_test_split_is_read(tmp_
     ],
 )
 def test_what_a_tradeoff_cannot_do_is_refused_at_its_line(
-    tmp_path: Path, recipe: dict[str, Any], study: dict[str, Any], place: str, text: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recipe: dict[str, Any],
+    study: dict[str, Any],
+    place: str,
+    text: str,
 ) -> None:
-    with pytest.raises(UserError) as error:
-        load_sweep(sweep_file(tmp_path, recipe=recipe, study={**TRADEOFF, **study}))
-    [problem] = error.value.problems
-    assert place in problem
-    assert text in problem
-    assert problem.split(":")[1].isdigit()
+    file = sweep_file(tmp_path, recipe=recipe, study={**TRADEOFF, **study})
+    assert check.main([str(file)]) == 2
+    [problem] = capsys.readouterr().err.splitlines()
+    line, found = problem.removeprefix(f"{file}:").split(": ", 1)
+    assert line.isdigit()
+    assert found.startswith(place)
+    assert text in found

@@ -14,6 +14,8 @@ from analysis.importance import Branch, Importance
 from analysis.student_models import Model
 from analysis.tables import short_names, thousands
 
+TESTED = ("distilled_test", "alone_test")
+
 
 def history(study: Study) -> Figure | None:
     """Draw the objective by trial number and state with the best so far, for the search and the baselines."""
@@ -100,12 +102,13 @@ def sizes(found: list[Model], study: Study) -> Figure | None:
         panels[0].plot(*zip(*values, strict=True), label=label, **look) if values else None
     panels[0].set(title="Best trial of each model, one seed", ylabel=axis_label(study))
     if has_test:
-        for (label, look), attribute in zip(looks.items(), ("distilled_test", "alone_test"), strict=True):
+        for (label, look), attribute, aside in zip(looks.items(), TESTED, (0.985, 1.015), strict=True):
             for model in shown:
                 estimate = getattr(model, attribute)
-                if estimate is not None:
-                    at = model.parameters, 100 * estimate.mean
+                if estimate is not None:  # side by side: intervals of one model would cover one another
+                    at = model.parameters * aside, 100 * estimate.mean
                     panels[1].errorbar(*at, yerr=100 * (estimate.half_width or 0), capsize=3, **look, label=label)
+        panels[1].set_ylim(top=min(100.0, panels[1].get_ylim()[1]))
         panels[1].set(title="Confirmed recipes: mean and 95 % t interval", ylabel="test accuracy, %")
     for axes in panels:
         axes.set(xscale="log", xlabel="parameters")

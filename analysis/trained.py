@@ -56,7 +56,9 @@ def _text(value: Any, *, inside: bool = False) -> str:
         return space
     if isinstance(value, Mapping):
         head = next((key for key in ("name", "model") if isinstance(value.get(key), str)), None)
-        rest = ", ".join(f"{key} {_text(each, inside=True)}" for key, each in value.items() if key != head)
+        rest = ", ".join(
+            f"{key} {_text(each, inside=True)}" for key, each in value.items() if key != head and each is not None
+        )
         if head is None:
             return f"({rest})" if inside else rest
         return f"{value[head]} ({rest})" if rest else str(value[head])

@@ -51,7 +51,7 @@ def folders_of(located: Located) -> tuple[Path, ...]:
 
 def longest_training(tree: dict[str, Any]) -> int:
     """Return the largest number of epochs that a recipe of the space has."""
-    return max(resolve(tree, values).tree["epochs"] for values in probe_points(tree))
+    return max(int(resolve(tree, values).tree["epochs"]) for values in probe_points(tree))
 
 
 def compared_choice(study: StudySettings, searched: Sequence[Parameter]) -> Parameter | None:
@@ -157,7 +157,9 @@ def _own_problems(part: Own, place: KeyPath, folders: tuple[Path, ...], given: d
     yield from (Problem((*place, key), text) for key, text in wrong)
     if not wrong:
         try:
-            construct(part, folders, **given)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # some of Optuna's own are experimental
+                construct(part, folders, **given)
         except Exception as error:
             yield Problem(place, f"{found.__name__} refuses its arguments: {error_text(error)}")
 

@@ -3,29 +3,24 @@
 Model: the objective of recipe i with seed s is y_is = m + a_i + b_s + e_is. The recipes' effects a_i are normal with
 standard deviation `between_sd`, the residuals e_is with `residual_sd`; the seeds' effects b_s are fixed.
 
-Shapes: I recipes, S seeds, C candidates asked for, G ratios of variances, P hyperparameters, N trials.
+Shapes: I recipes, S seeds, C candidates asked for, G ratios of variances.
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import norm
 
-from kdtrain.config.parameter import Parameter, Values
-
 LOG_RATIOS = np.linspace(-6, 6, 49)
 """Decadic logarithms of the ratios of the variances that are tried first."""
+THRESHOLD = 0.95
+"""Posterior probability of being below the leader above which a recipe leaves the race."""
 SMALLEST_STEP = 1e-5
 """Step of the logarithms at which the search for the best ratio ends."""
 DECIMALS = 12
 """Posterior means that agree in so many decimals are equal: only the order of a sum differs."""
-SMALLEST_SURFACE = 20
-"""Complete trials below which no surface is fitted to an option."""
-LARGEST_FIT = 200
-"""Trials to which the kernel of the surface is fitted; a fit's time grows with the cube of their number."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,7 @@ def leader(posterior: Posterior, in_race: Sequence[str], ties: Mapping[str, tupl
     return min(in_race, key=lambda key: (-round(posterior.mean(key), DECIMALS), ties[key]))
 
 
-def to_drop(posterior: Posterior, in_race: Sequence[str], leader: str, threshold: float = 0.84) -> list[str]:
+def to_drop(posterior: Posterior, in_race: Sequence[str], leader: str, threshold: float = THRESHOLD) -> list[str]:
     """Return the recipes whose posterior probability of being below the leader is above the threshold."""
     return [key for key in in_race if key != leader and posterior.below(key, leader) > threshold]
 
@@ -160,17 +155,17 @@ def next_round(
     in_race: Sequence[str],
     ties: Mapping[str, tuple[float, ...]],
     left: int,
-    threshold: float = 0.84,
+    threshold: float = THRESHOLD,
 ) -> list[str]:
     """Return the recipes that stay in the race after a round: the leader alone at its end.
 
-    Those of `to_drop` leave. If fewer trainings are `left` than recipes stay, those of the lowest posterior means leave
-    too, so that the last trainings are not unused while several recipes are in the race.
+    Those of `to_drop` leave. The next round trains at most a third of the trainings that are `left`, but at least two,
+    so those of the lowest posterior means leave too: the last trainings compare the few that may be the best.
     """
     first = leader(posterior, in_race, ties)
     dropped = to_drop(posterior, in_race, first, threshold)
     ranked = sorted(in_race, key=lambda key: (-round(posterior.mean(key), DECIMALS), ties[key]))
-    staying = [key for key in ranked if key not in dropped][: left if left > 1 else 1]
+    staying = [key for key in ranked if key not in dropped][: max(2, left // 3) if left > 1 else 1]
     return [key for key in in_race if key in staying]
 
 
@@ -183,66 +178,3 @@ def best_probabilities(posterior: Posterior, seed: int, draws: int = 10_000) -> 
     is_best_NC = np.round(drawn_NC, DECIMALS) == np.round(drawn_NC.max(1, keepdims=True), DECIMALS)
     shares_C = (is_best_NC / is_best_NC.sum(1, keepdims=True)).mean(0)
     return {key: float(share) for key, share in zip(posterior.keys, shares_C, strict=True)}
-
-
-def coordinates(parameters: Sequence[Parameter], points: Sequence[Values]) -> np.ndarray | None:
-    """Return the numeric hyperparameters that all points have, [N, P], scaled to 0..1; None if there are none.
-
-    Those with a logarithmic space are scaled as logarithms.
-    """
-    columns = []
-    for parameter in parameters:
-        if parameter.kind != "choice" and all(parameter.name in point for point in points):
-            numbers = np.array([parameter.low, parameter.high, *(point[parameter.name] for point in points)], float)
-            numbers = np.log(numbers) if parameter.is_log else numbers
-            columns.append((numbers[2:] - numbers[0]) / (numbers[1] - numbers[0]))
-    return np.stack(columns, axis=1) if columns else None
-
-
-def promising(values: Sequence[float], points: np.ndarray | None) -> list[int]:
-    """Return the order in which trials of one option become candidates, most promising first; equal ones keep theirs.
-
-    Args:
-        values: The objective of each complete trial, larger is better.
-        points: Their `coordinates`, or None.
-    """
-    return [int(each) for each in np.argsort(-np.array(promises(values, points)), kind="stable")]
-
-
-def promises(values: Sequence[float], points: np.ndarray | None) -> list[float]:
-    """Return what each trial of one option promises, in the objective's unit, larger is better.
-
-    It is the trial's value; from 20 trials on the mean of a Gaussian process with noise (Matern 5/2; Rasmussen and
-    Williams 2006), provided that its cross-validated error is below the variance of the values.
-    """
-    value_N = np.asarray(values, dtype=float)
-    smooth_N = None
-    if points is not None and len(value_N) >= SMALLEST_SURFACE and np.ptp(value_N) > 0:
-        smooth_N = _surface((value_N - value_N.mean()) / value_N.std(), points)
-    promised_N = value_N if smooth_N is None else value_N.mean() + value_N.std() * np.round(smooth_N, DECIMALS)
-    return [float(each) for each in promised_N]
-
-
-def _surface(value_N: np.ndarray, point_NP: np.ndarray) -> np.ndarray | None:
-    """Return the mean of a Gaussian process at its own points; None if it predicts left-out values worse than 0.
-
-    The values are standardised: mean 0, variance 1.
-    """
-    # imported here, because few commands need them and they take a second
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-    from sklearn.model_selection import KFold, cross_val_predict
-
-    matern = Matern(np.ones(point_NP.shape[1]), (0.05, 20.0), nu=2.5)
-    kernel = ConstantKernel(1.0, (1e-2, 1e2)) * matern + WhiteKernel(0.5, (1e-4, 2.0))
-    process = GaussianProcessRegressor(kernel)
-    some = np.unique(np.linspace(0, len(value_N) - 1, min(len(value_N), LARGEST_FIT)).astype(int))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: this hyperparameter has no effect
-        left_out = cross_val_predict(process, point_NP[some], value_N[some], cv=KFold(5, shuffle=True, random_state=0))
-        if np.mean((left_out - value_N[some]) ** 2) >= np.var(value_N[some]):
-            return None
-        fitted = process.fit(point_NP[some], value_N[some]).kernel_
-    smooth_N: np.ndarray = value_N - fitted.k2.noise_level * np.linalg.solve(fitted(point_NP), value_N)
-    return smooth_N

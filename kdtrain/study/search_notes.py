@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 
 from kdtrain.config import space
+from kdtrain.config.parameter import Label, Parameter, Values
 from kdtrain.config.problems import format_unquoted
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.search_checks import fixed_choices, folders_of, own_class
@@ -95,13 +97,15 @@ def _schedules(sweep: Sweep) -> Iterator[Recipe]:
     base = space.probe_points(sweep.tree)[0]
     for chosen in product(*(parameter.extremes for parameter in searched)):
         values = dict(zip([p.name for p in searched], chosen, strict=True))
-        point = space.resolve_with(
-            sweep.tree, lambda p, v=values: v.get(p.name, base.get(p.name, p.extremes[0]))
-        ).values  # type: ignore[misc]
+        point = space.resolve_with(sweep.tree, partial(_value_of, {**base, **values}))
         try:
-            yield sweep.recipe_for(point, sweep.study.seed)
+            yield sweep.recipe_for(point.values, sweep.study.seed)
         except UserError:
             continue  # not valid together
+
+
+def _value_of(values: Values, parameter: Parameter) -> Label:
+    return values.get(parameter.name, parameter.extremes[0])
 
 
 def _undecided(recipe: Recipe) -> tuple[float, str]:

@@ -8,7 +8,6 @@ from kdtrain.errors import NoResult
 from kdtrain.study.bookkeeping import Bookkeeping
 from kdtrain.study.jobs import Job
 from kdtrain.study.race import LIKELY, Entrant, Race
-from kdtrain.study.racing import coordinates, promises
 from kdtrain.study.selection import SearchedTrial, race_trainings, racing_trials, ranked
 
 FIRST_RACING_SEED = 2_000_000_000
@@ -64,8 +63,7 @@ def _race(
     """Return the race of a search's trials; `trainings` is None for the default."""
     settings = book.sweep.study.select
     distinct = ranked(trials)
-    ordered = ranked(distinct, _scores(sweep, distinct))
-    racing = racing_trials(ordered, settings.candidates, len(sweep.published))
+    racing = racing_trials(distinct, settings.candidates, len(sweep.published))
     if trainings is None:
         trainings = race_trainings(settings.trainings, book.search.trials, len(racing))
     return Race(
@@ -96,19 +94,9 @@ def _baseline_races(book: Bookkeeping, alone: Sequence[SearchedTrial], trainings
             trainings=trainings // len(models),
             dropped={},
             diverged=set(),
+            _fresh={},
         )
     return races
-
-
-def _scores(sweep: Sweep, trials: Sequence[SearchedTrial]) -> dict[str, float]:
-    """Return what each complete trial promises: its value, or the mean of its option's fitted surface."""
-    scores: dict[str, float] = {}
-    for option in dict.fromkeys(trial.option for trial in trials):
-        own = [trial for trial in trials if trial.option == option]
-        values = [trial.ranking_key[0] for trial in own if trial.ranking_key is not None]
-        expected = promises(values, coordinates(sweep.parameters, [trial.values for trial in own]))
-        scores |= dict(zip([trial.key for trial in own], expected, strict=True))
-    return scores
 
 
 def _job(book: Bookkeeping, race: Race, entrant: Entrant, number: int, seed: int) -> Job:

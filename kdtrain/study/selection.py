@@ -54,22 +54,12 @@ class Candidate:
         return {"candidate": self.key, "role": self.role, "source": source, "baseline": self.baseline}
 
 
-def ranked(trials: Sequence[SearchedTrial], scores: Mapping[str, float] | None = None) -> list[SearchedTrial]:
-    """Return the complete trials of distinct recipes, best first: by score or ranking key, then number.
-
-    Args:
-        trials: The trials of a search.
-        scores: What a trial promises by its key, larger is better; its ranking key is used without it.
-    """
+def ranked(trials: Sequence[SearchedTrial]) -> list[SearchedTrial]:
+    """Return the complete trials of distinct recipes, best first: by ranking key, then number."""
     complete = [(trial.ranking_key, trial) for trial in trials if trial.ranking_key is not None]
-
-    def order(pair: tuple[tuple[float, float], SearchedTrial]) -> tuple[float, ...]:
-        ranking_key, trial = pair
-        first = ranking_key[0] if scores is None else scores[trial.key]
-        return -first, -ranking_key[1], trial.number
-
+    complete.sort(key=lambda pair: (*(-part for part in pair[0]), pair[1].number))
     distinct: dict[str, SearchedTrial] = {}
-    for _, trial in sorted(complete, key=order):
+    for _, trial in complete:
         distinct.setdefault(trial.trial_id, trial)
     return list(distinct.values())
 

@@ -134,6 +134,18 @@ def test_the_best_of_each_method_is_confirmed_and_each_has_as_many_trials(tmp_pa
     assert winner["candidate"] == f"best {option}"
 
 
+def test_the_baselines_of_each_student_model_race_among_themselves(tmp_path: Path) -> None:
+    models = {"student": {"model": {"choice": ["lenet5_student", "lenet5_teacher"]}}, "epochs": 1}
+    small = {**UNPUBLISHED, "confirm": {"seeds": 1}}
+    study = open_study(sweep_file(tmp_path, recipe=models, study=small), tmp_path / "results")
+    carry_out(study)
+    for model in ("lenet5_student", "lenet5_teacher"):
+        (last,) = told(study, "selected", f"baselines {model}")
+        assert last["winner"] in last["probabilities"]
+        for row in told(study, "round", f"baselines {model}"):
+            assert {racer["candidate"] for racer in row["racers"]} == last["probabilities"].keys()
+
+
 def test_one_stage_alone(finished: Study, tmp_path: Path) -> None:
     """It does what is missing of that stage, and refuses if an earlier one is not complete."""
 

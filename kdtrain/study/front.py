@@ -120,9 +120,8 @@ def front_candidates(
     baselines = sorted([*needed, *others], key=lambda trial: costs.of(trial.values))
     chosen = []
     for i, (trial, baseline) in enumerate(zip(distilled, compared, strict=True), 1):
-        role, number = ("published", trial.number + 1) if trial in published else ("front", i)
-        other = f"baseline {baselines.index(baseline) + 1}"
-        chosen.append(Candidate(f"{role} {number}", role, trial, trial.values, other))
+        role, key = ("published", f"published {trial.number + 1}") if trial in published else ("best", f"front {i}")
+        chosen.append(Candidate(key, role, trial, trial.values, f"baseline {baselines.index(baseline) + 1}"))
     for i, trial in enumerate(baselines, 1):
         values = {name: value for name, value in trial.values.items() if name in baseline_parameters}
         chosen.append(Candidate(f"baseline {i}", "baseline", trial, values, None))

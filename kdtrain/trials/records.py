@@ -205,8 +205,8 @@ class PlannedEvent(TypedDict):
 
     A racing recipe's `candidate` is "published 1" or the searched trial, "search 12" or "baselines 3"; its `role` is
     "candidate". A confirmed one's is "best", "best kd" (of an option), "front 1" (of a trade-off), "published 1" or
-    "baseline 1", its `role` the first word. `attributes` are what the sampler has kept in Optuna's system attributes of
-    the "trial" and the "study". `cost` is that of a searched trial's student in a trade-off.
+    "baseline 1", its `role` "best", "published" or "baseline". `attributes` are what the sampler has kept in Optuna's
+    system attributes of the "trial" and the "study". `cost` is that of a searched trial's student in a trade-off.
     """
 
     event: Literal["planned"]

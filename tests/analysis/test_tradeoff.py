@@ -37,9 +37,9 @@ def traded(made_up: Maker) -> MadeUpStudy:
     made.event("front", race="baselines", cost="parameters", points=[{**alone, "confirmed": "baseline 1"}])
     confirmed = ["front 1", "front 2", "baseline 1"]
     made.event("winner", candidate="front 2", baseline="baseline 1", trial_id="confirm0003", confirmed=confirmed)
-    made.confirm("front 1", [0.90, 0.93, 0.93], start=0, role="front")
+    made.confirm("front 1", [0.90, 0.93, 0.93], start=0)
     made.confirm("front 2", [each + gain for each, gain in zip(ALONE, (0.02, 0.03, 0.04), strict=True)], start=3,
-                 role="front", model="lenet5_teacher")  # fmt: skip
+                 model="lenet5_teacher")  # fmt: skip
     made.confirm("baseline 1", list(ALONE), start=6, role="baseline")
     made.event("finished")
     return made

@@ -10,13 +10,14 @@ from studies import carry_out, decisions, events, open_study, plans, sweep_file
 from test_search import Driver, sweep_of
 
 from kdtrain.cli import check
-from kdtrain.config.sweep import Sweep
+from kdtrain.config.recipe import Student
+from kdtrain.config.sweep import Sweep, load_sweep
 from kdtrain.executors.local import execute
 from kdtrain.models.build import network_size
 from kdtrain.study.cost import trainings
 from kdtrain.study.front import Costs
 from kdtrain.study.search import Search
-from kdtrain.study.tradeoff import student_choices, student_recipes
+from kdtrain.study.tradeoff import measure_costs, student_choices, student_recipes
 
 WIDTHS = ["lenet5_half", "lenet5_student", "lenet5_teacher"]
 STUDENTS = {"student": {"model": {"choice": WIDTHS}}}
@@ -175,6 +176,39 @@ def test_a_study_confirms_both_fronts_and_goes_on_after_a_kill(tmp_path: Path) -
         assert {race: row["points"] for race, row in fronts(continued).items()} == {
             race: row["points"] for race, row in found.items()
         }
+
+
+def test_the_cost_is_the_number_of_parameters_or_the_flops_of_an_image(tmp_path: Path) -> None:
+    """The head belongs to the student too."""
+    for i, cost in enumerate(("parameters", "flops")):
+        study = open_study(
+            sweep_file(tmp_path, recipe=STUDENTS, study={**TRADEOFF, "tradeoff": {"cost": cost}}), tmp_path / cost
+        )
+        assert list(measure_costs(study)) == []
+        for costs in (study.search.costs, study.baselines.costs):
+            assert costs is not None
+            for model in WIDTHS:
+                size = network_size(Student(model=model), (1, 16, 16), 10)
+                assert costs.of({"student.model": model, "optimizer.lr": 0.01}) == size[i]
+
+
+def test_a_student_differs_from_another_in_model_or_head_only(tmp_path: Path) -> None:
+    student = {
+        "model": "mobilenetv2",
+        "weights": None,
+        "head": {"choice": ["linear", "hidden"]},
+        "dropout": {"choice": [0.1, 0.3]},
+    }
+    file = sweep_file(tmp_path, recipe={"student": student}, study=TRADEOFF)
+    costs = costs_of(load_sweep(file))
+    at = [
+        costs.of({"student.head": head, "student.dropout": dropout})
+        for head in ("linear", "hidden")
+        for dropout in (0.1, 0.3)
+    ]
+    assert at[0] == at[1] < at[2] == at[3]
+    band = [costs.band({"student.head": head, "student.dropout": 0.1}) for head in ("linear", "hidden")]
+    assert band == [0, 1]
 
 
 def test_a_latency_is_measured_once_for_each_student_and_kept(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kdtrain.errors import UserError
+from kdtrain.models.config import Network
 from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
 from kdtrain.trials.records import BudgetEndEvent, EndedEvent, PlannedEvent, StudyRecord, WarmStartEvent
 from kdtrain.trials.store import STUDY_SCHEMA, is_broken, json_bytes, read_study_record
@@ -24,6 +25,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "ended": ("stage", "number"),
     "round": ("race", "round"),
     "selected": ("race",),
+    "latency": ("model", "head", "channels_last"),
+    "front": ("race",),
     "winner": (),
     "tested": (),
     "budget_end": ("stage",),
@@ -154,6 +157,11 @@ class StudyJournal:
     def ends(self, stage: str) -> dict[int, EndedEvent]:
         """Return the newest "ended" event of each job of a stage, by number."""
         return {number: cast(EndedEvent, row) for (own, number), row in self._newest["ended"].items() if own == stage}
+
+    def latency_ms(self, network: Network) -> float | None:
+        """Return the measured latency of a network, or None."""
+        event = self._newest["latency"].get(tuple(getattr(network, name) for name in KEYS["latency"]))
+        return None if event is None else float(event["latency_ms"])
 
     def winner(self) -> str | None:
         """Return the key of the winning candidate, or None before the stage select has ended."""

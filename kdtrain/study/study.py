@@ -16,7 +16,7 @@ from kdtrain.study.select import select
 from kdtrain.study.smoke import run_smoke
 from kdtrain.study.teachers import train_teachers
 from kdtrain.study.tradeoff import fix_fronts, measure_costs
-from kdtrain.study.warm_start import warm_start
+from kdtrain.study.warm_start import read_warm_start, show_warm_start
 from kdtrain.trials.workspace import Workspace
 
 
@@ -64,7 +64,7 @@ class Study(Bookkeeping):
         about = self.journal.study_record()
         self.remarks += map(weights_remark, about.get("weights", []) if about else [])
         self._require_gpu()
-        warm_start(self)
+        known = read_warm_start(self)
         yield from run_smoke(self)
         self._require_gpu()
         if self.only == "smoke":
@@ -73,6 +73,7 @@ class Study(Bookkeeping):
         if self.only == "teacher":
             return
         yield from measure_costs(self)
+        show_warm_start(self, known)
         if self.account is not None:
             alone, searched = yield from run_in_turn(self)
         else:

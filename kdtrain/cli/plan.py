@@ -20,7 +20,9 @@ def plan(chosen: argparse.Namespace) -> int:
     """Print the plan of the parsed options."""
     sweep = read_sweep(chosen)
     from kdtrain.study.plan import plan as plan_text
+    from kdtrain.study.warm_start import check_warm_start
 
+    absent = check_warm_start(sweep)
     cluster = None
     if chosen.address is not None:
         from kdtrain.cli.display import quiet
@@ -30,4 +32,6 @@ def plan(chosen: argparse.Namespace) -> int:
 
             cluster = cluster_nodes(chosen.address)
     print(plan_text(sweep, chosen.data, cluster))
+    for note in absent:
+        print(f"note: {note}")
     return 0

@@ -52,7 +52,7 @@ def check_warm_start(sweep: Sweep) -> list[str]:
     """Return a sentence for each absent folder of `study.warm_start`; UserError if one that is there cannot be used."""
     notes = []
     for i, folder in enumerate(sweep.study.warm_start or ()):
-        if user_path(folder, "study.warm_start").is_dir():
+        if _path(sweep, i).exists():
             known_trials(sweep, i)
         else:
             notes.append(f"study.warm_start: {folder} is not there (looked for {Path.cwd() / folder})")
@@ -70,7 +70,7 @@ def known_trials(sweep: Sweep, index: int) -> list[KnownTrial]:
     def refused(text: str) -> UserError:
         return sweep.located.error([Problem((*KEY, index), f"{folder} {text}")])
 
-    path = user_path(folder, ".".join(KEY))
+    path = _path(sweep, index)
     if not (path / "study.json").is_file():
         where = f"(looked for {Path.cwd() / path})"
         raise refused(f"is no folder of a sweep's results, such as results/digits_kd {where}")
@@ -95,6 +95,17 @@ def known_trials(sweep: Sweep, index: int) -> list[KnownTrial]:
     if not any(row["stage"] == "search" for row in found):
         raise refused("has no complete trial whose parameters all have a value in this space")
     return found
+
+
+def _path(sweep: Sweep, index: int) -> Path:
+    """Return the folder that an item names; UserError with its line if it cannot be one."""
+    folder = (sweep.study.warm_start or ())[index]
+    try:
+        if "://" in folder:
+            raise UserError(f": must be a folder of this machine, got the URL {folder}")
+        return user_path(folder, "")
+    except UserError as error:
+        raise sweep.located.error([Problem((*KEY, index), str(error).removeprefix(": "))]) from None
 
 
 def _fitting(journal: StudyJournal, stage: str, tree: Any, sweep: Sweep) -> Iterator[KnownTrial]:

@@ -69,6 +69,20 @@ def test_check_reports_every_mistake_at_once_by_the_command_and_by_the_flag(
     assert capsys.readouterr().out == f"{file}: valid; 2 searched parameters, 6 trials\n" * 2
 
 
+def test_plan_refuses_a_warm_start_that_check_refuses_and_notes_one_that_may_come_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (other := tmp_path / "other").mkdir()
+    file = sweep_file(tmp_path, study={"warm_start": [str(other)]})
+    for command in (check, plan):
+        assert command.main([str(file)]) == 2
+        assert f"study.warm_start.0: {other} is no folder of a sweep's results" in capsys.readouterr().err
+    other.rmdir()
+    for command in (check, plan):
+        assert command.main([str(file)]) == 0
+        assert f"note: study.warm_start: {other} is not there" in capsys.readouterr().out
+
+
 def test_check_notes_what_is_not_there_and_the_file_is_valid_nevertheless(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +232,7 @@ def test_plan_names_stages_space_networks_and_cost_and_starts_nothing(
     mixed += ["--set", "study.published=[]"]
     assert plan.main([file, *mixed, "--set", "resources.cache_bytes=10000"]) == 0
     out = capsys.readouterr().out
-    for words in ("3 streams of views", "4 epochs each", "each value of data.resolution has", "at the same epoch"):
+    for words in ("6 streams of views", "4 epochs each", "each value of data.resolution has", "at the same epoch"):
         assert words in out, out
     options = ["--set", "resources.teacher_cache=none", "--set", "recipe.data={name: mnist}", "--data", str(tmp_path)]
     assert plan.main([file, *options]) == 0  # the data need not be there

@@ -149,6 +149,9 @@ def test_a_warm_start_that_cannot_be_used_is_refused_with_its_line(finished: Stu
         ("unfinished", {}, str(unfinished.parent), "has not finished"),
         ("loss", {}, str(edited(finished, tmp_path / "nll", objective="val/nll")), "has the objective val/nll"),
         ("others", others, whole, "shares no searched parameter: .* this study method.temperature"),
+        ("file", {}, str(finished.journal.path), "is no folder of a sweep's results"),
+        ("url", {}, "s3://bucket/other", "must be a folder of this machine, got the URL"),
+        ("nobody", {}, "~nobody-here/other", "is no path"),
         ("far", far, whole, "has no complete trial whose parameters all have a value in this space"),
     ):
         study = {"published": None, "warm_start": [folder]}

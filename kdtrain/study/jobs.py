@@ -9,6 +9,8 @@ from kdtrain.trials.records import JobEnd
 
 WITH_OUTCOME = ("train", "evaluate")
 """The kinds of jobs whose outcome the store has."""
+STOPPED_BY_BUDGET = "stopped by study.budget"
+"""The reason of a pruned trial that study.budget has ended, before its epoch."""
 JobStream = Generator["Job | None", None, None]
 """Jobs to be handed out; None if a running job must end before the next one."""
 TrainingStream = Generator["Job | None", None, "list[Job]"]
@@ -62,4 +64,6 @@ def advice(ends: Sequence[JobEnd]) -> str:
     """Return what the user can do about jobs that did not complete."""
     if any(end["state"] == "broken" for end in ends):
         return "the same command tries again what broke"
+    if any(str(end["reason"]).startswith(STOPPED_BY_BUDGET) for end in ends):
+        return "write a larger study.budget, and another folder with --results"
     return "the same command gives the same; change the recipe, for example its learning rate"

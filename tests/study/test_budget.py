@@ -150,6 +150,15 @@ def test_without_time_for_a_first_batch_there_is_no_result(tmp_path: Path) -> No
         carry_out(study)
 
 
+def test_a_budget_that_cuts_every_trial_asks_for_a_larger_one(tmp_path: Path) -> None:
+    study = within(tmp_path, {"hours": 0.5}, pruner=None, published=None)
+    Clock(study, 0.1)
+    with pytest.raises(
+        NoResult, match=r"baselines: none of 2 trials completed: 2 pruned .*; write a larger study\.budget"
+    ):
+        carry_out(study)
+
+
 def test_gpu_hours_are_refused_without_a_gpu(tmp_path: Path) -> None:
     study = within(tmp_path, {"gpu_hours": 1})
     study.on_gpu = False

@@ -10,6 +10,7 @@ from analysis.importance import Branch, branches
 from analysis.references.sections import Section, reference_section
 from analysis.student_models import Model, student_models
 from analysis.tables import one_line
+from analysis.tradeoff import Front, fronts
 from kdtrain.errors import UserError
 
 
@@ -17,7 +18,7 @@ from kdtrain.errors import UserError
 class Findings:
     """The results of a study. arrays: of the pictures that need a network; no_arrays: the reason if there are none.
 
-    models: the student models, if several are searched.
+    models: the student models, if several are searched; fronts: those of a trade-off.
     """
 
     candidates: list[Candidate]
@@ -27,6 +28,7 @@ class Findings:
     teachers: list[Single]
     branches: list[Branch]
     models: list[Model]
+    fronts: list[Front]
     reference: Section | None
     arrays: dict[str, np.ndarray]
     no_arrays: str | None
@@ -60,6 +62,7 @@ def find_all(study: Study) -> Findings:
         teachers=trained,
         branches=branches(study),
         models=student_models(study, confirmed),
+        fronts=fronts(study, confirmed),
         reference=reference_section(study, confirmed, trained),
         arrays=arrays,
         no_arrays=no_arrays,

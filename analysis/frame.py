@@ -21,7 +21,7 @@ SEARCHED = ("baselines", "search")
 NOT_ENDED, BROKEN = "not ended", "broken"
 PLANNED = (
     "stage", "number", "trial_id", "state", "reason", "traceback", "published",
-    "candidate", "role", "seed", "baseline", "source_stage", "source_number", "race", "round",
+    "candidate", "role", "seed", "baseline", "source_stage", "source_number", "race", "round", "cost",
 )  # fmt: skip
 TEST = ("test/accuracy", "test/mpa", "test/nll")
 MEASURED = (
@@ -80,9 +80,16 @@ class Study:
     @property
     def compared(self) -> Row | None:
         """The searched choice whose options are compared, or None: that of select.best_of_each, else the methods'."""
+        if self.tradeoff is not None:
+            return None
         named = (self.description["study"].get("select") or {}).get("best_of_each")
         names = OPTIONS if named is None else (named,)
         return next((p for p in self.parameters if p["name"] in names and p["kind"] == "choice"), None)
+
+    @property
+    def tradeoff(self) -> str | None:
+        """The cost that accuracy is traded for: parameters, flops or latency_ms; None if there is no trade-off."""
+        return (self.description["study"].get("tradeoff") or {}).get("cost")
 
     @property
     def has_select(self) -> bool:

@@ -5,7 +5,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from analysis import bands, curves, gallery, plots, slices, style
+from analysis import bands, curves, fronts, gallery, plots, slices, style
 from analysis.findings import Findings, Pictures
 from analysis.frame import Study
 
@@ -40,6 +40,7 @@ def _pictures(study: Study, findings: Findings) -> dict[str, Callable[[], Figure
         "history.png": lambda: plots.history(study),
         "slices.png": lambda: slices.slices(study),
         "importance.png": lambda: plots.importances(findings.branches),
+        "front.png": lambda: fronts.pareto(findings.fronts, study),
         "sizes.png": lambda: plots.sizes(findings.models, study),
         "learning_curves.png": lambda: (
             curves.learning_curves(study, winner, baseline, teacher) if winner and baseline else None

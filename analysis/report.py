@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from analysis import accounts, options, pruning, results, selection, student_models
+from analysis import accounts, options, pruning, results, selection, student_models, tradeoff
 from analysis.cost import cost
 from analysis.findings import Findings, Pictures, find_all
 from analysis.frame import Study, read_study, trials_csv
@@ -57,6 +57,7 @@ def compose(study: Study, findings: Findings, pictures: Pictures) -> str:
         pictures=pictures,
         headline=headline(study, findings.winner, findings.baseline, findings.teachers),
         trained=trained(study),
+        tradeoff=tradeoff.tradeoff(study, findings.fronts),
         races=selection.races(study),
         fall=selection.fall(study),
         in_unit=selection.in_unit(study),

@@ -36,10 +36,10 @@ class Model:
 
 
 def student_models(study: Study, candidates: Sequence[Candidate]) -> list[Model]:
-    """Return the student models by number of parameters; [] if the search has one only."""
+    """Return the student models by number of parameters; [] if the search has one only, or has fronts of them."""
     search, alone = ranked(study), ranked(study, "baselines")
     names = _names(study, search)
-    if names.nunique() < 2:
+    if names.nunique() < 2 or study.tradeoff is not None:
         return []
     alone_names = _names(study, alone)
     sizes = {name: float(size["parameters"]) for name, size in study.description.get("models", {}).items()}

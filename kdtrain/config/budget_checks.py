@@ -23,7 +23,7 @@ def share_end(stage: str, total: float, kept: float) -> float:
 
 def most_confirmed(study: StudySettings, tree: dict[str, Any]) -> int:
     """Return the upper bound of the number of confirmed recipes: the best, the published, and their baselines."""
-    compared = compared_choice(study.select, parameters(tree))
+    compared = compared_choice(study, parameters(tree))
     published = len(study.published) if study.confirm.published else 0
     return (1 if compared is None else len(compared.labels)) + published + len(combinations(tree, ("student",)))
 

@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from kdtrain.config.search_settings import (
     split_by_model,
 )
 from kdtrain.config.space import parameters, probe_points, resolve
-from kdtrain.config.study_settings import Select, StudySettings
+from kdtrain.config.study_settings import StudySettings
 from kdtrain.runtime.own_classes import argument_names, argument_problems, error_text, load_class
 
 SAMPLER: KeyPath = ("study", "sampler")
@@ -55,17 +56,33 @@ def longest_training(tree: dict[str, Any]) -> int:
     return max(int(resolve(tree, values).tree["epochs"]) for values in probe_points(tree))
 
 
-def compared_choice(select: Select, searched: Sequence[Parameter]) -> Parameter | None:
-    """Return the choice whose options are compared with one another, or None."""
+def compared_choice(study: StudySettings, searched: Sequence[Parameter]) -> Parameter | None:
+    """Return the choice whose options are compared with one another, or None; a trade-off has none."""
+    if study.tradeoff is not None:
+        return None
+    select = study.select
     names = ("method", "method.name") if select.best_of_each is None else (select.best_of_each,)
     choices = [each for each in searched if each.kind == "choice" and not each.conditions]
     return next((each for each in choices if each.name in names), None)
 
 
-def fixed_choices(select: Select, searched: Sequence[Parameter]) -> list[dict[str, Label]]:
+def fixed_choices(study: StudySettings, searched: Sequence[Parameter]) -> list[dict[str, Label]]:
     """Return, for each search that is made by itself, the choices that are the same in all its trials."""
-    compared = compared_choice(select, searched) if select.equal_trials else None
+    compared = compared_choice(study, searched) if study.select.equal_trials else None
     return [{}] if compared is None else [{compared.name: label} for label in compared.labels]
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna from logging below WARNING for a while: it logs a line for each study."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def sampler_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Path, ...]) -> Iterator[Problem]:
@@ -73,14 +90,17 @@ def sampler_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[
     sampler = study.sampler
     yield from _warm_start_problems(study, tree)
     if isinstance(sampler, OwnSampler):
-        yield from _own_problems(sampler, SAMPLER, folders, GIVEN)
+        wrong = list(_own_problems(sampler, SAMPLER, folders, GIVEN))
+        yield from wrong
+        if study.tradeoff is not None and not wrong:
+            yield from _front_problems(construct(sampler, folders, **GIVEN), sampler.name)
         return
+    if study.tradeoff is not None and not sampler.several_objectives:
+        yield _no_front(sampler.name)
     if isinstance(sampler, CmaEs) and importlib.util.find_spec("cmaes") is None:
         yield Problem((*SAMPLER, "name"), "cmaes needs a package that is not installed; pip install cmaes")
     searched = parameters(tree)
-    if searched and not any(
-        split_by_model(sampler, searched, fixed)[0] for fixed in fixed_choices(study.select, searched)
-    ):
+    if searched and not any(split_by_model(sampler, searched, fixed)[0] for fixed in fixed_choices(study, searched)):
         kinds = "parameter" if sampler.models_choices else "number"
         names = ", ".join(parameter.name for parameter in searched)
         text = f"must be another: no {kinds} is common to all trials, so {sampler.name} would draw {names} at random"
@@ -98,6 +118,23 @@ def _warm_start_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator
     for i, folder in enumerate(folders):
         if folder in folders[:i]:
             yield Problem((*place, i), f"repeats {folder}")
+
+
+def _front_problems(sampler: Any, name: str) -> Iterator[Problem]:
+    """Yield a problem if a sampler of the user's own refuses a study of two objectives."""
+    import optuna
+
+    try:
+        with quiet_optuna():
+            study = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"])
+            study.ask().suggest_float("x", 0.0, 1.0)
+    except Exception as error:
+        yield _no_front(f"{name} ({error_text(error)})")
+
+
+def _no_front(name: str) -> Problem:
+    text = "must be a sampler for two objectives, because study.tradeoff is written; choices: tpe, gp, random, grid,"
+    return Problem((*SAMPLER, "name"), f"{text} optuna.samplers:NSGAIISampler; got {name}")
 
 
 def pruner_problems(pruner: AnyPruner, tree: dict[str, Any], folders: tuple[Path, ...]) -> Iterator[Problem]:

@@ -22,6 +22,7 @@ class Tpe(Config):
 
     models_choices: ClassVar[bool] = True
     models_conditional: ClassVar[bool] = True
+    several_objectives: ClassVar[bool] = True
 
     name: Literal["tpe"]
     startup_trials: NonNegativeInt = Field(
@@ -34,6 +35,7 @@ class Gp(Config):
 
     models_choices: ClassVar[bool] = True
     models_conditional: ClassVar[bool] = False
+    several_objectives: ClassVar[bool] = True
 
     name: Literal["gp"]
     startup_trials: NonNegativeInt = Field(
@@ -47,6 +49,7 @@ class CmaEs(Config):
 
     models_choices: ClassVar[bool] = False
     models_conditional: ClassVar[bool] = False
+    several_objectives: ClassVar[bool] = False
 
     name: Literal["cmaes"]
     startup_trials: NonNegativeInt = Field(
@@ -63,6 +66,7 @@ class RandomSampler(Config):
 
     models_choices: ClassVar[bool] = True
     models_conditional: ClassVar[bool] = True
+    several_objectives: ClassVar[bool] = True
 
     name: Literal["random"]
 
@@ -72,6 +76,7 @@ class GridSampler(Config):
 
     models_choices: ClassVar[bool] = True
     models_conditional: ClassVar[bool] = True
+    several_objectives: ClassVar[bool] = True
 
     name: Literal["grid"]
     points: Annotated[int, Field(ge=2, le=10_000)] | None = Field(

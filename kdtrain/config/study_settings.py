@@ -18,7 +18,9 @@ class Select(Config):
     """A race over fresh seeds between the promising recipes of the search, and one between those of the baselines."""
 
     candidates: Annotated[int, Field(ge=2, le=1_000)] = Field(
-        default=8, description="Number of the best trials that race; published points race too."
+        default=8,
+        description="Number of the best trials that race; published points race too. With study.tradeoff:"
+        " the maximum number of points of a front that are confirmed.",
     )
     trainings: Annotated[int, Field(ge=4, le=MOST_TRIALS)] | None = Field(
         default=None,
@@ -77,6 +79,18 @@ class Confirm(Config):
     published: bool = Field(default=True, description="If true, the published points are trained again too.")
 
 
+Cost = Literal["parameters", "flops", "latency_ms"]
+
+
+class Tradeoff(Config):
+    """A search for the front of the objective against the cost of the student's network."""
+
+    cost: Cost = Field(
+        description="What a student costs: its number of parameters, the FLOPs of a forward pass of one image, or the"
+        " measured time of that pass in ms, which is not repeatable."
+    )
+
+
 class StudySettings(Config):
     """The search of the recipe's space: objective, number of trials, sampler, pruner, confirmation."""
 
@@ -109,6 +123,11 @@ class StudySettings(Config):
         default=None,
         description="Folders of finished sweeps with the same objective, such as results/other. Samplers learn from"
         " their complete trials, which are in no ranking.",
+    )
+    tradeoff: Tradeoff | None = Field(
+        default=None,
+        description="If it is written, the search looks for the front of the objective against the student's cost, and"
+        " the points of the front are confirmed instead of one winner; there is no race.",
     )
     select: Select = Select()
     confirm: Confirm = Confirm()

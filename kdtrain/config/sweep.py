@@ -94,7 +94,7 @@ class Sweep:
         It is that of `select.best_of_each`, else the choice of methods. The student alone has none if it does not share
         the parameter.
         """
-        return compared_choice(self.study.select, self.parameters)
+        return compared_choice(self.study, self.parameters)
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, vali
 from kdtrain.config.recipe import INHERITED, Recipe, names_finished, teacher_recipe
 from kdtrain.config.search_checks import compared_choice, pruner_problems, sampler_problems
 from kdtrain.config.search_settings import GridSampler
-from kdtrain.config.space import grid_size, parameters, probe_points, resolve
+from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve
 from kdtrain.config.study_settings import AT_LEAST_OF_EACH, Report, StudySettings
 
 
@@ -68,6 +68,7 @@ def study_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Pa
         yield Problem(trials, f"must be >= {count}, the number of published points, got {study.trials}")
     yield from _select_problems(study, searched)
     yield from budget_problems(study, tree)
+    yield from _tradeoff_problems(study, tree)
     if not searched and study.trials is not None and study.trials > 1:
         yield Problem(trials, f"must be 1: recipe has no search space, so all trials are equal, got {study.trials}")
     if isinstance(study.sampler, GridSampler) and searched:
@@ -99,8 +100,13 @@ def first_points_problems(
 def _select_problems(study: StudySettings, searched: Sequence[Parameter]) -> Iterator[Problem]:
     """Yield the settings of the stage select that cannot be carried out, or change nothing."""
     select, place = study.select, ("study", "select")
+    if study.tradeoff is not None:
+        unused = sorted({"trainings", "best_of_each", "equal_trials"} & select.model_fields_set)
+        text = "has no effect with study.tradeoff: the points of the front are confirmed without a race; remove it"
+        yield from (Problem((*place, key), text) for key in unused)
+        return
     choices = [parameter for parameter in searched if parameter.kind == "choice" and not parameter.conditions]
-    compared = compared_choice(select, searched)
+    compared = compared_choice(study, searched)
     if compared is None and select.best_of_each is not None:
         known = ", ".join(parameter.name for parameter in choices) or "there is none"
         text = f"must be a choice that every trial has ({known}), got {format_value(select.best_of_each)}"
@@ -120,6 +126,18 @@ def _select_problems(study: StudySettings, searched: Sequence[Parameter]) -> Ite
             f"must be >= {least}, {AT_LEAST_OF_EACH} for each of up to {candidates} candidates, got {select.trainings}"
         )
         yield Problem((*place, "trainings"), text)
+
+
+def _tradeoff_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[Problem]:
+    """Yield a problem if all students of the space are one network: there is nothing to trade."""
+    if study.tradeoff is None:
+        return
+    students = [resolve(tree, values).tree["student"] for values in combinations(tree, ("student",))]
+    networks = {(student["model"], student.get("head")) for student in students}
+    if len(networks) < AT_LEAST_OF_EACH:
+        text = f"needs at least {AT_LEAST_OF_EACH} networks, otherwise there is no cost to trade accuracy for"
+        got = f"recipe.student.model has only {students[0]['model']}"
+        yield Problem(("study", "tradeoff"), f"{text}; {got}; write a choice of models")
 
 
 def report_problems(report: Report, tree: dict[str, Any]) -> Iterator[Problem]:

@@ -17,10 +17,11 @@ from kdtrain.study.jobs import Broken, Job
 from kdtrain.study.study import Study
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.final_evaluation import read_test
+from kdtrain.training.latency import measure_latency
 from kdtrain.training.preflight import smoke, what_would_fit
 from kdtrain.training.teacher_evaluation import evaluate_teacher
 from kdtrain.training.trainer import train
-from kdtrain.trials.records import MemoryRecord
+from kdtrain.trials.records import Measured
 from kdtrain.trials.workspace import Workspace
 from kdtrain.visualization.pictures import draw_arrays
 
@@ -69,9 +70,9 @@ def run_job(study: Study, job: Job) -> Broken | None:
     }
     broken = None
     try:
-        memory = carry_out(job.kind, job.recipe, job.trained, study.workspace, study.journal.files, options)
-        if memory is not None:
-            study.measured(job, memory)
+        measured = carry_out(job.kind, job.recipe, job.trained, study.workspace, study.journal.files, options)
+        if measured is not None:
+            study.measured(job, measured)
     except _Pruned:
         pass
     except Exception as error:
@@ -115,14 +116,16 @@ def carry_out(
     pictures: Folder,
     options: Mapping[str, Any],
     workers: int = 1,
-) -> MemoryRecord | None:
-    """Do the work of one job; return the memory that a preflight check has measured.
+) -> Measured | None:
+    """Do the work of one job; return the memory that a preflight check has measured, or a latency.
 
     `options` are the arguments of `train`, `trained` the recipes that a job reads, `workers` the processes of a trial.
     """
     match kind:
         case "smoke":
             return smoke(recipe, workspace, workers)
+        case "latency":
+            return measure_latency(recipe, workspace)
         case "train":
             train(recipe, workspace, **options)
         case "evaluate":

@@ -116,8 +116,8 @@ def _needs(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 class Places:
     """Where the jobs of a study run, on nodes that are there or may come.
 
-    Teachers and preflight checks have a GPU of their own, because nothing has measured them; so has a trial that runs
-    alone. Everything else shares GPUs as `placement` says.
+    Teachers, preflight checks and measurements of latency have a GPU of their own, because nothing has measured them;
+    so has a trial that runs alone. Everything else shares GPUs as `placement` says.
     """
 
     def __init__(self, study: Study, alive: Nodes, cluster: Mapping[str, Any], gpu: str) -> None:
@@ -134,7 +134,7 @@ class Places:
 
     def of(self, job: Job) -> Placement:
         """Return where a job runs."""
-        return self._placement(alone=job.alone or job.stage in ("smoke", "teacher"))
+        return self._placement(alone=job.alone or job.stage in ("smoke", "latency", "teacher"))
 
     def announce(self) -> None:
         """Tell the study where its trials run."""
@@ -158,7 +158,7 @@ class Places:
 
         A driver's workers are placed by Ray Train.
         """
-        own_process = not self.drivers or (job.kind == "smoke" and self.on_gpu)
+        own_process = not self.drivers or (job.kind in ("smoke", "latency") and self.on_gpu)
         return dict(self.of(job).worker) if own_process else {"slot": 1.0}
 
 
@@ -265,8 +265,8 @@ class StudySearcher(Searcher):
             broken = Broken("its process was killed, or its node was lost")
         elif broken is not None and result["unfit"]:
             self.error = UserError(broken.reason)
-        elif result.get("memory"):
-            self.study.measured(job, json.loads(result["memory"]))
+        elif result.get("measured"):
+            self.study.measured(job, json.loads(result["measured"]))
         self.study.ended(job, broken)
 
     def save(self, checkpoint_path: str) -> None:

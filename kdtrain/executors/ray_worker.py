@@ -40,7 +40,7 @@ from kdtrain.study.jobs import Broken
 from kdtrain.training.epoch_metrics import Metrics
 from kdtrain.training.preflight import what_would_fit
 from kdtrain.trials.identity import require_weights_files
-from kdtrain.trials.records import MemoryRecord
+from kdtrain.trials.records import Measured
 from kdtrain.trials.store import Store
 from kdtrain.trials.workspace import Workspace
 
@@ -66,7 +66,7 @@ def run_job(config: dict[str, Any]) -> None:
         report({"epoch": 0})
         return
     resources = _prepared(config)
-    memory: list[MemoryRecord | None] = []
+    measured: list[Measured | None] = []
     if resources.workers > 1 and config["kind"] in ("train", "evaluate", "test"):
         broken, unfit = _broken_by(lambda: _on_workers(config, resources))
         if broken is not None and broken.out_of_memory:
@@ -75,10 +75,10 @@ def run_job(config: dict[str, Any]) -> None:
     else:
         # Ray takes the share of a GPU that `needs` names, and a driver of several workers has none
         uses_gpu = bool(config["needs"].get("GPU"))
-        broken, unfit = _broken_by(lambda: memory.append(_run(config, _device(uses_gpu), report)))
+        broken, unfit = _broken_by(lambda: measured.append(_run(config, _device(uses_gpu), report)))
         broken = after_job(broken, config["alone"], lambda: _what_would_fit(config))
     if broken is not None or config["kind"] != "train":
-        report({"epoch": 0, "broken": _text(broken and asdict(broken)), "unfit": unfit, "memory": _text(*memory)})
+        report({"epoch": 0, "broken": _text(broken and asdict(broken)), "unfit": unfit, "measured": _text(*measured)})
 
 
 def _text(told: Any = None) -> str | None:
@@ -154,8 +154,8 @@ def check_node(config: dict[str, Any], recipe: dict[str, Any]) -> str | None:
     return None
 
 
-def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[str, Any]], None]) -> MemoryRecord | None:
-    """Run the job itself, in this process or in each of its workers; return what a preflight check has measured."""
+def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[str, Any]], None]) -> Measured | None:
+    """Run the job itself, in this process or in each of its workers; return what it has measured."""
     recipe, resources = Recipe.model_validate(config["recipe"]), Resources.model_validate(config["resources"])
     require_fit_node(config, recipe)
     results, data_root = results_folder(config["results"]), data_folder(config["data"])

@@ -42,6 +42,7 @@ LENET = {"2": "2", "4": "5"}
 MODELS: dict[str, Model] = {
     "lenet5_teacher": Model(LeNet5((6, 16), (120, 84)), None, LENET, batch_norm=False),  # 81,194 parameters
     "lenet5_student": Model(LeNet5((6, 12), (90, 64)), None, LENET, batch_norm=False),  # 46,164 parameters
+    "lenet5_half": Model(LeNet5((3, 6), (45, 32)), None, LENET, batch_norm=False),  # half the widths of lenet5_student
     "mobilenetv2": Model(
         Torchvision("mobilenet_v2", "IMAGENET1K_V1"),
         "imagenet",

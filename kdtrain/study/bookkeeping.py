@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, cast
 
 from kdtrain.config.parameter import Values
 from kdtrain.config.recipe import Recipe
@@ -16,12 +16,12 @@ from kdtrain.config.sweep import Sweep
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import Row
 from kdtrain.study.budget import open_account
-from kdtrain.study.jobs import STOPPED_BY_BUDGET, WITH_OUTCOME, Broken, Job, JobStream, advice
+from kdtrain.study.jobs import STOPPED_BY_BUDGET, WITH_OUTCOME, WITHOUT_EVENTS, Broken, Job, JobStream, advice
 from kdtrain.study.journal import ERRORS, StudyJournal
 from kdtrain.study.search import Search
 from kdtrain.trials.objectives import HIGHER_IS_BETTER, ranking_key
 from kdtrain.trials.outcome import best_epoch, outcome_row, require_own_workers
-from kdtrain.trials.records import STAGES, EndedEvent, EpochRow, JobEnd, MemoryRecord, chance_remark
+from kdtrain.trials.records import STAGES, EndedEvent, EpochRow, JobEnd, Measured, MemoryRecord, chance_remark
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
@@ -50,7 +50,7 @@ class Bookkeeping:
         self._waiting: dict[str, list[Job]] = {}  # by trial_id: jobs of a recipe that another job is training
         self._again: list[Job] = []  # jobs that broke and are handed out once more
         self._breaks: Counter[str] = Counter()  # by job, in this start
-        self._memory: dict[str, MemoryRecord] = {}  # by job
+        self.measurements: dict[str, Measured] = {}  # by job
         self.ends: dict[str, JobEnd] = {}
         self._cut = {  # by job: the epoch after which the budget has ended it
             (stage, number, end["trial_id"]): int(end["epochs"])
@@ -104,9 +104,9 @@ class Bookkeeping:
                 end = {"state": "broken", "value": None, "reason": broken.reason, "epochs": 0, "traceback": traceback}
             self._note_end(each, {**end, "seconds": trained} if each is job and trained is not None else end)
 
-    def measured(self, job: Job, memory: MemoryRecord) -> None:
-        """Keep the memory that a preflight check has measured; call it before `ended`."""
-        self._memory[job.key] = memory
+    def measured(self, job: Job, measured: Measured) -> None:
+        """Keep the memory that a preflight check has measured, or a latency; call it before `ended`."""
+        self.measurements[job.key] = measured
 
     def place(self, sentence: str, device: str, trials_per_gpu: int | None, trials_at_once: int) -> None:
         """Note where an executor runs the next jobs, if that has changed."""
@@ -245,7 +245,7 @@ class Bookkeeping:
 
     def _begin(self, job: Job) -> bool:
         """Note a job as planned; return True if it is to be run, False if its recipe is trained or being trained."""
-        if job.kind != "test":  # the report counts it to the confirm stage
+        if job.kind not in WITHOUT_EVENTS:
             self.journal.note("planned", **job.about, **job.details)
         if job.kind in WITH_OUTCOME:
             if self._has_outcome(job):
@@ -348,7 +348,7 @@ class Bookkeeping:
                 search.tell(job.number, end["state"], end["value"], rows, known and known.get("attributes"))
                 if known is None and (kept := search.pruner_attributes(job.number)):
                     end = {**end, "attributes": kept}
-        if job.kind != "test":
+        if job.kind not in WITHOUT_EVENTS:
             self.journal.note("ended", **job.about, **end)
 
     def _known_end(self, job: Job, end: JobEnd) -> EndedEvent | None:
@@ -362,7 +362,8 @@ class Bookkeeping:
         pruned, even if another sweep has trained it to its end."""
         if job.kind not in WITH_OUTCOME:
             end: JobEnd = {"state": "complete", "value": None, "reason": None, "epochs": 0}
-            return {**end, "memory": self._memory[job.key]} if job.key in self._memory else end
+            measured = self.measurements.get(job.key)
+            return {**end, "memory": cast(MemoryRecord, measured)} if measured and job.kind == "smoke" else end
         folder = self._trial(job)
         outcome, rows = folder.outcome(), folder.epochs()
         assert outcome is not None

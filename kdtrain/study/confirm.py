@@ -36,15 +36,19 @@ def fix_winner(
     book: Bookkeeping, selection: Selection, searched: Sequence[SearchedTrial], alone: Sequence[SearchedTrial]
 ) -> list[Candidate]:
     """Return what is confirmed; note the winner and write best.yaml."""
-    published = len(book.sweep.published) if book.sweep.study.confirm.published else 0
     candidates = confirmed_candidates(
         selection.leaders,
-        [trial for trial in searched if trial.number < published],
+        confirmed_published(book, searched),
         selection.baselines,
         alone,
         [parameter.name for parameter in book.baselines.sweep.parameters],
     )
-    won = selection.leaders[selection.winner]
+    note_winner(book, candidates, selection.leaders[selection.winner])
+    return candidates
+
+
+def note_winner(book: Bookkeeping, candidates: Sequence[Candidate], won: SearchedTrial) -> None:
+    """Note which of the candidates is the winner, before any is confirmed, and write best.yaml."""
     winner = next(each for each in candidates if each.trial == won and each.role != "baseline")
     recipe = book.sweep.recipe_for(winner.values, _seeds(book)[0])
     book.journal.note(
@@ -55,7 +59,12 @@ def fix_winner(
         confirmed=[each.key for each in candidates],
     )
     book.journal.files.write("best.yaml", recipe_yaml(recipe, book.sweep.name).encode())
-    return candidates
+
+
+def confirmed_published(book: Bookkeeping, searched: Sequence[SearchedTrial]) -> list[SearchedTrial]:
+    """Return the searched trials of the published points that are confirmed."""
+    published = len(book.sweep.published) if book.sweep.study.confirm.published else 0
+    return [trial for trial in searched if trial.number < published]
 
 
 def confirm(book: Bookkeeping, candidates: Sequence[Candidate]) -> Generator[Job | None, None, Runs]:

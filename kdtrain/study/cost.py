@@ -14,6 +14,7 @@ from kdtrain.study.selection import most_rounds, race_trainings
 from kdtrain.study.smoke import PARTS
 from kdtrain.study.step_cost import image_flops, image_seconds, made_up_teacher
 from kdtrain.study.teachers import TEACHER_PARTS
+from kdtrain.study.tradeoff import student_recipes
 from kdtrain.teacher.cache_policy import bytes_per_image, reads_whole_batch, reason_not_cached
 
 
@@ -61,7 +62,13 @@ def trainings(sweep: Sweep) -> dict[str, int]:
     teachers = {teacher_recipe(sweep.recipe_for(values, 0)) for values in points}
     students = {recipe.student for recipe in _reachable(sweep, ("student",))}  # each may need a baseline
     confirm = sweep.study.confirm
-    confirmed = max(1, len(sweep.options)) + (len(sweep.published) if confirm.published else 0) + len(students)
+    published = len(sweep.published) if confirm.published else 0
+    if sweep.study.tradeoff is None:
+        best, baselines = max(1, len(sweep.options)), len(students)
+    else:  # a front has at most one point of each student
+        most, all_students = sweep.study.select.candidates, len(student_recipes(sweep))
+        best, baselines = min(most, all_students), min(most + published, all_students)
+    confirmed = best + published + baselines
     searched = searched_trials(sweep)
     return {
         "teacher": len(teachers - {None}),
@@ -92,7 +99,12 @@ def searched_trials(sweep: Sweep) -> dict[str, int]:
 
 
 def race_bounds(sweep: Sweep) -> tuple[int, int]:
-    """Return the upper bounds of the candidates and of the trainings of a race; for a budget see `searched_trials`."""
+    """Return the upper bounds of the candidates and of the trainings of a race; for a budget see `searched_trials`.
+
+    There is no race with a trade-off.
+    """
+    if sweep.study.tradeoff is not None:
+        return 0, 0
     trials = searched_trials(sweep)["search"]
     candidates = min(trials, sweep.study.most_candidates(len(sweep.options)))
     of_trials = trials if sweep.study.budget is not None else sweep.study.most_trials

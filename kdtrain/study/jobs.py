@@ -11,6 +11,9 @@ WITH_OUTCOME = ("train", "evaluate")
 """The kinds of jobs whose outcome the store has."""
 STOPPED_BY_BUDGET = "stopped by study.budget"
 """The reason of a pruned trial that study.budget has ended, before its epoch."""
+WITHOUT_EVENTS = ("test", "latency")
+"""The kinds of jobs that the journal does not hold: the report counts tests to the stage confirm, and a latency has an
+event of its own."""
 JobStream = Generator["Job | None", None, None]
 """Jobs to be handed out; None if a running job must end before the next one."""
 TrainingStream = Generator["Job | None", None, "list[Job]"]
@@ -18,11 +21,12 @@ TrainingStream = Generator["Job | None", None, "list[Job]"]
 
 @dataclass(frozen=True)
 class Job:
-    """A unit of work for an executor: "smoke", "train", "evaluate" (a finished teacher), "test" or "pictures".
+    """A unit of work for an executor.
 
-    A `final` training keeps its weights. `trained` are the recipes whose test split is read, or that are shown side by
-    side; `recipe` is then the winner's. `details` join the job's "planned" event. A job that ran out of a GPU's memory
-    is handed out again as `alone`: no other job may use its GPU meanwhile.
+    Its kind is "smoke", "latency", "train", "evaluate" (a finished teacher), "test" or "pictures". A `final` training
+    keeps its weights. `trained` are the recipes whose test split is read, or that are shown side by side; `recipe` is
+    then the winner's. `details` join the job's "planned" event. A job that ran out of a GPU's memory is handed out
+    again as `alone`: no other job may use its GPU meanwhile.
     """
 
     stage: str

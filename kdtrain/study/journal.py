@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kdtrain.errors import UserError
+from kdtrain.models.config import Network
 from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
 from kdtrain.trials.records import BudgetEndEvent, EndedEvent, PlannedEvent, StudyRecord, WarmStartEvent
 from kdtrain.trials.store import STUDY_SCHEMA, is_broken, json_bytes, read_study_record
@@ -24,6 +25,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "ended": ("stage", "number"),
     "round": ("race", "round"),
     "selected": ("race",),
+    "latency": ("model", "head", "channels_last"),
+    "front": ("race",),
     "winner": (),
     "tested": (),
     "budget_end": ("stage",),
@@ -41,6 +44,7 @@ class StudyJournal:
         self.path = self.folder / FILE
         self.description: StudyRecord | None = None  # of the study that has taken the folder
         self._newest: dict[str, dict[tuple[Any, ...], Row]] = {event: {} for event in KEYS}
+        self._planned_anew: set[tuple[Any, ...]] = set()  # jobs whose newest end belongs to an earlier plan
         self._others: dict[str, Row] = {}  # the newest of each other event since a job was last planned or ended
         for row in self.files.rows(FILE):
             self._remember(row)
@@ -96,8 +100,10 @@ class StudyJournal:
 
     def note(self, event: str, **fields: Any) -> None:
         """Append one of the events of KEYS, unless the journal's newest one has these fields already."""
-        known = self._newest[event].get(tuple(fields[name] for name in KEYS[event]))
-        if known is None or any(known.get(key) != value for key, value in fields.items()):
+        key = tuple(fields[name] for name in KEYS[event])
+        known = self._newest[event].get(key)
+        is_older = event == "ended" and key in self._planned_anew
+        if known is None or is_older or any(known.get(key) != value for key, value in fields.items()):
             self.append(event, **fields)
 
     def has_completed(self, **planned: Any) -> bool:
@@ -105,7 +111,8 @@ class StudyJournal:
         key = planned["stage"], planned["number"]
         plan, end = self._newest["planned"].get(key, {}), self._newest["ended"].get(key)
         as_planned = all(plan.get(name) == value for name, value in planned.items())
-        return as_planned and end is not None and end["state"] == "complete"
+        is_its_end = end is not None and end["state"] == "complete" and key not in self._planned_anew
+        return as_planned and is_its_end
 
     def events(self) -> list[Row]:
         """Return every event, in order."""
@@ -155,6 +162,11 @@ class StudyJournal:
         """Return the newest "ended" event of each job of a stage, by number."""
         return {number: cast(EndedEvent, row) for (own, number), row in self._newest["ended"].items() if own == stage}
 
+    def latency_ms(self, network: Network) -> float | None:
+        """Return the measured latency of a network, or None."""
+        event = self._newest["latency"].get(tuple(getattr(network, name) for name in KEYS["latency"]))
+        return None if event is None else float(event["latency_ms"])
+
     def winner(self) -> str | None:
         """Return the key of the winning candidate, or None before the stage select has ended."""
         event = self._newest["winner"].get(())
@@ -183,6 +195,10 @@ class StudyJournal:
         if row["event"] == "ended" and row["trial_id"] is not None and is_broken(row):
             row["state"] = "broken"  # of a journal that called it failed
         event = row["event"]
+        if event == "planned":
+            self._planned_anew.add((row["stage"], row["number"]))
+        elif event == "ended":
+            self._planned_anew.discard((row["stage"], row["number"]))
         if event in KEYS:
             self._newest[event][tuple(row.get(name) for name in KEYS[event])] = row
         else:

@@ -7,8 +7,7 @@ trial in question, and refers to the others.
 
 import copy
 from bisect import bisect_left
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from kdtrain.config.parameter import Values
+from kdtrain.config.search_checks import quiet_optuna
 from kdtrain.storage.folder import Row
 
 
@@ -37,7 +37,7 @@ class SharedTrials(optuna.storages.InMemoryStorage):
         super().__init__()
         self.others: Sequence[FrozenTrial] = ()
         self.number, self.name = 0, name
-        with _quiet_optuna():
+        with quiet_optuna():
             self.study_id = self.create_new_study(directions, name)
 
     def beside(self, others: Sequence[FrozenTrial], number: int) -> "SharedTrials":
@@ -225,14 +225,3 @@ class Pruning:
         """Return a trial without epochs beside those that it is compared with."""
         storage = self._empty.beside(seen, number)
         return RunningTrial(OneTrialStudy(storage, RandomSampler(seed=0), self._pruner()), step)
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Keep Optuna from logging below WARNING for a while."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -23,6 +23,7 @@ from kdtrain.config.search_settings import GridSampler, step_of
 from kdtrain.config.sweep import Sweep
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.folder import Row
+from kdtrain.study.front import Costs
 from kdtrain.study.optuna_parts import build_pruner, build_sampler
 from kdtrain.study.optuna_study import Pruning, RunningTrial, Suggestions
 from kdtrain.trials.objectives import HIGHER_IS_BETTER
@@ -53,7 +54,8 @@ class Search:
 
     `planned` has the trials by number, `values` the objectives of the complete ones. `stopped_at` is the number of
     trials if `study.budget` has ended the search. If options are compared, each has a study of its own for pruning,
-    and, if they get equal numbers of trials, for suggestions.
+    and, if they get equal numbers of trials, for suggestions. In a trade-off, which needs `costs` before the first
+    trial, suggestions have a second objective, and each band of costs has a study of its own for pruning.
     """
 
     stage: str
@@ -61,6 +63,7 @@ class Search:
     planned: dict[int, Values] = field(default_factory=dict)
     values: dict[int, float] = field(default_factory=dict)
     stopped_at: int | None = None
+    costs: Costs | None = None
     _suggestions: dict[str | None, Suggestions] = field(default_factory=dict)
     _pruning: dict[str | None, Pruning] = field(default_factory=dict)
     _unfinished: set[int] = field(default_factory=set)  # planned, and running as far as decisions know
@@ -176,7 +179,8 @@ class Search:
         They are in no ranking, and no trial is compared with them for pruning.
         """
         for number, (values, value) in enumerate(trials, start=-len(trials) - 1):
-            self._suggestions_for(values).tell(number, self._frozen(values), TrialState.COMPLETE, [value])
+            told = self._objectives_of(values, value)
+            self._suggestions_for(values).tell(number, self._frozen(values), TrialState.COMPLETE, told)
 
     # what decisions see
 
@@ -203,9 +207,9 @@ class Search:
     def _see(self, batch: Sequence[EndedTrial]) -> None:
         for each in batch:
             self._show_pruner(each)
-            if each.value is not None:
-                name, value = self._suggestions_for(self.planned[each.number]).name, [each.value]
-                self._worst[name] = self._worse(self._worst.get(name, value), value)
+            if (told := self._told(each)) is not None:
+                name = self._suggestions_for(self.planned[each.number]).name
+                self._worst[name] = self._worse(self._worst.get(name, told), told)
         for each in batch:
             self._show_sampler(each)
             self._unfinished.discard(each.number)
@@ -229,12 +233,24 @@ class Search:
         values, attributes = self.planned[ended.number], self.sampler_attributes(ended.number).get("trial", {})
         suggestions = self._suggestions_for(values)
         running = self._frozen(values, self._in_steps(values, ended.reported), {**attributes, **self._reported(ended)})
-        worst = self._worst.get(suggestions.name)
-        if ended.state == "failed" and worst is not None:
-            suggestions.tell(ended.number, running, TrialState.COMPLETE, worst)
-        else:
-            told = None if ended.value is None else [ended.value]
-            suggestions.tell(ended.number, running, STATES[ended.state], told)
+        told = self._told(ended) or (self._worst.get(suggestions.name) if ended.state == "failed" else None)
+        if told is not None:
+            suggestions.tell(ended.number, running, TrialState.COMPLETE, told)
+        elif self.costs is None:  # with several objectives Optuna's samplers take complete trials only
+            suggestions.tell(ended.number, running, STATES[ended.state], None)
+
+    def _told(self, ended: EndedTrial) -> list[float] | None:
+        """Return the objectives with which a trial counts as complete for the sampler, or None.
+
+        In a trade-off a pruned trial counts as complete, with its last objective.
+        """
+        value = ended.value
+        if self.costs is not None and ended.state == "pruned":
+            value = ended.reported[max(ended.reported)]
+        return None if value is None else self._objectives_of(self.planned[ended.number], value)
+
+    def _objectives_of(self, values: Values, value: float) -> list[float]:
+        return [value] if self.costs is None else [value, self.costs.of(values)]
 
     def _reported(self, ended: EndedTrial) -> Row:
         """Return the attributes that the pruner gives to an ended trial, after it has seen all its epochs."""
@@ -253,12 +269,12 @@ class Search:
         if key not in self._suggestions:
             fixed = {} if self._divided is None else {self._divided.name: values[self._divided.name]}
             sampler = partial(self._sampler, fixed)
-            self._suggestions[key] = Suggestions(self._name(key), [self._direction], sampler, self._pruner)
+            self._suggestions[key] = Suggestions(self._name(key), self._directions, sampler, self._pruner)
         return self._suggestions[key]
 
     def _pruning_for(self, values: Mapping[str, Label]) -> Pruning:
-        """Return the study in which trials with such values are compared: one for each option."""
-        key = self.sweep.option(values)
+        """Return the study in which trials with such values are compared: one for each option, or band of costs."""
+        key = self.sweep.option(values) if self.costs is None else f"band {self.costs.band(values) + 1}"
         if key not in self._pruning:
             self._pruning[key] = Pruning(self._name(key), self._direction, self._pruner)
         return self._pruning[key]
@@ -331,9 +347,15 @@ class Search:
         maximize = HIGHER_IS_BETTER[self.sweep.study.objective]
         return StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
 
+    @property
+    def _directions(self) -> list[StudyDirection]:
+        return [self._direction] if self.costs is None else [self._direction, StudyDirection.MINIMIZE]
+
     def _worse(self, one: Sequence[float], other: Sequence[float]) -> list[float]:
-        worse = min if self._direction == StudyDirection.MAXIMIZE else max
-        return [worse(pair) for pair in zip(one, other, strict=True)]
+        return [
+            min(pair) if direction == StudyDirection.MAXIMIZE else max(pair)
+            for direction, *pair in zip(self._directions, one, other, strict=True)
+        ]
 
     def _objectives(self, rows: Sequence[EpochRow]) -> dict[int, float]:
         return {int(row["epoch"]): float(row[self.sweep.study.objective]) for row in rows}

@@ -39,7 +39,7 @@ def _random_parameters(sweep: Sweep) -> Iterator[str]:
     sampler = sweep.study.sampler
     found: dict[str, list[str]] = {}  # by parameters: the searches
     for title, each in (("", sweep), ("the student alone", sweep.baseline())):
-        for fixed in fixed_choices(each.study.select, each.parameters):
+        for fixed in fixed_choices(each.study, each.parameters):
             _, random = split_by_model(sampler, each.parameters, fixed)
             option = ", ".join(map(format_unquoted, fixed.values()))
             if random:
@@ -60,7 +60,7 @@ def _too_few_trials(sweep: Sweep) -> Iterator[str]:
         return
     startup = max(study.sampler.startup_trials, 1)
     batch = study.together
-    options = len(fixed_choices(study.select, sweep.parameters))
+    options = len(fixed_choices(study, sweep.parameters))
     first = math.ceil(startup * options / batch) * batch  # trials that are suggested before so many have ended
     if study.most_trials > first or study.warm_start:
         return

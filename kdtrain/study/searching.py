@@ -85,6 +85,8 @@ def _planned_job(book: Bookkeeping, search: Search, number: int) -> Job | None:
     search.plan(number, values, plan.get("attributes") if plan else None)
     kept = search.sampler_attributes(number)
     details: Row = {"attributes": kept} if kept else {}
+    if search.costs is not None:
+        details["cost"] = search.costs.of(values)
     published = number < len(search.sweep.published)
     try:
         recipe = search.recipe(number)

@@ -15,7 +15,8 @@ from kdtrain.study.searching import run_in_turn, run_search
 from kdtrain.study.select import select
 from kdtrain.study.smoke import run_smoke
 from kdtrain.study.teachers import train_teachers
-from kdtrain.study.warm_start import warm_start
+from kdtrain.study.tradeoff import fix_fronts, measure_costs
+from kdtrain.study.warm_start import read_warm_start, show_warm_start
 from kdtrain.trials.workspace import Workspace
 
 
@@ -63,7 +64,7 @@ class Study(Bookkeeping):
         about = self.journal.study_record()
         self.remarks += map(weights_remark, about.get("weights", []) if about else [])
         self._require_gpu()
-        warm_start(self)
+        known = read_warm_start(self)
         yield from run_smoke(self)
         self._require_gpu()
         if self.only == "smoke":
@@ -71,6 +72,8 @@ class Study(Bookkeeping):
         teachers = yield from train_teachers(self)
         if self.only == "teacher":
             return
+        yield from measure_costs(self)
+        show_warm_start(self, known)
         if self.account is not None:
             alone, searched = yield from run_in_turn(self)
         else:
@@ -80,8 +83,11 @@ class Study(Bookkeeping):
             searched = yield from run_search(self, self.search)
         if self.only in ("baselines", "search"):
             return
-        selection = yield from select(self, searched, alone)
-        candidates = fix_winner(self, selection, searched, alone)
+        if self.sweep.study.tradeoff is None:
+            selection = yield from select(self, searched, alone)
+            candidates = fix_winner(self, selection, searched, alone)
+        else:
+            candidates = fix_fronts(self, searched, alone)
         if self.only == "select":
             return
         runs = yield from confirm(self, candidates)

@@ -24,8 +24,8 @@ class NotInSpace(Exception):
     """A trial of another sweep has no value for a parameter of this space."""
 
 
-def warm_start(book: Bookkeeping) -> None:
-    """Show both searches the trials of the sweeps that `study.warm_start` names.
+def read_warm_start(book: Bookkeeping) -> list[KnownTrial]:
+    """Return the trials of the sweeps that `study.warm_start` names.
 
     Which they are is read once and noted in the journal, so that a continued study does not depend on other folders.
 
@@ -39,6 +39,11 @@ def warm_start(book: Bookkeeping) -> None:
         if event is None:
             book.journal.note("warm_start", folder=folder, trials=known)
         trials += known
+    return trials
+
+
+def show_warm_start(book: Bookkeeping, trials: Sequence[KnownTrial]) -> None:
+    """Show both searches the trials of other sweeps; in a trade-off the costs must be known."""
     for search in (book.baselines, book.search):
         search.add_history([(row["values"], row["value"]) for row in trials if row["stage"] == search.stage])
 

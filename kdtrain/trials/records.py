@@ -6,9 +6,9 @@
 <results>/<sweep>/study.json                StudyRecord
 <results>/<sweep>/record.jsonl              PlannedEvent, EndedEvent, and these, each with its `time`:
                                              opened (command), placed (PlacedEvent), round (RoundEvent), selected
-                                             (SelectedEvent), winner (candidate, baseline, trial_id, confirmed),
-                                             finished, no_result (reason), budget_end (BudgetEndEvent), warm_start
-                                             (WarmStartEvent)
+                                             (SelectedEvent), latency (LatencyEvent), front (FrontEvent), winner
+                                             (candidate, baseline, trial_id, confirmed), finished, no_result (reason),
+                                             budget_end (BudgetEndEvent), warm_start (WarmStartEvent)
 <results>/<sweep>/errors/<job>-<attempt>.txt  the traceback of a job that broke
 
 Files written by an earlier version may lack keys that were added since, without a new schema number. Standard library
@@ -213,8 +213,9 @@ class PlannedEvent(TypedDict):
     ones, `race` and `round` of racing ones.
 
     A racing recipe's `candidate` is "published 1" or the searched trial, "search 12" or "baselines 3"; its `role` is
-    "candidate". A confirmed one's is "best", "best kd" (of an option), "published 1" or "baseline 1", its `role` the
-    first word. `attributes` are what the sampler has kept in Optuna's system attributes of the "trial" and the "study".
+    "candidate". A confirmed one's is "best", "best kd" (of an option), "front 1" (of a trade-off), "published 1" or
+    "baseline 1", its `role` "best", "published" or "baseline". `attributes` are what the sampler has kept in Optuna's
+    system attributes of the "trial" and the "study". `cost` is that of a searched trial's student in a trade-off.
     """
 
     event: Literal["planned"]
@@ -232,6 +233,7 @@ class PlannedEvent(TypedDict):
     race: NotRequired[str]
     round: NotRequired[int]
     attributes: NotRequired[dict[str, dict[str, Any]]]
+    cost: NotRequired[float]
 
 
 class Racer(TypedDict):
@@ -333,6 +335,47 @@ class MemoryRecord(TypedDict):
     process_bytes: int
     gpu_bytes: int
     gpu_total_bytes: int
+
+
+class LatencyRecord(TypedDict):
+    """What was measured of a student: the median time of a forward pass of one image, on which device."""
+
+    latency_ms: float
+    device: str
+    threads: int
+
+
+Measured = MemoryRecord | LatencyRecord
+
+
+class LatencyEvent(LatencyRecord):
+    """The latency of a student was measured; the three other fields of its config say which network it is."""
+
+    event: Literal["latency"]
+    time: float
+    model: str
+    head: str
+    channels_last: bool
+
+
+class FrontPoint(TypedDict):
+    """A trial on a front: its objective with the search's seed and its cost; `confirmed` is its key there, or None."""
+
+    candidate: str
+    trial_id: str
+    value: float
+    cost: float
+    confirmed: str | None
+
+
+class FrontEvent(TypedDict):
+    """The front of a search ("search" or "baselines") of a trade-off, the cheapest point first."""
+
+    event: Literal["front"]
+    time: float
+    race: str
+    cost: Literal["parameters", "flops", "latency_ms"]
+    points: list[FrontPoint]
 
 
 class JobEnd(TypedDict):

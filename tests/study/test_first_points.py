@@ -80,6 +80,14 @@ def test_the_complete_trials_of_another_sweep_enter_the_history_at_their_points(
     assert sum(row["stage"] == "baselines" for row in event["trials"]) == len(complete)
 
 
+def test_a_tradeoff_learns_from_another_sweep_with_the_cost_of_each_student(finished: Study, tmp_path: Path) -> None:
+    models = {"student": {"model": {"choice": ["lenet5_student", "lenet5_teacher"]}}}
+    study = warm_study(tmp_path, finished, models, tradeoff={"cost": "parameters"}, trials=2, pruner={"name": "none"})
+    carry_out(study)
+    seen = study.search._suggestions[None].finished.trials[: len(history(study))]
+    assert [trial.values for trial in seen] == [[row["value"], 11604.0] for row in history(study)]
+
+
 def test_suggestions_depend_on_the_history_and_no_ranking_does(finished: Study, warm: Study, tmp_path: Path) -> None:
     cold = open_study(sweep_file(tmp_path, name="warm", recipe=WIDER, study=LEARNING), tmp_path / "results")
     search = Search("search", warm.sweep)

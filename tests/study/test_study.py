@@ -18,6 +18,7 @@ from kdtrain.errors import UserError
 from kdtrain.executors.local import execute, run_job
 from kdtrain.study.confirm import FIRST_CONFIRMING_SEED
 from kdtrain.study.jobs import Broken, Job
+from kdtrain.study.journal import StudyJournal
 from kdtrain.study.study import Study
 from kdtrain.training.trainer import train
 from kdtrain.trials.store import STUDY_SCHEMA
@@ -189,6 +190,17 @@ def test_more_trials_continue_a_finished_study(finished: Study, tmp_path: Path) 
         "baselines-6", "baselines-7", "search-6", "search-7",
     ]  # fmt: skip
     assert [row["values"] for row in plans(study, "search")[:6]] == [row["values"] for row in plans(finished, "search")]
+
+
+def test_a_job_that_is_planned_anew_ends_anew_even_if_it_ends_alike(tmp_path: Path) -> None:
+    about = {"stage": "pictures", "number": 0, "trial_id": "0123456789abcdef"}
+    end = {"state": "complete", "value": None, "reason": None, "epochs": 0}
+    for compared in (["best"], ["best", "baseline 1"], ["best", "baseline 1"]):
+        journal = StudyJournal(tmp_path)
+        journal.note("planned", **about, compared=compared)
+        assert journal.has_completed(**about, compared=compared) == (len(journal.events()) == 4)
+        StudyJournal(tmp_path).note("ended", **about, **end)
+    assert [row["event"] for row in journal.events()] == ["planned", "ended", "planned", "ended"]
 
 
 def test_a_folder_belongs_to_one_recipe_and_study(finished: Study, tmp_path: Path) -> None:

@@ -150,6 +150,12 @@ def combinations(tree: Any, subtrees: Sequence[str], largest: Sequence[str] = ()
     return list(_product(tree, options))
 
 
+def student_models(tree: Any) -> list[str]:
+    """Return the distinct models of the students of a tree."""
+    students = [resolve(tree, values).tree["student"] for values in combinations(tree, ("student",))]
+    return list(dict.fromkeys(str(student["model"]) for student in students))
+
+
 def grid(tree: Any, points: int | None) -> list[Values]:
     """Return every combination of all options and of `points` values of each range, in the order of the file."""
     return list(_product(tree, lambda parameter: parameter.grid_values(points)))

@@ -17,7 +17,7 @@ from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, vali
 from kdtrain.config.recipe import INHERITED, Recipe, names_finished, teacher_recipe
 from kdtrain.config.search_checks import compared_choice, pruner_problems, sampler_problems
 from kdtrain.config.search_settings import GridSampler
-from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve
+from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve, student_models
 from kdtrain.config.study_settings import AT_LEAST_OF_EACH, Report, StudySettings
 
 
@@ -66,7 +66,7 @@ def study_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Pa
     if study.trials is not None and len(study.published) > study.trials:
         count = len(study.published)
         yield Problem(trials, f"must be >= {count}, the number of published points, got {study.trials}")
-    yield from _select_problems(study, searched)
+    yield from _select_problems(study, tree, searched)
     yield from budget_problems(study, tree)
     yield from _tradeoff_problems(study, tree)
     if not searched and study.trials is not None and study.trials > 1:
@@ -97,7 +97,7 @@ def first_points_problems(
         yield Problem(("study", "trials"), text)
 
 
-def _select_problems(study: StudySettings, searched: Sequence[Parameter]) -> Iterator[Problem]:
+def _select_problems(study: StudySettings, tree: Any, searched: Sequence[Parameter]) -> Iterator[Problem]:
     """Yield the settings of the stage select that cannot be carried out, or change nothing."""
     select, place = study.select, ("study", "select")
     if study.tradeoff is not None:
@@ -119,7 +119,7 @@ def _select_problems(study: StudySettings, searched: Sequence[Parameter]) -> Ite
     if compared is not None and select.equal_trials and study.most_trials < options:
         text = f"must be >= {options}, the number of options of {compared.name} that are compared, got {study.trials}"
         yield Problem(("study", "trials"), text)
-    candidates = study.most_candidates(options)
+    candidates = study.most_candidates(max(options, len(student_models(tree))))  # baselines race within each model
     if select.trainings is not None and select.trainings < AT_LEAST_OF_EACH * candidates:
         least = AT_LEAST_OF_EACH * candidates
         text = (

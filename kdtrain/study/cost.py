@@ -106,7 +106,8 @@ def race_bounds(sweep: Sweep) -> tuple[int, int]:
     if sweep.study.tradeoff is not None:
         return 0, 0
     trials = searched_trials(sweep)["search"]
-    candidates = min(trials, sweep.study.most_candidates(len(sweep.options)))
+    groups = max(len(sweep.options), len(space.student_models(sweep.tree)))  # baselines race within each model
+    candidates = min(trials, sweep.study.most_candidates(groups))
     of_trials = trials if sweep.study.budget is not None else sweep.study.most_trials
     return candidates, race_trainings(sweep.study.select.trainings, of_trials, candidates)
 

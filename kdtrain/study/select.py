@@ -3,6 +3,7 @@
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kdtrain.config.space import student_models
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import NoResult
 from kdtrain.study.bookkeeping import Bookkeeping
@@ -34,7 +35,13 @@ def select(
         NoResult: A racing training broke, or every candidate's loss became non-finite.
     """
     race = _race(book, "search", searched, book.search.sweep)
-    baseline_races = _baseline_races(book, alone, race.trainings)
+    models = student_models(book.sweep.tree)
+    alone_by_model = [replace(trial, option=trial.student.model) for trial in alone]
+    whole = _race(book, "baselines", alone_by_model, book.baselines.sweep)
+    # of several models each has two candidates at least, which can be more than those of the search
+    most = max(len(race.entrants), len(whole.entrants) if len(models) > 1 else 0)
+    race.trainings = whole.trainings = race_trainings(book.sweep.study.select.trainings, book.search.trials, most)
+    baseline_races = _baseline_races(whole, alone, models)
     races = [race, *baseline_races.values()]
     number = round_number = 0
     while any(entrants := [each.next_round() for each in races]):
@@ -63,41 +70,36 @@ def select(
     )
 
 
-def _race(
-    book: Bookkeeping, name: str, trials: Sequence[SearchedTrial], sweep: Sweep, trainings: int | None = None
-) -> Race:
-    """Return the race of a search's trials; `trainings` is None for the default."""
-    settings = book.sweep.study.select
+def _race(book: Bookkeeping, name: str, trials: Sequence[SearchedTrial], sweep: Sweep) -> Race:
+    """Return the race of a search's trials, which has no trainings yet."""
     distinct = ranked(trials)
-    racing = racing_trials(distinct, settings.candidates, len(sweep.published))
-    if trainings is None:
-        trainings = race_trainings(settings.trainings, book.search.trials, len(racing))
+    racing = racing_trials(distinct, book.sweep.study.select.candidates, len(sweep.published))
     return Race(
         name,
         [Entrant(trial.key, trial.option, trial) for trial in racing],
         {trial.key: trial.ranking_key for trial in distinct if trial.ranking_key is not None},
         book.sweep.study.seed,
-        trainings,
+        0,
         book.maximize,
     )
 
 
-def _baseline_races(book: Bookkeeping, alone: Sequence[SearchedTrial], trainings: int) -> dict[str, Race]:
-    """Return a race for each student model; they share the trainings equally."""
-    by_model = [replace(trial, option=trial.student.model) for trial in alone]
-    whole = _race(book, "baselines", by_model, book.baselines.sweep, trainings)
-    models = list(dict.fromkeys(entrant.option for entrant in whole.entrants))
+def _baseline_races(whole: Race, alone: Sequence[SearchedTrial], reachable: Sequence[str]) -> dict[str, Race]:
+    """Return a race for each student model; they share the trainings equally.
+
+    They are named by the models that are `reachable`, because further trials can bring another model.
+    """
+    models = list(dict.fromkeys(entrant.trial.student.model for entrant in whole.entrants))
     races = {}
     for model in models:
-        assert model is not None
+        searched = {trial.key for trial in alone if trial.student.model == model}
         own = [replace(entrant, option=None) for entrant in whole.entrants if entrant.option == model]
-        searched = {trial.key for trial in by_model if trial.option == model}
         races[model] = replace(
             whole,
-            name="baselines" if len(models) == 1 else f"baselines {model}",
+            name="baselines" if len(reachable) == 1 else f"baselines {model}",
             entrants=own,
             searched={key: value for key, value in whole.searched.items() if key in searched},
-            trainings=trainings // len(models),
+            trainings=whole.trainings // len(models),
             dropped={},
             diverged=set(),
             _fresh={},

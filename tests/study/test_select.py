@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from studies import carry_out, decisions, events, open_study, plans, sweep_file
 
+from kdtrain.config.sweep import load_sweep
 from kdtrain.errors import NoResult, UserError
 from kdtrain.executors.local import run_job
 from kdtrain.study.confirm import FIRST_CONFIRMING_SEED
@@ -144,6 +145,32 @@ def test_the_baselines_of_each_student_model_race_among_themselves(tmp_path: Pat
         assert last["winner"] in last["probabilities"]
         for row in told(study, "round", f"baselines {model}"):
             assert {racer["candidate"] for racer in row["racers"]} == last["probabilities"].keys()
+
+
+def test_a_race_of_baselines_keeps_its_name_when_further_trials_bring_another_student_model(tmp_path: Path) -> None:
+    models = {"student": {"model": {"choice": ["lenet5_student", "lenet5_teacher"]}}, "epochs": 1}
+    small = {**UNPUBLISHED, "confirm": {"seeds": 1}, "batch": 1}
+    for trials in (1, 6):
+        study = open_study(sweep_file(tmp_path, recipe=models, study={**small, "trials": trials}), tmp_path / "results")
+        carry_out(study)
+    races = {row["race"] for row in events(study) if row["event"] == "selected"}
+    assert races == {"search", "baselines lenet5_student", "baselines lenet5_teacher"}
+
+
+def test_baselines_of_several_student_models_have_fresh_seeds_each(tmp_path: Path) -> None:
+    """Each model has at least two candidates, so there can be more of them than of the distilled students."""
+    models = ["lenet5_student", "lenet5_teacher"]
+    recipe = {"student": {"model": {"choice": models}}, "epochs": 1}
+    small = {**UNPUBLISHED, "confirm": {"seeds": 1}, "trials": 8, "select": {"candidates": 2}}
+    study = open_study(sweep_file(tmp_path, recipe=recipe, study=small), tmp_path / "results")
+    carry_out(study)
+    ends = {row["race"]: row for row in events(study) if row["event"] == "selected"}
+    candidates = sum(len(row["probabilities"]) for race, row in ends.items() if race != "search")
+    assert candidates == 4
+    assert ends["search"]["trainings"] == 3 * candidates
+    assert all(ends[f"baselines {model}"]["trainings"] == 3 * 2 for model in models)
+    with pytest.raises(UserError, match=r"study\.select\.trainings: must be >= 8, 2 for each of up to 4 candidates"):
+        load_sweep(sweep_file(tmp_path, recipe=recipe, study={**small, "select": {"candidates": 2, "trainings": 7}}))
 
 
 def test_one_stage_alone(finished: Study, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def random_points(sweep: Sweep, count: int) -> list[Values]:
     """Return points of a sweep's space, drawn uniformly (or log-uniformly) with the study's seed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=sweep.study.seed))
-    return [space.suggest(study.ask(), sweep.tree) for _ in range(count)]
+    return [space.suggest(study.ask(), sweep.tree, {}) for _ in range(count)]
 
 
 def trained(sweep: Sweep, point: Values, seed: int, workspace: Workspace) -> list[float]:

@@ -23,9 +23,16 @@ def share_end(stage: str, total: float, kept: float) -> float:
 
 def most_confirmed(study: StudySettings, tree: dict[str, Any]) -> int:
     """Return the upper bound of the number of confirmed recipes: the best, the published, and their baselines."""
-    compared = compared_choice(study, parameters(tree))
+    searched = parameters(tree)
     published = len(study.published) if study.confirm.published else 0
-    return (1 if compared is None else len(compared.labels)) + published + len(combinations(tree, ("student",)))
+    students = len(combinations(tree, ("student",)))
+    if study.tradeoff is None:
+        compared = compared_choice(study, searched)
+        return (1 if compared is None else len(compared.labels)) + published + students
+    if any(each.kind != "choice" and each.path[0] == "student" for each in searched):
+        students = study.most_trials
+    most = study.select.candidates  # of a front, which has at most one point of each student
+    return min(most, students) + published + min(most + published, students)
 
 
 def kept_epochs(study: StudySettings, tree: dict[str, Any]) -> int:

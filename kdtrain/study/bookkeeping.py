@@ -15,8 +15,8 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import Row
-from kdtrain.study.budget import STOPPED, open_account
-from kdtrain.study.jobs import WITH_OUTCOME, WITHOUT_EVENTS, Broken, Job, JobStream, advice
+from kdtrain.study.budget import open_account
+from kdtrain.study.jobs import STOPPED_BY_BUDGET, WITH_OUTCOME, WITHOUT_EVENTS, Broken, Job, JobStream, advice
 from kdtrain.study.journal import ERRORS, StudyJournal
 from kdtrain.study.search import Search
 from kdtrain.trials.objectives import HIGHER_IS_BETTER, ranking_key
@@ -56,7 +56,7 @@ class Bookkeeping:
             (stage, number, end["trial_id"]): int(end["epochs"])
             for stage in ("baselines", "search")
             for number, end in journal.ends(stage).items()
-            if str(end["reason"]).startswith(STOPPED)
+            if str(end["reason"]).startswith(STOPPED_BY_BUDGET)
         }
         self.remarks: list[str] = []  # sentences for the terminal, each as soon as it is known
 
@@ -304,7 +304,7 @@ class Bookkeeping:
 
     def _pruning_reason(self, job: Job, epoch: int) -> str:
         is_cut = self._cut.get((job.stage, job.number, job.trial_id)) == epoch
-        return f"{STOPPED if is_cut else f'stopped by {self.sweep.study.pruner.name}'} after epoch {epoch}"
+        return f"{STOPPED_BY_BUDGET if is_cut else f'stopped by {self.sweep.study.pruner.name}'} after epoch {epoch}"
 
     def _is_cut(self, job: Job, rows: Sequence[EpochRow]) -> bool:
         """Return True if a searched trial must end now because the share of its stage has ended.

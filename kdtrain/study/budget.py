@@ -11,7 +11,6 @@ from kdtrain.study.jobs import Job
 
 STAGES = ("baselines", "search", "select", "confirm")
 """The stages whose epochs count. A teacher may have been trained by another study."""
-STOPPED = "stopped by study.budget"
 HOUR_S = 3600
 
 

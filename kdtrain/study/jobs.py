@@ -9,6 +9,8 @@ from kdtrain.trials.records import JobEnd
 
 WITH_OUTCOME = ("train", "evaluate")
 """The kinds of jobs whose outcome the store has."""
+STOPPED_BY_BUDGET = "stopped by study.budget"
+"""The reason of a pruned trial that study.budget has ended, before its epoch."""
 WITHOUT_EVENTS = ("test", "latency")
 """The kinds of jobs that the journal does not hold: the report counts tests to the stage confirm, and a latency has an
 event of its own."""
@@ -66,4 +68,6 @@ def advice(ends: Sequence[JobEnd]) -> str:
     """Return what the user can do about jobs that did not complete."""
     if any(end["state"] == "broken" for end in ends):
         return "the same command tries again what broke"
+    if any(str(end["reason"]).startswith(STOPPED_BY_BUDGET) for end in ends):
+        return "write a larger study.budget, and another folder with --results"
     return "the same command gives the same; change the recipe, for example its learning rate"

@@ -9,10 +9,12 @@ from studies import TREE, carry_out, decisions, events, open_study, plans, sweep
 
 from analysis.frame import read_study
 from analysis.report import write_report
+from kdtrain.config.budget_checks import most_confirmed
 from kdtrain.config.study_settings import Budget
 from kdtrain.config.sweep import load_sweep
 from kdtrain.errors import NoResult, UserError
 from kdtrain.study.budget import STAGES, Account, wall_seconds
+from kdtrain.study.cost import trainings
 from kdtrain.study.jobs import Job
 from kdtrain.study.journal import StudyJournal
 from kdtrain.study.study import Study
@@ -150,6 +152,15 @@ def test_without_time_for_a_first_batch_there_is_no_result(tmp_path: Path) -> No
         carry_out(study)
 
 
+def test_a_budget_that_cuts_every_trial_asks_for_a_larger_one(tmp_path: Path) -> None:
+    study = within(tmp_path, {"hours": 0.5}, pruner=None, published=None)
+    Clock(study, 0.1)
+    with pytest.raises(
+        NoResult, match=r"baselines: none of 2 trials completed: 2 pruned .*; write a larger study\.budget"
+    ):
+        carry_out(study)
+
+
 def test_gpu_hours_are_refused_without_a_gpu(tmp_path: Path) -> None:
     study = within(tmp_path, {"gpu_hours": 1})
     study.on_gpu = False
@@ -192,6 +203,15 @@ def test_the_report_says_that_a_budget_of_time_is_not_repeatable_and_how_many_se
     assert "It allowed 1 of 2 confirming seeds. How much is done in a time differs from run to run" in text
     assert "byte for byte" not in text
     assert read_study(by_hours.journal.folder).finished
+
+
+def test_confirm_has_epochs_for_a_whole_front_and_its_baselines(tmp_path: Path) -> None:
+    students = {"choice": [{"model": "lenet5_student"}, {"model": "lenet5_teacher"}]}
+    study = {"tradeoff": {"cost": "parameters"}, "published": None, "select": {"candidates": 2}, "pruner": None}
+    recipe = {"student": students, "method": {"name": "logit_mse", "balance": {"alpha": 0.5}}}
+    file = sweep_file(tmp_path, recipe=recipe, study={**study, "trials": None, "budget": {"epochs": 1000}})
+    sweep = load_sweep(file)
+    assert most_confirmed(sweep.study, sweep.tree) * sweep.study.confirm.seeds == trainings(sweep)["confirm"] == 4 * 2
 
 
 # The account

@@ -267,7 +267,10 @@ class StudySearcher(Searcher):
             self.error = UserError(broken.reason)
         elif result.get("measured"):
             self.study.measured(job, json.loads(result["measured"]))
-        self.study.ended(job, broken)
+        try:
+            self.study.ended(job, broken)
+        except UserError as mistake:  # of a sampler or pruner of the user's own
+            self.error = mistake
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the study's journal and the store hold everything."""
@@ -294,9 +297,11 @@ class StudyScheduler(FIFOScheduler):
         job = self.searcher.by_tune_id.get(trial.trial_id)
         if self.searcher.error is not None:
             return TrialScheduler.STOP
-        if job is not None and "broken" not in result and self.searcher.study.should_prune(job, result["epoch"]):
-            return TrialScheduler.STOP
-        return TrialScheduler.CONTINUE
+        try:
+            stop = job is not None and "broken" not in result and self.searcher.study.should_prune(job, result["epoch"])
+        except UserError as mistake:
+            self.searcher.error, stop = mistake, True
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
 
 @contextmanager

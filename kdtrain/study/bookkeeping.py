@@ -245,6 +245,10 @@ class Bookkeeping:
 
     def _begin(self, job: Job) -> bool:
         """Note a job as planned; return True if it is to be run, False if its recipe is trained or being trained."""
+        if job.stage in self._earlier_stages and not (job.kind in WITH_OUTCOME and self._has_outcome(job)):
+            raise UserError(
+                f"--stage {self.only}: {job.key} has not ended yet; run the sweep without --stage, or with {job.stage}"
+            )
         if job.kind not in WITHOUT_EVENTS:
             self.journal.note("planned", **job.about, **job.details)
         if job.kind in WITH_OUTCOME:
@@ -256,10 +260,6 @@ class Bookkeeping:
             if any(other.trial_id == job.trial_id for other in self._running.values()):
                 self._waiting.setdefault(job.trial_id, []).append(job)
                 return False
-        if job.stage in self._earlier_stages:
-            raise UserError(
-                f"--stage {self.only}: {job.key} has not ended yet; run the sweep without --stage, or with {job.stage}"
-            )
         self._running[job.key] = job
         return True
 

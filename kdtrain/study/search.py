@@ -5,11 +5,16 @@ is a function of the trial's own epochs and of earlier batches. So a search can 
 any kill, and the order in which the trials of a batch finish changes nothing.
 """
 
+import json
+import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import groupby
+from pathlib import Path
+from typing import Literal
 
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -18,9 +23,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdtrain.config import space
 from kdtrain.config.parameter import Label, Parameter, Values
+from kdtrain.config.problems import Problem
 from kdtrain.config.recipe import Recipe
-from kdtrain.config.search_settings import GridSampler, step_of
+from kdtrain.config.search_settings import GridSampler, Own, step_of
 from kdtrain.config.sweep import Sweep
+from kdtrain.errors import UserError
+from kdtrain.runtime.own_classes import error_text
 from kdtrain.runtime.rng import stream
 from kdtrain.storage.folder import Row
 from kdtrain.study.front import Costs
@@ -104,16 +112,20 @@ class Search:
         self._see_what_ended_before(number)
         fixed = self._fixed(number)
         suggestions = self._suggestions_for(fixed)
-        values, self._attributes[number] = suggestions.suggest(
-            number,
-            suggestions.finished.before(self._horizon(number)),
-            [
-                self._frozen(values)
-                for values in self._running_beside(number)
-                if self._suggestions_for(values) is suggestions
-            ],
-            lambda trial: space.suggest(trial, self.sweep.tree, fixed),
-        )
+        with self._blamed_on("sampler"):
+            values, attributes = suggestions.suggest(
+                number,
+                suggestions.finished.before(self._horizon(number)),
+                [
+                    self._frozen(values)
+                    for values in self._running_beside(number)
+                    if self._suggestions_for(values) is suggestions
+                ],
+                lambda trial: space.suggest(trial, self.sweep.tree, fixed),
+            )
+            space.resolve(self.sweep.tree, values)  # a ValueError if a value is outside of its range
+            json.dumps(attributes)  # a TypeError if the journal cannot hold them
+        self._attributes[number] = attributes
         return values
 
     def sampler_attributes(self, number: int) -> Row:
@@ -141,8 +153,9 @@ class Search:
             self._see_what_ended_before(number)
             running = self._running[number] = self._begin(number)
         for epoch, value in reported.items():
-            if running.stop is None and running.report(epoch, value):
-                running.stop = epoch
+            with self._blamed_on("pruner"):
+                if running.stop is None and running.report(epoch, value):
+                    running.stop = epoch
         return running.stop
 
     def tell(
@@ -211,7 +224,8 @@ class Search:
                 name = self._suggestions_for(self.planned[each.number]).name
                 self._worst[name] = self._worse(self._worst.get(name, told), told)
         for each in batch:
-            self._show_sampler(each)
+            with self._blamed_on("sampler"):
+                self._show_sampler(each)
             self._unfinished.discard(each.number)
             del self._ended[each.number]
 
@@ -256,8 +270,10 @@ class Search:
         """Return the attributes that the pruner gives to an ended trial, after it has seen all its epochs."""
         if ended.attributes is None:
             running = ended.running or self._begin(ended.number)
-            for epoch, value in ended.reported.items():
-                running.report(epoch, value)
+            with self._blamed_on("pruner"):
+                for epoch, value in ended.reported.items():
+                    running.report(epoch, value)
+                json.dumps(running.attributes)  # a TypeError if the journal cannot hold them
             ended.attributes, ended.running = running.attributes, None
         return ended.attributes
 
@@ -337,6 +353,20 @@ class Search:
         return {name: self._options[number]}
 
     # the sweep
+
+    @contextmanager
+    def _blamed_on(self, part: Literal["sampler", "pruner"]) -> Iterator[None]:
+        """Turn an error that a sampler or pruner of the user's own raises into one about its line of the sweep file."""
+        own = getattr(self.sweep.study, part)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(own, Own) or isinstance(error, UserError):
+                raise
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}, line {frame.lineno}"
+            text = f"{own.name} fails: {error_text(error)} ({where}); correct it, and name other --results"
+            raise self.sweep.located.error([Problem(("study", part, "name"), text)]) from error
 
     @property
     def _in_batches(self) -> bool:

@@ -13,7 +13,8 @@ from kdtrain.study.selection import SearchedTrial, race_trainings, racing_trials
 from kdtrain.study.shares import goes_on
 
 FIRST_RACING_SEED = 2_000_000_000
-"""Each study seed has 1,000 racing seeds from it on. They are neither seeds of a search nor confirming ones."""
+MOST_ROUNDS = 1_000
+"""Each study seed has so many racing seeds from the first one on, which are no seeds of a search or confirming ones."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ def select(
     baseline_races = _baseline_races(whole, alone, models)
     races = [race, *baseline_races.values()]
     number = round_number = 0
-    while any(entrants := [each.next_round() for each in races]):
+    while round_number < MOST_ROUNDS and any(entrants := [each.next_round() for each in races]):
         first = number
-        seed = FIRST_RACING_SEED + 1_000 * book.sweep.study.seed + round_number
+        seed = FIRST_RACING_SEED + MOST_ROUNDS * book.sweep.study.seed + round_number
         jobs: list[list[Job]] = []
         for each, racing in zip(races, entrants, strict=True):
             jobs.append([_job(book, each, entrant, number + i, seed) for i, entrant in enumerate(racing)])
@@ -56,7 +57,8 @@ def select(
         if not (yield from goes_on(book, "select", round_number, epochs, planned=planned)):
             break
         round_number += 1
-        yield from book.run_stage([job for own in jobs for job in own])
+        book.stage, book.stage_size = "select", number  # of all rounds so far
+        yield from book.run([job for own in jobs for job in own])
         for each, racing, own in zip(races, entrants, jobs, strict=True):
             if own:
                 _end_round(book, each, racing, own, seed)

@@ -265,12 +265,12 @@ def shared(folder: Path, recipe: dict[str, Any], **resources: Any) -> cost.Shari
     [
         ({}, [40], 1, 1, ()),
         ({"batch_size": {"choice": [16, 32]}, "teacher": {**FIXED, "model": "lenet5_teacher"}}, [40], 1, 1, ()),
-        ({"mixup": {"choice": [None, {}]}}, [40], 7, 4, ("mixup",)),
+        ({"mixup": {"choice": [None, {}]}}, [40], 6, 4, ("mixup",)),
         ({"data": {"name": "digits", "resolution": {"choice": [16, 20]}}}, [40], 1, 1, ("data.resolution",)),
         ({"teacher": {**FIXED, "precision": "fp32", "model": {"choice": ["lenet5_teacher", "lenet5_student"]}},
           "precision": {"choice": ["fp32", "bf16"]}}, [40], 1, 1, ("teacher.model", "precision")),
         ({"batch_size": {"choice": [16, 32]}, "method": {"name": "sp", "balance": {"weight": 10.0}, "stages": ["4"]},
-          "teacher": {**FIXED, "model": "lenet5_teacher"}}, [104, 168], 7, 4, ("batch_size",)),
+          "teacher": {**FIXED, "model": "lenet5_teacher"}}, [104, 168], 6, 4, ("batch_size",)),
         (WHOLE_MAPS, [32_808], 1, 1, ()),
     ],
     ids=["kd", "batch size", "mixup", "resolution", "teacher", "sp", "mgd"],
@@ -297,7 +297,7 @@ def test_views_that_do_not_fit_together_are_computed_in_every_training(budget: i
     (cached,) = shared(tmp_path, {"mixup": {}}, cache_bytes=budget).cached
     assert cached.fits == fits
     sweep = load_sweep(tmp_path / "small.yaml")
-    counts, streams, epochs = cost.trainings(sweep), 1 + 4 + 2, 4  # search, rounds, confirmation
+    counts, streams, epochs = cost.trainings(sweep), 1 + 3 + 2, 4  # search, rounds, confirmation
     expected = streams if fits else counts["search"] + counts["select"] + counts["confirm"]
     assert cost.teacher_images(sweep, 150, 10) == expected * epochs * 150
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import TREE
+from studies import TREE, sweep_file
 from test_search import Driver, epochs_of, lr_of, states
 
 from kdtrain.config.search_settings import NamedPruner, NamedSampler
 from kdtrain.config.sweep import Sweep, load_sweep
 from kdtrain.config.yaml_reader import dump_yaml
+from kdtrain.errors import UserError
 from kdtrain.study.optuna_parts import build_sampler
 from kdtrain.study.search import Search
 
@@ -253,3 +254,46 @@ def test_a_model_never_takes_in_a_conditional_parameter(tmp_path: Path, name: st
 
 def test_made_up_trainings_have_nine_epochs() -> None:
     assert len(epochs_of({"optimizer.lr": 0.01})) == SPACE["epochs"]
+
+
+BROKEN = """
+import optuna
+
+class Raises(optuna.samplers.RandomSampler):
+    def sample_independent(self, study, trial, name, distribution):
+        raise KeyError("forgotten")
+
+class Far(optuna.samplers.RandomSampler):
+    def sample_independent(self, study, trial, name, distribution):
+        return 1e9
+
+class Unstored(optuna.samplers.RandomSampler):
+    def sample_independent(self, study, trial, name, distribution):
+        study._storage.set_trial_system_attr(trial._trial_id, "kept", {1, 2})
+        return super().sample_independent(study, trial, name, distribution)
+
+class Prunes(optuna.pruners.NopPruner):
+    def prune(self, study, trial):
+        raise RuntimeError("no idea")
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "text"),
+    [
+        ("sampler", "Raises", r"KeyError: 'forgotten' \(broken_search.py, line 6\)"),
+        ("sampler", "Far", r"ValueError: "),
+        ("sampler", "Unstored", r"TypeError: Object of type set is not JSON serializable"),
+        ("pruner", "Prunes", r"RuntimeError: no idea \(broken_search.py, line 19\)"),
+    ],
+)
+def test_what_an_own_class_raises_is_a_mistake_at_its_line(
+    part: str, name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "broken_search", raising=False)
+    (tmp_path / "broken_search.py").write_text(BROKEN)
+    file = sweep_file(tmp_path, study={"published": None, part: {"name": f"broken_search:{name}"}})
+    search = Search("search", load_sweep(file))
+    with pytest.raises(UserError, match=rf"small.yaml:\d+: study.{part}.name: broken_search:{name} fails: {text}"):  # noqa: PT012
+        search.plan(0, search.suggest(0))
+        search.pruned_at(0, [{"epoch": 1, "val/accuracy": 0.5}])  # type: ignore[list-item]

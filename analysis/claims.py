@@ -169,7 +169,9 @@ def grown_seeds(study: Study, winner: Candidate, baseline: Candidate) -> list[Gr
         for each in (winner, baseline)
     )
     seeds = sorted({int(seed) for seed in study.stage("confirm")["seed"]})
-    sizes = sorted({int(event["from"]) for event in study.events("seeds_grown") if event["from"] < len(seeds)})
+    newest = max((event["time"] for event in study.events("trials_grown")), default=0.0)
+    raised = [event for event in study.events("seeds_grown") if event["time"] > newest]
+    sizes = sorted({int(event["from"]) for event in raised if event["from"] < len(seeds)})
     found = []
     for size in sizes:
         first = set(seeds[:size])

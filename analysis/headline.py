@@ -49,6 +49,7 @@ def headline(
             if each is not None and len(each.trial_ids) + each.diverged < each.planned
         ],
         "diverged": diverged,
+        "trials_grown": study.events("trials_grown"),
         "grown": grown_seeds(study, winner, baseline) if winner and baseline else [],
         "networks": _networks(study, winner, baseline, teachers),
         "binomial_images": sorted({single.test_images for single in teachers if single.interval}),

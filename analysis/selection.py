@@ -126,7 +126,9 @@ def _row(
 def _chance(probability: float | None) -> str:
     if probability is None:
         return MISSING
-    return "< 1 %" if 0 < probability < 0.01 else f"{100 * probability:.0f} %"
+    if probability < 0.01:
+        return "< 1 %"
+    return "> 99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
 
 
 def _fate(racer: Row, end: Row | None) -> str:

@@ -72,14 +72,18 @@ class StudyJournal:
             planned = {"trials": self._planned("search", "number"), "confirm.seeds": self._planned("confirm", "seed")}
             trials = about["study"]["trials"] or planned["trials"]  # a budget alone sets no number
             settings = {"trials": trials, "confirm.seeds": about["study"]["confirm"]["seeds"]}
-            for name, now in settings.items():
-                if now < planned[name]:
-                    problems.append(f"study.{name} must be >= {planned[name]}, the number that is planned, got {now}")
+            too_few = [
+                f"study.{name} must be >= {planned[name]}, the number that is planned, got {now}"
+                for name, now in settings.items()
+                if now < planned[name]
+            ]
             if problems:
                 raise UserError(
                     f"{self.files} holds another study of this name: {'; '.join(problems)}; "
                     "name another folder with --results"
                 )
+            if too_few:
+                raise UserError(f"{self.files} goes on with larger numbers only: {'; '.join(too_few)}")
         self.files.write("study.json", json_bytes({"schema": STUDY_SCHEMA, **about}), durable=True)
         self.files.write("sweep.yaml", file_text.encode())
 
@@ -181,10 +185,15 @@ class StudyJournal:
         return cast(WarmStartEvent | None, self._newest["warm_start"].get((folder,)))
 
     def note_tested(self, seeds: int) -> None:
-        """Note that the test split was read for so many confirming seeds, and if their number has grown since."""
-        before = self._newest["tested"].get(())
-        self.note("tested", seeds=seeds)
-        if before is not None and before["seeds"] < seeds:
+        """Note that the test split was read after so many trials and confirming seeds, and if they have grown since.
+
+        More trials may have changed the winner, so further seeds of the same winner are noted only without them.
+        """
+        before, trials = self._newest["tested"].get(()), self._planned("search", "number")
+        self.note("tested", seeds=seeds, trials=trials)
+        if before is not None and before["trials"] < trials:
+            self.append("trials_grown", **{"from": before["trials"], "to": trials})
+        elif before is not None and before["seeds"] < seeds:
             self.append("seeds_grown", **{"from": before["seeds"], "to": seeds})
 
     def _planned(self, stage: str, field: str) -> int:

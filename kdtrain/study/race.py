@@ -1,7 +1,7 @@
 """A race over seeds between promising recipes: who gets one more seed, who is dropped, and who wins.
 
 In each round every candidate still in the race is trained with one more seed, the same for all. After it those that are
-probably below the leader leave, and so do the last ones if the trainings are too few for a further round of all. A
+probably below the leader leave, and the lowest ones: a further round trains at most a third of what is left. A
 decision depends on validation values alone, so a race that was cut off decides the same when it is carried out again.
 The statistics are those of `racing`.
 """

@@ -8,7 +8,8 @@
                                              opened (command), placed (PlacedEvent), round (RoundEvent), selected
                                              (SelectedEvent), latency (LatencyEvent), front (FrontEvent), winner
                                              (candidate, baseline, trial_id, confirmed), finished, no_result (reason),
-                                             budget_end (BudgetEndEvent), warm_start (WarmStartEvent)
+                                             budget_end (BudgetEndEvent), warm_start (WarmStartEvent), tested (seeds,
+                                             trials), seeds_grown (from, to), trials_grown (from, to)
 <results>/<sweep>/errors/<job>-<attempt>.txt  the traceback of a job that broke
 
 Files written by an earlier version may lack keys that were added since, without a new schema number. Standard library

@@ -70,7 +70,7 @@ def test_each_point_stands_beside_the_baseline_that_costs_no_more(traded: MadeUp
 
 def test_the_report_of_a_tradeoff_claims_its_most_accurate_point_and_has_no_race(traded: MadeUpStudy) -> None:
     text = write_report(traded.folder).read_text()
-    assert "The winner is front 2, the most accurate point of the front" in text
+    assert 'The winner is "front 2", the most accurate point of the front' in text
     assert "the most accurate baseline that costs no more" in text
     assert "## Select" not in text
     assert "## Student models" not in text

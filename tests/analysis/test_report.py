@@ -73,7 +73,7 @@ def test_a_study_of_an_earlier_version_is_reported_without_a_race(whole: Maker) 
     text = text_of(made)
     assert "## Select" not in text
     assert "| best 2 | search 0 |" in text
-    assert "The winner is best 1 (from search 0" in text
+    assert 'The winner is "best 1" (from search 0' in text
     assert "among the best with the highest mean val/accuracy" in text
 
 

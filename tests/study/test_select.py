@@ -205,8 +205,12 @@ def test_seeds_may_grow_and_the_journal_says_so_and_they_may_go_back_to_what_is_
     assert {row["trial_id"] for row in plans(grown, "confirm")} == before | {job.trial_id for job in ran}
     (row,) = [row for row in events(grown) if row["event"] == "seeds_grown"]
     assert (row["from"], row["to"]) == (2, 4)
-    with pytest.raises(UserError, match=r"study.confirm.seeds must be >= 4, the number that is planned, got 2"):
-        open_study(sweep_file(tmp_path), tmp_path / "results")
+    both = open_study(sweep_file(tmp_path, study={**more, "confirm": {"seeds": 5}}), tmp_path / "results", trials=8)
+    carry_out(both)
+    told = [(row["event"], row["from"], row["to"]) for row in events(both) if row["event"].endswith("_grown")]
+    assert told == [("seeds_grown", 2, 4), ("trials_grown", 6, 8)], "more trials may have changed the winner"
+    with pytest.raises(UserError, match=r"study.confirm.seeds must be >= 5, the number that is planned, got 2"):
+        open_study(sweep_file(tmp_path), tmp_path / "results", trials=8)
 
 
 def test_a_number_of_trials_given_by_mistake_can_be_taken_back(finished: Study, tmp_path: Path) -> None:

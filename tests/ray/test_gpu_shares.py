@@ -42,7 +42,7 @@ def recorder(folder: Path) -> Callable[[dict[str, Any]], None]:
             return
         name = f"{config['key']}{'-alone' * config['alone']}"
         (folder / f"{name}.begun").touch()
-        told: dict[str, Any] = {"broken": None, "unfit": False, "memory": None}
+        told: dict[str, Any] = {"broken": None, "unfit": False, "measured": None}
         shares = config["key"].startswith("search") and not config["alone"]
         deadline = time.monotonic() + 240  # processes start slowly on a busy machine
         while shares and len(list(folder.glob("search-*.begun"))) < 4 and time.monotonic() < deadline:
@@ -52,7 +52,7 @@ def recorder(folder: Path) -> Callable[[dict[str, Any]], None]:
         begun = {path.stem for path in folder.glob("*.begun")} - {path.stem for path in folder.glob("*.json")}
         about = {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "needs": config["needs"], "at_once": len(begun)}
         if config["kind"] == "smoke":
-            told["memory"] = {
+            told["measured"] = {
                 "device": "made up",
                 "process_bytes": 1,
                 "gpu_bytes": 8 << 30,
@@ -92,7 +92,7 @@ def test_trials_share_gpus_as_measured_and_one_that_runs_out_of_memory_runs_once
     jobs.mkdir()
 
     def stop_after_the_search() -> None:
-        if study.stage == "confirm":
+        if study.stage in ("select", "confirm"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

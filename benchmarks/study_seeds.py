@@ -2,8 +2,12 @@
 
 python benchmarks/study_seeds.py sweeps/digits_kd.yaml --seeds 10 --results DIR
     the sweep as it is
-python benchmarks/study_seeds.py sweeps/digits_kd.yaml --seeds 20 --results DIR --set SETTING ...
-    another sweep; with a distillation weight of 0 there is nothing to find, so every decided verdict is a false one
+python benchmarks/study_seeds.py sweeps/digits_kd.yaml --seeds 20 --results DIR \\
+    --set 'recipe.method={name: kd, balance: {weight: 0.0}, temperature: 4.0}' --set recipe.epochs=8 \\
+    --set recipe.teacher.epochs=8 --set recipe.batch_size=64 --set study.trials=24 \\
+    --set 'study.pruner={name: asha, min_epochs: 4, reduction: 2}' \\
+    --set 'recipe.label_smoothing={uniform: [0, 0.3]}' --set recipe.teacher.label_smoothing=0.0
+    with a distillation weight of 0 there is nothing to find, so every decided verdict is a false one
 
 Trials run one after another in this process. A run that was cut off goes on.
 """

@@ -21,7 +21,16 @@ from kdtrain.study.journal import ERRORS, StudyJournal
 from kdtrain.study.search import Search
 from kdtrain.trials.objectives import HIGHER_IS_BETTER, ranking_key
 from kdtrain.trials.outcome import best_epoch, outcome_row, require_own_workers
-from kdtrain.trials.records import STAGES, EndedEvent, EpochRow, JobEnd, Measured, MemoryRecord, chance_remark
+from kdtrain.trials.records import (
+    STAGES,
+    BestEpoch,
+    EndedEvent,
+    EpochRow,
+    JobEnd,
+    Measured,
+    MemoryRecord,
+    chance_remark,
+)
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
@@ -155,10 +164,8 @@ class Bookkeeping:
 
     def accuracy(self, job: Job) -> tuple[float, str | None]:
         """Return the validation accuracy of a complete job, with a remark if nothing was learned."""
-        outcome, recipe = self._trial(job).outcome(), self._trial(job).recipe()
-        assert outcome is not None
-        assert outcome["best"] is not None
-        return outcome["best"]["val/accuracy"], chance_remark(outcome["best"], recipe["data"] if recipe else {})
+        best, recipe = self._best(job), self._trial(job).recipe()
+        return best["val/accuracy"], chance_remark(best, recipe["data"] if recipe else {})
 
     def summary(self, ends: Sequence[JobEnd]) -> str:
         """Return how many jobs failed, broke or were pruned, with their first reasons and what can be done."""
@@ -204,10 +211,14 @@ class Bookkeeping:
         """Return the key by which a training is ranked, or None if it did not complete."""
         if self.ends[job.key]["state"] != "complete":
             return None
+        return ranking_key(self._best(job), self.sweep.study.objective)
+
+    def _best(self, job: Job) -> BestEpoch:
+        """Return the best epoch of a complete job."""
         outcome = self._trial(job).outcome()
         assert outcome is not None
         assert outcome["best"] is not None
-        return ranking_key(outcome["best"], self.sweep.study.objective)
+        return outcome["best"]
 
     def is_untested(self, job: Job) -> bool:
         outcome = self._trial(job).outcome()

@@ -26,35 +26,31 @@ from kdtrain.config.search_settings import (
 from kdtrain.config.sweep import Sweep
 
 
-class CommonGp(optuna.samplers.GPSampler):
-    """A Gaussian process over the parameters that all trials have, from the first trial on.
+class OnlyCommon(optuna.samplers.BaseSampler):
+    """A sampler that models only the parameters that all trials have, from the first trial on."""
+
+    def __init__(self, common: Collection[str], **options: Any) -> None:
+        super().__init__(**options)
+        self._common = frozenset(common)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        found = super().infer_relative_search_space(study, trial)  # type: ignore[safe-super]  # of the next base class
+        return {name: distribution for name, distribution in found.items() if name in self._common}
+
+
+class CommonGp(OnlyCommon, optuna.samplers.GPSampler):
+    """A Gaussian process over the parameters that all trials have.
 
     Optuna takes those that all earlier trials have, which are more while one branch of the space has not been tried.
     """
 
-    def __init__(self, common: Collection[str], **options: Any) -> None:
-        super().__init__(**options)
-        self._common = frozenset(common)
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        found = super().infer_relative_search_space(study, trial)
-        return {name: distribution for name, distribution in found.items() if name in self._common}
-
-
-class CommonCmaEs(optuna.samplers.CmaEsSampler):
-    """CMA-ES over the numbers that all trials have, from the first trial on.
+class CommonCmaEs(OnlyCommon, optuna.samplers.CmaEsSampler):
+    """CMA-ES over the numbers that all trials have.
 
     Optuna's own keeps the dimension of its first generation. If that had a parameter that later trials lack, it would
     draw at random from then on.
     """
-
-    def __init__(self, common: Collection[str], **options: Any) -> None:
-        super().__init__(**options)
-        self._common = frozenset(common)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        found = super().infer_relative_search_space(study, trial)
-        return {name: distribution for name, distribution in found.items() if name in self._common}
 
 
 def build_sampler(sweep: Sweep, seed: int, fixed: Mapping[str, Label] | None = None) -> optuna.samplers.BaseSampler:

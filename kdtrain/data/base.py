@@ -136,15 +136,24 @@ def as_floats(pixels: Tensor) -> Tensor:
     return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
 
 
+HIDDEN = -1
+"""The label of a training image whose label is hidden, or that has none."""
+
+
 @dataclass(frozen=True)
 class Split:
-    """The images of one split and their labels, int64 [N]."""
+    """The images of one split and their labels, int64 [N]; HIDDEN for an unlabelled image of the training split."""
 
     images: Images
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> Tensor:
+        """The indices of the labelled images, int64."""
+        return (self.labels != HIDDEN).nonzero().flatten()
 
 
 @dataclass(frozen=True)

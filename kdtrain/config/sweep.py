@@ -31,6 +31,8 @@ from kdtrain.methods.base import MethodConfig, TeacherReading
 NAME = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 """The names of sweeps. A sweep's folder has its name, so `..` or `a/b` would be a folder of someone else's."""
 LONGEST_NAME = 200
+OWN_PLACE = re.compile(r"recipe\.([a-z_]+(?:\.[a-z_]+)*): (.*)", re.DOTALL)
+"""A mistake of the user that names its own place in the recipe."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,15 @@ class Sweep:
         """Return the error about one value of the recipe at a point: `error(values, ("method",), "must be ...")`."""
         problem = resolve(self.tree, values).at_source(Problem(path, text))
         return self.located.error([problem.under(("recipe",))])
+
+    def located_error(self, values: Mapping[str, Label], error: UserError) -> UserError:
+        """Return an error at a point whose problems, if they name their place in the recipe, have file and line too."""
+        problems: list[str] = []
+        for text in error.problems:
+            mistake = OWN_PLACE.fullmatch(text)
+            path = tuple(mistake[1].split(".")) if mistake else ()
+            problems += self.error(values, path, mistake[2]).problems if mistake else [text]
+        return UserError(*problems)
 
 
 def load_sweep(

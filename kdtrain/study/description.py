@@ -9,8 +9,9 @@ from kdtrain.config import space
 from kdtrain.config.recipe import Recipe, Teacher
 from kdtrain.config.sweep import Sweep
 from kdtrain.config.yaml_reader import dump_yaml
+from kdtrain.data.base import Dataset
 from kdtrain.data.notes import data_notes
-from kdtrain.data.registry import load
+from kdtrain.data.registry import AnyData, load
 from kdtrain.errors import UserError
 from kdtrain.models.build import network_size, shapes_only
 from kdtrain.models.config import Network, WeightsFile
@@ -31,9 +32,11 @@ def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) 
     """Return the content of study.json without its schema number.
 
     Measuring the networks takes seconds. Their sizes are taken from `earlier`, a study.json, if its recipe is the same.
+
+    Raises:
+        UserError: A data set is absent, or does not have what the recipe takes of it.
     """
-    configs = [sweep.recipe_for(values, 0).data for values in space.combinations(sweep.tree, ("data",))]
-    datasets = [load(config, data_root) for config in dict.fromkeys(configs)]
+    datasets = _datasets(sweep, data_root)
     data = datasets[0]
     models = earlier.get("models") if earlier is not None and earlier["recipe"] == sweep.tree else None
     return {
@@ -51,6 +54,19 @@ def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) 
         "sampler_notes": search_notes(sweep),
         "own_code": own_code(sweep),
     }
+
+
+def _datasets(sweep: Sweep, data_root: Path) -> list[Dataset]:
+    """Return the data sets of the space."""
+    found: dict[AnyData, Dataset] = {}
+    for values in space.combinations(sweep.tree, ("data",)):
+        config = sweep.recipe_for(values, 0).data
+        if config not in found:
+            try:
+                found[config] = load(config, data_root)
+            except UserError as error:
+                raise sweep.located_error(values, error) from None
+    return list(found.values())
 
 
 def networks(sweep: Sweep) -> list[Network]:

@@ -1,11 +1,10 @@
 """The stage `smoke`: one real batch of every combination that the space can reach, before any long training."""
 
-import re
 from collections.abc import Sequence
 
 from kdtrain.config import space
 from kdtrain.config.parameter import Values
-from kdtrain.config.sweep import Sweep
+from kdtrain.config.sweep import OWN_PLACE, Sweep
 from kdtrain.errors import UserError
 from kdtrain.study.bookkeeping import Bookkeeping
 from kdtrain.study.jobs import JobStream
@@ -16,8 +15,6 @@ PARTS = ("data", "method", "teacher", "student")
 MEMORY_PARTS = (*PARTS, "mixup", "r_drop", "optimizer", "ema", "precision")
 """The parts of a recipe whose options differ in memory: preflight checks measure each of their combinations, with the
 largest batch size."""
-OWN_PLACE = re.compile(r"recipe\.([a-z_]+(?:\.[a-z_]+)*): (.*)", re.DOTALL)
-"""A mistake of the user that names its own place in the recipe."""
 
 
 def run_smoke(book: Bookkeeping) -> JobStream:

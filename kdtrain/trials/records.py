@@ -53,6 +53,7 @@ class TeacherReference(TypedDict, total=False):
 class DataSummary(TypedDict):
     """The data set of a training: its fingerprint and its numbers of classes and of images by split.
 
+    `labels` is the number of training images with a label; earlier versions lack it, and had labels of all images.
     `val_classes` is the number of classes that have validation images, `val_most_frequent` the images of the largest.
     """
 
@@ -62,6 +63,7 @@ class DataSummary(TypedDict):
     train: int
     val: int
     test: int
+    labels: NotRequired[int]
     val_classes: NotRequired[int]
     val_most_frequent: NotRequired[int]
 

@@ -9,7 +9,7 @@ from kdtrain.base_config import Config, Count, Positive, Seed, tuple_from_list
 from kdtrain.config.training import Clipping, Cosine, EarlyStopping, Ema, LrSchedule, Optimizer, RDrop
 from kdtrain.data.mixup import Mixup
 from kdtrain.data.registry import Data
-from kdtrain.data.sampling import Sampler
+from kdtrain.data.sampling import Drawing, Sampler
 from kdtrain.methods.none import NoDistillation
 from kdtrain.methods.registry import Method
 from kdtrain.models.config import WEIGHTS_KEY, Network, WeightsKey, default_dropout
@@ -20,6 +20,7 @@ ClassWeights = Annotated[
     | Annotated[tuple[Positive, ...], BeforeValidator(tuple_from_list), Tag("list")],
     Discriminator(lambda written: "list" if isinstance(written, list | tuple) else "word"),
 ]
+Share = Annotated[float, Field(gt=0, le=1)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 BatchNorm = Literal["global", "per_worker"]
 Objective = Literal["val/accuracy", "val/mpa", "val/nll", "val/ece"]
@@ -122,6 +123,11 @@ class Recipe(Config):
         description="shuffled: each training image once per epoch. class_balanced: as many images per epoch, but"
         " equally many of each class; small classes repeat theirs, with the same view within an epoch.",
     )
+    labelled_share: Share | None = Field(
+        None,
+        description="If the labels of some images are hidden: the share of labelled images in each batch of a distilled"
+        " student, rounded, at least one image. Left out: images are drawn without regard to labels.",
+    )
     batch_size: Count = Field(description="Number of images per step, over all workers together.")
     epochs: Count
     precision: Precision = Field(
@@ -154,6 +160,10 @@ class Recipe(Config):
         alone = isinstance(self.method, NoDistillation)
         if alone and self.teacher is not None:
             raise ValueError("method none uses no teacher; remove recipe.teacher")
+        if alone and self.labelled_share is not None:
+            raise ValueError(
+                "labelled_share has no effect with method none, which trains on labelled images only; remove it"
+            )
         if not alone and self.teacher is None:
             raise ValueError(f"method {self.method.name} needs a teacher: {{model: ...}}")
         return self
@@ -166,6 +176,10 @@ class Recipe(Config):
             raise ValueError(
                 f"student.freeze must be none or encoder_but_norm with method {self.method.name}, which trains the"
                 " encoder's features, got encoder"
+            )
+        if self.labelled_share is not None and self.sampler == "class_balanced":
+            raise ValueError(
+                "labelled_share draws the images of a batch by label, so sampler must be shuffled, got class_balanced"
             )
         if self.r_drop is not None and self.r_drop.convention == "published" and self.method.name != "none":
             raise ValueError(
@@ -185,6 +199,16 @@ class Recipe(Config):
                 f"lr_schedule.lowest_lr must be below optimizer.lr {self.optimizer.lr}, got {schedule.lowest_lr}"
             )
         return self
+
+    @property
+    def drawing(self) -> Drawing:
+        """The options by which batches are drawn. An unlabelled image teaches nothing without a teacher."""
+        alone = self.teacher is None
+        return Drawing(self.seed, self.batch_size, self.sampler, alone, self.labelled_share)
+
+
+DISTILLED_ONLY = ("teacher", "labelled_share")
+"""The fields of a recipe, besides its method, that a student alone does not have."""
 
 
 def teacher_recipe(recipe: Recipe) -> Recipe | None:

@@ -12,7 +12,7 @@ from kdtrain.config.defaults import default_points
 from kdtrain.config.located import Located, apply_overrides, load_located, locate
 from kdtrain.config.parameter import Label, Parameter, Values, check_spaces, space_kind
 from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value, validate
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.recipe import DISTILLED_ONLY, Recipe
 from kdtrain.config.reference_points import match_points
 from kdtrain.config.search_checks import compared_choice, folders_of
 from kdtrain.config.space import combinations, parameters, probe_points, resolve
@@ -138,7 +138,7 @@ class Sweep:
 
         The shared values of the first points remain its first points.
         """
-        tree = {key: value for key, value in self.tree.items() if key != "teacher"}
+        tree = {key: value for key, value in self.tree.items() if key not in DISTILLED_ONLY}
         tree["method"] = {"name": "none"}
         names = {parameter.name for parameter in parameters(tree)}
 

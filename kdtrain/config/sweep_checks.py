@@ -14,7 +14,7 @@ from kdtrain.config.budget_checks import budget_problems
 from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
-from kdtrain.config.recipe import INHERITED, Recipe, names_finished, teacher_recipe
+from kdtrain.config.recipe import DISTILLED_ONLY, INHERITED, Recipe, names_finished, teacher_recipe
 from kdtrain.config.search_checks import compared_choice, pruner_problems, sampler_problems
 from kdtrain.config.search_settings import GridSampler
 from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve, student_models
@@ -157,7 +157,7 @@ def _problems_at(
     if isinstance(method, dict) and method.get("name") == "none":
         text = "none is the student alone, which every sweep trains as its baseline"
         yield Problem(("method", "name"), f"{text}; to train only that use kdtrain train")
-        recipe = {key: value for key, value in recipe.items() if key != "teacher"}
+        recipe = {key: value for key, value in recipe.items() if key not in DISTILLED_ONLY}
     elif recipe.get("teacher") is None:
         text = "is missing: a sweep compares a student that has a teacher with the same student alone"
         yield Problem(("teacher",), text)

@@ -214,6 +214,7 @@ def made_up_state(recipe: Recipe, images: int, classes: int, device: torch.devic
 
     On the meta device networks have shapes only. Raises a RuntimeError if a network cannot be built there.
     """
+    recipe = recipe.model_copy(update={"labelled_share": None})  # made-up images all have labels
     data = _made_up_data(images, recipe.data.image_shape, classes)
     teacher = _made_up_teacher(recipe, classes, device) if recipe.teacher else None
     with device:

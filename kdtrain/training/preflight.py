@@ -97,8 +97,8 @@ def smoke(recipe: Recipe, workspace: Workspace, workers: int = 1) -> MemoryRecor
         state = assemble(recipe, data, _teacher_for_smoke(recipe, data, device), device)
         require_students_turn(recipe, len(data.train))
         state.distiller.train()
-        batch = min(recipe.batch_size, len(data.train))
-        images = torch.arange(max(batch // workers, min(batch, 2)))  # batch normalisation needs two
+        batch = state.loader.batches(0)[0]
+        images = batch[: max(len(batch) // workers, min(len(batch), 2))]  # batch normalisation needs two
         terms: dict[str, Tensor] = {}
         for first in (0,) if state.critic is None else (0, state.critic.turns.critic_steps):
             state.step = first

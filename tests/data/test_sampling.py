@@ -5,14 +5,14 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from kdtrain.data.sampling import batches_of, class_weights
+from kdtrain.data.sampling import Drawing, class_weights
 
 LABELS = torch.tensor([0] * 50 + [2] * 7 + [3] * 3)[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
 """60 images of four classes, of which the second has none."""
 
 
 def order(seed: int = 0, epoch: int = 0, labels: torch.Tensor = LABELS) -> torch.Tensor:
-    batches = batches_of(seed, 16, labels, epoch, "class_balanced")
+    batches = Drawing(seed, 16, "class_balanced").batches(labels, epoch)
     assert [len(batch) for batch in batches] == [16, 16, 16, 12]
     return torch.cat(batches)
 
@@ -23,7 +23,7 @@ def test_each_class_that_has_images_gets_equally_many_of_an_epoch() -> None:
 
 def test_images_that_do_not_divide_go_to_classes_drawn_for_each_epoch() -> None:
     labels = torch.tensor([0] * 40 + [1] * 10 + [2] * 6 + [3] * 4)[:59]
-    counts = [torch.cat(batches_of(0, 16, labels, epoch, "class_balanced")) for epoch in range(20)]
+    counts = [torch.cat(Drawing(0, 16, "class_balanced").batches(labels, epoch)) for epoch in range(20)]
     shares = {tuple(labels[drawn].bincount().tolist()) for drawn in counts}
     assert shares == {(14, 15, 15, 15), (15, 14, 15, 15), (15, 15, 14, 15), (15, 15, 15, 14)}
 
@@ -43,13 +43,13 @@ def test_a_large_class_shows_other_images_in_other_epochs_and_an_epoch_can_be_re
 
 
 def test_classes_are_mixed_within_the_batches() -> None:
-    for batch in batches_of(0, 20, LABELS, 0, "class_balanced"):
+    for batch in Drawing(0, 20, "class_balanced").batches(LABELS, 0):
         assert len(LABELS[batch].unique()) == 3
 
 
 def test_with_more_classes_than_images_each_image_may_still_come() -> None:
     labels = torch.arange(5)
-    assert torch.cat(batches_of(0, 2, labels, 0, "class_balanced")).sort().values.tolist() == [0, 1, 2, 3, 4]
+    assert torch.cat(Drawing(0, 2, "class_balanced").batches(labels, 0)).sort().values.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_balanced_weights_are_those_of_scikit_learn_and_zero_for_a_class_without_images() -> None:

@@ -26,6 +26,7 @@ from analysis.statistics import (
     paired_p_value,
 )
 from analysis.tables import missing
+from kdtrain.trials.records import network_name
 
 BEAT, LOST, UNDECIDED = "beat", "lost to", "undecided"
 
@@ -307,7 +308,7 @@ def student_name(recipe: Mapping[str, Any] | None) -> str:
     """Return the model's name, marked if its encoder has random weights and is frozen."""
     student = (recipe or {}).get("student") or {}
     mark = " (random weights, frozen)" if student.get("allow_random_frozen") else ""
-    return str(student.get("model", "unknown")) + mark
+    return network_name(student) + mark
 
 
 def _right(study: Study, trial_id: str) -> np.ndarray | None:

@@ -74,7 +74,10 @@ class Teacher(Network):
     def _finished_or_trained(self) -> Self:
         # Compare values, not model_fields_set: a dumped recipe, as workers and best.yaml have it, sets every default.
         fields = Teacher.model_fields
-        untrained = (*INHERITED, "seed", "weights", "freeze", "batch_norm_statistics", "allow_random_frozen")
+        untrained = (
+            *INHERITED, "seed", "weights", "freeze", "batch_norm_statistics", "allow_random_frozen", "input_dropout",
+            "max_norm",
+        )  # fmt: skip
         written = [name for name in untrained if getattr(self, name) != fields[name].default]
         written += ["dropout"] if self.dropout != default_dropout(self.head) else []
         if self.trained is not None and written:
@@ -93,6 +96,8 @@ INHERITED = tuple(name for name in Teacher.model_fields if name not in OWN)
 
 AS_STUDENT = "as_student"
 """A teacher's model that stands for the student's model, whatever that is in a trial (self-distillation)."""
+OF_THE_MODEL = ("model", "hidden", "stem")
+"""The fields that the teacher then has of the student."""
 
 
 class Recipe(Config):
@@ -152,7 +157,8 @@ class Recipe(Config):
     def _teacher_as_student(cls, written: Any) -> Any:
         teacher, student = (written.get(key) if isinstance(written, dict) else None for key in ("teacher", "student"))
         if isinstance(teacher, dict) and isinstance(student, dict) and teacher.get("model") == AS_STUDENT:
-            return {**written, "teacher": {**teacher, "model": student.get("model")}}
+            own = {name: student[name] for name in OF_THE_MODEL if name in student}
+            return {**written, "teacher": {**own, **teacher, "model": student.get("model")}}
         return written
 
     @model_validator(mode="after")

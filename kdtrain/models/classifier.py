@@ -44,6 +44,7 @@ class Classifier(nn.Module):
         freeze_statistics: bool = False,
         channels_last: bool = False,
         compiled: bool = False,
+        max_norm: float | None = None,
     ) -> None:
         """Assemble the network.
 
@@ -60,6 +61,7 @@ class Classifier(nn.Module):
             channels_last: memory layout of maps and weights.
             compiled: True compiles `outputs` at its first call, for each input shape separately, so that the order of
                 calls does not change the result.
+            max_norm: upper bound of the L2 norm of each row of a linear layer's weights; see `constrain`.
 
         Raises:
             UserError: if the network cannot take images of so many channels, or nothing can be frozen.
@@ -82,6 +84,7 @@ class Classifier(nn.Module):
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.layout)
         self.compiled = compiled
+        self.max_norm = max_norm
         self._features: dict[str, Tensor] = {}
         self._run: Callable[[Tensor], tuple[Tensor, Tensor]] = self._pooled_and_logits
         self._compiled_stages: tuple[str, ...] | None = None
@@ -190,6 +193,19 @@ class Classifier(nn.Module):
                 hooks.add(module, lambda _, inputs, output, name=name: note(name, inputs[0]))
             dry_forward(self, (self.channels, *self.image_shape[1:]))
         return found[0] if found else None
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Scale down the incoming weights of each unit whose L2 norm is above `max_norm`; called after each update.
+
+        These are the rows of the weights of every linear layer that trains (Hinton et al. 2012, arXiv:1207.0580;
+        Srivastava et al. 2014, section 5.1). Biases are free.
+        """
+        if self.max_norm is None:
+            return
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.weight.requires_grad:
+                module.weight.renorm_(2, 0, self.max_norm)
 
     @property
     def frozen(self) -> frozenset[str]:

@@ -18,7 +18,7 @@ from kdtrain.models.config import Network, WeightsFile
 from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import fitting_sets
 from kdtrain.study.search_notes import own_code, search_notes
-from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord, WeightsTaken
+from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord, WeightsTaken, network_name
 
 
 def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
@@ -105,9 +105,9 @@ def weights_remark(row: WeightsTaken) -> str:
 
 
 def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, NetworkSize]:
-    """Return parameters and forward FLOPs of each network of the space, by model name."""
+    """Return parameters and forward FLOPs of each network of the space, by its name."""
     sizes: dict[str, NetworkSize] = {}
-    for network in {network.model: network for network in networks(sweep)}.values():
+    for name, network in {network_name(network.model_dump()): network for network in networks(sweep)}.items():
         parameters, flops = network_size(network, image_shape, classes)
-        sizes[network.model] = {"parameters": parameters, "flops_per_image": flops}
+        sizes[name] = {"parameters": parameters, "flops_per_image": flops}
     return sizes

@@ -27,6 +27,13 @@ JobState = Literal[State, "broken"]
 """How a job of a study has ended. `broken`: without an outcome, for a reason that is no property of its recipe."""
 
 
+def network_name(network: Mapping[str, Any]) -> str:
+    """Return how reports call a network of a recipe: its model, with its hidden layers or its other stem."""
+    model, hidden, stem = network.get("model", "unknown"), network.get("hidden"), network.get("stem")
+    widths = " " + "-".join(map(str, hidden)) if hidden else ""
+    return f"{model}{widths}" + (f" (stem {stem})" if stem else "")
+
+
 class Environment(TypedDict):
     """The machine and the versions of a training. `git_dirty` is a digest of what differs from the commit, or None."""
 

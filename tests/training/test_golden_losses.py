@@ -89,6 +89,11 @@ def test_the_losses_of_a_method_are_the_golden_ones(label: str, check: Check) ->
     ))  # fmt: skip
 
 
+def test_the_losses_of_an_mlp_with_dropout_and_max_norm_are_the_golden_ones(check: Check) -> None:
+    mlp = {"model": "mlp", "hidden": [30, 20], "input_dropout": 0.2, "dropout": 0.5, "max_norm": 0.5}
+    check("network mlp", first_epoch(data=DIGITS, student=mlp, epochs=1, optimizer=SMALL["optimizer"] | {"lr": 0.1}))
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_the_losses_on_a_data_set_are_the_golden_ones(name: str, check: Check, small_data: Path) -> None:
     check(f"data {name}", first_epoch(

@@ -1,5 +1,6 @@
 """The recipe of one training: everything that may change a bit of what is learned. A recipe has no search spaces."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,7 +12,6 @@ from kdtrain.data.base import DataConfig
 from kdtrain.data.mixup import Mixup
 from kdtrain.data.registry import Data
 from kdtrain.data.sampling import Sampler
-from kdtrain.methods.base import MethodConfig
 from kdtrain.methods.none import NoDistillation
 from kdtrain.methods.registry import Method
 from kdtrain.models.config import WEIGHTS_KEY, Network, WeightsKey, default_dropout
@@ -43,8 +43,8 @@ class Student(Network):
 class Teacher(Network):
     """The network whose outputs the student learns from: finished (`trained`), or trained first by its own recipe.
 
-    A training field that is left out has the recipe's value; model `as_student` is the student's model. A teacher may be
-    distilled itself, by its own `method` from its own `teacher` (teacher assistants, Mirzadeh et al. 2020,
+    A training field that is left out has the recipe's value; model `as_student` is the student's model. A teacher may
+    be distilled itself, by its own `method` from its own `teacher` (a teacher assistant, Mirzadeh et al. 2020,
     arXiv:1902.03393).
     """
 
@@ -63,11 +63,12 @@ class Teacher(Network):
         " resolution.",
     )
     method: Method | None = Field(
-        None, description="The method by which this teacher was itself distilled. Left out: none, from the labels alone."
+        None,
+        description="The method by which this teacher is distilled itself. Left out: none, from the labels alone.",
     )
     teacher: "Teacher | None" = Field(
         None,
-        description="The teacher from which this teacher was distilled; it takes what it leaves out from this teacher's"
+        description="The teacher from which this teacher is distilled; it takes what it leaves out from this teacher's"
         " own training.",
     )
     seed: Seed = 0
@@ -92,7 +93,8 @@ class Teacher(Network):
     def _finished_or_trained(self) -> Self:
         # Compare values, not model_fields_set: a dumped recipe, as workers and best.yaml have it, sets every default.
         fields = Teacher.model_fields
-        untrained = (*INHERITED, "method", "teacher", "seed", "weights", "freeze", "batch_norm_statistics", "allow_random_frozen")
+        taught = ("method", "teacher")
+        untrained = (*INHERITED, *taught, "seed", "weights", "freeze", "batch_norm_statistics", "allow_random_frozen")
         written = [name for name in untrained if getattr(self, name) != fields[name].default]
         written += ["dropout"] if self.dropout != default_dropout(self.head) else []
         if self.trained is not None and written:
@@ -108,7 +110,7 @@ class Teacher(Network):
     def _teacher_with_method(self) -> Self:
         if self.teacher is not None and self.method is None:
             raise ValueError("teacher needs a method beside it, by which this teacher was distilled: {name: kd, ...}")
-        _require_teacher_if_needed(self.method, self.teacher, "teacher.teacher")
+        _require_teacher_if_needed(self.method.name if self.method else "none", self.teacher, "teacher.teacher")
         return self
 
     def image_shape(self, of_recipe: ImageShape) -> ImageShape:
@@ -124,12 +126,11 @@ AS_STUDENT = "as_student"
 """A teacher's model that stands for the student's model, whatever that is in a trial (self-distillation)."""
 
 
-def _require_teacher_if_needed(method: MethodConfig | None, teacher: Teacher | None, place: str) -> None:
-    alone = method is None or isinstance(method, NoDistillation)
-    if alone and teacher is not None:
+def _require_teacher_if_needed(method: str, teacher: Teacher | None, place: str) -> None:
+    if method == "none" and teacher is not None:
         raise ValueError(f"method none uses no teacher; remove {place}")
-    if method is not None and not alone and teacher is None:
-        raise ValueError(f"method {method.name} needs a teacher: {{model: ...}}")
+    if method != "none" and teacher is None:
+        raise ValueError(f"method {method} needs a teacher: {{model: ...}}")
 
 
 def with_whole_teachers(recipe: Any) -> Any:
@@ -146,8 +147,10 @@ def with_whole_teachers(recipe: Any) -> Any:
         whole["model"] = student.get("model")
     if isinstance(own, dict) and isinstance(data, dict):
         whole["data"] = {**data, **own}
-    below = with_whole_teachers({"teacher": teacher.get("teacher"), "student": whole, "data": whole.get("data") or data})
-    return {**recipe, "teacher": whole if below["teacher"] is None else {**whole, "teacher": below["teacher"]}}
+    if "teacher" in teacher:
+        own_recipe = {"teacher": teacher["teacher"], "student": whole, "data": whole.get("data") or data}
+        whole["teacher"] = with_whole_teachers(own_recipe)["teacher"]
+    return {**recipe, "teacher": whole}
 
 
 def _require_one_data_set(recipe: Any) -> None:
@@ -163,11 +166,10 @@ def _require_one_data_set(recipe: Any) -> None:
 
 def _overlap(one: DataConfig, other: DataConfig) -> bool:
     """Return True if two configs take different parts of the training images that have images in common."""
-    parts = [getattr(each, "part", None) for each in (one, other)]
-    if parts[0] == parts[1]:
+    own, others = (getattr(each, "part", None) for each in (one, other))
+    if own == others:
         return False
-    both = all(part is not None for part in parts)
-    return not both or parts[0].of != parts[1].of or one.split_seed != other.split_seed
+    return own is None or others is None or own.of != others.of or one.split_seed != other.split_seed
 
 
 class Recipe(Config):
@@ -225,7 +227,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _teacher_if_needed(self) -> Self:
-        _require_teacher_if_needed(self.method, self.teacher, "recipe.teacher")
+        _require_teacher_if_needed(self.method.name, self.teacher, "recipe.teacher")
         return self
 
     @model_validator(mode="after")
@@ -294,10 +296,10 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
     )
 
 
-def trainings(recipe: Recipe) -> list[Recipe]:
-    """Return the trainings that a recipe needs, in their order: of its teacher's teacher, its teacher, and its own."""
+def chain(recipe: Recipe) -> list[Recipe]:
+    """Return the recipes of all trainings that a recipe needs, in their order: of its teacher's teacher, ..., its own."""
     taught_by = teacher_recipe(recipe)
-    return [*(trainings(taught_by) if taught_by is not None else []), recipe]
+    return [*(chain(taught_by) if taught_by is not None else []), recipe]
 
 
 def teachers_above(recipe: Recipe) -> list[tuple[str, Teacher]]:
@@ -313,3 +315,15 @@ def teachers_above(recipe: Recipe) -> list[tuple[str, Teacher]]:
 def teacher_place(of: str = "recipe.student") -> str:
     """Return where the teacher of the network at a place of a recipe is written."""
     return "recipe.teacher" if of == "recipe.student" else f"{of}.teacher"
+
+
+def at_teacher(text: str, recipe: Recipe) -> str:
+    """Return a message about the recipe by which a recipe's teacher is trained with the places in the recipe itself."""
+    own_data = recipe.teacher is not None and recipe.teacher.data is not None
+
+    def moved(place: re.Match[str]) -> str:
+        if place[1] == "student":
+            return "recipe.teacher"
+        return place[0] if place[1] == "data" and not own_data else f"recipe.teacher.{place[1]}"
+
+    return re.sub(r"\brecipe\.(\w+)", moved, text)

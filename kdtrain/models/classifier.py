@@ -24,9 +24,10 @@ MEAN_AND_STD: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] =
 class Classifier(nn.Module):
     """A network from images [N, C, H, W] in [0, 1] to logits [N, K]: head(encoder(normalized images)).
 
-    Images of another size are resized to the network's own: a teacher may have been trained at another resolution than
-    its student, whose view it sees. A grey channel is repeated if the encoder takes three. The stage "pool" is the input of the head, [N, C]; the other
-    stages are maps [N, C, H, W] of the encoder. The state dict has no mean and std: the recipe defines them.
+    Images of another size are resized to the network's own: a teacher may have another resolution than its student,
+    whose view it sees. A grey channel is repeated if the encoder takes three. The stage "pool" is the input of the
+    head, [N, C]; the other stages are maps [N, C, H, W] of the encoder. The state dict has no mean and std: the recipe
+    defines them.
     """
 
     mean: Tensor

@@ -90,9 +90,8 @@ def trained_teacher(recipe: Recipe, data: Dataset, workspace: Workspace) -> Teac
         reference = {"trial_id": trial.trial_id}
     stages = recipe.method.needed_stages
     compiled_stages = stages if recipe.teacher.compile else ()
-    network = _read_network(
-        recipe.teacher, recipe.teacher.image_shape(data.image_shape), len(data.classes), weights, place, digest, compiled_stages
-    )
+    shape, classes = recipe.teacher.image_shape(data.image_shape), len(data.classes)
+    network = _read_network(recipe.teacher, shape, classes, weights, place, digest, compiled_stages)
     return Teacher(network, workspace.device, stages, digest, reference)
 
 

@@ -23,6 +23,7 @@ from kdtrain.config.sweep_checks import (
     report_problems,
     study_problems,
     teacher_problems,
+    validate_recipe,
     with_inherited,
 )
 from kdtrain.errors import UserError
@@ -120,7 +121,7 @@ class Sweep:
         """
         resolved = resolve(self.tree, values)
         data = with_inherited(resolved.tree, self.tree, self.published)
-        recipe, problems = validate(Recipe, {**data, "objective": self.study.objective, "seed": seed}, "recipe")
+        recipe, problems = validate_recipe({**data, "objective": self.study.objective, "seed": seed})
         if recipe is None:
             raise self.located.error(resolved.at_source(problem).under(("recipe",)) for problem in problems)
         return recipe
@@ -249,7 +250,7 @@ def _checked_recipe(located: Located, overrides: Sequence[str]) -> Recipe:
     spaces = [Problem(p.source, "is a search space; a plain recipe takes one value", p.path) for p in parameters(tree)]
     broken = [*located.problems, *refused, *wrong, *spaces]
     resolved = resolve(tree, probe_points(tree)[0])
-    recipe, wrong = validate(Recipe, resolved.tree, "a recipe")
+    recipe, wrong = validate_recipe(resolved.tree, "a recipe")
     problems = [resolved.at_source(problem) for problem in [*wrong, *teacher_problems(recipe)]]
     if recipe is None or problems or broken:
         raise located.error([*broken, *_without_consequences(problems, broken)])

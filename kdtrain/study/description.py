@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from kdtrain.config import space
-from kdtrain.config.recipe import Recipe, Teacher
+from kdtrain.config.recipe import Recipe, Teacher, teachers_above
 from kdtrain.config.sweep import Sweep
 from kdtrain.config.yaml_reader import dump_yaml
 from kdtrain.data.base import Dataset
@@ -72,8 +72,13 @@ def _datasets(sweep: Sweep, data_root: Path) -> list[Dataset]:
 def networks(sweep: Sweep) -> list[Network]:
     """Return the distinct teachers and students of a sweep's space, teachers first."""
     recipes = [sweep.recipe_for(values, 0) for values in space.combinations(sweep.tree, ("teacher", "student"))]
-    teachers: list[Network] = [recipe.teacher for recipe in recipes if recipe.teacher]
+    teachers: list[Network] = [teacher for recipe in recipes for _, teacher in teachers_above(recipe)]
     return list(dict.fromkeys([*teachers, *(recipe.student for recipe in recipes)]))
+
+
+def input_shape(network: Network, of_recipe: ImageShape) -> ImageShape:
+    """Return (C, H, W) of a network's images: those of the recipe, or of a teacher's own resolution."""
+    return network.image_shape(of_recipe) if isinstance(network, Teacher) else of_recipe
 
 
 def weights_taken(networks: Iterable[Network], image_shape: ImageShape, classes: int) -> list[WeightsTaken]:
@@ -90,7 +95,8 @@ def weights_taken(networks: Iterable[Network], image_shape: ImageShape, classes:
         else:
             continue
         with suppress(UserError):
-            sets = fitting_sets(shapes_only(network, image_shape, classes), file, "", part, weights_key)
+            built = shapes_only(network, input_shape(network, image_shape), classes)
+            sets = fitting_sets(built, file, "", part, weights_key)
             taken, *others = [each.key for each in sets]
             row: WeightsTaken = {"model": network.model, "file": file, "taken": taken, "others": others}
             if taken and row not in found:
@@ -108,6 +114,6 @@ def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int)
     """Return parameters and forward FLOPs of each network of the space, by its name."""
     sizes: dict[str, NetworkSize] = {}
     for name, network in {network_name(network.model_dump()): network for network in networks(sweep)}.items():
-        parameters, flops = network_size(network, image_shape, classes)
+        parameters, flops = network_size(network, input_shape(network, image_shape), classes)
         sizes[name] = {"parameters": parameters, "flops_per_image": flops}
     return sizes

@@ -45,16 +45,26 @@ class Environment(TypedDict):
     versions: dict[str, str]
 
 
+class SharedImages(TypedDict):
+    """How many images of each of a student's splits its teacher, or a teacher of that one, was trained on."""
+
+    train: int
+    val: int
+    test: int
+
+
 class TeacherReference(TypedDict, total=False):
     """The teacher of a distilled student: a trial of the same store, or a finished one from a file.
 
     `trial_id` of a finished one names the folder of its evaluation, which earlier versions did not make.
+    `shared_images` are there if a teacher was trained on other data than its student.
     """
 
     trial_id: str
     file: str
     sha256: str
     weights_key: str
+    shared_images: SharedImages
 
 
 class DataSummary(TypedDict):

@@ -149,11 +149,8 @@ def with_whole_teachers(recipe: Any) -> Any:
     student, data, own = recipe.get("student"), recipe.get("data"), teacher.get("data")
     whole = {**teacher}
     if teacher.get("model") == AS_STUDENT and isinstance(student, dict):
-        whole = {
-            **{name: student[name] for name in OF_THE_MODEL if name in student},
-            **whole,
-            "model": student.get("model"),
-        }
+        of_student = {name: student[name] for name in OF_THE_MODEL if name in student}
+        whole = {**of_student, **teacher, "model": student.get("model")}
     if isinstance(own, dict) and isinstance(data, dict):
         whole["data"] = {**data, **own}
     if "teacher" in teacher:
@@ -329,7 +326,7 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
 
 
 def chain(recipe: Recipe) -> list[Recipe]:
-    """Return the recipes of all trainings that a recipe needs, in their order: of its teacher's teacher, ..., its own."""
+    """Return the recipes of all trainings that a recipe needs, in order: its teacher's teacher's, ..., its own."""
     taught_by = teacher_recipe(recipe)
     return [*(chain(taught_by) if taught_by is not None else []), recipe]
 

@@ -83,6 +83,7 @@ class ImageFolder(DataConfig):
             raise UserError(missing("image_folder", folder, layout))
         folders, notes = self._part_folders(folder)
         _require_no_parts_in_classes(folders.values())
+        unlabelled = _unlabelled(folder, has_parts=folders["train"] != folder)
         listing = list_parts([*folders.values()], every_class=False)
         part = dict(zip(folders, listing.parts, strict=True))
         if "test" not in part:
@@ -94,7 +95,6 @@ class ImageFolder(DataConfig):
         for name, title in (("train", "train"), ("val", "validation"), ("test", "test")):
             if not len(part[name]):
                 raise UserError(f"recipe.data: {folder} leaves no image for the {title} split")
-        unlabelled = _unlabelled(folder, has_parts=folders["train"] != folder)
         files = [*listing.files, *unlabelled]
         labels = torch.cat([listing.labels, torch.full((len(unlabelled),), HIDDEN)])
         part["train"] = torch.cat([part["train"], torch.arange(len(listing.files), len(files))])

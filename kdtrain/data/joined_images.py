@@ -32,7 +32,7 @@ class AffineImages:
     def train_view(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
         """See `Images.train_view`."""
         views = self.images.train_view(indices, seed, epoch)
-        return random_affine(self.augment, views, indices, len(self), seed, epoch)
+        return random_affine(self.augment, views, indices, seed, epoch)
 
     def eval_view(self, indices: Tensor) -> Tensor:
         """See `Images.eval_view`."""

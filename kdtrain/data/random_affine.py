@@ -2,12 +2,11 @@
 
 The position of each pixel is drawn and computed on the CPU in float64, then rounded to whole units of 2^-10 pixel. What
 is left is arithmetic of whole numbers, which no device, batch size or order of summation rounds differently.
-N images of the split, n images of the batch, C channels, H x W pixels.
+n images of a batch, C channels, H x W pixels.
 """
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional
 
 from kdtrain.base_config import Config
 from kdtrain.runtime.device import to_device
-from kdtrain.runtime.rng import generator
+from kdtrain.runtime.rng import uniform
 
 BITS = 10
 """A position has this many bits after the point; a byte times two weights of so many bits fits into int32."""
@@ -77,16 +76,13 @@ def word_of(augment: str | StandardAndAffine | CropFlipAndAffine) -> str:
     return augment if isinstance(augment, str) else augment.also
 
 
-def random_affine(
-    drawn: RandomAffine, views_nCHW: Tensor, indices: Tensor, total: int, seed: int, epoch: int
-) -> Tensor:
+def random_affine(drawn: RandomAffine, views_nCHW: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
     """Return views that are turned, scaled and shifted by what (seed, epoch, image) draws.
 
     Args:
         drawn: The ranges of the random numbers.
         views_nCHW: The views of a batch, uint8 [n, C, H, W].
         indices: The images of the batch, int64 [n].
-        total: The number of images of the split.
         seed: The training's seed.
         epoch: The epoch, from 0.
 
@@ -94,21 +90,19 @@ def random_affine(
         uint8 [n, C, H, W], contiguous.
     """
     channels, height, width = views_nCHW.shape[1:]
-    rows, columns = _positions(_maps_of_an_epoch(drawn, total, seed, epoch)[indices], height, width)
+    maps_n4 = torch.tensor([_map_of(drawn, seed, epoch, index) for index in indices.tolist()], dtype=torch.float64)
+    rows, columns = _positions(maps_n4, height, width)
     rows, columns = (to_device(each, views_nCHW.device) for each in (rows, columns))
     chunk = max(1, CHUNK_PIXELS // (channels * height * width))
     parts = zip(*(each.split(chunk) for each in (views_nCHW, rows, columns)), strict=True)
     return torch.cat([_interpolated(*part) for part in parts])
 
 
-@lru_cache(maxsize=4)  # the same for every batch of an epoch
-def _maps_of_an_epoch(drawn: RandomAffine, total: int, seed: int, epoch: int) -> Tensor:
-    """Return (cos a / s, sin a / s, x, y) of all images: angle a, scale s, shifts in shares; float64 [N, 4]."""
-    angle, scale, x, y = (
-        2 * torch.rand(total, 4, generator=generator(seed, "affine", epoch), dtype=torch.float64) - 1
-    ).T
-    angle, scale = angle * math.radians(drawn.rotate_degrees), 1 + scale * drawn.scale
-    return torch.stack([angle.cos() / scale, angle.sin() / scale, x * drawn.translate, y * drawn.translate], 1)
+def _map_of(drawn: RandomAffine, seed: int, epoch: int, index: int) -> tuple[float, float, float, float]:
+    """Return (cos a / s, sin a / s, x, y) of an image: angle a, scale s, shift (x, y) in shares of the sides."""
+    angle, factor, x, y = (2 * number - 1 for number in uniform(4, seed, "affine", epoch, index))
+    angle, factor = math.radians(drawn.rotate_degrees * angle), 1 + drawn.scale * factor
+    return math.cos(angle) / factor, math.sin(angle) / factor, drawn.translate * x, drawn.translate * y
 
 
 def _positions(maps_n4: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -146,15 +146,42 @@ METHODS: dict[str, Case] = {
 """Fields of methods; that each changes the loss or the update is shown in tests/methods."""
 
 SMALL_DATA = {
-    "digits": DIGITS, "mnist": MNIST, "image_folder": FOLDER,
+    "digits": DIGITS, "mnist": MNIST, "fashion_mnist": MNIST | {"name": "fashion_mnist"},
+    "kmnist": MNIST | {"name": "kmnist"}, "image_folder": FOLDER,
     "cifar10": {"name": "cifar10", "resolution": 16, "limit_per_class": 2},
     "hymenoptera": {"name": "hymenoptera", "resolution": 16, "limit_per_class": 4},
     "cub200": {"name": "cub200", "resolution": 16, "limit_per_class": 4},
     "flowers102": {"name": "flowers102", "resolution": 16, "limit_per_class": 2},
 }  # fmt: skip
+GREY = ("digits", "mnist", "fashion_mnist", "kmnist")
+TURNED = {"rotate_degrees": 20.0, "translate": 0.1, "scale": 0.1}
+CLASSES = {
+    "image_folder": "cat", "cifar10": "frog", "hymenoptera": "ants", "cub200": "001.Bird_1",
+    "flowers102": "pink primrose", "fashion_mnist": "Dress", "kmnist": "o",
+}  # fmt: skip
+OF_EVERY_SET: dict[str, tuple[dict[str, Any], Any]] = {
+    "part.of": ({"part": {"of": 2, "index": 0}}, 3),
+    "part.index": ({"part": {"of": 2, "index": 0}}, 1),
+    "labelled_per_class": ({"labelled_per_class": 1}, 2),
+    "labelled_fraction": ({"labelled_fraction": 0.5}, 0.3),
+    **{f"augment.{key}": ({"augment": TURNED}, value / 2) for key, value in TURNED.items()},
+}
 DATA: dict[str, Case] = {"data": ({}, DIGITS | {"name": "mnist"})}
 for name, data in SMALL_DATA.items():
-    DATA |= fields(f"data[{name}]", {"data": data}, resolution=17, split_seed=1, limit_per_class=3)
+    part = f"data[{name}]"
+    other = {"name": "digits" if name in GREY else "hymenoptera", "resolution": 16, "limit_per_class": 2}
+    DATA |= fields(part, {"data": data}, resolution=17, split_seed=1, limit_per_class=3)
+    DATA |= fields(part, {"data": data}, exclude_classes=[CLASSES.get(name, "3")], transfer=other)
+    DATA |= {f"{part}.{field}": ({"data": data | base}, value) for field, (base, value) in OF_EVERY_SET.items()}
+GENERIC = {
+    f"data[{name}].{field}" for name in SMALL_DATA for field in (*OF_EVERY_SET, "exclude_classes", "transfer")
+    if name != "digits"
+}  # fmt: skip
+"""Fields by which one function changes the training split of every data set: that they change what is learned is shown
+for one of them."""
+HIDING = {f"data[digits].{field}" for field in ("labelled_per_class", "labelled_fraction", "transfer")}
+TOO_FEW = {"data[flowers102].labelled_per_class"}
+"""Of its 102 classes 3 are made up here, and all must have a label."""
 DATA |= {
     **fields("data[cifar10]", {"data": SMALL_DATA["cifar10"]}, augment="none", convention="published"),
     **fields("data[hymenoptera]", {"data": SMALL_DATA["hymenoptera"]}, convention="published"),
@@ -165,6 +192,10 @@ DATA |= {
         folder="other pets", augment="crop_flip", test_time_augmentation="ten_crop",
     ),
     "data[image_folder].background": ({"data": FOLDER | {"folder": "icons"}}, "black"),
+    **{
+        f"data[{name}].augment.also": ({"data": SMALL_DATA[name] | {"augment": TURNED | {"also": word}}}, "none")
+        for name, word in (("cifar10", "standard"), ("cub200", "standard"), ("image_folder", "crop_flip"))
+    },
     **fields("data[image_folder]", {"data": FOLDER | {"limit_per_class": None}}, val_fraction=0.4, test_fraction=0.4),
 }  # fmt: skip
 """Fields of methods; that each changes the loss or the update is shown in tests/methods."""
@@ -192,7 +223,7 @@ OVERFITTING = {
 CASES: dict[str, Case] = {
     **TRAINING,
     **METHODS,
-    **DATA,
+    **{path: case for path, case in DATA.items() if path not in TOO_FEW},
     **{f"student.{field}": ({"student": base}, value) for field, (base, value) in NETWORK.items()},
     "student.model": ({}, "lenet5_teacher"),
     "mixup.convention": ({"mixup": {}}, "published"),
@@ -220,9 +251,10 @@ def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
             continue  # the name of an option: the choice itself is a field of the model above
         if models and issubclass(models[0], LossWeights) and not path.endswith("[kd]"):
             continue  # all methods have the same spellings of weights
-        if len(models) != 1:
+        words = [option for option in options if get_origin(option) is Literal and len(get_args(option)) > 1]
+        if len(models) != 1 or words:
             yield here
-        for option in models:
+        for option in () if name == "transfer" else models:  # it has the fields of data
             if len(models) == 1:
                 yield from leaves(option, here)
             else:
@@ -245,7 +277,7 @@ def members(annotation: Any) -> Iterator[Any]:
 def test_every_field_of_the_recipe_has_a_case_and_every_case_a_field() -> None:
     fields = set(leaves(Recipe))
     assert {"data[digits].resolution", "method[kd].balance.alpha", "teacher.optimizer[sgd].lr"} <= fields
-    without_case = sorted(fields - CASES.keys() - PERMISSIONS - OF_WORKERS - COMPILED)
+    without_case = sorted(fields - CASES.keys() - PERMISSIONS - OF_WORKERS - COMPILED - TOO_FEW)
     assert not without_case, f"fields of the recipe that no case here changes: {', '.join(without_case)}"
     assert sorted(CASES.keys() - fields) == []
 
@@ -280,6 +312,8 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image.save(icon)
     for make in (made_up_data.hymenoptera, made_up_data.cub200, made_up_data.flowers102, made_up_data.mnist):
         make(root)
+    for folder in ("FashionMNIST", "KMNIST"):
+        made_up_data.mnist(root, folder=folder)
     teacher, tiny = {"model": "lenet5_teacher"}, {"model": "test_resnet", "weights": None}
     states = {}
     for name, seed, student in (("one", 2, teacher), ("other", 3, teacher), ("tiny", 2, tiny), ("tiny 1", 3, tiny)):
@@ -316,7 +350,7 @@ def test_changing_a_field_changes_what_is_learned_and_the_id(path: str, small_da
     assert trial_id(other, small_data) != trial_id(base, small_data), f"{path} changes nothing of the identity"
     if path.startswith("teacher."):  # its training is that of a student alone, whose fields are changed here as well
         assert recipe(**start).teacher.trained or teacher_recipe(other) != teacher_recipe(base)
-    elif path not in METHODS:
+    elif path not in METHODS.keys() | GENERIC | HIDING:
         assert learned(other, small_data) != learned(base, small_data), f"{path} changes nothing that is learned"
 
 

@@ -18,6 +18,9 @@ from kdtrain.study.teachers import TEACHER_PARTS
 from kdtrain.study.tradeoff import student_recipes
 from kdtrain.teacher.cache_policy import bytes_per_image, reads_whole_batch, reason_not_cached
 
+OF_BATCHES = ("batch_size", "sampler", "labelled_share")
+"""The fields of a recipe that decide its batches, with the seed."""
+
 
 @dataclass(frozen=True)
 class StageCost:
@@ -171,7 +174,7 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
         cached.append(CachedOutputs(size, streams, epochs, None if images is None else total, fits))
     splits = ["teacher", "data", *(name for name in ("mixup", "precision") if name in sweep.tree)]
     if any(reads_whole_batch(recipe.method.teacher_readings) for recipe in bytes_of):
-        splits.append("batch_size")
+        splits += OF_BATCHES
     splitting = tuple(parameter.name for parameter in sweep.parameters if parameter.path[0] in splits)
     return Sharing(tuple(dict.fromkeys(cached)), tuple(dict.fromkeys(live.values())), splitting)
 
@@ -197,15 +200,15 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
 
 def _cache_group(recipe: Recipe) -> tuple[object, ...]:
     """Return what recipes must have in common to share cached outputs."""
-    batch_size = recipe.batch_size if reads_whole_batch(recipe.method.teacher_readings) else None
-    return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, batch_size
+    drawing = recipe.drawing if reads_whole_batch(recipe.method.teacher_readings) else None
+    return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, drawing
 
 
 def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[dict[Recipe, int], dict[Recipe, str]]:
     """Return the cached bytes per image and view of each combination, and the reason of each that caches nothing."""
     cached: dict[Recipe, int] = {}
     live: dict[Recipe, str] = {}
-    for recipe in _reachable(sweep, (*PARTS, "mixup", "precision", "batch_size")):
+    for recipe in _reachable(sweep, (*PARTS, "mixup", "precision", *OF_BATCHES)):
         without_student = recipe.model_copy(update={"student": None})
         found = _bytes_or_reason(without_student, classes, images or 0, sweep.resources.cache_bytes)
         if isinstance(found, str):

@@ -216,6 +216,9 @@ COMPILED = {"student.compile", "teacher.compile"}
 OF_WORKERS = {"batch_norm", "teacher.batch_norm"}
 """Fields without effect for one worker; tests/ddp/test_batch_norm_ranks.py shows their effect for two."""
 
+OF_HIDDEN_LABELS = {"labelled_share"}
+"""Fields without meaning if all labels are known; tests/training/test_hidden_labels.py shows their effect."""
+
 OVERFITTING = {
     "data": DIGITS | {"limit_per_class": 3}, "optimizer": {"name": "adam", "lr": 0.01}, "epochs": 25
 }  # fmt: skip
@@ -277,7 +280,8 @@ def members(annotation: Any) -> Iterator[Any]:
 def test_every_field_of_the_recipe_has_a_case_and_every_case_a_field() -> None:
     fields = set(leaves(Recipe))
     assert {"data[digits].resolution", "method[kd].balance.alpha", "teacher.optimizer[sgd].lr"} <= fields
-    without_case = sorted(fields - CASES.keys() - PERMISSIONS - OF_WORKERS - COMPILED - TOO_FEW)
+    given = CASES.keys() | PERMISSIONS | OF_WORKERS | COMPILED | TOO_FEW | OF_HIDDEN_LABELS
+    without_case = sorted(fields - given)
     assert not without_case, f"fields of the recipe that no case here changes: {', '.join(without_case)}"
     assert sorted(CASES.keys() - fields) == []
 
@@ -458,6 +462,11 @@ def test_batch_norm_statistics_per_worker_of_student_or_teacher_are_another_reci
     ids = {trial_id(recipe(**written), NO_DATA) for written in (KD, KD | own, taught)}
     assert len(ids) == 3
     assert trial_id(recipe(**KD | own), NO_DATA) == trial_id(recipe(**taught | own), NO_DATA)
+
+
+def test_another_share_of_labelled_images_is_another_recipe() -> None:
+    ids = {trial_id(recipe(**KD, labelled_share=share), NO_DATA) for share in (None, 0.25, 0.75)}
+    assert len(ids) == 3
 
 
 def test_another_numerics_number_gives_every_recipe_another_id(monkeypatch) -> None:

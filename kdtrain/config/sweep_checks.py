@@ -14,7 +14,7 @@ from kdtrain.config.budget_checks import budget_problems
 from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
-from kdtrain.config.recipe import INHERITED, Recipe, names_finished, teacher_recipe
+from kdtrain.config.recipe import INHERITED, OF_THE_MODEL, Recipe, names_finished, teacher_recipe
 from kdtrain.config.search_checks import compared_choice, pruner_problems, sampler_problems
 from kdtrain.config.search_settings import GridSampler
 from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve, student_models
@@ -133,7 +133,7 @@ def _tradeoff_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[P
     if study.tradeoff is None:
         return
     students = [resolve(tree, values).tree["student"] for values in combinations(tree, ("student",))]
-    networks = {(student["model"], student.get("head")) for student in students}
+    networks = {str([student.get(name) for name in (*OF_THE_MODEL, "head")]) for student in students}
     if len(networks) < AT_LEAST_OF_EACH:
         text = f"needs at least {AT_LEAST_OF_EACH} networks, otherwise there is no cost to trade accuracy for"
         got = f"recipe.student.model has only {students[0]['model']}"

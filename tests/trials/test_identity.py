@@ -216,7 +216,7 @@ def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
         here = f"{path}.{name}" if path else name
         options = list(members(field.annotation))
         models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if not models and get_origin(options[0]) is Literal and len(get_args(options[0])) == 1:
+        if name == "name" and get_origin(options[0]) is Literal and len(get_args(options[0])) == 1:
             continue  # the name of an option: the choice itself is a field of the model above
         if models and issubclass(models[0], LossWeights) and not path.endswith("[kd]"):
             continue  # all methods have the same spellings of weights

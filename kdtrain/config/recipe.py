@@ -128,7 +128,7 @@ INHERITED = tuple(name for name in Teacher.model_fields if name not in OWN)
 AS_STUDENT = "as_student"
 """A teacher's model that stands for the student's model, whatever that is in a trial (self-distillation)."""
 OF_THE_MODEL = ("model", "hidden", "stem")
-"""The fields that the teacher then has of the student."""
+"""The fields of a network's encoder, which such a teacher has of the student."""
 
 
 def _require_teacher_if_needed(method: str, teacher: Teacher | None, place: str) -> None:

@@ -17,6 +17,7 @@ from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, vali
 from kdtrain.config.recipe import (
     DISTILLED_ONLY,
     INHERITED,
+    OF_THE_MODEL,
     Recipe,
     names_finished,
     teacher_recipe,
@@ -156,7 +157,7 @@ def _tradeoff_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[P
     if study.tradeoff is None:
         return
     students = [resolve(tree, values).tree["student"] for values in combinations(tree, ("student",))]
-    networks = {(student["model"], student.get("head")) for student in students}
+    networks = {str([student.get(name) for name in (*OF_THE_MODEL, "head")]) for student in students}
     if len(networks) < AT_LEAST_OF_EACH:
         text = f"needs at least {AT_LEAST_OF_EACH} networks, otherwise there is no cost to trade accuracy for"
         got = f"recipe.student.model has only {students[0]['model']}"

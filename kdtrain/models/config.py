@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from kdtrain.base_config import Config, Count, Positive, tuple_from_list
 from kdtrain.models.registry import MODELS, known_model, model
@@ -35,13 +42,23 @@ class WeightsFile(Config):
     weights_key: WeightsKey | None = Field(None, description=WEIGHTS_KEY)
 
 
+SPECIAL: dict[str, Any] = {"hidden": None, "input_dropout": 0.0, "max_norm": None, "stem": None}
+"""The fields that only some models take, with the value of all others.
+
+0.1.0 did not have them. A config with these values is dumped as it was then, so its trials stay the same.
+"""
+
+
 def _no_default(schema: dict[str, Any]) -> None:
     """Remove the default from the JSON schema: it depends on the model."""
     schema.pop("default", None)
 
 
 class Network(Config):
-    """A network. A value that is left out is the model's own (see `registry`); a dump has every value written."""
+    """A network. A value that is left out is the model's own (see `registry`); a dump has every value written.
+
+    Of the fields of SPECIAL it has those that are used.
+    """
 
     model: ModelName
     hidden: HiddenLayers | None = Field(None, description="mlp: units of each hidden layer, e.g. [800, 800]")
@@ -105,6 +122,11 @@ class Network(Config):
             raise ValueError(problem)
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_unused_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        return {name: value for name, value in dumped.items() if name not in SPECIAL or value != SPECIAL[name]}
+
 
 def resolved(written: dict[str, Any]) -> dict[str, Any]:
     """Return the written config of a known model with the model's own values for what is left out; null is written."""
@@ -144,8 +166,6 @@ def own_head_problems(network: Network) -> list[str]:
     return problems
 
 
-SPECIAL: dict[str, Any] = {"hidden": None, "input_dropout": 0.0, "max_norm": None, "stem": None}
-"""The fields that only some models take, with the value of all others."""
 OWNERS = {
     "hidden": "it is for mlp",
     "input_dropout": "it is for mlp",

@@ -16,14 +16,6 @@ from kdtrain.runtime.source_code import code_digest
 NUMERICS = 7
 """Raised when a change of the code alters results, so that old trials are not taken for new ones."""
 
-ADDED: dict[str, dict[str, Any]] = {
-    "student": {"hidden": None, "input_dropout": 0.0, "max_norm": None, "stem": None},
-}
-"""Fields of a recipe's parts that are younger than NUMERICS, with the value that changes nothing.
-
-A recipe with this value has no such field in its identity, so that the trials of earlier versions stay its own.
-"""
-
 
 def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> dict[str, Any]:
     """Return what `trial_id` hashes. `place` is where the user wrote the student, for error messages.
@@ -36,7 +28,6 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
         UserError: The data set, a file of weights or the method's source file is absent.
     """
     resolved = recipe.model_dump(mode="json", exclude={"teacher": True, "student": {"allow_random_frozen"}})
-    resolved |= {part: without_added(part, resolved[part]) for part in ADDED}
     resolved["student"]["weights"] = _starting_weights(recipe, place)
     if "balance" in resolved["method"]:
         resolved["method"]["balance"] = list(recipe.method.balance.weights)  # type: ignore[union-attr]
@@ -74,12 +65,6 @@ def require_weights_files(recipe: Recipe) -> None:
             content_digest(network.trained, f"{place}.trained")
 
 
-def without_added(part: str, dumped: dict[str, Any]) -> dict[str, Any]:
-    """Return a part of a dumped recipe without the fields of ADDED that change nothing."""
-    added = ADDED[part]
-    return {name: value for name, value in dumped.items() if name not in added or value != added[name]}
-
-
 def _hashed(value: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -89,9 +74,7 @@ def _finished_teacher(recipe: Recipe, place: str = "recipe.teacher") -> dict[str
     teacher, shape = recipe.teacher, recipe.data.image_shape
     assert teacher is not None
     assert teacher.trained is not None
-    network = without_added(
-        "student", teacher.model_dump(mode="json", exclude={"trained", "data", "method", "teacher"})
-    )
+    network = teacher.model_dump(mode="json", exclude={"trained", "data", "method", "teacher"})
     own = teacher.image_shape(shape)
     return {
         **network,

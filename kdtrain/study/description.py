@@ -95,9 +95,16 @@ def weights_remark(row: WeightsTaken) -> str:
 
 
 def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, NetworkSize]:
-    """Return parameters and forward FLOPs of each network of the space, by model name."""
+    """Return parameters and forward FLOPs of each network of the space, by model name.
+
+    The name of a teacher with a resolution of its own is followed by it: `resnet50 at 224 px`.
+    """
+    named: dict[str, tuple[Network, ImageShape]] = {}
+    for network in networks(sweep):
+        shape = input_shape(network, image_shape)
+        named[network.model if shape == image_shape else f"{network.model} at {shape[1]} px"] = network, shape
     sizes: dict[str, NetworkSize] = {}
-    for network in {network.model: network for network in networks(sweep)}.values():
-        parameters, flops = network_size(network, input_shape(network, image_shape), classes)
-        sizes[network.model] = {"parameters": parameters, "flops_per_image": flops}
+    for name, (network, shape) in named.items():
+        parameters, flops = network_size(network, shape, classes)
+        sizes[name] = {"parameters": parameters, "flops_per_image": flops}
     return sizes

@@ -152,13 +152,11 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
 
 def _print_weights(recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
     """Print which weights are taken of files, and the accuracy of a finished teacher."""
-    from kdtrain.config.recipe import chain, teachers_above
-    from kdtrain.study.description import weights_remark, weights_taken
+    from kdtrain.config.recipe import chain
+    from kdtrain.study.description import networks_of, weights_remark, weights_taken
     from kdtrain.training.teacher_evaluation import evaluate_teacher
 
-    data = workspace.dataset(recipe.data)
-    networks = [*(teacher for _, teacher in teachers_above(recipe)), recipe.student]
-    for row in weights_taken(networks, data.image_shape, len(data.classes)):
+    for row in weights_taken(networks_of(recipe), len(workspace.dataset(recipe.data).classes)):
         group.print_once(weights_remark(row))
     first, *_ = chain(recipe)
     if first.teacher is not None and first.teacher.trained is not None:

@@ -326,7 +326,7 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
 
 
 def chain(recipe: Recipe) -> list[Recipe]:
-    """Return the recipes of all trainings that a recipe needs, in order: its teacher's teacher's, ..., its own."""
+    """Return the recipes of all trainings that a recipe needs, in their order: each after that of its teacher."""
     taught_by = teacher_recipe(recipe)
     return [*(chain(taught_by) if taught_by is not None else []), recipe]
 

@@ -51,7 +51,7 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         race=race_bounds(sweep),
         combinations=len(preflight_points(sweep)),
         baseline_parameters=[parameter.name for parameter in sweep.baseline().parameters],
-        networks=network_sizes(sweep, first.data.image_shape, classes),
+        networks=network_sizes(sweep, classes),
         sharing=shared,
         costs=None
         if images is None or is_open

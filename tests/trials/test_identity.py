@@ -202,9 +202,10 @@ DATA |= {
 
 ALSO: dict[str, dict[str, Any]] = {
     "lr_schedule[cosine_in_steps].convention": {"total_steps": None},
-    "teacher.lr_schedule[cosine_in_steps].convention": {"total_steps": None},
     "method[logits_discriminator].convention": {"critic_training": None},
+    "method": {"teacher": None},
 }
+ALSO |= {f"teacher.{path}": keys for path, keys in ALSO.items()}
 """Other keys of the same part that must change together with a field."""
 
 PERMISSIONS = {"student.allow_random_frozen", "teacher.allow_random_frozen"}
@@ -223,6 +224,17 @@ OVERFITTING = {
     "data": DIGITS | {"limit_per_class": 3}, "optimizer": {"name": "adam", "lr": 0.01}, "epochs": 25
 }  # fmt: skip
 
+
+def of_teacher(path: str, base: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose teacher has what the cases of a field change: of data, a method, or a training."""
+    if path.startswith("data"):
+        return KD | base | {"teacher": KD["teacher"] | {"data": {}}}
+    if path.startswith("method"):
+        parts = {key: base[key] for key in ("method", "teacher")}
+        return KD | {"teacher": base.get("student", KD["teacher"]) | parts}
+    return KD | {"teacher": KD["teacher"] | base}
+
+
 CASES: dict[str, Case] = {
     **TRAINING,
     **METHODS,
@@ -238,9 +250,11 @@ CASES: dict[str, Case] = {
     "teacher.trained": (FINISHED, "other.safetensors"),
     "teacher.weights_key": (FINISHED | {"teacher": FINISHED["teacher"] | {"trained": "both.pth"}}, "other"),
     **{
-        f"teacher.{field}": (KD | {"teacher": KD["teacher"] | base}, value)
-        for field, (base, value) in (TRAINING | NETWORK).items()
+        f"teacher.{field}": (of_teacher(field, base), value)
+        for field, (base, value) in (TRAINING | NETWORK | DATA | METHODS).items()
     },
+    "teacher.data": (KD, {"split_seed": 1}),  # another data set is refused
+    "teacher.teacher": (of_teacher("method", KD), {"model": "lenet5_half"}),
 }
 
 
@@ -250,6 +264,8 @@ def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
         here = f"{path}.{name}" if path else name
         options = list(members(field.annotation))
         models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if model is Teacher and name == "teacher":
+            models = []  # its fields are those of the teacher
         if name == "name" and get_origin(options[0]) is Literal and len(get_args(options[0])) == 1:
             continue  # the name of an option: the choice itself is a field of the model above
         if models and issubclass(models[0], LossWeights) and not path.endswith("[kd]"):
@@ -295,8 +311,6 @@ def changed(base: Recipe, path: str, value: Any) -> Recipe:
         inner = inner[key]
     inner[keys[-1]] = value
     inner |= ALSO.get(path, {})
-    if path == "method":
-        tree["teacher"] = None
     return Recipe.model_validate(tree)
 
 
@@ -338,7 +352,7 @@ def learned(config: Recipe, data_root: Path) -> str:
     return repr((rows, state.best["epoch"], weights, tta_logits(state.distiller.student, state.data.test, CPU)))
 
 
-REAL = "data[cifar10]"  # torchvision refuses files that are not CIFAR-10's own
+REAL = ("data[cifar10]", "teacher.data[cifar10]")  # torchvision refuses files that are not CIFAR-10's own
 PATHS = [pytest.param(path, marks=pytest.mark.data) if path.startswith(REAL) else path for path in CASES]
 
 
@@ -429,6 +443,7 @@ OF_A_FILE: dict[str, Case] = {
     "channels_last": ({}, False),
     "compile": ({}, True),
     "weights_key": ({"trained": "both.pth", "weights_key": "one"}, "other"),
+    "data": ({}, {"resolution": 20}),
 }
 """Fields of a finished teacher. It takes no others, because it is not trained."""
 
@@ -440,6 +455,7 @@ def test_every_field_of_a_finished_teacher_changes_the_id_or_is_refused(small_da
 
     refused = {"weights": "imagenet", "freeze": "encoder", "batch_norm_statistics": "keep", "dropout": 0.1}
     trains = recipe(clipping={"norm": 1.0}, early_stopping={"patience_epochs": 1}).model_dump(mode="json")
+    refused |= {"method": KD["method"], "teacher": KD["teacher"]}
     refused |= {"input_dropout": 0.1, "max_norm": 3.5, "allow_random_frozen": True, "seed": 1} | {
         field: trains[field] for field in INHERITED
     }

@@ -131,6 +131,12 @@ class DataConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _part_has_images(self) -> Self:
+        if self.part is not None and self.training_images == 0:
+            raise ValueError(f"part.of must be at most the number of training images, got {self.part.of}")
+        return self
+
+    @model_validator(mode="after")
     def _transfer_fits(self) -> Self:
         if self.transfer is None:
             return self

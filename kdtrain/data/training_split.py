@@ -40,7 +40,7 @@ def prepared(config: "AnyData", root: Path, place: str = "recipe.data") -> Datas
         train = _selected(train, part_indices(train.labels, config.part, seed))
         if not len(train):
             total = len(data.train)
-            raise UserError(f"{place}.part.of: must be at most {total}, the training images, got {config.part.of}")
+            raise UserError(f"{place}.part.of: must be at most the {total} training images, got {config.part.of}")
     if config.exclude_classes is not None:
         train = _without_classes(train, data, config.exclude_classes, f"{place}.exclude_classes")
     if config.labelled_per_class is not None:

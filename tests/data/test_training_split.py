@@ -131,7 +131,6 @@ def test_a_class_that_keeps_no_label_is_noted(root: Path) -> None:
         ({"exclude_classes": ["three"]}, "exclude_classes", ["'three'", "0, 1, 2"]),
         ({"exclude_classes": ["33"]}, "exclude_classes", ["'33'", "nearest: 3"]),
         ({"exclude_classes": list(range(10))}, "exclude_classes", ["at least one class"]),
-        ({"part": {"of": 999, "index": 998}}, "part.of", ["898", "999"]),
         ({"transfer": SMALL_DIGITS | {"exclude_classes": ["x"]}}, "transfer.exclude_classes", ["'x'"]),
     ],
     ids=str,
@@ -144,12 +143,18 @@ def test_what_the_data_do_not_have_is_refused_at_its_place(
     assert all(word in problem for word in words)
 
 
+def test_a_part_without_an_image_is_refused_where_only_the_images_tell_it(root: Path) -> None:
+    problem = refusal(root, "image_folder", **OPTIONS["image_folder"], part={"of": 40, "index": 39})
+    assert problem == "recipe.data.part.of: must be at most the 28 training images, got 40"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"part": {"of": 1, "index": 0}}, ["of"]),
         ({"part": {"of": 3, "index": 3}}, ["index must be < 3", "got 3"]),
         ({"part": {"of": 3}}, ["index"]),
+        ({"part": {"of": 55_001, "index": 55_000}}, ["part.of must", "55001"]),
         ({"exclude_classes": []}, ["exclude_classes"]),
         ({"labelled_per_class": 0}, ["labelled_per_class"]),
         ({"labelled_fraction": 1.0}, ["labelled_fraction"]),

@@ -20,6 +20,8 @@ from analysis.tables import (
 
 LEAKS = (("val", "validation"), ("test", "test"))
 """The splits on which no teacher may have been trained, and their names."""
+SEEN = ("training images", "labels")
+"""The columns that say with how many images and labels a network was trained."""
 
 
 def headline(
@@ -96,6 +98,7 @@ def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) ->
 def _networks(
     study: Study, winner: Candidate | None, baseline: Candidate | None, teachers: Sequence[Single]
 ) -> list[dict[str, str]]:
+    """Return a row for each network; with images and labels only if not all networks see the same, all labelled."""
     rows = []
     for i, teacher in enumerate(teachers):
         accuracy = percent(teacher.test)
@@ -113,7 +116,19 @@ def _networks(
         gain = bold_if(student.difference is not None and student.difference.decided, difference_cell(student))
         n = str(student.test.n) if student.test else "0"
         rows.append(_row(study, network, student, test_cell(student), n, gain))
-    return rows
+    numbers = {row[name] for row in rows for name in SEEN} - {MISSING}
+    return rows if len(numbers) > 1 else [{k: v for k, v in row.items() if k not in SEEN} for row in rows]
+
+
+def _seen(study: Study, measured: Single | Candidate | None) -> tuple[str, str]:
+    """Return how many images and labels a network was trained with. Without a teacher it sees no unlabelled image."""
+    trial_ids = [measured.trial_id] if isinstance(measured, Single) else measured.trial_ids.values() if measured else ()
+    record = next((study.recipes[trial_id] for trial_id in trial_ids if trial_id in study.recipes), {})
+    data = record.get("data")
+    if not data or "finished" in record:  # nobody knows what a finished teacher was trained with
+        return MISSING, MISSING
+    labels = data.get("labels", data["train"])
+    return count(data["train"] if record["teacher"] else labels), count(labels)
 
 
 def _row(
@@ -130,6 +145,7 @@ def _row(
         "model": measured.model if measured else MISSING,
         "parameters": count(measured.parameters if measured else None),
         "MFLOP per image": MISSING if missing(flops) else thousands(flops / 1e6, 2),
+        **dict(zip(SEEN, _seen(study, measured), strict=True)),
         "test accuracy, %": accuracy,
         "n": n,
         "difference to the student alone, points": difference,

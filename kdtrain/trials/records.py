@@ -61,6 +61,7 @@ class DataSummary(TypedDict):
     """The data set of a training: its fingerprint and its numbers of classes and of images by split.
 
     `val_classes` is the number of classes that have validation images, `val_most_frequent` the images of the largest.
+    `unseen_classes` are the classes without a labelled training image, from 0, if there are any.
     """
 
     name: str
@@ -71,6 +72,7 @@ class DataSummary(TypedDict):
     test: int
     val_classes: NotRequired[int]
     val_most_frequent: NotRequired[int]
+    unseen_classes: NotRequired[list[int]]
 
 
 class RecipeRecord(TypedDict):

@@ -360,5 +360,5 @@ def student_name(recipe: Mapping[str, Any] | None) -> str:
 
 
 def _right(study: Study, trial_id: str) -> np.ndarray | None:
-    predictions = study.test_predictions(trial_id)
+    predictions = study.predictions(trial_id)
     return None if predictions is None else predictions[0].argmax(axis=1) == predictions[1]

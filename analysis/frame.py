@@ -153,10 +153,11 @@ class Study:
         rows: dict[int, Row] = {row["epoch"]: {**row} for row in self._store.trial(trial_id).epochs()}
         return [rows[epoch] for epoch in sorted(rows)]
 
-    def test_predictions(self, trial_id: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return (logits [N, K], labels [N]) of the test images, or None if the trial has no stored predictions."""
+    def predictions(self, trial_id: str, split: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
+        """Return (logits [N, K], labels [N]) of the images of "val" or "test", or None if the trial has none stored."""
         arrays = read_arrays(self._store.trial(trial_id).predictions)
-        return (arrays["test_logits"], arrays["test_labels"]) if arrays else None
+        logits, labels = arrays.get(f"{split}_logits"), arrays.get(f"{split}_labels")
+        return None if logits is None or labels is None else (logits, labels)
 
     @property
     def _store(self) -> Store:

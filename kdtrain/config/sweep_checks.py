@@ -167,8 +167,8 @@ def _tradeoff_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[P
 def report_problems(report: Report, tree: dict[str, Any]) -> Iterator[Problem]:
     """Yield a problem if the report compares with a document about other data."""
     names = sorted({resolve(tree, values).tree["data"]["name"] for values in probe_points(tree)})
-    if report.published is not None and names != [report.published]:
-        text = f"must be the recipe's data set, {', '.join(names)}, got {report.published}"
+    if report.published is not None and names != [report.published.partition("_")[0]]:
+        text = f"must be a document about the recipe's data set, {', '.join(names)}, got {report.published}"
         yield Problem(("report", "published"), text)
 
 

@@ -324,10 +324,13 @@ class Dataset:
         """Return name, fingerprint and sizes for a trial's recipe.json, see `trials.records.DataSummary`."""
         sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
         counts = torch.bincount(self.val.labels)
+        seen = torch.bincount(self.train.labels[self.train.labelled], minlength=len(self.classes))
+        unseen = (seen == 0).nonzero().flatten().tolist()
         return {
             "name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes,
             "labels": len(self.train.labelled), "val_classes": int((counts > 0).sum()),
             "val_most_frequent": int(counts.max()),
+            **({"unseen_classes": unseen} if unseen else {}),
         }  # fmt: skip
 
 

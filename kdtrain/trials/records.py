@@ -72,6 +72,7 @@ class DataSummary(TypedDict):
 
     `labels` is the number of training images with a label; earlier versions lack it, and had labels of all images.
     `val_classes` is the number of classes that have validation images, `val_most_frequent` the images of the largest.
+    `unseen_classes` are the classes without a labelled training image, from 0, if there are any.
     """
 
     name: str
@@ -83,6 +84,7 @@ class DataSummary(TypedDict):
     labels: NotRequired[int]
     val_classes: NotRequired[int]
     val_most_frequent: NotRequired[int]
+    unseen_classes: NotRequired[list[int]]
 
 
 class RecipeRecord(TypedDict):

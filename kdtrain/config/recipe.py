@@ -50,6 +50,7 @@ class Teacher(Network):
     """
 
     renamed: ClassVar = {"file": "trained"}
+    newer: ClassVar = {**Network.newer, "data": None, "method": None, "teacher": None}
 
     trained: str | None = Field(
         None,
@@ -183,6 +184,8 @@ class Recipe(Config):
 
     Load one with `load_recipe` or `recipe_from_dict`, whose error messages name the place of every mistake.
     """
+
+    newer: ClassVar = {"labelled_share": None}
 
     data: Data
     mixup: Mixup | None = Field(None, description="Mixed images; teacher and student see the same ones.")

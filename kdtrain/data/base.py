@@ -7,11 +7,11 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from kdtrain.base_config import Config, Count, NonNegativeInt, Seed
@@ -22,7 +22,7 @@ from kdtrain.runtime.rng import generator
 from kdtrain.storage.cache import Cache
 
 if TYPE_CHECKING:
-    from kdtrain.data.registry import AnyData as Transfer  # at run time the registry completes DataConfig with it
+    Transfer: TypeAlias = "DataConfig"  # at run time `registry` completes DataConfig with the union of all data sets
 
 
 class Part(Config):
@@ -45,16 +45,16 @@ def _as_names(written: Any) -> Any:
     return tuple(sorted({str(name) for name in written}))
 
 
-NEWER = ("part", "exclude_classes", "labelled_per_class", "labelled_fraction", "augment", "transfer")
-"""Options that 0.1.0 did not have. A config without them is dumped as it was then, so its trials stay the same."""
-
-
 class DataConfig(Config):
     """The options of every data set. `split_seed` draws its splits and every sample of images or labels.
 
     `limit_per_class`, `part`, `exclude_classes` and `labelled_*` apply in this order; `limit_per_class` concerns all
     splits, the others only the training split. See `training_split.prepared`.
     """
+
+    newer: ClassVar = dict.fromkeys(
+        ("part", "exclude_classes", "labelled_per_class", "labelled_fraction", "augment", "transfer")
+    )
 
     limit_per_class: Count | None = Field(None, description="at most this many images of each class in each split")
     split_seed: Seed = 0
@@ -124,6 +124,14 @@ class DataConfig(Config):
         more = self.transfer.training_images
         return None if more is None else images + more
 
+    def load(self, root: Path) -> "Dataset":
+        """Return the data set below the folder `root`, without the options above but `limit_per_class`.
+
+        Raises:
+            UserError: Files are absent or damaged.
+        """
+        raise NotImplementedError
+
     @model_validator(mode="after")
     def _labels_are_hidden_in_one_way(self) -> Self:
         if self.labelled_per_class is not None and self.labelled_fraction is not None:
@@ -153,11 +161,6 @@ class DataConfig(Config):
         if side != own_side:
             raise ValueError(f"transfer.resolution must be that of the data set, {own_side}, got {side}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_unused_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        dumped: dict[str, Any] = handler(self)
-        return {key: value for key, value in dumped.items() if value is not None or key not in NEWER}
 
 
 class Images(Protocol):

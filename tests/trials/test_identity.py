@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from trainings import ALONE, CPU, KD, NO_DATA, recipe, timeless, trained
 
 from kdtrain.config.recipe import INHERITED, Recipe, Teacher, teacher_recipe
+from kdtrain.data.digits import Digits
 from kdtrain.errors import UserError
 from kdtrain.methods.loss_weights import SPELLINGS, LossWeights
 from kdtrain.training.evaluation import tta_logits
@@ -198,7 +199,12 @@ DATA |= {
     },
     **fields("data[image_folder]", {"data": FOLDER | {"limit_per_class": None}}, val_fraction=0.4, test_fraction=0.4),
 }  # fmt: skip
-"""Fields of methods; that each changes the loss or the update is shown in tests/methods."""
+DIGITS_ONLY = {
+    field: case for field, case in DATA.items() if field.startswith("data[digits]") and not field.endswith("part.of")
+}
+"""The fields that a teacher's own data are tested with: they are those of the recipe's data."""
+OF_BOTH_PARTS = {"teacher.data[digits].part.of"}
+"""It must be that of the recipe's own part."""
 
 ALSO: dict[str, dict[str, Any]] = {
     "lr_schedule[cosine_in_steps].convention": {"total_steps": None},
@@ -251,7 +257,7 @@ CASES: dict[str, Case] = {
     "teacher.weights_key": (FINISHED | {"teacher": FINISHED["teacher"] | {"trained": "both.pth"}}, "other"),
     **{
         f"teacher.{field}": (of_teacher(field, base), value)
-        for field, (base, value) in (TRAINING | NETWORK | DATA | METHODS).items()
+        for field, (base, value) in (TRAINING | NETWORK | DIGITS_ONLY | METHODS).items()
     },
     "teacher.data": (KD, {"split_seed": 1}),  # another data set is refused
     "teacher.teacher": (of_teacher("method", KD), {"model": "lenet5_half"}),
@@ -274,6 +280,8 @@ def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
         if len(models) != 1 or words:
             yield here
         for option in () if name == "transfer" else models:  # it has the fields of data
+            if model is Teacher and name == "data" and option is not Digits:
+                continue
             if len(models) == 1:
                 yield from leaves(option, here)
             else:
@@ -296,7 +304,7 @@ def members(annotation: Any) -> Iterator[Any]:
 def test_every_field_of_the_recipe_has_a_case_and_every_case_a_field() -> None:
     fields = set(leaves(Recipe))
     assert {"data[digits].resolution", "method[kd].balance.alpha", "teacher.optimizer[sgd].lr"} <= fields
-    given = CASES.keys() | PERMISSIONS | OF_WORKERS | COMPILED | TOO_FEW | OF_HIDDEN_LABELS
+    given = CASES.keys() | PERMISSIONS | OF_WORKERS | COMPILED | TOO_FEW | OF_BOTH_PARTS | OF_HIDDEN_LABELS
     without_case = sorted(fields - given)
     assert not without_case, f"fields of the recipe that no case here changes: {', '.join(without_case)}"
     assert sorted(CASES.keys() - fields) == []

@@ -5,8 +5,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from kdtrain.base_config import Config, Count, Positive, Seed, tuple_from_list
+from kdtrain.base_config import MOST, Config, Count, Positive, Seed, tuple_from_list
 from kdtrain.config.training import Clipping, Cosine, EarlyStopping, Ema, LrSchedule, Optimizer, RDrop
+from kdtrain.config.written_teachers import Written, each_teacher
 from kdtrain.data.mixup import Mixup
 from kdtrain.data.registry import Data
 from kdtrain.data.sampling import Sampler
@@ -93,6 +94,124 @@ INHERITED = tuple(name for name in Teacher.model_fields if name not in OWN)
 AS_STUDENT = "as_student"
 """A teacher's model that stands for the student's model, whatever that is in a trial (self-distillation)."""
 
+FEWEST, MOST_SEEDS = 2, 100
+"""The least number of teachers of an ensemble, and the most that `seeds` makes of one."""
+
+
+def _or_one(schema: dict[str, Any]) -> None:
+    """Allow one item in place of the list, in a JSON schema."""
+    items = schema.pop("items")
+    schema["anyOf"] = [{"type": schema.pop("type"), "items": items}, {**items}]
+
+
+def _or_list(schema: dict[str, Any]) -> None:
+    """Allow a list of teachers in place of one, in a JSON schema."""
+    one, _ = forms = schema["anyOf"][0]["oneOf"]
+    forms.append({"type": "array", "items": {**one}, "minItems": FEWEST})
+
+
+class Ensemble(Config):
+    """Several teachers whose outputs are combined. One teacher with `seeds: n` is that teacher n times, with the seeds
+    s, s + 1, ..., where s is its own seed. A dump has the list of all teachers.
+    """
+
+    of: Annotated[tuple[Teacher, ...], BeforeValidator(tuple_from_list)] = Field(
+        description="The teachers, or one teacher, beside `seeds`.", json_schema_extra=_or_one
+    )
+    seeds: Annotated[int, Field(ge=FEWEST, le=MOST_SEEDS)] | None = Field(
+        None,
+        description="Number of trainings of the one teacher in `of`, with seeds that follow its own.",
+        exclude=True,
+    )
+    combine: Literal["probabilities", "logits"] = Field(
+        "probabilities",
+        description="probabilities: the mean of softmax(logits / T) at the method's temperature T. logits: the mean of"
+        " the logits.",
+    )
+    weights: Annotated[tuple[Annotated[float, Field(ge=0, le=MOST)], ...] | None, BeforeValidator(tuple_from_list)] = (
+        Field(
+            None,
+            description="Weights of the mean, one for each teacher; only their ratios matter. Left out: equal ones. Each may"
+            " be searched: [1, {uniform: [0, 2]}].",
+        )
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_written(cls, written: Any) -> Any:
+        """Write the teachers as a list and their weights."""
+        if not isinstance(written, dict):
+            return written
+        written, of = {**written}, written.get("of")
+        if isinstance(of, dict):
+            written["of"] = of = _with_seeds(of, written.get("seeds"))
+            if len(of) >= FEWEST:
+                del written["seeds"]
+        if isinstance(of, list | tuple) and written.get("weights") is None:
+            written["weights"] = [1.0] * len(of)
+        return written
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Self:
+        count, weights = len(self.of), self.weights or ()
+        if self.seeds is not None:
+            raise ValueError(f"seeds goes with one teacher in of, which has a list of {count}; remove seeds")
+        if count < FEWEST:
+            raise ValueError(f"an ensemble needs at least {FEWEST} teachers, got {count}; write one as {{model: ...}}")
+        for i, teacher in enumerate(self.of):
+            first = self.of.index(teacher)
+            if first < i:
+                raise ValueError(
+                    f"teacher {i + 1} repeats teacher {first + 1}, which is one network; write another seed"
+                )
+        if len(weights) != count:
+            raise ValueError(f"weights must be one number for each of the {count} teachers, got {len(weights)}")
+        if not any(weights):
+            raise ValueError(f"weights must have one above 0, got [{', '.join(f'{weight:g}' for weight in weights)}]")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weights divided by their sum."""
+        assert self.weights is not None
+        total = sum(self.weights)
+        return tuple(weight / total for weight in self.weights)
+
+
+def _with_seeds(teacher: Written, seeds: Any) -> list[Written]:
+    """Return one written teacher as often as `seeds` says; once if it is no valid number, which is reported there."""
+    if seeds is None:
+        raise ValueError("of must be a list of teachers, or one teacher with their number beside it, seeds: 5")
+    if names_finished(teacher):
+        raise ValueError("seeds cannot repeat a finished teacher, which is not trained; list the files' teachers in of")
+    if type(seeds) is not int or not FEWEST <= seeds <= MOST_SEEDS:
+        return [teacher]
+    first = teacher.get("seed", 0)
+    return [{**teacher, "seed": first + i if isinstance(first, int) else first} for i in range(seeds)]
+
+
+class TeacherEnsemble(Config):
+    """Several teachers in the place of one; a list of teachers is an ensemble with equal weights."""
+
+    ensemble: Ensemble
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_list(cls, written: Any) -> Any:
+        return {"ensemble": {"of": written}} if isinstance(written, list | tuple) else written
+
+
+def _several_or_one(written: Any) -> str:
+    several = isinstance(written, list | tuple | TeacherEnsemble) or (
+        isinstance(written, dict) and "ensemble" in written
+    )
+    return "several" if several else "one"
+
+
+AnyTeacher = Annotated[
+    Annotated[Teacher, Tag("one")] | Annotated[TeacherEnsemble, Tag("several")], Discriminator(_several_or_one)
+]
+
 
 class Recipe(Config):
     """Everything that may change a bit of what one training learns. It is immutable and can be compared and hashed.
@@ -102,7 +221,11 @@ class Recipe(Config):
 
     data: Data
     mixup: Mixup | None = Field(None, description="Mixed images; teacher and student see the same ones.")
-    teacher: Teacher | None = Field(None, description="Required by every method except none.")
+    teacher: AnyTeacher | None = Field(
+        None,
+        description="Required by every method except none. Several teachers: a list, or {ensemble: {of: ...}}.",
+        json_schema_extra=_or_list,
+    )
     student: Student
     method: Method
     r_drop: RDrop | None = None
@@ -144,10 +267,14 @@ class Recipe(Config):
     @model_validator(mode="before")
     @classmethod
     def _teacher_as_student(cls, written: Any) -> Any:
-        teacher, student = (written.get(key) if isinstance(written, dict) else None for key in ("teacher", "student"))
-        if isinstance(teacher, dict) and isinstance(student, dict) and teacher.get("model") == AS_STUDENT:
-            return {**written, "teacher": {**teacher, "model": student.get("model")}}
-        return written
+        student = written.get("student") if isinstance(written, dict) else None
+        if not isinstance(student, dict) or "teacher" not in written:
+            return written
+
+        def named(teacher: Written) -> Written:
+            return {**teacher, "model": student.get("model")} if teacher.get("model") == AS_STUDENT else teacher
+
+        return {**written, "teacher": each_teacher(written["teacher"], named)}
 
     @model_validator(mode="after")
     def _teacher_if_needed(self) -> Self:
@@ -166,6 +293,11 @@ class Recipe(Config):
             raise ValueError(
                 f"student.freeze must be none or encoder_but_norm with method {self.method.name}, which trains the"
                 " encoder's features, got encoder"
+            )
+        if self.ensemble is not None and self.method.needed_stages:
+            raise ValueError(
+                f"teacher must be one network with method {self.method.name}, which reads its features; got an ensemble"
+                f" of {len(self.teachers)}, which has outputs only"
             )
         if self.r_drop is not None and self.r_drop.convention == "published" and self.method.name != "none":
             raise ValueError(
@@ -186,10 +318,35 @@ class Recipe(Config):
             )
         return self
 
+    @property
+    def ensemble(self) -> Ensemble | None:
+        """How several teachers are combined; None if there is at most one."""
+        return self.teacher.ensemble if isinstance(self.teacher, TeacherEnsemble) else None
+
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        """The networks that teach: none, one, or those of an ensemble."""
+        if isinstance(self.teacher, TeacherEnsemble):
+            return self.teacher.ensemble.of
+        return () if self.teacher is None else (self.teacher,)
+
+
+def recipes_by_teacher(recipe: Recipe) -> tuple[Recipe, ...]:
+    """Return the recipe once for each of its teachers, with that one as its only teacher."""
+    if recipe.ensemble is None:
+        return (recipe,) if recipe.teacher is not None else ()
+    return tuple(recipe.model_copy(update={"teacher": teacher}) for teacher in recipe.teachers)
+
+
+def teacher_recipes(recipe: Recipe) -> tuple[Recipe, ...]:
+    """Return the whole recipes by which a recipe's teachers are trained, without those of finished teachers."""
+    return tuple(trained_by for each in recipes_by_teacher(recipe) if (trained_by := teacher_recipe(each)) is not None)
+
 
 def teacher_recipe(recipe: Recipe) -> Recipe | None:
-    """Return the whole recipe by which a recipe's teacher is trained, or None if no teacher is trained."""
+    """Return the whole recipe by which a recipe's one teacher is trained, or None if no teacher is trained."""
     teacher = recipe.teacher
+    assert not isinstance(teacher, TeacherEnsemble)
     if teacher is None or teacher.trained is not None:
         return None
     fields: dict[str, Any] = {name: getattr(teacher, name) for name in INHERITED}

@@ -31,6 +31,8 @@ from kdtrain.methods.base import MethodConfig, TeacherReading
 NAME = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 """The names of sweeps. A sweep's folder has its name, so `..` or `a/b` would be a folder of someone else's."""
 LONGEST_NAME = 200
+ENSEMBLE_WEIGHTS = ("teacher", "ensemble", "weights")
+"""The one part of a teacher that may have a range: it combines networks that are trained already."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,7 @@ def _searchable_tree(written: Any) -> tuple[dict[str, Any] | None, list[Problem]
         return None, problems
     for parameter in parameters(tree):
         part = parameter.path[0]
-        if part in ("teacher", "data") and parameter.kind != "choice":
+        if part in ("teacher", "data") and parameter.kind != "choice" and parameter.path[:3] != ENSEMBLE_WEIGHTS:
             text = f"must be a value or a choice: a range in {part} would train a teacher for every trial"
             problems.append(Problem(parameter.source, text, parameter.path))
     return tree, problems

@@ -21,12 +21,10 @@ BATCH_NORM_STUDENT = {"model": "test_resnet", "weights": None}
 
 
 def fresh_state(config: Recipe, data_root: Path = NO_DATA, device: torch.device = CPU) -> TrainState:
-    """Return the state before the first step, in training mode. The teacher has random weights."""
-    data = load(config.data, data_root)
-    teacher = None
-    if config.teacher is not None:
-        teacher = Teacher(untrained_teacher(config.teacher, data), device, config.method.needed_stages)
-    state = assemble(config, data, teacher, device)
+    """Return the state before the first step, in training mode. Its teachers have random weights."""
+    data, stages = load(config.data, data_root), config.method.needed_stages
+    teachers = [Teacher(untrained_teacher(each, data), device, stages) for each in config.teachers]
+    state = assemble(config, data, teachers, device)
     state.distiller.train()
     return state
 

@@ -108,7 +108,7 @@ def _compiler_folder() -> Iterator[None]:
 
 
 def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.device", group: Group) -> int:
-    """Train the recipe's teacher, if it has one to train, then its student, and print their numbers."""
+    """Train the recipe's teachers that are to be trained, then its student, and print their numbers."""
     from kdtrain.api.training import parts_of, train_part
     from kdtrain.data.notes import data_notes
     from kdtrain.data.registry import data_folder
@@ -151,20 +151,22 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
 
 
 def _print_weights(recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
-    """Print which weights are taken of files, and the accuracy of a finished teacher."""
+    """Print which weights are taken of files, and the accuracy of each finished teacher."""
+    from kdtrain.config.recipe import recipes_by_teacher
     from kdtrain.study.description import weights_remark, weights_taken
     from kdtrain.training.teacher_evaluation import evaluate_teacher
 
     data = workspace.dataset(recipe.data)
-    networks = [each for each in (recipe.teacher, recipe.student) if each is not None]
-    for row in weights_taken(networks, data.image_shape, len(data.classes)):
+    for row in weights_taken([*recipe.teachers, recipe.student], data.image_shape, len(data.classes)):
         group.print_once(weights_remark(row))
-    if recipe.teacher is not None and recipe.teacher.trained is not None:
-        best = evaluate_teacher(recipe, workspace)["best"]
-        assert best is not None
-        name = f"teacher: {recipe.teacher.model} from {recipe.teacher.trained}"
-        group.print_once(f"{name}: val accuracy {best['val/accuracy']:.4f}")
-        _print_chance("teacher", best, recipe, workspace, group)
+    for each in recipes_by_teacher(recipe):
+        (teacher,) = each.teachers
+        if teacher.trained is not None:
+            best = evaluate_teacher(each, workspace)["best"]
+            assert best is not None
+            name = f"teacher: {teacher.model} from {teacher.trained}"
+            group.print_once(f"{name}: val accuracy {best['val/accuracy']:.4f}")
+            _print_chance("teacher", best, recipe, workspace, group)
 
 
 def _print_chance(title: str, best: "BestEpoch", recipe: "Recipe", workspace: "Workspace", group: Group) -> None:

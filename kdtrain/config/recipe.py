@@ -131,8 +131,8 @@ class Ensemble(Config):
     weights: Annotated[tuple[Annotated[float, Field(ge=0, le=MOST)], ...] | None, BeforeValidator(tuple_from_list)] = (
         Field(
             None,
-            description="Weights of the mean, one for each teacher; only their ratios matter. Left out: equal ones. Each may"
-            " be searched: [1, {uniform: [0, 2]}].",
+            description="Weights of the mean, one for each teacher; only their ratios matter. Left out: equal ones."
+            " Each may be searched: [1, {uniform: [0, 2]}].",
         )
     )
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from kdtrain.config import space
 from kdtrain.config.budget_checks import share_end
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import Recipe, recipes_by_teacher, teacher_recipes
 from kdtrain.config.search_checks import longest_training
 from kdtrain.config.sweep import Sweep
 from kdtrain.study.search import Search
@@ -59,7 +59,7 @@ class Sharing:
 def trainings(sweep: Sweep) -> dict[str, int]:
     """Return the upper bound of the number of trainings of each stage; for a budget see `searched_trials`."""
     points = space.combinations(sweep.tree, TEACHER_PARTS)
-    teachers = {teacher_recipe(sweep.recipe_for(values, 0)) for values in points}
+    teachers = {each for values in points for each in teacher_recipes(sweep.recipe_for(values, 0))}
     students = {recipe.student for recipe in _reachable(sweep, ("student",))}  # each may need a baseline
     confirm = sweep.study.confirm
     published = len(sweep.published) if confirm.published else 0
@@ -71,7 +71,7 @@ def trainings(sweep: Sweep) -> dict[str, int]:
     confirmed = best + published + baselines
     searched = searched_trials(sweep)
     return {
-        "teacher": len(teachers - {None}),
+        "teacher": len(teachers),
         **searched,
         "select": sum(race_bounds(sweep)[1] for trials in searched.values() if trials > 1),
         "confirm": confirmed * confirm.seeds,
@@ -122,7 +122,7 @@ def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
     reachable = list(_reachable(sweep, (*PARTS, "r_drop")))
     distilled = _most_expensive(reachable, classes)
     alone = _most_expensive(_reachable(sweep.baseline(), ("data", "student", "r_drop")), classes)
-    taught_by = _most_expensive(filter(None, map(teacher_recipe, reachable)), classes)
+    taught_by = _most_expensive((each for recipe in reachable for each in teacher_recipes(recipe)), classes)
     teacher = max(reachable, key=lambda recipe: image_flops(recipe, classes).teacher)
     students: list[tuple[str, Recipe | None, int, int]] = [
         ("baselines", alone, counts["baselines"] * epochs * images, 0),
@@ -161,7 +161,7 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
 
 
 def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
-    """Return the upper bound of the number of training images that teachers compute outputs of.
+    """Return the upper bound of the number of training images that teachers compute outputs of; an ensemble is one.
 
     Cached outputs are computed once for each view, live ones in every training.
     """
@@ -182,7 +182,7 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
 def _cache_group(recipe: Recipe) -> tuple[object, ...]:
     """Return what recipes must have in common to share cached outputs."""
     batch_size = recipe.batch_size if reads_whole_batch(recipe.method.teacher_readings) else None
-    return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, batch_size
+    return recipe.teachers, recipe.data, recipe.mixup, recipe.precision, batch_size
 
 
 def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[dict[Recipe, int], dict[Recipe, str]]:
@@ -201,10 +201,18 @@ def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[di
 
 @lru_cache(maxsize=256)
 def _bytes_or_reason(recipe: Recipe, classes: int, images: int, budget_bytes: int) -> int | str:
-    """Return the cached bytes per image and view, or the reason why nothing is cached; no student is needed."""
-    outputs = made_up_teacher(recipe, classes)
-    reason = reason_not_cached(outputs, recipe.method.teacher_readings, images, budget_bytes)
-    return reason or bytes_per_image(outputs, recipe.method.teacher_readings)
+    """Return the cached bytes per image and view of all its teachers, or the reason why nothing is cached.
+
+    No student is needed.
+    """
+    readings, total = recipe.method.teacher_readings, 0
+    for each in recipes_by_teacher(recipe):
+        outputs = made_up_teacher(each, classes)
+        reason = reason_not_cached(outputs, readings, images, budget_bytes)
+        if reason is not None:
+            return reason
+        total += bytes_per_image(outputs, readings)
+    return total
 
 
 def _after_baselines(counts: Mapping[str, int]) -> int:

@@ -56,7 +56,7 @@ def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) 
 def networks(sweep: Sweep) -> list[Network]:
     """Return the distinct teachers and students of a sweep's space, teachers first."""
     recipes = [sweep.recipe_for(values, 0) for values in space.combinations(sweep.tree, ("teacher", "student"))]
-    teachers: list[Network] = [recipe.teacher for recipe in recipes if recipe.teacher]
+    teachers: list[Network] = [teacher for recipe in recipes for teacher in recipe.teachers]
     return list(dict.fromkeys([*teachers, *(recipe.student for recipe in recipes)]))
 
 

@@ -40,14 +40,16 @@ def _data_notes(config: AnyData, data: str | None) -> Iterator[str]:
 
 
 def _file_notes(recipe: Recipe) -> Iterator[str]:
-    networks: list[tuple[str, Network | None]] = [("teacher", recipe.teacher), ("student", recipe.student)]
+    networks: list[tuple[str, Network]] = [
+        *(("teacher", each) for each in recipe.teachers),
+        ("student", recipe.student),
+    ]
     files = [
         (f"recipe.{role}.weights.file", network.weights.file)
         for role, network in networks
-        if network is not None and isinstance(network.weights, WeightsFile)
+        if isinstance(network.weights, WeightsFile)
     ]
-    if recipe.teacher is not None and recipe.teacher.trained is not None:
-        files.append(("recipe.teacher.trained", recipe.teacher.trained))
+    files += [("recipe.teacher.trained", each.trained) for each in recipe.teachers if each.trained is not None]
     for place, file in files:
         if not user_path(file, place).is_file():
             yield f"{place}: {file} is not there (looked for {Path.cwd() / user_path(file, place)})"

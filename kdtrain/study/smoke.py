@@ -43,7 +43,7 @@ def run_smoke(book: Bookkeeping) -> JobStream:
                 problems += sweep.error(values, tuple(mistake[1].split(".")), mistake[2]).problems
                 continue
             what = f"{job.recipe.method.name} with student {job.recipe.student.model}"
-            what += f" and teacher {job.recipe.teacher.model}" if job.recipe.teacher else ""
+            what += "".join(f" and teacher {teacher.model}" for teacher in job.recipe.teachers)
             text = f"{what} fails on its first batch: {end['reason']}{book.traceback_of(end)}"
             problems += sweep.error(values, ("method",), text).problems
     if problems:

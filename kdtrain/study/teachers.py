@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from kdtrain.config import space
 from kdtrain.config.parameter import Values
-from kdtrain.config.recipe import teacher_recipe
+from kdtrain.config.recipe import recipes_by_teacher, teacher_recipe
 from kdtrain.errors import NoResult
 from kdtrain.models.config import WeightsFile
 from kdtrain.study.bookkeeping import Bookkeeping
@@ -23,12 +23,12 @@ def train_teachers(book: Bookkeeping) -> TrainingStream:
     sweep = book.sweep
     points: dict[str, tuple[Job, Values]] = {}  # by trial_id
     for values in space.combinations(sweep.tree, TEACHER_PARTS):
-        recipe = sweep.recipe_for(values, sweep.study.seed)
-        trained_by = teacher_recipe(recipe)
-        job = book.job("teacher", len(points), trained_by or recipe, final=True)
-        if trained_by is None:
-            job = replace(job, kind="evaluate", trial_id=book.workspace.finished_teacher(recipe).trial_id)
-        points.setdefault(job.trial_id, (job, values))
+        for recipe in recipes_by_teacher(sweep.recipe_for(values, sweep.study.seed)):
+            trained_by = teacher_recipe(recipe)
+            job = book.job("teacher", len(points), trained_by or recipe, final=True)
+            if trained_by is None:
+                job = replace(job, kind="evaluate", trial_id=book.workspace.finished_teacher(recipe).trial_id)
+            points.setdefault(job.trial_id, (job, values))
     jobs = [job for job, _ in points.values()]
     for job in jobs:
         student, weights = job.recipe.student, job.recipe.student.weights
@@ -56,7 +56,7 @@ def train_teachers(book: Bookkeeping) -> TrainingStream:
 
 def _accuracy_remark(book: Bookkeeping, job: Job) -> str:
     """Return a sentence about a teacher's validation accuracy."""
-    finished = job.recipe.teacher if job.kind == "evaluate" else None
-    name = f"{finished.model} from {finished.trained}" if finished else job.recipe.student.model
+    finished = job.recipe.teachers  # of an evaluation; a training is that of a student alone
+    name = f"{finished[0].model} from {finished[0].trained}" if finished else job.recipe.student.model
     accuracy, chance = book.accuracy(job)
     return ", ".join(filter(None, (f"teacher {name}: validation accuracy {accuracy:.2%}", chance)))

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.recipe import Recipe, Teacher, teacher_recipe
+from kdtrain.config.recipe import Recipe, Teacher, recipes_by_teacher, teacher_recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import load
 from kdtrain.models.config import WeightsFile
@@ -22,7 +22,8 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
 
     These are the recipe with its balance as two weights, the content or name of the weights that its networks begin
     with, its teacher's whole recipe and code (or the content of its file), the data's fingerprint, the code of its
-    method's module as this process runs it, and NUMERICS, which stands for all other code.
+    method's module as this process runs it, and NUMERICS, which stands for all other code. An ensemble has each of its
+    teachers like that, how they are combined, and each one's share of the weights, so that only their ratios count.
 
     Raises:
         UserError: The data set, a file of weights or the method's source file is absent.
@@ -31,11 +32,11 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
     resolved["student"]["weights"] = _starting_weights(recipe, place)
     if "balance" in resolved["method"]:
         resolved["method"]["balance"] = list(recipe.method.balance.weights)  # type: ignore[union-attr]
-    taught_by = teacher_recipe(recipe)
-    if taught_by is not None:
-        resolved["teacher"] = identity(taught_by, data_root, "recipe.teacher")
-    elif recipe.teacher is not None:
-        resolved["teacher"] = _finished_teacher(recipe.teacher)
+    teachers = [_teacher(each, data_root) for each in recipes_by_teacher(recipe)]
+    if (ensemble := recipe.ensemble) is not None:
+        resolved["teacher"] = {"of": teachers, "combine": ensemble.combine, "shares": list(ensemble.shares)}
+    elif teachers:
+        resolved["teacher"] = teachers[0]
     data, code = load(recipe.data, data_root), code_digest(type(recipe.method).__module__)
     return {"recipe": resolved, "data": data.fingerprint, "code": code, "numerics": NUMERICS}
 
@@ -51,22 +52,32 @@ def finished_teacher_id(recipe: Recipe, data: Dataset) -> str:
     Raises:
         UserError: The file of weights is absent.
     """
-    assert recipe.teacher is not None
-    of = {"teacher": _finished_teacher(recipe.teacher), "data": recipe.data.model_dump(mode="json")}
+    (teacher,) = recipe.teachers
+    of = {"teacher": _finished_teacher(teacher), "data": recipe.data.model_dump(mode="json")}
     return _hashed({"recipe": of, "data": data.fingerprint, "numerics": NUMERICS})
 
 
 def require_weights_files(recipe: Recipe) -> None:
     """Raise UserError unless this machine can read every file of weights that a recipe names."""
-    for place, network in (("recipe.student", recipe.student), ("recipe.teacher", recipe.teacher)):
-        if network is not None and isinstance(network.weights, WeightsFile):
+    for place, network in (("recipe.student", recipe.student), *(("recipe.teacher", each) for each in recipe.teachers)):
+        if isinstance(network.weights, WeightsFile):
             weights_source(network, place)
-    if recipe.teacher is not None and recipe.teacher.trained is not None:
-        _finished_teacher(recipe.teacher)
+    for teacher in recipe.teachers:
+        if teacher.trained is not None:
+            _finished_teacher(teacher)
 
 
 def _hashed(value: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _teacher(recipe: Recipe, data_root: Path) -> dict[str, Any]:
+    """Return the identity of a recipe's one teacher."""
+    taught_by = teacher_recipe(recipe)
+    if taught_by is not None:
+        return identity(taught_by, data_root, "recipe.teacher")
+    (teacher,) = recipe.teachers
+    return _finished_teacher(teacher)
 
 
 def _finished_teacher(teacher: Teacher) -> dict[str, Any]:

@@ -41,13 +41,15 @@ class Environment(TypedDict):
 class TeacherReference(TypedDict, total=False):
     """The teacher of a distilled student: a trial of the same store, or a finished one from a file.
 
-    `trial_id` of a finished one names the folder of its evaluation, which earlier versions did not make.
+    `trial_id` of a finished one names the folder of its evaluation, which earlier versions did not make. An ensemble
+    has `members` only.
     """
 
     trial_id: str
     file: str
     sha256: str
     weights_key: str
+    members: "list[TeacherReference]"
 
 
 class DataSummary(TypedDict):

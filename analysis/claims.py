@@ -5,6 +5,7 @@ Where options were compared, such as methods, the best recipe of each is compare
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -101,7 +102,8 @@ class GrownSeeds(NamedTuple):
 class Single:
     """A teacher: one run, so its interval is the binomial interval of its test images.
 
-    file: of a finished teacher, whose test accuracy is that which its students were compared with.
+    file: of a finished teacher, whose test accuracy is that which its students were compared with. members: of an
+    ensemble, whose accuracies are those of the outputs that the winner was given.
     """
 
     model: str
@@ -112,6 +114,7 @@ class Single:
     test_images: float
     interval: Interval | None
     file: str | None = None
+    members: tuple["Single", ...] = ()
 
 
 class ImageBootstrap(NamedTuple):
@@ -185,12 +188,15 @@ def find(found: Sequence[Candidate], key: str | None) -> Candidate | None:
 
 
 def teachers(study: Study) -> list[Single]:
-    """Return the teachers that are trained or evaluated, that of the winner first."""
+    """Return the teachers that are trained or evaluated, that of the winner first, an ensemble before its members."""
     rows = study.stage("teacher")
-    won = study.recipes.get((study.winner or {}).get("trial_id", ""), {})
-    of_winner = (won.get("teacher") or {}).get("trial_id")
+    winner = (study.winner or {}).get("trial_id", "")
+    reference = study.recipes.get(winner, {}).get("teacher") or {}
+    of_winner = [member["trial_id"] for member in reference.get("members", [reference] if reference else [])]
     found = [_single(study, row) for _, row in rows[rows["trial_id"].notna()].iterrows()]
-    return sorted(found, key=lambda single: single.trial_id != of_winner)
+    found = sorted(found, key=lambda single: single.trial_id not in of_winner)
+    members = tuple(single for single in found if single.trial_id in of_winner)
+    return [_ensemble(study, winner, members), *found] if "members" in reference else found
 
 
 def undecided(difference: Estimate) -> str | None:
@@ -270,7 +276,6 @@ def _single(study: Study, row: pd.Series) -> Single:
     test, images = row["test/accuracy"], row["test_images"]
     if file is not None:
         test, images = _test_of_finished(study, row["trial_id"])
-    measured = not math.isnan(test) and not math.isnan(images)
     return Single(
         model=student_name(recipe),
         trial_id=row["trial_id"],
@@ -278,9 +283,30 @@ def _single(study: Study, row: pd.Series) -> Single:
         validation=row["val/accuracy"],
         test=test,
         test_images=images,
-        interval=clopper_pearson(round(test * images), int(images)) if measured else None,
+        interval=_interval(test, images),
         file=file,
     )
+
+
+def _ensemble(study: Study, student_id: str, members: tuple[Single, ...]) -> Single:
+    """Return the ensemble that taught a student, with what the student's trial has of its accuracy."""
+    test = (study.outcomes.get(student_id) or {}).get("test") or {}
+    validation = [row["val/teacher_accuracy"] for row in study.rows_of(student_id) if "val/teacher_accuracy" in row]
+    return Single(
+        model=counted_names([member.model for member in members]),
+        trial_id="",
+        parameters=sum(member.parameters for member in members),
+        validation=validation[0] if validation else math.nan,
+        test=test.get("test/teacher_accuracy", math.nan),
+        test_images=test.get("images", math.nan),
+        interval=_interval(test.get("test/teacher_accuracy", math.nan), test.get("images", math.nan)),
+        members=members,
+    )
+
+
+def _interval(test: float, images: float) -> Interval | None:
+    measured = not math.isnan(test) and not math.isnan(images)
+    return clopper_pearson(round(test * images), int(images)) if measured else None
 
 
 def _test_of_finished(study: Study, trial_id: str) -> tuple[float, float]:
@@ -301,6 +327,21 @@ def option_label(study: Study, values: Mapping[str, Any]) -> str | None:
 def label_text(label: Any) -> str:
     """Return the label of a choice as text: `kd`, `true`."""
     return label if isinstance(label, str) else json.dumps(label)
+
+
+def counted_names(names: Sequence[str]) -> str:
+    """Return names with their numbers: `2 x resnet18, resnet50`."""
+    return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in Counter(names).items())
+
+
+def teacher_name(recipe: Mapping[str, Any]) -> str | None:
+    """Return the model of a recipe's teacher, or those of its ensemble; None if it has no teacher."""
+    teacher = recipe.get("teacher")
+    if teacher is None:
+        return None
+    if "ensemble" in teacher:
+        return f"ensemble of {counted_names([str(member['model']) for member in teacher['ensemble']['of']])}"
+    return str(teacher["model"])
 
 
 def student_name(recipe: Mapping[str, Any] | None) -> str:

@@ -12,9 +12,11 @@ from analysis.tables import (
     MISSING,
     bold_if,
     count,
+    listed,
     missing,
     percent,
     percent_interval,
+    sampled,
     thousands,
 )
 
@@ -37,10 +39,11 @@ def headline(
         "bootstrap": None if diverged or not winner or not baseline else bootstrap(study, winner, baseline),
         "teacher_below": _teacher_below(study, baseline, teachers[0]) if teachers else None,
         "teachers": [
-            {"name": single.model + (f" from {single.file}" if single.file else ""), "validation": single.validation}
+            {"name": _name(single), "validation": single.validation}
             for single in teachers
             if not missing(single.validation)
         ],
+        "ensemble": _ensemble(study),
         "chance": chance_remarks(study),
         "weights": study.description.get("weights", []),
         "lost": [
@@ -54,6 +57,25 @@ def headline(
         "networks": _networks(study, winner, baseline, teachers),
         "binomial_images": sorted({single.test_images for single in teachers if single.interval}),
     }
+
+
+def _name(teacher: Single) -> str:
+    if teacher.members:
+        return f"ensemble of {len(teacher.members)} ({teacher.model})"
+    return teacher.model + (f" from {teacher.file}" if teacher.file else "")
+
+
+def _ensemble(study: Study) -> dict[str, Any] | None:
+    """Return the number of networks that taught the winner, and how they are combined; None for one network.
+
+    weights: None if they are equal.
+    """
+    recipe = study.recipes.get((study.winner or {}).get("trial_id", ""), {}).get("recipe", {})
+    written = (recipe.get("teacher") or {}).get("ensemble")
+    if written is None:
+        return None
+    weights = None if len(set(written["weights"])) == 1 else listed(map(sampled, written["weights"]))
+    return {"networks": len(written["of"]), "combine": written["combine"], "weights": weights}
 
 
 def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) -> dict[str, Any] | None:
@@ -78,7 +100,10 @@ def _networks(
         if teacher.interval is not None:
             accuracy = f"{percent_interval(teacher.test, teacher.interval)} \\*"
         network = "other teacher" if i else "teacher"
-        rows.append(_row(study, network + (" (finished)" if teacher.file else ""), teacher, accuracy, "1"))
+        if teacher in teachers[0].members:
+            network = "member of the ensemble"
+        note = " (finished)" if teacher.file else f" (ensemble of {len(teacher.members)})" if teacher.members else ""
+        rows.append(_row(study, network + note, teacher, accuracy, "1"))
     if not rows:
         from_file = any((recipe.get("teacher") or {}).get("file") for recipe in study.recipes.values())
         rows.append(_row(study, f"teacher ({'from a file, not measured here' if from_file else 'not trained yet'})"))
@@ -97,7 +122,9 @@ def _row(
     accuracy: str = MISSING, n: str = MISSING, difference: str = MISSING,
 ) -> dict[str, str]:  # fmt: skip
     models = study.description.get("models", {})
-    flops: Any = models.get(measured.model, {}).get("flops_per_image") if measured else None
+    networks = (isinstance(measured, Single) and measured.members) or (measured,)
+    each = [models.get(network.model, {}).get("flops_per_image") if network else None for network in networks]
+    flops: Any = None if any(map(missing, each)) else sum(each)
     return {
         "network": network,
         "model": measured.model if measured else MISSING,

@@ -5,7 +5,6 @@ Where options were compared, such as methods, the best recipe of each is compare
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -26,7 +25,7 @@ from analysis.statistics import (
     paired_differences,
     paired_p_value,
 )
-from analysis.tables import missing
+from analysis.tables import counted_names, missing
 
 BEAT, LOST, UNDECIDED = "beat", "lost to", "undecided"
 
@@ -114,6 +113,7 @@ class Single:
     test_images: float
     interval: Interval | None
     file: str | None = None
+    seed: int | None = None
     members: tuple["Single", ...] = ()
 
 
@@ -285,6 +285,7 @@ def _single(study: Study, row: pd.Series) -> Single:
         test_images=images,
         interval=_interval(test, images),
         file=file,
+        seed=None if file else recipe.get("seed"),
     )
 
 
@@ -327,11 +328,6 @@ def option_label(study: Study, values: Mapping[str, Any]) -> str | None:
 def label_text(label: Any) -> str:
     """Return the label of a choice as text: `kd`, `true`."""
     return label if isinstance(label, str) else json.dumps(label)
-
-
-def counted_names(names: Sequence[str]) -> str:
-    """Return names with their numbers: `2 x resnet18, resnet50`."""
-    return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in Counter(names).items())
 
 
 def teacher_name(recipe: Mapping[str, Any]) -> str | None:

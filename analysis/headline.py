@@ -39,7 +39,7 @@ def headline(
         "bootstrap": None if diverged or not winner or not baseline else bootstrap(study, winner, baseline),
         "teacher_below": _teacher_below(study, baseline, teachers[0]) if teachers else None,
         "teachers": [
-            {"name": _name(single), "validation": single.validation}
+            {"name": _name(single, single in teachers[0].members), "validation": single.validation}
             for single in teachers
             if not missing(single.validation)
         ],
@@ -59,9 +59,11 @@ def headline(
     }
 
 
-def _name(teacher: Single) -> str:
+def _name(teacher: Single, is_member: bool) -> str:
     if teacher.members:
         return f"ensemble of {len(teacher.members)} ({teacher.model})"
+    if is_member and teacher.seed is not None:
+        return f"{teacher.model} (seed {teacher.seed})"
     return teacher.model + (f" from {teacher.file}" if teacher.file else "")
 
 
@@ -101,7 +103,7 @@ def _networks(
             accuracy = f"{percent_interval(teacher.test, teacher.interval)} \\*"
         network = "other teacher" if i else "teacher"
         if teacher in teachers[0].members:
-            network = "member of the ensemble"
+            network = "member of the ensemble" + ("" if teacher.seed is None else f", seed {teacher.seed}")
         note = " (finished)" if teacher.file else f" (ensemble of {len(teacher.members)})" if teacher.members else ""
         rows.append(_row(study, network + note, teacher, accuracy, "1"))
     if not rows:

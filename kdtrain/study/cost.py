@@ -17,6 +17,9 @@ from kdtrain.study.teachers import TEACHER_PARTS
 from kdtrain.study.tradeoff import student_recipes
 from kdtrain.teacher.cache_policy import bytes_per_image, reads_whole_batch, reason_not_cached
 
+COMBINED = (("teacher", "ensemble", "combine"), ("teacher", "ensemble", "weights"))
+"""Parts of a teacher that combine its outputs after they are read."""
+
 
 @dataclass(frozen=True)
 class StageCost:
@@ -156,7 +159,11 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
     splits = ["teacher", "data", *(name for name in ("mixup", "precision") if name in sweep.tree)]
     if any(reads_whole_batch(recipe.method.teacher_readings) for recipe in bytes_of):
         splits.append("batch_size")
-    splitting = tuple(parameter.name for parameter in sweep.parameters if parameter.path[0] in splits)
+    splitting = tuple(
+        parameter.name
+        for parameter in sweep.parameters
+        if parameter.path[0] in splits and parameter.path[:3] not in COMBINED
+    )
     return Sharing(tuple(dict.fromkeys(cached)), tuple(dict.fromkeys(live.values())), splitting)
 
 

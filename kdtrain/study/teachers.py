@@ -39,10 +39,12 @@ def train_teachers(book: Bookkeeping) -> TrainingStream:
             )
     yield from book.run_stage(jobs)
     problems: list[str] = []
+    models = [job.recipe.student.model for job in jobs if job.kind == "train"]
     for job, values in points.values():
         end = book.ends[job.key]
         if end["state"] == "complete":
-            book.remarks.append(_accuracy_remark(book, job))
+            seed = f" (seed {job.recipe.seed})" if models.count(job.recipe.student.model) > 1 else ""
+            book.remarks.append(_accuracy_remark(book, job, seed))
         else:
             done = "evaluating the teacher" if job.kind == "evaluate" else f"training {job.recipe.student.model}"
             what = "broke" if end["state"] == "broken" else "failed"
@@ -54,9 +56,9 @@ def train_teachers(book: Bookkeeping) -> TrainingStream:
     return [job for job in jobs if job.kind == "train"]
 
 
-def _accuracy_remark(book: Bookkeeping, job: Job) -> str:
-    """Return a sentence about a teacher's validation accuracy."""
+def _accuracy_remark(book: Bookkeeping, job: Job, seed: str) -> str:
+    """Return a sentence about a teacher's validation accuracy; `seed` tells one training of a model from another."""
     finished = job.recipe.teachers  # of an evaluation; a training is that of a student alone
-    name = f"{finished[0].model} from {finished[0].trained}" if finished else job.recipe.student.model
+    name = f"{finished[0].model} from {finished[0].trained}" if finished else job.recipe.student.model + seed
     accuracy, chance = book.accuracy(job)
     return ", ".join(filter(None, (f"teacher {name}: validation accuracy {accuracy:.2%}", chance)))

@@ -245,7 +245,8 @@ class Racer(TypedDict):
     `option` is that of the compared choice, or the baseline's student model; None if there is one group only.
     `value` is the search's own objective, `seeds` the number of fresh seeds, `fresh` their mean objective (None before
     the first), `mean` and `sd` are of the posterior, in the objective's unit (None if it diverged). `dropped`
-    is the round after which it left the race, None if it has not; `diverged` says that a loss became non-finite.
+    is the round after which it left the race, None if it has not; `diverged` says that a loss became non-finite,
+    `improbable` (absent in older studies) that it was probably below the leader, not only among the lowest means.
     """
 
     candidate: str
@@ -257,6 +258,7 @@ class Racer(TypedDict):
     mean: float | None
     sd: float | None
     dropped: int | None
+    improbable: NotRequired[bool]
     diverged: bool
 
 
@@ -281,13 +283,14 @@ class RoundEvent(TypedDict):
 class SelectedEvent(TypedDict):
     """A race has ended: its winner, the leader of each option, and each candidate's probability of being the best.
 
+    `winner` is None if the loss of every candidate became non-finite with a fresh seed, which only baselines survive.
     `reason` says why there was no race: one complete trial. `without` names the options that have no complete trial.
     """
 
     event: Literal["selected"]
     time: float
     race: str
-    winner: str
+    winner: str | None
     leaders: dict[str, str]
     probabilities: dict[str, float]
     rounds: int

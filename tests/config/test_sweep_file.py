@@ -172,7 +172,7 @@ RANGED = "would train a teacher for every trial"
         ("name: asha", "name: asah", "16: study.pruner.name",
          "unknown pruner 'asah'; choices: asha, median, "),
         ("{name: digits}", "{}", "2: recipe.data", "needs a name; choices: digits, "),
-        ("{name: digits}", "digits", "2: recipe.data", "must be a mapping, {key: value}, got 'digits'"),
+        ("{name: digits}", "digits", "2: recipe.data", "got 'digits'; write {name: digits}"),
         ("{model: lenet5_student}", "{}", "4: recipe.student.model", "is missing"),
         ("warmup_epochs: 1", "warmup_epochs: 8", "10: recipe.lr_schedule.warmup_epochs",
          "must be below epochs 8, got 8"),
@@ -196,7 +196,7 @@ RANGED = "would train a teacher for every trial"
         ("  trials: 24\n", "  budget: {gpu_hours: -2}\n", "14: study.budget.gpu_hours", "must be > 0, got -2"),
         ("  trials: 24\n", "  budget: {hours: 2, epochs: 9}\n", "14: study.budget",
          "takes exactly one of hours, gpu_hours, epochs, got hours: 2"),
-        ("  trials: 24\n", "  budget: 2\n", "14: study.budget", "must be a mapping, {key: value}, got 2"),
+        ("  trials: 24\n", "  budget: 2\n", "14: study.budget", "got 2; it has: hours, gpu_hours, epochs"),
         ("  trials: 24\n", "  budget: {epochs: 239}\n", "14: study.budget.epochs",  # 3 seeds of 4 recipes of 8 epochs
          "must be >= 240: the first batch of each search can take 64 epochs, for which there are 60 %,"
          " and 3 confirming seeds 96; got 239"),

@@ -314,8 +314,13 @@ def _test_of_finished(study: Study, trial_id: str) -> tuple[float, float]:
     """Return a finished teacher's test accuracy and the number of test images, as its students' outcomes have them."""
     for student_id, about in study.recipes.items():
         test = (study.outcomes.get(student_id) or {}).get("test") or {}
-        if (about.get("teacher") or {}).get("trial_id") == trial_id and "test/teacher_accuracy" in test:
-            return float(test["test/teacher_accuracy"]), float(test["images"])
+        reference = about.get("teacher") or {}
+        names = {
+            member["trial_id"]: f"test/teacher_{i}_accuracy" for i, member in enumerate(reference.get("members", []), 1)
+        }
+        name = names.get(trial_id, "test/teacher_accuracy" if reference.get("trial_id") == trial_id else None)
+        if name in test:
+            return float(test[name]), float(test["images"])
     return math.nan, math.nan
 
 

@@ -51,12 +51,17 @@ def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheritin
 def teacher_problems(recipe: Recipe | None) -> list[Problem]:
     """Return the problems of the recipes by which the teachers are trained, which include inherited fields."""
     found: list[Problem] = []
+    taught_by: list[Recipe | None] = []
     for each in () if recipe is None else recipes_by_teacher(recipe):
         try:
-            teacher_recipe(each)
+            taught_by.append(teacher_recipe(each))
         except ValidationError as error:
             rules = [details.get("ctx", {}).get("error", details["msg"]) for details in error.errors()]
             found += [Problem(("teacher",), f"its own training is not valid: {rule}") for rule in rules]
+    trained = [each for each in taught_by if each is not None]
+    if len(set(trained)) < len(trained):
+        text = "two of its teachers are one: with what they inherit, their recipes are equal; write another seed"
+        found.append(Problem(("teacher",), text))
     return list(dict.fromkeys(found))
 
 

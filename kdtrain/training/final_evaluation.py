@@ -13,7 +13,7 @@ from kdtrain.models.weights import load_whole_network
 from kdtrain.runtime import distributed
 from kdtrain.teacher.ensemble import combined_logits
 from kdtrain.teacher.network import trained_teacher
-from kdtrain.training.evaluation import logits_of, pair_metrics, student_metrics, tta_logits
+from kdtrain.training.evaluation import accuracy, logits_of, pair_metrics, student_metrics, tta_logits
 from kdtrain.training.precision import backend_settings
 from kdtrain.trials.records import Outcome
 from kdtrain.trials.store import TrialFolder
@@ -62,6 +62,9 @@ def _evaluated(
     if recipe.teacher is not None:
         by_teacher = [_teacher_test_logits(each, data, workspace) for each in recipes_by_teacher(recipe)]
         teacher = combined_logits(recipe, by_teacher)
+        if recipe.ensemble is not None:
+            for i, own in enumerate(by_teacher, 1):
+                test[f"test/teacher_{i}_accuracy"] = accuracy(own, data.test.labels)
         pair = pair_metrics(logits["test_logits"], teacher, recipe.seed, 0, recipe.batch_size)
         test |= {f"test/{name}": value for name, value in pair.items()}
         test["test/teacher_accuracy"] = student_metrics(teacher, data.test.labels)["accuracy"]

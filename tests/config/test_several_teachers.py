@@ -85,6 +85,7 @@ REFUSED = {
     "[]": ("", "at least 2 teachers, got 0"),
     f"[{A}]": ("", "at least 2 teachers, got 1"),
     f"[{A}, {B}, {A}]": ("", "teacher 3 repeats teacher 1"),
+    f"[{A}, {{model: lenet5_teacher, epochs: 8}}]": ("", "two of its teachers are one"),
     f"[{A}, 3]": (".1", "must be a mapping"),
     f"[{A}, {{model: lenet5_hal}}]": (".1.model", "nearest: lenet5_half"),
     f"[{A}, {{model: lenet5_half, epoch: 3}}]": (".1.epoch", "nearest: epochs"),
@@ -163,6 +164,8 @@ def test_weights_are_searched_as_a_range_each_or_as_a_choice_of_lists(weights: s
 
 
 def test_an_ensemble_competes_with_its_members_and_the_number_of_seeds_can_be_searched(tmp_path: Path) -> None:
+    lists = swept(tmp_path, f"{{choice: [[{A}, {B}], {A}]}}").parameters[0]
+    assert lists.labels == ("[lenet5_teacher, lenet5_half]", "lenet5_teacher")
     sweep = swept(tmp_path, f"{{choice: [{A}, {{ensemble: {{of: {A}, seeds: {{choice: [2, 4]}}}}}}]}}")
     (alone,) = sweep.recipe_for({"teacher": "lenet5_teacher"}, 0).teachers
     four = sweep.recipe_for({"teacher": "ensemble", "teacher[ensemble].ensemble.seeds": 4}, 0).teachers

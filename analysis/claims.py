@@ -25,7 +25,7 @@ from analysis.statistics import (
     paired_differences,
     paired_p_value,
 )
-from analysis.tables import missing
+from analysis.tables import counted_names, missing
 from analysis.trained import text_of
 from kdtrain.trials.records import network_name
 
@@ -106,7 +106,8 @@ class Single:
     file: of a finished teacher, whose test accuracy is that which its students were compared with; so is that of a
     teacher with data of its own. taught_by: its own teacher and method. data, resolution: those that its students have
     otherwise.
-    depth: 0 of the winner's teacher, 1 of the teacher of that one, ...; None of other teachers.
+    depth: 0 of the winner's teachers, 1 of the teachers of those, ...; None of other teachers.
+    members: of an ensemble, whose accuracies are those of the outputs that the winner was given.
     """
 
     model: str
@@ -121,6 +122,8 @@ class Single:
     data: str | None = None
     resolution: int | None = None
     depth: int | None = None
+    seed: int | None = None
+    members: tuple["Single", ...] = ()
 
 
 class ImageBootstrap(NamedTuple):
@@ -194,26 +197,39 @@ def find(found: Sequence[Candidate], key: str | None) -> Candidate | None:
 
 
 def teachers(study: Study) -> list[Single]:
-    """Return the teachers that are trained or evaluated: that of the winner first, then its own teachers."""
+    """Return the teachers that are trained or evaluated: those of the winner first, then their own teachers.
+
+    An ensemble that taught the winner comes before its members.
+    """
     rows = study.stage("teacher")
     rows = rows[rows["trial_id"].notna()]
-    first = _teacher_id(study, (study.winner or {}).get("trial_id", ""))
-    if first is None:  # there is no winner yet: a teacher of students
+    winner = (study.winner or {}).get("trial_id", "")
+    level = _teacher_ids(study, winner)
+    if not level:  # there is no winner yet: a teacher of students
         ids = list(rows["trial_id"])
-        of_teachers = {_teacher_id(study, trial_id) for trial_id in ids}
-        first = next((trial_id for trial_id in ids if trial_id not in of_teachers), None)
-    above: list[str] = []
-    while first is not None:
-        above.append(first)
-        first = _teacher_id(study, first)
-    depths = {trial_id: depth for depth, trial_id in enumerate(above)}
+        of_teachers = {own for trial_id in ids for own in _teacher_ids(study, trial_id)}
+        level = [trial_id for trial_id in ids if trial_id not in of_teachers][:1]
+    depths: dict[str, int] = {}
+    while level:
+        depth = 1 + max(depths.values(), default=-1)
+        depths = dict.fromkeys(level, depth) | depths
+        level = [own for trial_id in level for own in _teacher_ids(study, trial_id)]
     found = [_single(study, row, depths.get(row["trial_id"])) for _, row in rows.iterrows()]
-    return sorted(found, key=lambda single: len(above) if single.depth is None else single.depth)
+    found = sorted(found, key=lambda single: len(depths) if single.depth is None else single.depth)
+    if "members" not in _reference(study, winner):
+        return found
+    return [_ensemble(study, winner, tuple(single for single in found if single.depth == 0)), *found]
 
 
-def _teacher_id(study: Study, trial_id: str) -> str | None:
-    found: str | None = (study.recipes.get(trial_id, {}).get("teacher") or {}).get("trial_id")
-    return found
+def _reference(study: Study, trial_id: str) -> Mapping[str, Any]:
+    """Return what a trial's record has of its teacher; nothing if it has none."""
+    return study.recipes.get(trial_id, {}).get("teacher") or {}
+
+
+def _teacher_ids(study: Study, trial_id: str) -> list[str]:
+    """Return the trials of a trial's teachers: none, one, or those of an ensemble."""
+    reference = _reference(study, trial_id)
+    return [each["trial_id"] for each in reference.get("members", [reference]) if "trial_id" in each]
 
 
 def undecided(difference: Estimate) -> str | None:
@@ -295,8 +311,7 @@ def _single(study: Study, row: pd.Series, depth: int | None) -> Single:
     other = _other_values(about, of_students)
     if file is not None or other:
         test, images = _test_by_students(study, row["trial_id"], of_students)
-    its_teacher = recipe.get("teacher")
-    measured = not math.isnan(test) and not math.isnan(images)
+    its_teacher = teacher_name(recipe)
     return Single(
         model=student_name(recipe),
         trial_id=row["trial_id"],
@@ -304,13 +319,36 @@ def _single(study: Study, row: pd.Series, depth: int | None) -> Single:
         validation=row["val/accuracy"],
         test=test,
         test_images=images,
-        interval=clopper_pearson(round(test * images), int(images)) if measured else None,
+        interval=_interval(test, images),
         file=file,
-        taught_by=f"{its_teacher['model']}, {recipe['method']['name']}" if its_teacher else None,
+        taught_by=f"{its_teacher}, {recipe['method']['name']}" if its_teacher else None,
         data=", ".join(f"{key} {text_of(value)}" for key, value in other.items()) or None,
         resolution=other.get("resolution"),
         depth=depth,
+        seed=None if file else recipe.get("seed"),
     )
+
+
+def _ensemble(study: Study, student_id: str, members: tuple[Single, ...]) -> Single:
+    """Return the ensemble that taught a student, with what the student's trial has of its accuracy."""
+    test = (study.outcomes.get(student_id) or {}).get("test") or {}
+    validation = [row["val/teacher_accuracy"] for row in study.rows_of(student_id) if "val/teacher_accuracy" in row]
+    return Single(
+        model=counted_names([member.model for member in members]),
+        trial_id="",
+        parameters=sum(member.parameters for member in members),
+        validation=validation[0] if validation else math.nan,
+        test=test.get("test/teacher_accuracy", math.nan),
+        test_images=test.get("images", math.nan),
+        interval=_interval(test.get("test/teacher_accuracy", math.nan), test.get("images", math.nan)),
+        depth=0,
+        members=members,
+    )
+
+
+def _interval(test: float, images: float) -> Interval | None:
+    measured = not math.isnan(test) and not math.isnan(images)
+    return clopper_pearson(round(test * images), int(images)) if measured else None
 
 
 def _other_values(about: Mapping[str, Any], of_students: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,7 +362,7 @@ def _other_values(about: Mapping[str, Any], of_students: Mapping[str, Any]) -> d
 
 def _data_of_students(study: Study, trial_id: str) -> Mapping[str, Any]:
     """Return the data, as the recipe has them, of the students that a teacher teaches, through other teachers too."""
-    taught = next((own for own in study.recipes if _teacher_id(study, own) == trial_id), None)
+    taught = next((own for own in study.recipes if trial_id in _teacher_ids(study, own)), None)
     if taught is not None:
         return _data_of_students(study, taught)
     found: Mapping[str, Any] = study.recipes.get(trial_id, {}).get("recipe", {}).get("data") or {}
@@ -335,9 +373,13 @@ def _test_by_students(study: Study, trial_id: str, data: Mapping[str, Any]) -> t
     """Return a teacher's test accuracy and the number of test images, as its students on this data have them."""
     for student_id, about in study.recipes.items():
         test = (study.outcomes.get(student_id) or {}).get("test") or {}
-        is_its = _teacher_id(study, student_id) == trial_id and (about["recipe"].get("data") or {}) == data
-        if is_its and "test/teacher_accuracy" in test:
-            return float(test["test/teacher_accuracy"]), float(test["images"])
+        ids, name = _teacher_ids(study, student_id), "test/teacher_accuracy"
+        if trial_id not in ids or (about["recipe"].get("data") or {}) != data:
+            continue
+        if "members" in _reference(study, student_id):
+            name = f"test/teacher_{ids.index(trial_id) + 1}_accuracy"
+        if name in test:
+            return float(test[name]), float(test["images"])
     return math.nan, math.nan
 
 
@@ -350,6 +392,16 @@ def option_label(study: Study, values: Mapping[str, Any]) -> str | None:
 def label_text(label: Any) -> str:
     """Return the label of a choice as text: `kd`, `true`."""
     return label if isinstance(label, str) else json.dumps(label)
+
+
+def teacher_name(recipe: Mapping[str, Any]) -> str | None:
+    """Return the model of a recipe's teacher, or those of its ensemble; None if it has no teacher."""
+    teacher = recipe.get("teacher")
+    if teacher is None:
+        return None
+    if "ensemble" in teacher:
+        return f"ensemble of {counted_names([str(member['model']) for member in teacher['ensemble']['of']])}"
+    return str(teacher["model"])
 
 
 def student_name(recipe: Mapping[str, Any] | None) -> str:

@@ -1,6 +1,6 @@
 """The first part of a report: the primary claim with its conditions, and the networks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.accounts import continue_command, stages_ended
@@ -12,9 +12,11 @@ from analysis.tables import (
     MISSING,
     bold_if,
     count,
+    listed,
     missing,
     percent,
     percent_interval,
+    sampled,
     thousands,
 )
 
@@ -42,10 +44,11 @@ def headline(
         "bootstrap": None if diverged or not winner or not baseline else bootstrap(study, winner, baseline),
         "teacher_below": _teacher_below(study, baseline, teachers[0]) if teachers else None,
         "teachers": [
-            {"name": _name(single), "validation": single.validation}
+            {"name": _name(single, single in teachers[0].members), "validation": single.validation}
             for single in teachers
             if not missing(single.validation)
         ],
+        "ensemble": _ensemble(study),
         "shared": _shared(study, winner),
         "chance": chance_remarks(study),
         "weights": study.description.get("weights", []),
@@ -62,24 +65,44 @@ def headline(
     }
 
 
-def _name(teacher: Single) -> str:
+def _name(teacher: Single, is_member: bool) -> str:
     """Return `resnet18 (taught by resnet50, kd; its data: resolution 64)`."""
+    if teacher.members:
+        return f"ensemble of {len(teacher.members)} ({teacher.model})"
     name = teacher.model + (f" from {teacher.file}" if teacher.file else "")
     about = [
+        *([f"seed {teacher.seed}"] if is_member and teacher.seed is not None else []),
         *([f"taught by {teacher.taught_by}"] if teacher.taught_by else []),
         *([f"its data: {teacher.data}"] if teacher.data else []),
     ]
     return f"{name} ({'; '.join(about)})" if about else name
 
 
-def _shared(study: Study, winner: Candidate | None) -> dict[str, Any] | None:
-    """Return how many of the winner's images its teachers were trained on; None if they had no data of their own."""
-    about = study.recipes.get(next(iter(winner.trial_ids.values()), ""), {}) if winner else {}
-    shared = (about.get("teacher") or {}).get("shared_images")
-    if shared is None:
+def _ensemble(study: Study) -> dict[str, Any] | None:
+    """Return the number of networks that taught the winner, and how they are combined; None for one network.
+
+    weights: None if they are equal.
+    """
+    recipe = study.recipes.get((study.winner or {}).get("trial_id", ""), {}).get("recipe", {})
+    written = (recipe.get("teacher") or {}).get("ensemble")
+    if written is None:
         return None
-    leaked = [f"{shared[split]} of the {about['data'][split]} {name} images" for split, name in LEAKS if shared[split]]
-    return {"train": shared["train"], "of": about["data"]["train"], "leaked": leaked}
+    weights = None if len(set(written["weights"])) == 1 else listed(map(sampled, written["weights"]))
+    return {"networks": len(written["of"]), "combine": written["combine"], "weights": weights}
+
+
+def _shared(study: Study, winner: Candidate | None) -> list[dict[str, Any]]:
+    """Return how many of the winner's images each of its teachers was trained on, if it had data of its own."""
+    about = study.recipes.get(next(iter(winner.trial_ids.values()), ""), {}) if winner else {}
+    reference = about.get("teacher") or {}
+    found = []
+    for i, each in enumerate(reference.get("members", [reference]), 1):
+        if (shared := each.get("shared_images")) is not None:
+            images = about["data"]
+            leaked = [f"{shared[split]} of the {images[split]} {name} images" for split, name in LEAKS if shared[split]]
+            teacher = f"teacher {i} of the ensemble" if "members" in reference else "teacher"
+            found.append({"teacher": teacher, "train": shared["train"], "of": images["train"], "leaked": leaked})
+    return found
 
 
 def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) -> dict[str, Any] | None:
@@ -105,7 +128,10 @@ def _networks(
         if teacher.interval is not None:
             accuracy = f"{percent_interval(teacher.test, teacher.interval)} \\*"
         network = "other teacher" if i and teacher.depth is None else "teacher" + "'s teacher" * (teacher.depth or 0)
-        rows.append(_row(study, network + (" (finished)" if teacher.file else ""), teacher, accuracy, "1"))
+        if teacher in teachers[0].members:
+            network = "member of the ensemble" + ("" if teacher.seed is None else f", seed {teacher.seed}")
+        note = " (finished)" if teacher.file else f" (ensemble of {len(teacher.members)})" if teacher.members else ""
+        rows.append(_row(study, network + note, teacher, accuracy, "1"))
     if not rows:
         from_file = any((recipe.get("teacher") or {}).get("file") for recipe in study.recipes.values())
         rows.append(_row(study, f"teacher ({'from a file, not measured here' if from_file else 'not trained yet'})"))
@@ -131,15 +157,25 @@ def _seen(study: Study, measured: Single | Candidate | None) -> tuple[str, str]:
     return count(data["train"] if record["teacher"] else labels), count(labels)
 
 
+def _size(measured: Single | Candidate | None, models: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return parameters and FLOPs of a network, at its own resolution if it has one; nothing if they are unknown."""
+    if measured is None:
+        return {}
+    name = measured.model
+    if isinstance(measured, Single) and measured.resolution is not None:
+        name += f" at {measured.resolution} px"
+    found: Mapping[str, Any] = models.get(name, {})
+    return found
+
+
 def _row(
     study: Study, network: str, measured: Single | Candidate | None = None,
     accuracy: str = MISSING, n: str = MISSING, difference: str = MISSING,
 ) -> dict[str, str]:  # fmt: skip
     models = study.description.get("models", {})
-    size = models.get(measured.model, {}) if measured else {}
-    if isinstance(measured, Single) and measured.resolution is not None:
-        size = models.get(f"{measured.model} at {measured.resolution} px", {})
-    flops: Any = size.get("flops_per_image")
+    networks = (isinstance(measured, Single) and measured.members) or (measured,)
+    each = [_size(network, models).get("flops_per_image") for network in networks]
+    flops: Any = None if any(map(missing, each)) else sum(each)
     return {
         "network": network,
         "model": measured.model if measured else MISSING,

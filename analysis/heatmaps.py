@@ -79,6 +79,8 @@ def _image(axes: Axes, image: Any, below: str) -> None:
 
 
 def _title(made: Figure, title: str, roles: Any) -> None:
+    if "teacher" not in roles:
+        title += "\n(the teacher is an ensemble of networks, which has no map of its own)"
     if "alone" not in roles:
         title += "\n(no student alone of this model completed all its seeds)"
     style.title(made, title)

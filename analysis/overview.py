@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from analysis import by_method
-from analysis.claims import BEAT, LOST, UNDECIDED
+from analysis.claims import BEAT, LOST, UNDECIDED, teacher_name
 from analysis.references.sections import all_references
 from analysis.rendering import render
 from analysis.summary import VERDICTS, Summary, method_of, summaries, sweep_folders
@@ -65,7 +65,7 @@ def _row(results: Path, summary: Summary) -> dict[str, Any]:
     name, study, winner, difference = summary.name, summary.study, summary.winner, summary.difference
     data = study.data if study else None
     won = (study.winner or {}).get("trial_id", "") if study else ""
-    teacher = (study.recipes.get(won, {}).get("recipe", {}).get("teacher") or {}) if study else {}
+    teacher = teacher_name(study.recipes.get(won, {}).get("recipe", {})) if study else None
     n = MISSING
     if difference is not None and winner is not None:  # a lost confirming run is left out with its pair
         n = f"{difference.n}" + (f" of {winner.planned}" if difference.n != winner.planned else "")
@@ -73,7 +73,7 @@ def _row(results: Path, summary: Summary) -> dict[str, Any]:
     return {
         "sweep": f"[{name}]({quote(name)}/report.md)" if has_report else f"{name} (no report.md)",
         "data": f"{data['name']}, {count(data['train'])} to train" if data else MISSING,
-        "teacher → student": f"{teacher.get('model', MISSING)} → {winner.model}" if winner else MISSING,
+        "teacher → student": f"{teacher or MISSING} → {winner.model}" if winner else MISSING,
         "method": (method_of(study, won) if study else None) or MISSING,
         "difference, points": bold_if(summary.decided, estimate_points(difference)),
         "n": n,

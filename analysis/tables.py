@@ -1,6 +1,7 @@
 """Numbers as text, and rows as Markdown tables. Equal data gives equal bytes."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,11 @@ def estimate_points(estimate: Estimate | None) -> str:
     return MISSING if estimate is None else f"{points(estimate.mean)} [{points_interval(estimate.interval)}]"
 
 
+def counted_names(names: Sequence[str]) -> str:
+    """Return names with their numbers: `2 x resnet18, resnet50`."""
+    return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in Counter(names).items())
+
+
 def bold_if(bold: bool, text: str) -> str:
     return f"**{text}**" if bold else text
 
@@ -110,14 +116,21 @@ def sampled(value: Any) -> str:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Return the shortest unique dotted end of each name: method[kd].temperature -> temperature."""
+    """Return the shortest unique dotted end of each name: method[kd].temperature -> temperature.
+
+    The number of a list's item is no name by itself: teacher.ensemble.weights.1 -> weights.1.
+    """
     parts = {name: name.split(".") for name in names}
     longest = max((len(split) for split in parts.values()), default=0)
     short: dict[str, str] = {}
     for length in range(1, longest + 1):
         ends = {name: ".".join(split[-length:]) for name, split in parts.items()}
         once = list(ends.values())
-        short |= {name: end for name, end in ends.items() if name not in short and once.count(end) == 1}
+        short |= {
+            name: end
+            for name, end in ends.items()
+            if name not in short and not end.isdecimal() and once.count(end) == 1
+        }
     return {name: short.get(name, name) for name in names}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.frame import Study
-from analysis.tables import MISSING, Rows, missing, sampled
+from analysis.tables import MISSING, Rows, counted_names, missing, sampled
 
 SPACES = {"uniform": "", "loguniform": ", log scale", "int": ", integers", "logint": ", integers on a log scale"}
 
@@ -34,6 +34,11 @@ def _as_written(written: Any, resolved: Any) -> Any:
     """Return the winner's value of what the sweep file has; defaults that the file does not mention are left out."""
     if isinstance(written, Mapping) and isinstance(resolved, Mapping) and not _space(written):
         return {key: _as_written(value, resolved.get(key)) for key, value in written.items()}
+    if isinstance(written, list) and isinstance(resolved, Mapping):  # of teachers, an ensemble
+        resolved = (resolved.get("ensemble") or {}).get("of")
+    if isinstance(resolved, list):
+        each = written if isinstance(written, list) else [written] * len(resolved)  # one teacher with several seeds
+        return [_as_written(*pair) for pair in zip(each, resolved, strict=False)]
     return resolved
 
 
@@ -62,6 +67,9 @@ def text_of(value: Any, *, inside: bool = False) -> str:
         if head is None:
             return f"({rest})" if inside else rest
         return f"{value[head]} ({rest})" if rest else str(value[head])
+    if isinstance(value, list):
+        texts = [text_of(item) for item in value]
+        return f"[{counted_names(texts) if all(isinstance(item, Mapping) for item in value) else ', '.join(texts)}]"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return MISSING if missing(value) else sampled(value)

@@ -77,7 +77,7 @@ class Ours:
         assert recipe.teacher is not None
         self.network = untrained_teacher(recipe.teacher, data)
         self.fresh_teacher = copy.deepcopy(self.network)
-        self.state = assemble(recipe, data, Teacher(self.network, device, recipe.method.needed_stages), device)
+        self.state = assemble(recipe, data, [Teacher(self.network, device, recipe.method.needed_stages)], device)
         self.fresh_distiller = copy.deepcopy(self.state.distiller)
 
     def epoch(self) -> float:

@@ -24,17 +24,16 @@ BATCH_NORM_STUDENT = {"model": "test_resnet", "weights": None}
 
 
 def fresh_state(config: Recipe, data_root: Path = NO_DATA, device: torch.device = CPU) -> TrainState:
-    """Return the state before the first step, in training mode. The teacher has random weights."""
+    """Return the state before the first step, in training mode. Its teachers have random weights."""
     return state_on(load(config.data, data_root), config, device)
 
 
 def state_on(data: Dataset, config: Recipe, device: torch.device = CPU, **options: Any) -> TrainState:
     """Return the state of a training on this data, as `fresh_state`."""
-    teacher = None
-    if config.teacher is not None:
-        network = untrained_teacher(config.teacher, data)
-        teacher = Teacher(network, device, config.method.needed_stages, digest="random weights")
-    state = assemble(config, data, teacher, device, **options)
+    stages = config.method.needed_stages
+    networks = [untrained_teacher(each, data) for each in config.teachers]
+    teachers = [Teacher(network, device, stages, digest="random weights") for network in networks]
+    state = assemble(config, data, teachers, device, **options)
     state.distiller.train()
     return state
 

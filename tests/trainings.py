@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import Recipe, teacher_recipes
 from kdtrain.methods.base import TeacherReading
 from kdtrain.storage.cache import Cache
 from kdtrain.storage.folder import Row
@@ -93,16 +93,14 @@ def _trained_once(recipe: Recipe, device: torch.device) -> Trained:
 
 
 def with_teacher(recipe: Recipe, results: Path, data_root: Path = NO_DATA, device: torch.device = CPU) -> None:
-    """Give a results folder the trained teacher of the recipe, if it has one, which a session trains once."""
-    taught_by = teacher_recipe(recipe)
-    if taught_by is None:
-        return
-    if data_root != NO_DATA:
-        train(taught_by, Workspace(Store(results), data_root, device), final=True)
-        return
-    taught, own = trained(taught_by, device=device).folder, Store(results)
-    if not own.trial(taught.trial_id).path.exists():
-        shutil.copytree(taught.path, own.trial(taught.trial_id).path)
+    """Give a results folder the trained teachers of the recipe, which a session trains once."""
+    for taught_by in teacher_recipes(recipe):
+        if data_root != NO_DATA:
+            train(taught_by, Workspace(Store(results), data_root, device), final=True)
+            continue
+        taught, own = trained(taught_by, device=device).folder, Store(results)
+        if not own.trial(taught.trial_id).path.exists():
+            shutil.copytree(taught.path, own.trial(taught.trial_id).path)
 
 
 def trained(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from analysis.claims import Candidate, Single
+from analysis.claims import Candidate, Single, teacher_name
 from analysis.frame import Study
 from analysis.references.published_tables import one_run
 from analysis.statistics import Estimate, mean_estimate, paired_differences
@@ -42,7 +42,7 @@ class Measured:
 
     @property
     def teacher(self) -> str | None:
-        return None if self.recipe.get("teacher") is None else str(self.recipe["teacher"]["model"])
+        return teacher_name(self.recipe)
 
     @property
     def teacher_freeze(self) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.recipe import Recipe, chain
+from kdtrain.config.recipe import Recipe, teacher_recipes
 from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import NoResult, UserError
 from kdtrain.runtime import distributed
@@ -71,7 +71,7 @@ def train(
     device: str | None = None,
     on_epoch: Callable[[Metrics], None] | None = None,
 ) -> Outcome:
-    """Train a recipe, and before it its teacher unless the results have it, and read the test split.
+    """Train a recipe, and before it its teachers unless the results have them, and read the test split.
 
     A training that has ended is not repeated, and one that was cut off continues from its newest checkpoint. As in
     `kdtrain train`, one CPU thread is used.
@@ -81,7 +81,7 @@ def train(
         results: Folder or URL of the results.
         data: Folder or URL of the data sets; None takes the environment variable KDTRAIN_DATA.
         device: Device as torch writes it, such as "cpu", "cuda" or "mps"; None takes the GPU if there is one.
-        on_epoch: Called after each epoch of teacher and student with its metrics, such as `epoch`, `train/loss`,
+        on_epoch: Called after each epoch of teachers and student with its metrics, such as `epoch`, `train/loss`,
             `val/accuracy` (fraction) and `val/nll` (nats). An exception that it raises ends the call; the same call
             continues the training.
 
@@ -92,7 +92,7 @@ def train(
 
     Raises:
         UserError: The recipe does not fit the data, or a file is absent or cannot be written.
-        NoResult: The teacher's training failed.
+        NoResult: A teacher's training failed.
 
     Example:
         >>> outcome = kdtrain.train(kdtrain.load_recipe("best.yaml"), on_epoch=print)
@@ -123,10 +123,19 @@ def require_paths(**arguments: object) -> None:
 
 
 def parts_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
-    """Return the trainings of a recipe with their titles: its teacher's teacher, its teacher, and the student."""
-    *teachers, student = chain(recipe)
-    titles = [f"teacher{' of the teacher' * depth}" for depth in range(len(teachers))]
-    return [*zip(reversed(titles), teachers, strict=True), (recipe.method.name, student)]
+    """Return the trainings of a recipe with their titles: its teachers, each after its own, and the student."""
+    titles: dict[Recipe, str] = {}
+    for teacher, title in _titled_teachers(recipe):
+        titles.setdefault(teacher, title)
+    return [*((title, teacher) for teacher, title in titles.items()), (recipe.method.name, recipe)]
+
+
+def _titled_teachers(recipe: Recipe, of: str = "") -> Iterator[tuple[Recipe, str]]:
+    teachers = teacher_recipes(recipe)
+    for i, teacher in enumerate(teachers, 1):
+        title = f"teacher{f' {i} of {len(teachers)}' if len(teachers) > 1 else ''}{of}"
+        yield from _titled_teachers(teacher, f" of the {title}")
+        yield teacher, title
 
 
 def train_part(

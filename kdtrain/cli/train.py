@@ -108,7 +108,7 @@ def _compiler_folder() -> Iterator[None]:
 
 
 def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.device", group: Group) -> int:
-    """Train the recipe's teacher, if it has one to train, then its student, and print their numbers."""
+    """Train the recipe's teachers that are to be trained, then its student, and print their numbers."""
     from kdtrain.api.training import parts_of, train_part
     from kdtrain.data.notes import data_notes
     from kdtrain.data.registry import data_folder
@@ -151,20 +151,21 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
 
 
 def _print_weights(recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
-    """Print which weights are taken of files, and the accuracy of a finished teacher."""
-    from kdtrain.config.recipe import chain
+    """Print which weights are taken of files, and the accuracy of each finished teacher."""
+    from kdtrain.config.recipe import chain, recipes_by_teacher
     from kdtrain.study.description import networks_of, weights_remark, weights_taken
     from kdtrain.training.teacher_evaluation import evaluate_teacher
 
     for row in weights_taken(networks_of(recipe), len(workspace.dataset(recipe.data).classes)):
         group.print_once(weights_remark(row))
-    first, *_ = chain(recipe)
-    if first.teacher is not None and first.teacher.trained is not None:
-        best = evaluate_teacher(first, workspace)["best"]
-        assert best is not None
-        name = f"teacher: {first.teacher.model} from {first.teacher.trained}"
-        group.print_once(f"{name}: val accuracy {best['val/accuracy']:.4f}")
-        _print_chance("teacher", best, first, workspace, group)
+    for each in (by_teacher for needed in chain(recipe) for by_teacher in recipes_by_teacher(needed)):
+        (teacher,) = each.teachers
+        if teacher.trained is not None:
+            best = evaluate_teacher(each, workspace)["best"]
+            assert best is not None
+            name = f"teacher: {teacher.model} from {teacher.trained}"
+            group.print_once(f"{name}: val accuracy {best['val/accuracy']:.4f}")
+            _print_chance("teacher", best, each, workspace, group)
 
 
 def _print_chance(title: str, best: "BestEpoch", recipe: "Recipe", workspace: "Workspace", group: Group) -> None:

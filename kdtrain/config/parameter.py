@@ -145,14 +145,15 @@ def _labels(options: Sequence[Any]) -> tuple[Label, ...]:
 
 
 def label_of(option: Any) -> Label:
-    """Return an option's `name`, its `model`, or the value itself; for another mapping its keys and plain values.
+    """Return an option's `name`, its `model`, or the value itself; for another mapping its keys and plain values, for
+    a list those of its items.
 
     No label is None, because None is the value of a parameter that does not exist.
     """
     if option is None:
         return "null"
     if isinstance(option, list):
-        return format_value(option)
+        return format_value([label_of(item) for item in option])
     if not isinstance(option, dict):
         return option  # type: ignore[no-any-return]
     if kind := space_kind(option):

@@ -152,7 +152,8 @@ def _path_in_data(data: Any, loc: KeyPath) -> tuple[KeyPath, Any]:
 
 def _unknown_key(model: Model, data: Any, path: KeyPath, noun: str) -> str:
     options, node = _models_at(model, data, path[:-1])
-    owner, key = _select_model(options, node), str(path[-1])
+    key = str(path[-1])
+    owner = _select_model([option for option in options if key not in option.model_fields], node)
     if owner is not None and issubclass(owner, Config):
         if key in owner.renamed:
             return f"is now {dotted((*path[:-1], owner.renamed[key]))}"
@@ -160,17 +161,20 @@ def _unknown_key(model: Model, data: Any, path: KeyPath, noun: str) -> str:
             return f"is now {owner.moved[key]}"
     known = list(owner.model_fields) if owner else []
     name = node.get("name") if "name" in known else None
+    keys = [part for part in path[:-1] if isinstance(part, str)]
     hint = nearest_hint(known, key) or f"; it has: {', '.join(known) or 'nothing'}"
-    return f"{name or (path[-2] if len(path) > 1 else noun)} has no '{key}'{hint}"
+    return f"{name or (keys[-1] if keys else noun)} has no '{key}'{hint}"
 
 
 def _models_at(model: Model, data: Any, path: KeyPath) -> tuple[list[Model], Any]:
-    """Return the models that are allowed at a path, and the data there."""
+    """Return the models that are allowed at a path, and the data there; those of a list are those of its items."""
     options = [model]
     for key in path:
-        owner = _select_model(options, data)
-        field = owner.model_fields.get(str(key)) if owner else None
-        options, data = _models(field.annotation) if field else [], data[key]
+        if isinstance(key, str):
+            owner = _select_model(options, data)
+            field = owner.model_fields.get(key) if owner else None
+            options = _models(field.annotation) if field else []
+        data = data[key]
     return options, data
 
 
@@ -181,9 +185,10 @@ def _models(annotation: Any) -> list[Model]:
 
 
 def _select_model(options: list[Model], node: Any) -> Model | None:
-    """Return the model with the mapping's `name`; the first one if no model has it."""
+    """Return the model with the mapping's `name`; if no model has it, the first one that has most of the keys."""
+    keys = node.keys() if isinstance(node, dict) else set()
     named = [option for option in options if isinstance(node, dict) and node.get("name") in _names(option)]
-    return next(iter(named or options), None)
+    return max(named or options, key=lambda option: len(keys & option.model_fields.keys()), default=None)
 
 
 def _names(model: Model) -> list[str]:
@@ -196,9 +201,10 @@ def _move_to_field(path: KeyPath, node: Any, text: str) -> tuple[KeyPath, str]:
     first, _, rest = text.partition(" ")
     below: KeyPath = ()
     for key in first.split("."):
-        if not isinstance(node, dict) or key not in node:
+        part = int(key) if isinstance(node, list) and key.isdecimal() and int(key) < len(node) else key
+        if isinstance(part, str) and (not isinstance(node, dict) or part not in node):
             return path, text
-        below, node = (*below, key), node[key]
+        below, node = (*below, part), node[part]
     return (*path, *below), rest
 
 

@@ -1,13 +1,15 @@
 """The recipe of one training: everything that may change a bit of what is learned. A recipe has no search spaces."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from kdtrain.base_config import Config, Count, Positive, Seed, tuple_from_list
+from kdtrain.base_config import MOST, Config, Count, Positive, Seed, tuple_from_list
+from kdtrain.config.problems import KeyPath, dotted
 from kdtrain.config.training import Clipping, Cosine, EarlyStopping, Ema, LrSchedule, Optimizer, RDrop
+from kdtrain.config.written_teachers import Written, each_teacher, written_teachers
 from kdtrain.data.base import DataConfig
 from kdtrain.data.mixup import Mixup
 from kdtrain.data.registry import Data
@@ -35,6 +37,22 @@ def names_finished(teacher: Mapping[str, Any]) -> bool:
     The old key `file` counts too, so that its error, which names the new key, is the only one.
     """
     return teacher.get("trained", teacher.get("file")) is not None
+
+
+FEWEST, MOST_SEEDS = 2, 100
+"""The least number of teachers of an ensemble, and the most that `seeds` makes of one."""
+
+
+def _or_one(schema: dict[str, Any]) -> None:
+    """Allow one item in place of the list, in a JSON schema."""
+    items = schema.pop("items")
+    schema["anyOf"] = [{"type": schema.pop("type"), "items": items}, {**items}]
+
+
+def _or_list(schema: dict[str, Any]) -> None:
+    """Allow a list of teachers in place of one, in a JSON schema."""
+    one, _ = forms = schema["anyOf"][0]["oneOf"]
+    forms.append({"type": "array", "items": {**one}, "minItems": FEWEST})
 
 
 class Student(Network):
@@ -68,10 +86,11 @@ class Teacher(Network):
         None,
         description="The method by which this teacher is distilled itself. Left out: none, from the labels alone.",
     )
-    teacher: "Teacher | None" = Field(
+    teacher: "AnyTeacher | None" = Field(
         None,
-        description="The teacher from which this teacher is distilled; it takes what it leaves out from this teacher's"
-        " own training.",
+        description="The teacher from which this teacher is distilled, or several; it takes what it leaves out from"
+        " this teacher's own training.",
+        json_schema_extra=_or_list,
     )
     seed: Seed = 0
     epochs: Count | None = None
@@ -132,7 +151,7 @@ OF_THE_MODEL = ("model", "hidden", "stem")
 """The fields of a network's encoder, which such a teacher has of the student."""
 
 
-def _require_teacher_if_needed(method: str, teacher: Teacher | None, place: str) -> None:
+def _require_teacher_if_needed(method: str, teacher: "AnyTeacher | None", place: str) -> None:
     if method == "none" and teacher is not None:
         raise ValueError(f"method none uses no teacher; remove {place}")
     if method != "none" and teacher is None:
@@ -145,30 +164,39 @@ def with_whole_teachers(recipe: Any) -> Any:
     `as_student` becomes the student's model, and a teacher's data have what they leave out from the recipe's; those of
     a teacher's teacher from the teacher's. A whole recipe stays as it is.
     """
-    if not isinstance(recipe, dict) or not isinstance(teacher := recipe.get("teacher"), dict):
+    if not isinstance(recipe, dict) or "teacher" not in recipe:
         return recipe
-    student, data, own = recipe.get("student"), recipe.get("data"), teacher.get("data")
-    whole = {**teacher}
-    if teacher.get("model") == AS_STUDENT and isinstance(student, dict):
-        of_student = {name: student[name] for name in OF_THE_MODEL if name in student}
-        whole = {**of_student, **teacher, "model": student.get("model")}
-    if isinstance(own, dict) and isinstance(data, dict):
-        whole["data"] = {**data, **own}
-    if "teacher" in teacher:
-        own_recipe = {"teacher": teacher["teacher"], "student": whole, "data": whole.get("data") or data}
-        whole["teacher"] = with_whole_teachers(own_recipe)["teacher"]
-    return {**recipe, "teacher": whole}
+    student, data = recipe.get("student"), recipe.get("data")
+
+    def whole(teacher: Written) -> Written:
+        filled, own = {**teacher}, teacher.get("data")
+        if teacher.get("model") == AS_STUDENT and isinstance(student, dict):
+            of_student = {name: student[name] for name in OF_THE_MODEL if name in student}
+            filled = {**of_student, **teacher, "model": student.get("model")}
+        if isinstance(own, dict) and isinstance(data, dict):
+            filled["data"] = {**data, **own}
+        if "teacher" in teacher:
+            own_recipe = {"teacher": teacher["teacher"], "student": filled, "data": filled.get("data") or data}
+            filled["teacher"] = with_whole_teachers(own_recipe)["teacher"]
+        return filled
+
+    return {**recipe, "teacher": each_teacher(recipe["teacher"], whole)}
 
 
 def _require_one_data_set(recipe: Any) -> None:
     """Raise ValueError if a teacher's data, as it is written, are another data set than the recipe's."""
-    data, teacher = (recipe.get(key) if isinstance(recipe, dict) else None for key in ("data", "teacher"))
-    place, name = "teacher.data.name", data.get("name") if isinstance(data, dict) else None
-    while name is not None and isinstance(teacher, dict):
-        own = teacher.get("data")
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    if isinstance(data, dict) and data.get("name") is not None:
+        _require_data_set(data["name"], recipe.get("teacher"), ("teacher",))
+
+
+def _require_data_set(name: Any, teacher: Any, place: KeyPath) -> None:
+    for path, each in written_teachers(teacher):
+        here, own = (*place, *path), each.get("data")
         if isinstance(own, dict) and own.get("name", name) != name:
-            raise ValueError(f"{place} must be that of recipe.data, {name}, or left out, got {own['name']}")
-        teacher, place = teacher.get("teacher"), f"teacher.{place}"
+            text = f"must be that of recipe.data, {name}, or left out, got {own['name']}"
+            raise ValueError(f"{dotted((*here, 'data', 'name'))} {text}")
+        _require_data_set(name, each.get("teacher"), (*here, "teacher"))
 
 
 def _overlap(one: DataConfig, other: DataConfig) -> bool:
@@ -177,6 +205,117 @@ def _overlap(one: DataConfig, other: DataConfig) -> bool:
     if own == others:
         return False
     return own is None or others is None or own.of != others.of or one.split_seed != other.split_seed
+
+
+class Ensemble(Config):
+    """Several teachers whose outputs are combined. One teacher with `seeds: n` is that teacher n times, with the seeds
+    s, s + 1, ..., where s is its own seed. A dump has the list of all teachers.
+    """
+
+    newer: ClassVar = {"seeds": None}
+
+    of: Annotated[tuple[Teacher, ...], BeforeValidator(tuple_from_list)] = Field(
+        description="The teachers, or one teacher, beside `seeds`.", json_schema_extra=_or_one
+    )
+    seeds: Annotated[int, Field(ge=FEWEST, le=MOST_SEEDS)] | None = Field(
+        None,
+        description="Number of trainings of the one teacher in `of`, with seeds that follow its own.",
+    )
+    combine: Literal["probabilities", "logits"] = Field(
+        "probabilities",
+        description="probabilities: the mean of softmax(logits / T) at the method's temperature T. logits: the mean of"
+        " the logits.",
+    )
+    weights: Annotated[tuple[Annotated[float, Field(ge=0, le=MOST)], ...] | None, BeforeValidator(tuple_from_list)] = (
+        Field(
+            None,
+            description="Weights of the mean, one for each teacher; only their ratios matter. Left out: equal ones."
+            " Each may be searched: [1, {uniform: [0, 2]}].",
+        )
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_written(cls, written: Any) -> Any:
+        """Write the teachers as a list and their weights."""
+        if not isinstance(written, dict):
+            return written
+        written, of = {**written}, written.get("of")
+        if isinstance(of, dict):
+            written["of"] = of = _with_seeds(of, written.get("seeds"))
+            if len(of) >= FEWEST:
+                del written["seeds"]
+        if isinstance(of, list | tuple) and written.get("weights") is None:
+            written["weights"] = [1.0] * len(of)
+        return written
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Self:
+        count, weights = len(self.of), self.weights or ()
+        if self.seeds is not None:
+            raise ValueError(f"seeds goes with one teacher in of, which has a list of {count}; remove seeds")
+        if count < FEWEST:
+            raise ValueError(f"an ensemble needs at least {FEWEST} teachers, got {count}; write one as {{model: ...}}")
+        for i, teacher in enumerate(self.of):
+            first = self.of.index(teacher)
+            if first < i:
+                raise ValueError(
+                    f"teacher {i + 1} repeats teacher {first + 1}, which is one network; write another seed"
+                )
+        if len(weights) != count:
+            raise ValueError(f"weights must be one number for each of the {count} teachers, got {len(weights)}")
+        if not any(weights):
+            raise ValueError(f"weights must have one above 0, got [{', '.join(f'{weight:g}' for weight in weights)}]")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weights divided by their sum."""
+        assert self.weights is not None
+        total = sum(self.weights)
+        return tuple(weight / total for weight in self.weights)
+
+
+def _with_seeds(teacher: Written, seeds: Any) -> list[Written]:
+    """Return one written teacher as often as `seeds` says; once if it is no valid number, which is reported there."""
+    if seeds is None:
+        raise ValueError("of must be a list of teachers, or one teacher with their number beside it, seeds: 5")
+    if names_finished(teacher):
+        raise ValueError("seeds cannot repeat a finished teacher, which is not trained; list the files' teachers in of")
+    if type(seeds) is not int or not FEWEST <= seeds <= MOST_SEEDS:
+        return [teacher]
+    first = teacher.get("seed", 0)
+    return [{**teacher, "seed": first + i if isinstance(first, int) else first} for i in range(seeds)]
+
+
+class TeacherEnsemble(Config):
+    """Several teachers in the place of one; a list of teachers is an ensemble with equal weights."""
+
+    ensemble: Ensemble
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_list(cls, written: Any) -> Any:
+        return {"ensemble": {"of": written}} if isinstance(written, list | tuple) else written
+
+
+def _several_or_one(written: Any) -> str:
+    several = isinstance(written, list | tuple | TeacherEnsemble) or (
+        isinstance(written, dict) and "ensemble" in written
+    )
+    return "several" if several else "one"
+
+
+AnyTeacher = Annotated[
+    Annotated[Teacher, Tag("one")] | Annotated[TeacherEnsemble, Tag("several")], Discriminator(_several_or_one)
+]
+Teacher.model_rebuild()
+
+
+def _networks(teacher: AnyTeacher | None) -> tuple[Teacher, ...]:
+    if isinstance(teacher, TeacherEnsemble):
+        return teacher.ensemble.of
+    return () if teacher is None else (teacher,)
 
 
 class Recipe(Config):
@@ -189,7 +328,11 @@ class Recipe(Config):
 
     data: Data
     mixup: Mixup | None = Field(None, description="Mixed images; teacher and student see the same ones.")
-    teacher: Teacher | None = Field(None, description="Required by every method except none.")
+    teacher: AnyTeacher | None = Field(
+        None,
+        description="Required by every method except none. Several teachers: a list, or {ensemble: {of: ...}}.",
+        json_schema_extra=_or_list,
+    )
     student: Student
     method: Method
     r_drop: RDrop | None = None
@@ -250,21 +393,23 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _teachers_data_fit(self) -> Self:
-        own = None if self.teacher is None else self.teacher.data
-        if own is None or self.teacher is None or own == self.data:
-            return self
-        other = [name for name in type(own).model_fields if getattr(own, name) != getattr(self.data, name, None)]
-        if self.teacher.trained is not None and other != ["resolution"]:
-            name = next(name for name in other if name != "resolution")
-            raise ValueError(
-                f"teacher.data.{name} belongs to a teacher's training, and a finished teacher (trained: FILE) is not"
-                " trained; it may have its own resolution only"
-            )
-        if _overlap(self.data, own):
-            raise ValueError(
-                "teacher.data.part overlaps recipe.data.part: parts have no common image if both are written with the"
-                " same number `of`, another index and the same split_seed"
-            )
+        for i, teacher in enumerate(self.teachers, 1):
+            own = teacher.data
+            if own is None or own == self.data:
+                continue
+            its_data = "teacher.data" if self.ensemble is None else f"teacher has a network, number {i}, whose data"
+            other = [name for name in type(own).model_fields if getattr(own, name) != getattr(self.data, name, None)]
+            if teacher.trained is not None and other != ["resolution"]:
+                name = next(name for name in other if name != "resolution")
+                raise ValueError(
+                    f"{its_data}.{name} belongs to a teacher's training, and a finished teacher (trained: FILE) is not"
+                    " trained; it may have its own resolution only"
+                )
+            if _overlap(self.data, own):
+                raise ValueError(
+                    f"{its_data}.part overlaps recipe.data.part: parts have no common image if both are written with"
+                    " the same number `of`, another index and the same split_seed"
+                )
         return self
 
     @model_validator(mode="after")
@@ -279,6 +424,11 @@ class Recipe(Config):
         if self.labelled_share is not None and self.sampler == "class_balanced":
             raise ValueError(
                 "labelled_share draws the images of a batch by label, so sampler must be shuffled, got class_balanced"
+            )
+        if self.ensemble is not None and self.method.needed_stages:
+            raise ValueError(
+                f"teacher must be one network with method {self.method.name}, which reads its features; got an ensemble"
+                f" of {len(self.teachers)}, which has outputs only"
             )
         if self.r_drop is not None and self.r_drop.convention == "published" and self.method.name != "none":
             raise ValueError(
@@ -305,14 +455,37 @@ class Recipe(Config):
         alone = self.teacher is None
         return Drawing(self.seed, self.batch_size, self.sampler, alone, self.labelled_share)
 
+    @property
+    def ensemble(self) -> Ensemble | None:
+        """How several teachers are combined; None if there is at most one."""
+        return self.teacher.ensemble if isinstance(self.teacher, TeacherEnsemble) else None
+
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        """The networks that teach: none, one, or those of an ensemble."""
+        return _networks(self.teacher)
+
 
 DISTILLED_ONLY = ("teacher", "labelled_share")
 """The fields of a recipe, besides its method, that a student alone does not have."""
 
 
+def recipes_by_teacher(recipe: Recipe) -> tuple[Recipe, ...]:
+    """Return the recipe once for each of its teachers, with that one as its only teacher."""
+    if recipe.ensemble is None:
+        return (recipe,) if recipe.teacher is not None else ()
+    return tuple(recipe.model_copy(update={"teacher": teacher}) for teacher in recipe.teachers)
+
+
+def teacher_recipes(recipe: Recipe) -> tuple[Recipe, ...]:
+    """Return the whole recipes by which a recipe's teachers are trained, without those of finished teachers."""
+    return tuple(trained_by for each in recipes_by_teacher(recipe) if (trained_by := teacher_recipe(each)) is not None)
+
+
 def teacher_recipe(recipe: Recipe) -> Recipe | None:
-    """Return the whole recipe by which a recipe's teacher is trained, or None if no teacher is trained."""
+    """Return the whole recipe by which a recipe's one teacher is trained, or None if no teacher is trained."""
     teacher = recipe.teacher
+    assert not isinstance(teacher, TeacherEnsemble)
     if teacher is None or teacher.trained is not None:
         return None
     fields: dict[str, Any] = {name: getattr(teacher, name) for name in INHERITED}
@@ -328,20 +501,31 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
     )
 
 
+def needed_trainings(recipe: Recipe, above: tuple[Recipe, ...] = ()) -> Iterator[tuple[Recipe, tuple[Recipe, ...]]]:
+    """Yield the recipe of each training that a recipe needs, after those of its teachers, and what it is needed for.
+
+    That are the recipe of the network which it teaches, with no other teacher, the recipe which that one is needed for,
+    ..., at last the given recipe. A teacher of several networks comes once for each.
+    """
+    for each in recipes_by_teacher(recipe):
+        if (taught_by := teacher_recipe(each)) is not None:
+            yield from needed_trainings(taught_by, (each, *above))
+    yield recipe, above
+
+
 def chain(recipe: Recipe) -> list[Recipe]:
-    """Return the recipes of all trainings that a recipe needs, in their order: each after that of its teacher."""
-    taught_by = teacher_recipe(recipe)
-    return [*(chain(taught_by) if taught_by is not None else []), recipe]
+    """Return the recipes of all trainings that a recipe needs, in their order: each after those of its teachers."""
+    return list(dict.fromkeys(each for each, _ in needed_trainings(recipe)))
 
 
 def teachers_above(recipe: Recipe) -> list[tuple[str, Teacher]]:
-    """Return a recipe's teacher, its teacher and so on, each with its place: `recipe.teacher.teacher`."""
-    found: list[tuple[str, Teacher]] = []
-    teacher, place = recipe.teacher, teacher_place()
-    while teacher is not None:
-        found.append((place, teacher))
-        teacher, place = teacher.teacher, teacher_place(place)
-    return found
+    """Return a recipe's teachers, their teachers and so on, each with its place: `recipe.teacher.teacher`."""
+
+    def found(teacher: AnyTeacher | None, place: str) -> list[tuple[str, Teacher]]:
+        networks = _networks(teacher)
+        return [pair for each in networks for pair in [(place, each), *found(each.teacher, teacher_place(place))]]
+
+    return found(recipe.teacher, teacher_place())
 
 
 def teacher_place(of: str = "recipe.student") -> str:
@@ -350,8 +534,8 @@ def teacher_place(of: str = "recipe.student") -> str:
 
 
 def at_teacher(text: str, recipe: Recipe) -> str:
-    """Return a message about the recipe by which a recipe's teacher is trained with the places in the recipe itself."""
-    own_data = recipe.teacher is not None and recipe.teacher.data is not None
+    """Return a message about the recipe by which a recipe's one teacher is trained with the places in the recipe."""
+    own_data = any(teacher.data is not None for teacher in recipe.teachers)
 
     def moved(place: re.Match[str]) -> str:
         if place[1] == "student":

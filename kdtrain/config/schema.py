@@ -50,6 +50,7 @@ def _with_spaces(name: str, model: dict[str, Any], defs: dict[str, Any]) -> dict
             properties[key] = value
             continue
         place = f"{name}.{key}"
+        _add_spaces_of_items(place, value, defs)
         defs[place] = {"anyOf": [value, *({"$ref": f"#/$defs/{kind}"} for kind in _ranges(value)), _choice(place)]}
         about = {word: value[word] for word in ("description", "default") if word in value}
         properties[key] = {"$ref": f"#/$defs/{place}", **about}
@@ -63,6 +64,19 @@ def _left_out(model: dict[str, Any]) -> dict[str, Any]:
         for key, value in model["properties"].items()
     }
     return {word: part for word, part in model.items() if word != "required"} | {"properties": properties}
+
+
+def _add_spaces_of_items(place: str, value: dict[str, Any], defs: dict[str, Any]) -> None:
+    """Allow a space in place of each item of a list, such as [1, {uniform: [0, 2]}]."""
+    for array in _arrays(value):
+        own, item = f"{place}.item", array["items"]
+        defs[own] = {"anyOf": [item, *({"$ref": f"#/$defs/{kind}"} for kind in _ranges(item)), _choice(own)]}
+        array["items"] = {"$ref": f"#/$defs/{own}"}
+
+
+def _arrays(value: dict[str, Any]) -> list[dict[str, Any]]:
+    forms = [form for word in ("anyOf", "oneOf") for form in value.get(word, ())]
+    return [value] if "items" in value else [array for form in forms for array in _arrays(form)]
 
 
 def _ranges(value: dict[str, Any]) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ NAME = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 LONGEST_NAME = 200
 OWN_PLACE = re.compile(r"recipe\.([a-z_]+(?:\.[a-z_]+)*): (.*)", re.DOTALL)
 """A mistake of the user that names its own place in the recipe."""
+ENSEMBLE_WEIGHTS = ("teacher", "ensemble", "weights")
+"""The one part of a teacher that may have a range: it combines networks that are trained already."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ def _searchable_tree(written: Any) -> tuple[dict[str, Any] | None, list[Problem]
         return None, problems
     for parameter in parameters(tree):
         part = parameter.path[0]
-        if part in ("teacher", "data") and parameter.kind != "choice":
+        if part in ("teacher", "data") and parameter.kind != "choice" and parameter.path[:3] != ENSEMBLE_WEIGHTS:
             text = f"must be a value or a choice: a range in {part} would train a teacher for every trial"
             problems.append(Problem(parameter.source, text, parameter.path))
     return tree, problems

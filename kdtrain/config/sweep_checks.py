@@ -20,6 +20,7 @@ from kdtrain.config.recipe import (
     OF_THE_MODEL,
     Recipe,
     names_finished,
+    recipes_by_teacher,
     teacher_recipe,
     with_whole_teachers,
 )
@@ -27,6 +28,10 @@ from kdtrain.config.search_checks import compared_choice, pruner_problems, sampl
 from kdtrain.config.search_settings import GridSampler
 from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve, student_models
 from kdtrain.config.study_settings import AT_LEAST_OF_EACH, Report, StudySettings
+from kdtrain.config.written_teachers import Written, each_teacher, written_teachers
+
+LISTS = (("teacher",), ("teacher", "ensemble", "of"), ("teacher", "ensemble", "weights"))
+"""Parts of a recipe that may be a list, which is then no list of values to search over."""
 
 
 def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheriting: bool) -> list[Problem]:
@@ -41,7 +46,7 @@ def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheritin
         resolved = resolve(tree, values)
         data_names.add(format_value(_data_name(resolved.tree)))
         for problem in _problems_at(resolved.tree, tree, published, inheriting):
-            hint = search_hint(_value_at(resolved.tree, problem.path))
+            hint = "" if problem.path in LISTS else search_hint(_value_at(resolved.tree, problem.path))
             problem = resolved.at_source(problem)
             text = problem.text + _range_hint(ranges.get(problem.path), problem.text) + hint
             found.setdefault((problem.path, text.partition(", got ")[0]), replace(problem, text=text))
@@ -67,17 +72,26 @@ def validate_recipe(written: Any, noun: str = "recipe") -> tuple[Recipe | None, 
 
 
 def teacher_problems(recipe: Recipe | None) -> list[Problem]:
-    """Return the problems of the recipe by which the teacher is trained, which includes inherited fields.
+    """Return the problems of the recipes by which the teachers are trained, which include inherited fields.
 
-    Those of a teacher's teacher too.
+    Those of a teacher's teachers too.
     """
-    if recipe is None:
-        return []
-    try:
-        return [problem.under(("teacher",)) for problem in teacher_problems(teacher_recipe(recipe))]
-    except ValidationError as error:
-        rules = [details.get("ctx", {}).get("error", details["msg"]) for details in error.errors()]
-        return [Problem(("teacher",), f"its own training is not valid: {rule}") for rule in rules]
+    found: list[Problem] = []
+    trained: list[Recipe] = []
+    for each in () if recipe is None else recipes_by_teacher(recipe):
+        try:
+            taught_by = teacher_recipe(each)
+        except ValidationError as error:
+            rules = [details.get("ctx", {}).get("error", details["msg"]) for details in error.errors()]
+            found += [Problem(("teacher",), f"its own training is not valid: {rule}") for rule in rules]
+            continue
+        if taught_by is not None:
+            trained.append(taught_by)
+            found += [problem.under(("teacher",)) for problem in teacher_problems(taught_by)]
+    if len(set(trained)) < len(trained):
+        text = "two of its teachers are one: with what they inherit, their recipes are equal; write another seed"
+        found.append(Problem(("teacher",), text))
+    return list(dict.fromkeys(found))
 
 
 def study_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Path, ...]) -> Iterator[Problem]:
@@ -189,9 +203,11 @@ def _problems_at(
         copies.add(("teacher",))
     if inheriting:
         yield from inherited_searches(recipe, tree)
-    copies |= {("teacher", name) for name in inherited_values(recipe, tree, published)}
+    for place, teacher in written_teachers(recipe.get("teacher")):
+        copies |= {("teacher", *place, name) for name in inherited_values(teacher, tree, published)}
     model, problems = validate_recipe(with_inherited(recipe, tree, published))
-    yield from (problem for problem in problems if not {problem.path[:1], problem.path[:2]} & copies)
+    above = ({problem.path[:i] for i in range(len(problem.path) + 1)} for problem in problems)
+    yield from (problem for problem, paths in zip(problems, above, strict=True) if not paths & copies)
     yield from teacher_problems(model)
 
 
@@ -218,36 +234,39 @@ def _data_name(recipe: dict[str, Any]) -> object:
 
 
 def with_inherited(recipe: dict[str, Any], tree: Any, published: Sequence[Values]) -> dict[str, Any]:
-    """Return a recipe of the tree whose teacher has the searched fields that it inherits."""
-    values = inherited_values(recipe, tree, published)
-    return {**recipe, "teacher": {**recipe["teacher"], **values}} if values else recipe
+    """Return a recipe of the tree whose teachers have the searched fields that they inherit."""
+
+    def filled(teacher: Written) -> Written:
+        return {**teacher, **inherited_values(teacher, tree, published)}
+
+    return {**recipe, "teacher": each_teacher(recipe["teacher"], filled)} if "teacher" in recipe else recipe
 
 
-def inherited_values(recipe: dict[str, Any], tree: Any, published: Sequence[Values]) -> dict[str, Any]:
-    """Return the searched fields that the teacher leaves out, with the first published point's values."""
+def inherited_values(teacher: Written, tree: Any, published: Sequence[Values]) -> dict[str, Any]:
+    """Return the searched fields that a teacher leaves out, with the first published point's values."""
     searched = {parameter.path[0] for parameter in parameters(tree)}
-    names = [name for name in _inherited(recipe) if name in searched]
+    names = [name for name in _inherited(teacher) if name in searched]
     point = resolve(tree, published[0]).tree if published and names else {}
     return {name: point[name] for name in names if name in point}
 
 
 def inherited_searches(recipe: dict[str, Any], tree: Any) -> list[Problem]:
-    """Return the problems of a study without published points: each searched field that the teacher inherits."""
-    inherited = _inherited(recipe)
+    """Return the problems of a study without published points: each searched field that a teacher inherits."""
     return [
         Problem(
-            ("teacher", *parameter.path),
-            f"is inherited from recipe.{dotted(parameter.path)}, which is searched; write teacher.{parameter.path[0]},"
-            " or a study.published point, whose value the teacher then takes",
+            ("teacher", *place, *parameter.path),
+            f"is inherited from recipe.{dotted(parameter.path)}, which is searched; write"
+            f" {dotted(('teacher', *place, parameter.path[0]))}, or a study.published point, whose value the teacher"
+            " then takes",
         )
+        for place, teacher in written_teachers(recipe.get("teacher"))
         for parameter in parameters(tree)
-        if parameter.path[0] in inherited
+        if parameter.path[0] in _inherited(teacher)
     ]
 
 
-def _inherited(recipe: dict[str, Any]) -> list[str]:
-    """Return the fields that the teacher takes from the recipe; none if it is not trained."""
-    teacher = recipe.get("teacher")
-    if not isinstance(teacher, dict) or names_finished(teacher):
+def _inherited(teacher: Written) -> list[str]:
+    """Return the fields that a teacher takes from the recipe; none if it is not trained."""
+    if names_finished(teacher):
         return []
     return [name for name in INHERITED if teacher.get(name) is None]

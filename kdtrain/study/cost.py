@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from kdtrain.config import space
 from kdtrain.config.budget_checks import share_end
-from kdtrain.config.recipe import Recipe, chain
+from kdtrain.config.recipe import Recipe, chain, recipes_by_teacher
 from kdtrain.config.search_checks import longest_training
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import AnyData
@@ -20,6 +20,8 @@ from kdtrain.teacher.cache_policy import bytes_per_image, reads_whole_batch, rea
 
 OF_BATCHES = ("batch_size", "sampler", "labelled_share")
 """The fields of a recipe that decide its batches, with the seed."""
+COMBINED = (("teacher", "ensemble", "combine"), ("teacher", "ensemble", "weights"))
+"""Parts of a teacher that combine its outputs after they are read."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +177,16 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
     splits = ["teacher", "data", *(name for name in ("mixup", "precision") if name in sweep.tree)]
     if any(reads_whole_batch(recipe.method.teacher_readings) for recipe in bytes_of):
         splits += OF_BATCHES
-    splitting = tuple(parameter.name for parameter in sweep.parameters if parameter.path[0] in splits)
+    splitting = tuple(
+        parameter.name
+        for parameter in sweep.parameters
+        if parameter.path[0] in splits and parameter.path[:3] not in COMBINED
+    )
     return Sharing(tuple(dict.fromkeys(cached)), tuple(dict.fromkeys(live.values())), splitting)
 
 
 def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
-    """Return the upper bound of the number of training images that teachers compute outputs of.
+    """Return the upper bound of the number of training images that teachers compute outputs of; an ensemble is one.
 
     Cached outputs are computed once for each view, live ones in every training.
     """
@@ -201,7 +207,7 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
 def _cache_group(recipe: Recipe) -> tuple[object, ...]:
     """Return what recipes must have in common to share cached outputs."""
     drawing = recipe.drawing if reads_whole_batch(recipe.method.teacher_readings) else None
-    return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, drawing
+    return recipe.teachers, recipe.data, recipe.mixup, recipe.precision, drawing
 
 
 def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[dict[Recipe, int], dict[Recipe, str]]:
@@ -220,10 +226,18 @@ def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[di
 
 @lru_cache(maxsize=256)
 def _bytes_or_reason(recipe: Recipe, classes: int, images: int, budget_bytes: int) -> int | str:
-    """Return the cached bytes per image and view, or the reason why nothing is cached; no student is needed."""
-    outputs = made_up_teacher(recipe, classes)
-    reason = reason_not_cached(outputs, recipe.method.teacher_readings, images, budget_bytes)
-    return reason or bytes_per_image(outputs, recipe.method.teacher_readings)
+    """Return the cached bytes per image and view of all its teachers, or the reason why nothing is cached.
+
+    No student is needed.
+    """
+    readings, total = recipe.method.teacher_readings, 0
+    for each in recipes_by_teacher(recipe):
+        outputs = made_up_teacher(each, classes)
+        reason = reason_not_cached(outputs, readings, images, budget_bytes)
+        if reason is not None:
+            return reason
+        total += bytes_per_image(outputs, readings)
+    return total
 
 
 def _after_baselines(counts: Mapping[str, int]) -> int:

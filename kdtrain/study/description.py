@@ -80,11 +80,11 @@ def networks(sweep: Sweep) -> list[SizedNetwork]:
 
 
 def networks_of(recipe: Recipe) -> list[SizedNetwork]:
-    """Return a recipe's teacher, the teacher of that one, ..., and at last its student."""
+    """Return a recipe's teachers, their teachers, ..., and at last its student."""
     teachers: list[SizedNetwork] = [
-        (each.teacher, each.teacher.image_shape(each.data.image_shape))
+        (teacher, teacher.image_shape(each.data.image_shape))
         for each in reversed(chain(recipe))
-        if each.teacher is not None
+        for teacher in each.teachers
     ]
     return [*teachers, (recipe.student, recipe.data.image_shape)]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kdtrain.config import space
 from kdtrain.config.parameter import Values
-from kdtrain.config.recipe import Recipe, at_teacher, chain
+from kdtrain.config.recipe import Recipe, at_teacher, needed_trainings
 from kdtrain.config.sweep import OWN_PLACE, Sweep
 from kdtrain.errors import UserError
 from kdtrain.study.bookkeeping import Bookkeeping
@@ -29,13 +29,11 @@ def run_smoke(book: Bookkeeping) -> JobStream:
     students: list[_Check] = []
     teachers: dict[Recipe, _Check] = {}  # those that are distilled themselves
     for values in preflight_points(sweep):
-        above: tuple[Recipe, ...] = ()
-        for recipe in reversed(chain(sweep.recipe_for(values, sweep.study.seed))):
+        for recipe, above in needed_trainings(sweep.recipe_for(values, sweep.study.seed)):
             if not above:
                 students.append(_Check(recipe, values, above))
             elif recipe.teacher is not None:
                 teachers.setdefault(recipe, _Check(recipe, values, above))
-            above = (recipe, *above)
     checks = {
         book.job("smoke", number, check.recipe, check.values, kind="smoke"): check
         for number, check in enumerate([*students, *teachers.values()])
@@ -73,7 +71,7 @@ def _problems(book: Bookkeeping, check: _Check, end: JobEnd) -> Sequence[str]:
     if (mistake := OWN_PLACE.fullmatch(reason)) and not end.get("traceback"):
         return book.sweep.error(check.values, tuple(mistake[1].split(".")), mistake[2]).problems
     what = f"{recipe.method.name} with student {recipe.student.model}"
-    what += f" and teacher {recipe.teacher.model}" if recipe.teacher else ""
+    what += "".join(f" and teacher {teacher.model}" for teacher in recipe.teachers)
     text = f"{what} fails on its first batch: {reason}{book.traceback_of(end)}"
     return book.sweep.error(check.values, tuple(place.split(".")[1:]), text).problems
 

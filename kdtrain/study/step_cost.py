@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.recipe import Recipe, recipes_by_teacher
 from kdtrain.config.training import Constant, Sgd
 from kdtrain.data.base import Dataset, Split, TensorImages
 from kdtrain.methods.base import Batch, Outputs
 from kdtrain.models.build import build, forward_flops, network_size
 from kdtrain.models.source import ImageShape
 from kdtrain.runtime.process import cpu_threads
+from kdtrain.teacher.ensemble import combined_logits
 from kdtrain.teacher.network import Teacher
 from kdtrain.teacher.outputs import LiveTeacher, TeacherUse
 from kdtrain.training.assembly import assemble
@@ -42,7 +43,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 class ImageCost(NamedTuple):
-    """The cost of an image: its step without the teacher, and the teacher's forward pass (0 without a teacher)."""
+    """The cost of an image: its step without the teachers, and the forward passes of all of them (0 without any)."""
 
     step: float
     teacher: float
@@ -81,10 +82,10 @@ def _counted_on(device: torch.device, recipe: Recipe, classes: int) -> ImageCost
     images, batch = load_batch(state, torch.arange(COUNTED_IMAGES), 0)
     critic = state.critic.loss.critic if state.critic else None
     with torch.no_grad():
-        outputs = _outputs(state.teacher, images)
+        outputs = _outputs(state, images)
         with FlopCounterMode(display=False) as counted:
             state.distiller(images, outputs, batch, critic)
-    teacher = forward_flops(state.teacher.network, recipe.data.image_shape) if state.teacher else 0
+    teacher = sum(forward_flops(each.network, recipe.data.image_shape) for each in state.teachers)
     return ImageCost((1 + BACKWARD_OVER_FORWARD) * counted.get_total_flops() / COUNTED_IMAGES, float(teacher))
 
 
@@ -118,9 +119,8 @@ def _timed(recipe: Recipe, classes: int, share_s: float, speed: float) -> ImageS
     """Return the measured seconds, or None if nothing fits into the share at this speed, in FLOP/s."""
     step, teacher = image_flops(recipe, classes)
     shape = recipe.data.image_shape
-    parameters = network_size(recipe.student, shape, classes)[0]
-    if recipe.teacher is not None:
-        parameters += network_size(recipe.teacher, recipe.teacher.image_shape(shape), classes)[0]
+    networks = [(recipe.student, shape), *((teacher, teacher.image_shape(shape)) for teacher in recipe.teachers)]
+    parameters = sum(network_size(network, own_shape, classes)[0] for network, own_shape in networks)
     share_s -= parameters / BUILT_PARAMETERS_PER_S
     fitting = int(share_s * speed / (2 * (step + teacher)))  # images of a first and of a second step
     if fitting >= COUNTED_IMAGES:
@@ -133,7 +133,7 @@ def _timed(recipe: Recipe, classes: int, share_s: float, speed: float) -> ImageS
 def _timed_steps(recipe: Recipe, classes: int, images: int, share_s: float) -> ImageSeconds:
     state = made_up_state(recipe, max(images, COUNTED_IMAGES), classes)
     known = _KnownOutputs(state)
-    if state.teacher:
+    if state.teachers:
         state.teacher_outputs = known
     state.distiller.train()
     state.step = state.critic.turns.critic_steps if state.critic else 0  # the student's turn, as in `image_flops`
@@ -153,7 +153,7 @@ def _timed_forward(recipe: Recipe, classes: int) -> ImageSeconds:
     critic = state.critic.loss.critic if state.critic else None
     with torch.no_grad():
         began_s = _cpu_s()
-        outputs = _outputs(state.teacher, images)
+        outputs = _outputs(state, images)
         taught_s = _cpu_s()
         state.distiller(images, outputs, batch, critic)
         ended_s = _cpu_s()
@@ -177,8 +177,11 @@ def _cpu_s() -> float:
     return time.process_time() / torch.get_num_threads()
 
 
-def _outputs(teacher: Teacher | None, images: Tensor) -> Outputs | None:
-    return Outputs(*teacher.network.outputs(images, teacher.stages)) if teacher else None
+def _outputs(state: TrainState, images: Tensor) -> Outputs | None:
+    found = [Outputs(*teacher.network.outputs(images, teacher.stages)) for teacher in state.teachers]
+    if state.recipe.ensemble is not None:
+        return Outputs(combined_logits(state.recipe, [each.logits for each in found]))
+    return next(iter(found), None)
 
 
 class _KnownOutputs:
@@ -189,12 +192,12 @@ class _KnownOutputs:
 
     def __init__(self, state: TrainState) -> None:
         self.seconds = self.forward_seconds = self.forward_s = 0.0
-        if state.teacher is None:
+        if not state.teachers:
             return
         images, _ = load_batch(state, torch.arange(len(state.data.train)), 0)
         began_s = _cpu_s()
         with torch.no_grad():
-            outputs = _outputs(state.teacher, images)
+            outputs = _outputs(state, images)
         assert outputs is not None
         self.outputs, self.forward_s = outputs, _cpu_s() - began_s
 
@@ -204,7 +207,7 @@ class _KnownOutputs:
     def of(self, images: Tensor, batch: Batch) -> Outputs:
         return self.outputs
 
-    def val_logits(self) -> Tensor:
+    def val_logits(self, *, counted: bool) -> Tensor:
         return self.outputs.logits
 
     def close(self) -> None:
@@ -218,13 +221,13 @@ def made_up_state(recipe: Recipe, images: int, classes: int, device: torch.devic
     """
     recipe = recipe.model_copy(update={"labelled_share": None})  # made-up images all have labels
     data = _made_up_data(images, recipe.data.image_shape, classes)
-    teacher = _made_up_teacher(recipe, classes, device) if recipe.teacher else None
+    teachers = [_made_up_teacher(each, classes, device) for each in recipes_by_teacher(recipe)]
     with device:
-        return assemble(recipe, data, teacher, device, pretrained=False)
+        return assemble(recipe, data, teachers, device, pretrained=False)
 
 
 def made_up_teacher(recipe: Recipe, classes: int) -> LiveTeacher:
-    """Return the outputs of a teacher that has shapes only, or random weights if it needs numbers to be built."""
+    """Return the outputs of a recipe's one teacher with shapes only, or random weights if it is not built without."""
     data = _made_up_data(COUNTED_IMAGES, recipe.data.image_shape, classes)
     try:
         teacher = _made_up_teacher(recipe, classes, META)
@@ -234,10 +237,10 @@ def made_up_teacher(recipe: Recipe, classes: int) -> LiveTeacher:
 
 
 def _made_up_teacher(recipe: Recipe, classes: int, device: torch.device) -> Teacher:
-    assert recipe.teacher is not None
-    shape = recipe.teacher.image_shape(recipe.data.image_shape)
+    (config,) = recipe.teachers
+    shape = config.image_shape(recipe.data.image_shape)
     with device:
-        network = build(recipe.teacher, shape, classes, 0, pretrained=False, place="recipe.teacher")
+        network = build(config, shape, classes, 0, pretrained=False, place="recipe.teacher")
         return Teacher(network, device, recipe.method.needed_stages)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from kdtrain.config import space
 from kdtrain.config.parameter import Values
-from kdtrain.config.recipe import Recipe, at_teacher, chain
+from kdtrain.config.recipe import Recipe, at_teacher, needed_trainings, recipes_by_teacher, teacher_recipes
 from kdtrain.errors import NoResult
 from kdtrain.models.config import WeightsFile
 from kdtrain.study.bookkeeping import Bookkeeping
@@ -26,16 +26,15 @@ def train_teachers(book: Bookkeeping) -> TrainingStream:
     sweep = book.sweep
     found: dict[str, _TeacherJob] = {}  # by trial_id
     for values in space.combinations(sweep.tree, TEACHER_PARTS):
-        recipes = chain(sweep.recipe_for(values, sweep.study.seed))
-        for height, recipe in enumerate(recipes):
-            above = recipes[height + 1 :]
-            if recipe.teacher is not None and recipe.teacher.trained is not None:
-                job = book.job("teacher", len(found), recipe, final=True)
-                job = replace(job, kind="evaluate", trial_id=book.workspace.finished_teacher(recipe).trial_id)
-                found.setdefault(job.trial_id, _TeacherJob(job, values, 0, [recipe, *above]))
+        for recipe, above in needed_trainings(sweep.recipe_for(values, sweep.study.seed)):
+            for by_teacher in recipes_by_teacher(recipe):
+                if by_teacher.teachers[0].trained is not None:
+                    job = book.job("teacher", len(found), by_teacher, final=True)
+                    job = replace(job, kind="evaluate", trial_id=book.workspace.finished_teacher(by_teacher).trial_id)
+                    found.setdefault(job.trial_id, _TeacherJob(job, values, 0, (by_teacher, *above)))
             if above:
                 job = book.job("teacher", len(found), recipe, final=True)
-                found.setdefault(job.trial_id, _TeacherJob(job, values, height, above))
+                found.setdefault(job.trial_id, _TeacherJob(job, values, _height(recipe), above))
     jobs = [each.job for each in found.values()]
     for job in jobs:
         student, weights = job.recipe.student, job.recipe.student.weights
@@ -44,6 +43,7 @@ def train_teachers(book: Bookkeeping) -> TrainingStream:
                 f"teacher {student.model}: its training goes on from {weights.file}; if it is finished, write"
                 f" teacher: {{model: {student.model}, trained: {weights.file}}}"
             )
+    models = [job.recipe.student.model for job in jobs if job.kind == "train"]
     if jobs:
         book.stage, book.stage_size = "teacher", len(jobs)
     for height in sorted({each.height for each in found.values()}):
@@ -52,7 +52,8 @@ def train_teachers(book: Bookkeeping) -> TrainingStream:
         problems: list[str] = []
         for each in own:
             if book.ends[each.job.key]["state"] == "complete":
-                book.remarks.append(_accuracy_remark(book, each.job))
+                is_one_of_several = models.count(each.job.recipe.student.model) > 1
+                book.remarks.append(_accuracy_remark(book, each.job, with_seed=is_one_of_several))
             else:
                 problems += sweep.error(each.values, ("teacher",) * len(each.above), _failure(book, each)).problems
         if problems:
@@ -64,14 +65,19 @@ def train_teachers(book: Bookkeeping) -> TrainingStream:
 class _TeacherJob:
     """A training or an evaluation of a teacher.
 
-    `values` is the first point of the space that has it, `height` the number of teachers below it that are trained
-    before, `above` the recipes that it is trained for: that of the teacher which it teaches, ..., that of the student.
+    `values` is the first point of the space that has it, `height` the length of the longest chain of teachers
+    that are trained before, `above` the recipes that it is needed for: that of the teacher which it teaches, ..., that
+    of the student.
     """
 
     job: Job
     values: Values
     height: int
     above: Sequence[Recipe]
+
+
+def _height(recipe: Recipe) -> int:
+    return max((1 + _height(teacher) for teacher in teacher_recipes(recipe)), default=0)
 
 
 def _failure(book: Bookkeeping, teacher: _TeacherJob) -> str:
@@ -85,13 +91,15 @@ def _failure(book: Bookkeeping, teacher: _TeacherJob) -> str:
     return f"{done} {what}: {reason}{book.traceback_of(end)}; {advice([end])}"
 
 
-def _accuracy_remark(book: Bookkeeping, job: Job) -> str:
-    """Return a sentence about a teacher's validation accuracy."""
-    recipe, its_teacher = job.recipe, job.recipe.teacher
-    name = recipe.student.model
-    if its_teacher is not None and job.kind == "evaluate":
-        name = f"{its_teacher.model} from {its_teacher.trained}"
-    elif its_teacher is not None:
-        name += f" (taught by {its_teacher.model}, {recipe.method.name})"
+def _accuracy_remark(book: Bookkeeping, job: Job, *, with_seed: bool) -> str:
+    """Return a sentence about a teacher's validation accuracy; the seed tells one training of a model from another."""
+    recipe, its_teachers = job.recipe, job.recipe.teachers
+    about = [f"seed {recipe.seed}"] if with_seed else []
+    if its_teachers:
+        taught_by = its_teachers[0].model if len(its_teachers) == 1 else f"an ensemble of {len(its_teachers)}"
+        about.append(f"taught by {taught_by}, {recipe.method.name}")
+    name = recipe.student.model + (f" ({'; '.join(about)})" if about else "")
+    if job.kind == "evaluate":
+        name = f"{its_teachers[0].model} from {its_teachers[0].trained}"
     accuracy, chance = book.accuracy(job)
     return ", ".join(filter(None, (f"teacher {name}: validation accuracy {accuracy:.2%}", chance)))

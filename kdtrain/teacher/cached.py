@@ -94,15 +94,16 @@ class CachedTeacher:
         features = {each.stage: rows[each.name] for each in self.live.use.readings if each.kind == "features"}
         return Outputs(rows.pop("logits"), features, rows)
 
-    def val_logits(self) -> Tensor:
+    def val_logits(self, *, counted: bool) -> Tensor:
         started = time.perf_counter()
+        self.requested += len(distributed.share(torch.arange(len(self.live.data.val)))) if counted else 0
         units = list(torch.arange(len(self.live.data.val)).split(UNIT_IMAGES))
         rows = self._open(
             val_key(self.live, self.weights), 0, units, lambda unit: {"logits": self.live.val_unit(unit)}, readings=()
         )
         self._reading_s += time.perf_counter() - started
         if rows is None:
-            return self.live.val_logits()
+            return self.live.val_logits(counted=counted)
         rows.folder.close()
         return torch.cat([unit["logits"] for unit in rows.loaded])
 

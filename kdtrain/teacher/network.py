@@ -3,11 +3,12 @@
 import time
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import Recipe, recipes_by_teacher, teacher_recipe
 from kdtrain.config.recipe import Teacher as TeacherConfig
 from kdtrain.data.base import Dataset
 from kdtrain.methods.base import Outputs
@@ -64,54 +65,79 @@ class Teacher:
         return logits[:count], {stage: maps[:count] for stage, maps in features.items()}
 
 
-def trained_teacher(recipe: Recipe, data: Dataset, workspace: Workspace) -> Teacher | None:
-    """Return the recipe's teacher with its trained weights, from its file or from the store; None if it has none.
+def trained_teacher(recipe: Recipe, data: Dataset, workspace: Workspace) -> Teacher:
+    """Return a recipe's one teacher; see `trained_teachers`."""
+    (teacher,) = trained_teachers(recipe, data, workspace)
+    return teacher
+
+
+def trained_teachers(recipe: Recipe, data: Dataset, workspace: Workspace) -> tuple[Teacher, ...]:
+    """Return the recipe's teachers with their trained weights, from their files or from the store; it may have none.
 
     Raises:
         UserError: The weights are absent or do not fit the network.
     """
     if recipe.teacher is None:
-        return None
+        return ()
+    found = [_weights_of(each, data, workspace) for each in recipes_by_teacher(recipe)]
+    networks = _read_networks(tuple(trained for trained, _ in found))
+    return tuple(
+        Teacher(network, workspace.device, recipe.method.needed_stages, trained.digest, reference)
+        for network, (trained, reference) in zip(networks, found, strict=True)
+    )
+
+
+class _Trained(NamedTuple):
+    """What a trained network is read from.
+
+    `digest` and `compiled_stages` are only part of the cache's key: the file may change, and a compiled network returns
+    the stages that it was compiled for.
+    """
+
+    config: TeacherConfig
+    shape: ImageShape
+    classes: int
+    weights: Path
+    place: str
+    digest: str
+    compiled_stages: tuple[str, ...]
+
+
+def _weights_of(recipe: Recipe, data: Dataset, workspace: Workspace) -> tuple[_Trained, TeacherReference]:
+    """Return what a recipe's one teacher is read from, and what recipe.json has of it."""
+    (config,) = recipe.teachers
     trained_by = teacher_recipe(recipe)
     reference: TeacherReference
     if trained_by is None:
-        assert recipe.teacher.trained is not None
-        weights, place = Path(recipe.teacher.trained), "recipe.teacher.trained"
+        assert config.trained is not None
+        weights, place = Path(config.trained), "recipe.teacher.trained"
         digest = content_digest(weights, place)
         trial_id = finished_teacher_id(recipe, data)
-        reference = {"trial_id": trial_id, "file": recipe.teacher.trained, "sha256": digest}
-        if recipe.teacher.weights_key is not None:
-            reference["weights_key"] = recipe.teacher.weights_key
-            digest += f":{recipe.teacher.weights_key}"
+        reference = {"trial_id": trial_id, "file": config.trained, "sha256": digest}
+        if config.weights_key is not None:
+            reference["weights_key"] = config.weights_key
+            digest += f":{config.weights_key}"
     else:
         trial = workspace.trial(trained_by)
         weights, place = trial.weights, "recipe.teacher"
         digest = content_digest(weights, place)
         reference = {"trial_id": trial.trial_id}
-    stages = recipe.method.needed_stages
-    compiled_stages = stages if recipe.teacher.compile else ()
-    shape, classes = recipe.teacher.image_shape(data.image_shape), len(data.classes)
-    network = _read_network(recipe.teacher, shape, classes, weights, place, digest, compiled_stages)
-    return Teacher(network, workspace.device, stages, digest, reference)
+    compiled_stages = recipe.method.needed_stages if config.compile else ()
+    shape, classes = config.image_shape(data.image_shape), len(data.classes)
+    return _Trained(config, shape, classes, weights, place, digest, compiled_stages), reference
 
 
 @lru_cache(maxsize=1)
-def _read_network(
-    config: TeacherConfig,
-    shape: ImageShape,
-    classes: int,
-    weights: Path,
-    place: str,
-    digest: str,
-    compiled_stages: tuple[str, ...],
-) -> Classifier:
-    """Build the network and read its weights; a process that trains one student after the other does it once.
+def _read_networks(trained: tuple[_Trained, ...]) -> tuple[Classifier, ...]:
+    """Build networks and read their weights; a process that trains one student after the other does it once."""
+    return tuple(map(_read_network, trained))
 
-    `digest` and `compiled_stages` are only part of the cache's key: the file may change, and a compiled network returns
-    the stages that it was compiled for.
-    """
-    network = build(config, shape, classes, stream(config.seed, "init"), pretrained=False, place="recipe.teacher")
-    load_whole_network(network, weights, place, config.weights_key)
+
+def _read_network(trained: _Trained) -> Classifier:
+    config, place = trained.config, "recipe.teacher"
+    seed = stream(config.seed, "init")
+    network = build(config, trained.shape, trained.classes, seed, pretrained=False, place=place)
+    load_whole_network(network, trained.weights, trained.place, config.weights_key)
     return network
 
 

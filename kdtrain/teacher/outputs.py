@@ -50,10 +50,10 @@ class TeacherUse:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "TeacherUse":
-        """Return the teacher's use in a recipe that has a teacher."""
-        assert recipe.teacher is not None
+        """Return the teacher's use in a recipe that has one teacher."""
+        (network,) = recipe.teachers
         return cls(
-            network=recipe.teacher,
+            network=network,
             data=recipe.data,
             method=recipe.method.name,
             readings=recipe.method.teacher_readings,
@@ -68,13 +68,23 @@ class TeacherUse:
 class TeacherOutputs(Protocol):
     """What the training loop needs of a teacher.
 
-    `requested` counts the images of this rank's batches, `checked` those computed again to compare them with the cache.
-    `off_reason`: why nothing is cached (any more) although it was wanted, else None.
+    Images count once for each network.
     """
 
-    requested: int
-    checked: int
-    off_reason: str | None
+    @property
+    def requested(self) -> int:
+        """Images of this rank's batches, and those of its share of the validation split."""
+        ...
+
+    @property
+    def checked(self) -> int:
+        """Images computed again to compare them with the cache."""
+        ...
+
+    @property
+    def off_reason(self) -> str | None:
+        """The reason why nothing is cached (any more) although it was wanted, or None."""
+        ...
 
     @property
     def computed(self) -> int:
@@ -99,8 +109,11 @@ class TeacherOutputs(Protocol):
         """Return the outputs for this rank's views [N, C, H, W] of a batch."""
         ...
 
-    def val_logits(self) -> Tensor:
-        """Return logits [N, K] of the validation split, float32, on the CPU of every rank."""
+    def val_logits(self, *, counted: bool) -> Tensor:
+        """Return logits [N, K] of the validation split, float32, on the CPU of every rank.
+
+        `counted`: this rank's share of its images is counted as requested.
+        """
         ...
 
     def close(self) -> None:
@@ -146,10 +159,11 @@ class LiveTeacher:
     def close(self) -> None:
         """Do nothing."""
 
-    def val_logits(self) -> Tensor:
+    def val_logits(self, *, counted: bool) -> Tensor:
         started = time.perf_counter()
         split = self.data.val
         own = distributed.share(torch.arange(len(split)))
+        self.requested += len(own) if counted else 0
         computed = own if len(own) else torch.tensor([0])  # a rank without images joins the gather with no row
         rows = torch.cat([self.val_unit(indices) for indices in computed.split(UNIT_IMAGES)])
         logits = distributed.gather_rows(rows[: len(own)], len(split)).cpu()

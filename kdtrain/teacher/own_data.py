@@ -10,22 +10,23 @@ from kdtrain.trials.workspace import Workspace
 
 
 def require_same_classes(recipe: Recipe, data: Dataset, workspace: Workspace) -> None:
-    """Raise UserError if the teacher's own data have other classes than the recipe's, `data`."""
-    if recipe.teacher is None or recipe.teacher.data in (None, recipe.data):
-        return
-    own = _at_resolution_of(recipe, recipe.teacher.data, workspace)
-    if own.classes != data.classes:
-        other = sorted(set(own.classes) ^ set(data.classes))
-        raise UserError(
-            f"recipe.teacher.data: must have the classes of recipe.data, {len(data.classes)}, got {len(own.classes)};"
-            f" only one of the two has {', '.join(other[:3])}"
-        )
+    """Raise UserError if a teacher's own data have other classes than the recipe's, `data`."""
+    for config in dict.fromkeys(teacher.data for teacher in recipe.teachers):
+        if config is None or config == recipe.data:
+            continue
+        own = _at_resolution_of(recipe, config, workspace)
+        if own.classes != data.classes:
+            other = sorted(set(own.classes) ^ set(data.classes))
+            raise UserError(
+                f"recipe.teacher.data: must have the classes of recipe.data, {len(data.classes)}, got"
+                f" {len(own.classes)}; only one of the two has {', '.join(other[:3])}"
+            )
 
 
 def shared_images(recipe: Recipe, data: Dataset, workspace: Workspace) -> SharedImages | None:
-    """Return how many images of each of the student's splits its teachers were trained on, by their content.
+    """Return how many images of each of the student's splits its one teacher was trained on, by their content.
 
-    They are the labelled training images of the teacher, of its teacher and so on, and all training images of a
+    They are the labelled training images of the teacher, of its teachers and so on, and all training images of a
     teacher that was distilled itself. Those of a finished teacher are unknown, and count as none.
 
     Returns:

@@ -1,11 +1,11 @@
 """The one place where a recipe's parts are built and put together as a TrainState."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 
-from kdtrain.config.recipe import BatchNorm, Recipe
+from kdtrain.config.recipe import BatchNorm, Recipe, recipes_by_teacher
 from kdtrain.config.training import Adam, Constant, RDrop
 from kdtrain.data.base import Dataset
 from kdtrain.data.sampling import class_weights
@@ -18,6 +18,7 @@ from kdtrain.models.sync_batch_norm import convert_sync_batchnorm, trains_batch_
 from kdtrain.models.weights import errors_at
 from kdtrain.runtime import distributed
 from kdtrain.runtime.rng import seeded, stream
+from kdtrain.teacher.ensemble import EnsembleOutputs, combined_logits
 from kdtrain.teacher.network import Teacher
 from kdtrain.teacher.outputs import LiveTeacher, TeacherOutputs, TeacherUse
 from kdtrain.training.distiller import Distiller
@@ -31,7 +32,7 @@ from kdtrain.training.state import CriticState, TrainState
 def assemble(
     recipe: Recipe,
     data: Dataset,
-    teacher: Teacher | None,
+    teachers: Sequence[Teacher],
     device: torch.device,
     *,
     pretrained: bool = True,
@@ -41,7 +42,7 @@ def assemble(
     """Build a training that has not begun: student, method, optimizers, loader.
 
     Each builder gets the part of the recipe that it needs. `pretrained` is False if only time or memory is measured;
-    `loaders` is the number of processes that make the training's views, 0 for this process; `share_outputs` puts the
+    `loaders` is the number of processes that make the training's views, 0 for this process; `share_outputs` puts a
     teacher's outputs behind a cache.
 
     Raises:
@@ -51,13 +52,15 @@ def assemble(
     student = build(
         recipe.student, data.image_shape, len(data.classes), stream(recipe.seed, "init"), pretrained=pretrained
     )
-    context = _method_context(recipe, data, student, teacher)
+    context = _method_context(recipe, data, student, teachers)
     require_statistics(len(data.train), recipe.batch_size, recipe.batch_norm, student, device, "recipe.batch_size")
     distiller = _distiller(recipe.method, recipe.r_drop, student, context, device).to(device)
-    outputs = None
-    if teacher is not None:
-        live = LiveTeacher(teacher, TeacherUse.of(recipe), data, device, partial(autocast, recipe.precision, device))
-        outputs = share_outputs(live)
+    outputs = [
+        share_outputs(
+            LiveTeacher(teacher, TeacherUse.of(each), data, device, partial(autocast, recipe.precision, device))
+        )
+        for teacher, each in zip(teachers, recipes_by_teacher(recipe), strict=True)
+    ]
     steps_per_epoch = -(-len(data.train) // recipe.batch_size)
     learner = Learner(
         distiller, recipe.optimizer, recipe.lr_schedule, recipe.clipping, recipe.epochs, steps_per_epoch,
@@ -67,14 +70,14 @@ def assemble(
         recipe=recipe,
         data=data,
         device=device,
-        teacher=teacher,
+        teachers=tuple(teachers),
         distiller=distiller,
         wrapped=_in_group(distiller, device, recipe.batch_norm),
         learner=learner,
         loader=BatchLoader(data.train, device, recipe.drawing, recipe.mixup, loaders),
         ema=ModelEma(student, recipe.ema) if recipe.ema else None,
         critic=_critic(recipe, context, device, steps_per_epoch),
-        teacher_outputs=outputs,
+        teacher_outputs=_as_one(recipe, outputs),
         class_weights=context.class_weights,
     )
 
@@ -103,6 +106,13 @@ def require_labels(recipe: Recipe, data: Dataset) -> None:
         )
 
 
+def _as_one(recipe: Recipe, outputs: Sequence[TeacherOutputs]) -> TeacherOutputs | None:
+    """Return the outputs that the recipe's method gets, from those of each teacher."""
+    if recipe.ensemble is not None:
+        return EnsembleOutputs(outputs, partial(combined_logits, recipe))
+    return next(iter(outputs), None)
+
+
 def require_statistics(
     total: int, batch_size: int, batch_norm: BatchNorm, student: Classifier, device: torch.device, place: str
 ) -> None:
@@ -121,12 +131,12 @@ def require_statistics(
         raise UserError(f"{left}, but on a GPU batch normalisation needs an image on each; choose another")
 
 
-def _method_context(recipe: Recipe, data: Dataset, student: Classifier, teacher: Teacher | None) -> MethodContext:
+def _method_context(recipe: Recipe, data: Dataset, student: Classifier, teachers: Sequence[Teacher]) -> MethodContext:
     """Measure the shapes of the stages that the method reads, by a dry forward of both networks."""
     stages = recipe.method.needed_stages
     with errors_at("recipe.method"):
         student_shapes = student.stage_shapes(stages)
-        teacher_shapes = teacher.network.stage_shapes(stages) if teacher else {}
+        teacher_shapes = teachers[0].network.stage_shapes(stages) if teachers else {}  # an ensemble has no stages
     return MethodContext(
         classes=len(data.classes),
         batch_size=recipe.batch_size,

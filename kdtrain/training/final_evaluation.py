@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import Recipe, recipes_by_teacher, teacher_recipe
 from kdtrain.data.base import Dataset
 from kdtrain.models.build import build
 from kdtrain.models.weights import load_whole_network
 from kdtrain.runtime import distributed
+from kdtrain.teacher.ensemble import combined_logits
 from kdtrain.teacher.network import trained_teacher
-from kdtrain.training.evaluation import logits_of, pair_metrics, student_metrics, tta_logits
+from kdtrain.training.evaluation import accuracy, logits_of, pair_metrics, student_metrics, tta_logits
 from kdtrain.training.precision import backend_settings
 from kdtrain.trials.records import Outcome
 from kdtrain.trials.store import TrialFolder
@@ -58,16 +59,20 @@ def _evaluated(
         logits["test_tta_logits"] = ten_crop
         metrics = student_metrics(ten_crop, data.test.labels)
         test |= {f"test_tta/{name}": value for name, value in metrics.items()}
-    teacher = _teacher_test_logits(recipe, data, workspace)
-    if teacher is not None:
+    if recipe.teacher is not None:
+        by_teacher = [_teacher_test_logits(each, data, workspace) for each in recipes_by_teacher(recipe)]
+        teacher = combined_logits(recipe, by_teacher)
+        if recipe.ensemble is not None:
+            for i, own in enumerate(by_teacher, 1):
+                test[f"test/teacher_{i}_accuracy"] = accuracy(own, data.test.labels)
         pair = pair_metrics(logits["test_logits"], teacher, recipe.seed, 0, recipe.batch_size)
         test |= {f"test/{name}": value for name, value in pair.items()}
         test["test/teacher_accuracy"] = student_metrics(teacher, data.test.labels)["accuracy"]
     return logits, test
 
 
-def _teacher_test_logits(recipe: Recipe, data: Dataset, workspace: Workspace) -> Tensor | None:
-    """Return the teacher's test logits [N, K], read if it was evaluated on the same test split, else computed."""
+def _teacher_test_logits(recipe: Recipe, data: Dataset, workspace: Workspace) -> Tensor:
+    """Return the one teacher's test logits [N, K], read if it was evaluated on the same test split, else computed."""
     trained_by = teacher_recipe(recipe)
     if trained_by is not None and trained_by.data == recipe.data:
         predictions = workspace.trial(trained_by, "recipe.teacher").predictions
@@ -75,7 +80,7 @@ def _teacher_test_logits(recipe: Recipe, data: Dataset, workspace: Workspace) ->
             with np.load(predictions) as arrays:
                 return torch.from_numpy(arrays["test_logits"])
     teacher = trained_teacher(recipe, data, workspace)
-    return logits_of(teacher.network, data.test, workspace.device) if teacher is not None else None
+    return logits_of(teacher.network, data.test, workspace.device)
 
 
 def arrays_file(arrays: dict[str, np.ndarray]) -> bytes:

@@ -152,11 +152,8 @@ def evaluate(state: TrainState) -> Metrics:
 def _teacher_val_logits(state: TrainState, outputs: TeacherOutputs) -> Tensor:
     """Return the teacher's logits [N, K] of the validation split, computed once per training."""
     if state.teacher_val_logits is None:
-        requested = outputs.requested
-        state.teacher_val_logits = outputs.val_logits()
         # a resumed training computes them again; count them in the first epoch only, so that rows do not show the cut
-        own = len(distributed.share(torch.arange(len(state.data.val))))
-        outputs.requested = requested + (own if state.epoch == 0 else 0)
+        state.teacher_val_logits = outputs.val_logits(counted=state.epoch == 0)
     return state.teacher_val_logits
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdtrain.config.recipe import Recipe, at_teacher, teacher_recipe
+from kdtrain.config.recipe import Recipe, at_teacher, recipes_by_teacher, teacher_recipe, teacher_recipes
 from kdtrain.data.base import Dataset
 from kdtrain.errors import UserError
 from kdtrain.models.weights import load_whole_network
@@ -52,39 +52,42 @@ def require_students_turn(recipe: Recipe, images: int) -> None:
 
 
 def check_before_teacher(recipe: Recipe, workspace: Workspace) -> None:
-    """Check a student's and its teacher's training before a teacher is trained, which may take days.
+    """Check a student's and its teachers' trainings before a teacher is trained, which may take days.
 
-    Before that the teacher's own teacher is checked in the same way. Nothing is written, and nothing is done if the
-    teacher has been trained already.
+    The teachers' own teachers are checked in the same way. Nothing is written, and nothing is done if all teachers have
+    been trained already.
 
     Raises:
         UserError: What the trainings would raise, in the words of this recipe.
     """
-    trained_by = teacher_recipe(recipe)
-    if trained_by is None or workspace.trial(trained_by, "recipe.teacher").has_weights():
+    if all(workspace.trial(each, "recipe.teacher").has_weights() for each in teacher_recipes(recipe)):
         return
-    assert recipe.teacher is not None
-    try:
-        check_before_teacher(trained_by, workspace)
-    except UserError as error:
-        raise UserError(*(at_teacher(text, recipe) for text in error.problems)) from None
-    data, of_teacher = workspace.dataset(recipe.data), workspace.dataset(trained_by.data)
+    data = workspace.dataset(recipe.data)
     check_images(data)
-    check_images(of_teacher)
     require_same_classes(recipe, data, workspace)
-    network = untrained_teacher(recipe.teacher, data, pretrained=True)
-    require_statistics(
-        len(of_teacher.train), trained_by.batch_size, trained_by.batch_norm, network, workspace.device,
-        "recipe.teacher.batch_size",
-    )  # fmt: skip
-    assemble(recipe, data, Teacher(network, workspace.device, recipe.method.needed_stages), workspace.device)
+    teachers = []
+    for each in recipes_by_teacher(recipe):
+        network = untrained_teacher(each.teachers[0], data, pretrained=True)
+        if (trained_by := teacher_recipe(each)) is not None:
+            try:
+                check_before_teacher(trained_by, workspace)
+            except UserError as error:
+                raise UserError(*(at_teacher(text, each) for text in error.problems)) from None
+            of_teacher = workspace.dataset(trained_by.data)
+            check_images(of_teacher)
+            require_statistics(
+                len(of_teacher.train), trained_by.batch_size, trained_by.batch_norm, network, workspace.device,
+                "recipe.teacher.batch_size",
+            )  # fmt: skip
+        teachers.append(Teacher(network, workspace.device, recipe.method.needed_stages))
+    assemble(recipe, data, teachers, workspace.device)
     require_students_turn(recipe, len(data.train))
 
 
 def smoke(recipe: Recipe, workspace: Workspace, workers: int = 1) -> MemoryRecord:
     """Train real batches through student, teacher and method, in each player's turn, and evaluate both networks.
 
-    The teacher's weights are read if they come from a file and random if it is yet to be trained. Nothing is written.
+    A teacher's weights are read if they come from a file and random if it is yet to be trained. Nothing is written.
 
     Args:
         recipe: The recipe.
@@ -103,7 +106,7 @@ def smoke(recipe: Recipe, workspace: Workspace, workers: int = 1) -> MemoryRecor
     require_same_classes(recipe, data, workspace)
     device = workspace.device
     with backend_settings(recipe.precision, device), peak_memory(device) as peak:
-        state = assemble(recipe, data, _teacher_for_smoke(recipe, data, device), device)
+        state = assemble(recipe, data, _teachers_for_smoke(recipe, data, device), device)
         require_students_turn(recipe, len(data.train))
         state.distiller.train()
         batch = state.loader.batches(0)[0]
@@ -114,7 +117,7 @@ def smoke(recipe: Recipe, workspace: Workspace, workers: int = 1) -> MemoryRecor
             terms |= train_step(state, images, first)
             state.step = first + 1
             train_step(state, images, first + 1)
-        for network in (state.evaluated, *([state.teacher.network] if state.teacher else [])):
+        for network in (state.evaluated, *(teacher.network for teacher in state.teachers)):
             logits_of(network, first_chunk(data.val, device), device)
     broken = [name for name, value in terms.items() if not torch.isfinite(value)]
     if broken:
@@ -167,11 +170,11 @@ def largest_batch_that_fits(batch_size: int, needed_bytes: Callable[[int], int])
     return None
 
 
-def _teacher_for_smoke(recipe: Recipe, data: Dataset, device: torch.device) -> Teacher | None:
-    if recipe.teacher is None:
-        return None
-    network = untrained_teacher(recipe.teacher, data)
-    if recipe.teacher.trained is not None:
-        file = Path(recipe.teacher.trained)
-        load_whole_network(network, file, "recipe.teacher.trained", recipe.teacher.weights_key)
-    return Teacher(network, device, recipe.method.needed_stages)
+def _teachers_for_smoke(recipe: Recipe, data: Dataset, device: torch.device) -> list[Teacher]:
+    teachers = []
+    for config in recipe.teachers:
+        network = untrained_teacher(config, data)
+        if config.trained is not None:
+            load_whole_network(network, Path(config.trained), "recipe.teacher.trained", config.weights_key)
+        teachers.append(Teacher(network, device, recipe.method.needed_stages))
+    return teachers

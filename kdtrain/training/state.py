@@ -44,7 +44,7 @@ class TrainState:
     recipe: Recipe
     data: Dataset
     device: torch.device
-    teacher: Teacher | None
+    teachers: tuple[Teacher, ...]
     distiller: Distiller
     wrapped: nn.Module  # the distiller, under DDP with several workers; must exist until backward has run
     learner: Learner

@@ -17,37 +17,36 @@ from kdtrain.trials.workspace import Workspace, reserved
 
 
 def evaluate_teacher(recipe: Recipe, workspace: Workspace) -> Outcome:
-    """Evaluate the finished teacher of a recipe on the validation split, in float32; return the outcome.
+    """Evaluate the one, finished teacher of a recipe on the validation split, in float32; return the outcome.
 
     The store keeps it like the outcome of a training of 0 epochs, and a second call reads it there.
 
     Raises:
         UserError: The teacher's weights are absent or do not fit, or its logits are not finite.
     """
-    assert recipe.teacher is not None
+    (config,) = recipe.teachers
     data = workspace.dataset(recipe.data)
     with reserved(workspace.finished_teacher(recipe)) as trial, backend_settings("fp32", workspace.device):
         outcome = trial.outcome()
         if outcome is not None:
             return outcome
         teacher = trained_teacher(recipe, data, workspace)
-        assert teacher is not None
         assert teacher.reference is not None
         logits_NK = logits_of(teacher.network, data.val, workspace.device)
         metrics = student_metrics(logits_NK, data.val.labels)
         if not all(map(math.isfinite, metrics.values())):
             raise UserError(
-                f"recipe.teacher.trained: {recipe.teacher.trained} gives logits that are not finite; name other weights"
+                f"recipe.teacher.trained: {config.trained} gives logits that are not finite; name other weights"
             )
         record: RecipeRecord = {
             "numerics": NUMERICS,
             "trial_id": trial.trial_id,
             "recipe": {
                 "data": recipe.data.model_dump(mode="json"),
-                "student": recipe.teacher.model_dump(mode="json"),
+                "student": config.model_dump(mode="json"),
                 "method": {"name": "none"},
                 "objective": recipe.objective,
-                "seed": recipe.teacher.seed,
+                "seed": config.seed,
             },
             "teacher": None,
             "finished": teacher.reference,

@@ -10,12 +10,12 @@ from typing import cast
 import safetensors.torch
 from torch import Tensor
 
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.recipe import Recipe, recipes_by_teacher
 from kdtrain.methods.base import TeacherReading
 from kdtrain.models.build import parameter_count
 from kdtrain.runtime import distributed, process
 from kdtrain.teacher.cached import cached_teacher
-from kdtrain.teacher.network import trained_teacher
+from kdtrain.teacher.network import trained_teachers
 from kdtrain.teacher.own_data import shared_images
 from kdtrain.training.assembly import assemble
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
@@ -25,7 +25,7 @@ from kdtrain.training.preflight import check_images, require_students_turn
 from kdtrain.training.state import TrainState
 from kdtrain.trials.identity import NUMERICS
 from kdtrain.trials.outcome import outcome_row, require_own_workers
-from kdtrain.trials.records import DataSummary, Environment, Outcome, RecipeRecord, State
+from kdtrain.trials.records import DataSummary, Environment, Outcome, RecipeRecord, State, TeacherReference
 from kdtrain.trials.store import TrialFolder
 from kdtrain.trials.workspace import Workspace
 
@@ -80,14 +80,15 @@ def train(
         if decoded_here is not None:
             logging.getLogger(__name__).warning("images are decoded in every process: %s", decoded_here)
         check_images(data, test=final)
-        teacher = trained_teacher(recipe, data, workspace)
-        shared = shared_images(recipe, data, workspace)
-        if teacher is not None and teacher.reference is not None and shared is not None:
-            teacher.reference["shared_images"] = shared
+        teachers = trained_teachers(recipe, data, workspace)
+        for teacher, each in zip(teachers, recipes_by_teacher(recipe), strict=True):
+            shared = shared_images(each, data, workspace)
+            if teacher.reference is not None and shared is not None:
+                teacher.reference["shared_images"] = shared
         share_outputs = partial(
             cached_teacher, cache=workspace.cache, shared=shared_readings, check_seed=trial.trial_id
         )
-        state = assemble(recipe, data, teacher, workspace.device, loaders=loaders, share_outputs=share_outputs)
+        state = assemble(recipe, data, teachers, workspace.device, loaders=loaders, share_outputs=share_outputs)
         require_students_turn(recipe, len(data.train))
         _resume(state, trial, _recipe_record(state, trial.trial_id))
         with closing(state.loader), closing(state.teacher_outputs) if state.teacher_outputs else nullcontext():
@@ -192,9 +193,16 @@ def _recipe_record(state: TrainState, trial_id: str) -> RecipeRecord:
         "numerics": NUMERICS,
         "trial_id": trial_id,
         "recipe": recipe.model_dump(mode="json"),
-        "teacher": state.teacher.reference if state.teacher is not None else None,
+        "teacher": _teacher_reference(state),
         "weights": list(recipe.method.balance.weights) if hasattr(recipe.method, "balance") else None,
         "data": cast(DataSummary, state.data.summary()),
         "parameters": parameter_count(state.distiller.student),
         "environment": cast(Environment, process.describe(state.device, distributed.size())),
     }
+
+
+def _teacher_reference(state: TrainState) -> TeacherReference | None:
+    references = [teacher.reference for teacher in state.teachers if teacher.reference is not None]
+    if state.recipe.ensemble is not None:
+        return {"members": references}
+    return next(iter(references), None)

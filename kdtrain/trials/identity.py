@@ -5,7 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.recipe import Recipe, Teacher, teacher_place, teacher_recipe, teachers_above
+from kdtrain.config.recipe import (
+    Recipe,
+    Teacher,
+    recipes_by_teacher,
+    teacher_place,
+    teacher_recipe,
+    teachers_above,
+)
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import load
 from kdtrain.models.config import Network, WeightsFile
@@ -22,7 +29,8 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
 
     These are the recipe with its balance as two weights, the content or name of the weights that its networks begin
     with, its teacher's whole recipe and code (or the content of its file), the data's fingerprint, the code of its
-    method's module as this process runs it, and NUMERICS, which stands for all other code.
+    method's module as this process runs it, and NUMERICS, which stands for all other code. An ensemble has each of its
+    teachers like that, how they are combined, and each one's share of the weights, so that only their ratios count.
 
     Raises:
         UserError: The data set, a file of weights or the method's source file is absent.
@@ -31,11 +39,11 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
     resolved["student"]["weights"] = _starting_weights(recipe, place)
     if "balance" in resolved["method"]:
         resolved["method"]["balance"] = list(recipe.method.balance.weights)  # type: ignore[union-attr]
-    taught_by = teacher_recipe(recipe)
-    if taught_by is not None:
-        resolved["teacher"] = identity(taught_by, data_root, teacher_place(place))
-    elif recipe.teacher is not None:
-        resolved["teacher"] = _finished_teacher(recipe, teacher_place(place))
+    teachers = [_teacher(each, data_root, teacher_place(place)) for each in recipes_by_teacher(recipe)]
+    if (ensemble := recipe.ensemble) is not None:
+        resolved["teacher"] = {"of": teachers, "combine": ensemble.combine, "shares": list(ensemble.shares)}
+    elif teachers:
+        resolved["teacher"] = teachers[0]
     data, code = load(recipe.data, data_root), code_digest(type(recipe.method).__module__)
     return {"recipe": resolved, "data": data.fingerprint, "code": code, "numerics": NUMERICS}
 
@@ -69,10 +77,15 @@ def _hashed(value: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
+def _teacher(recipe: Recipe, data_root: Path, place: str) -> dict[str, Any]:
+    """Return the identity of a recipe's one teacher, which is written at `place`."""
+    taught_by = teacher_recipe(recipe)
+    return _finished_teacher(recipe, place) if taught_by is None else identity(taught_by, data_root, place)
+
+
 def _finished_teacher(recipe: Recipe, place: str = "recipe.teacher") -> dict[str, Any]:
     """Return the identity of a finished teacher: its network, its image shape if it has its own, its file's content."""
-    teacher, shape = recipe.teacher, recipe.data.image_shape
-    assert teacher is not None
+    (teacher,), shape = recipe.teachers, recipe.data.image_shape
     assert teacher.trained is not None
     network = teacher.model_dump(mode="json", exclude={"trained", "data", "method", "teacher"})
     own = teacher.image_shape(shape)

@@ -57,7 +57,7 @@ class TeacherReference(TypedDict, total=False):
     """The teacher of a distilled student: a trial of the same store, or a finished one from a file.
 
     `trial_id` of a finished one names the folder of its evaluation, which earlier versions did not make.
-    `shared_images` are there if a teacher was trained on other data than its student.
+    `shared_images` are there if a teacher was trained on other data than its student. An ensemble has `members` only.
     """
 
     trial_id: str
@@ -65,6 +65,7 @@ class TeacherReference(TypedDict, total=False):
     sha256: str
     weights_key: str
     shared_images: SharedImages
+    members: "list[TeacherReference]"
 
 
 class DataSummary(TypedDict):

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import Recipe, recipes_by_teacher, teacher_recipe
 from kdtrain.data.base import Dataset, Split
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.weights import load_whole_network
 from kdtrain.runtime.rng import generator
+from kdtrain.teacher.ensemble import combined_logits
 from kdtrain.teacher.network import trained_teacher
 from kdtrain.training.evaluation import logits_of
 from kdtrain.trials.workspace import Workspace
@@ -41,17 +42,24 @@ class Networks:
         return self._loaded[recipe]
 
     def teacher_of(self, recipe: Recipe) -> Classifier:
-        """Return the recipe's teacher. The recipe must have one."""
+        """Return the recipe's one teacher."""
         known = teacher_recipe(recipe) or (recipe.data, recipe.teacher)
         if known not in self._loaded:
             data = self._workspace.dataset(recipe.data)
             teacher = trained_teacher(recipe, data, self._workspace)
-            assert teacher is not None
             self._loaded[known] = _for_evaluation(teacher.network)
         return self._loaded[known]
 
+    def teacher_logits(self, recipe: Recipe, images_NCHW: Tensor) -> Tensor:
+        """Return the logits [N, K] of the recipe's teacher, or of its ensemble as its method gets them."""
+        return combined_logits(recipe, [self.teacher_of(each)(images_NCHW) for each in recipes_by_teacher(recipe)])
+
     def val_logits_of_teacher(self, recipe: Recipe) -> Tensor:
-        """Return the teacher's validation logits [N, K], stored by its evaluation on the same data or else computed."""
+        """Return the same for the validation split."""
+        return combined_logits(recipe, [self._val_logits_of_teacher(each) for each in recipes_by_teacher(recipe)])
+
+    def _val_logits_of_teacher(self, recipe: Recipe) -> Tensor:
+        """Return one teacher's validation logits [N, K], stored by its evaluation on the same data or else computed."""
         taught_by = teacher_recipe(recipe)
         if taught_by is not None and taught_by.data == recipe.data:
             predictions = self._workspace.trial(taught_by).predictions
@@ -61,12 +69,13 @@ class Networks:
         return logits_of(self.teacher_of(recipe), self._workspace.dataset(recipe.data).val, self.device)
 
     def trio(self, recipe: Recipe, compared: Sequence[Recipe]) -> dict[str, tuple[str, Classifier]]:
-        """Return {role: (what is frozen, network)}; the role "alone" is absent if there is no such student."""
-        assert recipe.teacher is not None
-        shown: dict[str, tuple[str, Classifier]] = {
-            "distilled": (recipe.student.freeze, self.of(recipe)),
-            "teacher": (recipe.teacher.freeze, self.teacher_of(recipe)),
-        }
+        """Return {role: (what is frozen, network)}.
+
+        The role "alone" is absent if there is no such student, the role "teacher" if an ensemble has no one network.
+        """
+        shown: dict[str, tuple[str, Classifier]] = {"distilled": (recipe.student.freeze, self.of(recipe))}
+        if recipe.ensemble is None:
+            shown["teacher"] = (recipe.teachers[0].freeze, self.teacher_of(recipe))
         alone = student_alone(recipe, compared)
         return shown if alone is None else shown | {"alone": (alone.student.freeze, self.of(alone))}
 

@@ -15,7 +15,7 @@ def softened(recipe: Recipe, data: Dataset, networks: Networks) -> Arrays:
     temperature = getattr(recipe.method, "temperature", None)
     if recipe.teacher is None or temperature is None:
         return {}
-    teacher, student = networks.teacher_of(recipe), networks.of(recipe)
+    student = networks.of(recipe)
     logits = networks.val_logits_of_teacher(recipe)
     if not (logits.argmax(1) == data.val.labels).any():
         return {"softened_reason": np.array("the teacher classifies no validation image correctly")}
@@ -23,10 +23,11 @@ def softened(recipe: Recipe, data: Dataset, networks: Networks) -> Arrays:
     image = as_floats(data.val.images.eval_view(index))
     temperatures = (1.0, temperature)
     with torch.inference_mode():
+        of_teacher = networks.teacher_logits(recipe, image)
         arrays = {
             "softened_label": data.val.labels[index][0],
             "softened_temperatures": torch.tensor(temperatures),
-            "softened_teacher": torch.stack([_softmax(teacher(image), t) for t in temperatures]),
+            "softened_teacher": torch.stack([_softmax(of_teacher, t) for t in temperatures]),
             "softened_student": torch.stack([_softmax(student(image), t) for t in temperatures]),
         }
     shown = {"softened_image": drawable(image)[0], "softened_classes": np.array(data.classes)}

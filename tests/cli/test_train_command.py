@@ -62,6 +62,21 @@ def test_teacher_then_student_are_trained_as_train_does_and_their_numbers_printe
     assert (code, again.splitlines()) == (0, [line for line in out.splitlines() if not line.startswith("epoch")])
 
 
+def test_the_teachers_of_an_ensemble_are_trained_one_after_the_other(asked, tmp_path: Path) -> None:
+    config = recipe(**KD | {"teacher": {"ensemble": {"of": KD["teacher"], "seeds": 2}}})
+    code, out, err = asked(config)
+    assert (code, err) == (0, "")
+    heads = [line.partition(",")[0] for line in out.splitlines() if ", device " in line]
+    networks = ["teacher 1 of 2: lenet5_teacher", "teacher 2 of 2: lenet5_teacher", "kd: lenet5_student"]
+    assert heads == [f"{network} on digits" for network in networks]
+    assert len(list((tmp_path / "results" / "trials").iterdir())) == 3
+    code, out, err = asked(config, "--set", "teacher.ensemble.weights=[1, 2]", "--set", "teacher.ensemble.of.1.seed=1")
+    assert (code, out.count("epoch "), len(list((tmp_path / "results" / "trials").iterdir()))) == (0, 5, 4)
+    code, out, err = asked(config, "--set", "teacher.ensemble.weights=[0, 0]")
+    assert (code, out) == (2, "")
+    assert "--set teacher.ensemble.weights: must have one above 0" in err
+
+
 @pytest.mark.parametrize("who", ["none", "teacher"])
 def test_a_training_that_fails_is_exit_code_1_with_its_reason_and_so_is_asking_again(asked, who: str) -> None:
     wild = {"optimizer": {"name": "sgd", "lr": 1e9}}

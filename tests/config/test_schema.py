@@ -45,6 +45,20 @@ def test_spaces_and_nested_choices_validate() -> None:
     assert mistakes(GOOD) == []
 
 
+TEACHERS = """
+- [{model: lenet5_teacher}, {model: lenet5_student, epochs: 3}]
+- {ensemble: {of: {model: lenet5_teacher, epochs: {choice: [2, 3]}}, seeds: 3}}
+- {ensemble: {of: [{model: lenet5_teacher}, {choice: [{model: lenet5_student}, {model: lenet5_half}]}], combine: logits,
+    weights: [1, {uniform: [0, 2]}]}}
+- {choice: [{model: lenet5_teacher}, [{model: lenet5_teacher}, {model: lenet5_half}]]}
+"""
+
+
+@pytest.mark.parametrize("teacher", read_yaml(TEACHERS, "teachers.yaml").data)
+def test_every_form_of_several_teachers_validates(teacher: Any) -> None:
+    assert mistakes(GOOD | {"recipe": GOOD["recipe"] | {"teacher": teacher}}) == []
+
+
 @pytest.mark.parametrize(
     ("keys", "value"),
     [
@@ -54,6 +68,8 @@ def test_spaces_and_nested_choices_validate() -> None:
         (("recipe", "epochs"), 2.5),
         (("recipe", "data", "name"), "cifar"),
         (("recipe", "student", "model"), 18),
+        (("recipe", "teacher"), [{"model": "lenet5_teacher"}]),
+        (("recipe", "teacher"), {"ensemble": {"of": {"model": "lenet5_teacher"}, "seeds": 1}}),
         (("recipe", "optimizer", "lr"), {"loguniform": [0, 1]}),
         (("recipe", "optimizer", "lr"), {"logunform": [1, 2]}),
         (("recipe", "optimizer", "lr"), {"uniform": [1, 2, 3]}),

@@ -103,7 +103,7 @@ def training(label: str, **changes: Any) -> Numbers:
     torch.set_default_dtype(torch.float64)
     try:
         state = fresh_state(recipe(**TRAININGS[label] | changes))
-        for network in (state.distiller.student, *([state.teacher.network] if state.teacher else [])):
+        for network in (state.distiller.student, *(teacher.network for teacher in state.teachers)):
             widened(network)
         rows = fitted(state)
     finally:

@@ -113,7 +113,7 @@ def test_no_step_of_an_option_waits_for_the_device(option: str) -> None:
 @pytest.mark.parametrize("label", ["kd", "at", "sp", "mgd"])
 def test_no_step_that_reads_cached_outputs_waits(label: str, tmp_path: Path) -> None:
     state = on_gpu(distilled(label))
-    state.teacher.digest = "of no file"
+    state.teachers[0].digest = "of no file"
     state.teacher_outputs = cached_teacher(state.teacher_outputs, Cache(tmp_path, 1 << 30), (), "a test")
     assert isinstance(state.teacher_outputs, CachedTeacher)
     state.teacher_outputs.begin(0)

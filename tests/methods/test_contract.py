@@ -192,13 +192,13 @@ def with_batch_norm_teacher(label: str) -> TrainState:
     network = Classifier(
         "normalised", encoder, nn.Sequential(nn.Dropout(), nn.Linear(20, 10)), (1, 16, 16), channels=1
     )  # fmt: skip
-    return assemble(config, load(config.data, NO_DATA), Teacher(network, CPU, config.method.needed_stages), CPU)
+    return assemble(config, load(config.data, NO_DATA), [Teacher(network, CPU, config.method.needed_stages)], CPU)
 
 
 @every
 def test_a_training_epoch_does_not_change_the_teacher_and_trains_student_and_criterion_only(label: str) -> None:
     run = with_batch_norm_teacher(label)
-    network = run.teacher.network
+    network = run.teachers[0].network
     before = {name: value.clone() for name, value in network.state_dict().items()}
     trained = [id(p) for group in run.learner.optimizer.param_groups for p in group["params"]]
     parts = (run.distiller.student, run.distiller.criterion)

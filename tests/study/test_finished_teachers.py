@@ -12,6 +12,8 @@ from trainings import recipe, trained
 from analysis.report import write_report
 from kdtrain.errors import UserError
 from kdtrain.executors.local import execute
+from kdtrain.models.build import build
+from kdtrain.models.config import Network
 from kdtrain.study.study import Study
 from kdtrain.teacher.network import trained_teacher
 from kdtrain.training.evaluation import accuracy, logits_of
@@ -86,6 +88,31 @@ def test_a_finished_teacher_is_evaluated_before_the_search_and_only_once(
     assert tested["test"] is not None
     percent = f"{100 * tested['test']['test/teacher_accuracy']:.2f}"
     assert f"| teacher (finished) | lenet5_teacher | 19 754 | 0.10 | {percent} [" in report
+
+
+def test_finished_teachers_of_an_ensemble_are_evaluated_each_and_have_their_own_test_accuracy(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    teachers = []
+    for name, factor in (("one", 1.0), ("none", 0.0)):
+        torch.save({key: factor * value for key, value in state.items()}, tmp_path / f"{name}.pth")
+        teachers.append({"model": "lenet5_teacher", "trained": str(tmp_path / f"{name}.pth")})
+    study = open_study(sweep_file(tmp_path, recipe={**FIXED, "teacher": teachers}, study=SHORT), tmp_path / "results")
+    assert [job.stage for job in carry_out(study)][1:3] == ["teacher", "teacher"]
+    data = study.workspace.dataset(study.sweep.recipe_for({}, 0).data)
+    tested = study.workspace.store.trial(plans(study, "confirm")[0]["trial_id"]).outcome()
+    assert tested is not None
+    assert tested["test"] is not None
+    right = accuracy(logits_of(network_of(state), data.test, torch.device("cpu")), data.test.labels)
+    assert (tested["test"]["test/teacher_1_accuracy"], tested["test"]["test/teacher_2_accuracy"]) == (right, 0.1)
+    rows = [line for line in report_of(study).splitlines() if line.startswith("| member of the ensemble (finished)")]
+    assert [row.split(" | ")[4].split(" ")[0] for row in rows] == [f"{100 * right:.2f}", "10.00"]
+
+
+def network_of(state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    network = build(Network(model="lenet5_teacher"), (1, 16, 16), 10, 0, pretrained=False)
+    network.load_state_dict(state)
+    return network
 
 
 def test_a_teacher_that_names_one_class_has_learned_nothing(state: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_cached_teacher_outputs_are_written_and_read_on_the_device(
 @pytest.mark.parametrize("label", ["kd", "sp", "mgd"])
 def test_no_step_that_reads_cached_outputs_waits(devices: StandIn, label: str, tmp_path: Path) -> None:
     state = fresh_state(distilled(label), device=devices.cuda(1))
-    state.teacher.digest = "of no file"
+    state.teachers[0].digest = "of no file"
     state.teacher_outputs = cached_teacher(state.teacher_outputs, Cache(tmp_path, 1 << 30), (), "a test")
     assert isinstance(state.teacher_outputs, CachedTeacher)
     state.teacher_outputs.begin(0)

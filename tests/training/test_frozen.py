@@ -46,7 +46,7 @@ def test_an_epoch_moves_what_is_not_frozen_and_nothing_else(
 ) -> None:
     student = {"model": "resnet18", "weights": encoder, "freeze": freeze, "batch_norm_statistics": statistics}
     state = fresh_state(distilling(student, ema={"decay": 0.9, "ramp_updates": 2.0}))
-    network, teacher = state.distiller.student, state.teacher.network
+    network, teacher = state.distiller.student, state.teachers[0].network
     before, teacher_before = state_of(network), state_of(teacher)
     for name, value in torch.load(encoder["file"]).items():
         assert torch.equal(before[name], value) is name.startswith("encoder."), name
@@ -86,5 +86,5 @@ def test_by_default_statistics_move_unless_the_whole_encoder_is_frozen(freeze: s
 def test_a_frozen_teacher_is_trained_with_its_own_freeze() -> None:
     teacher = BATCH_NORM_STUDENT | {"freeze": "encoder", "allow_random_frozen": True, "epochs": 2}
     config = distilling({"model": "lenet5_student"}, teacher=teacher)
-    moved = changed(state_of(fresh_state(config).teacher.network), trained(teacher_recipe(config)).weights)
+    moved = changed(state_of(fresh_state(config).teachers[0].network), trained(teacher_recipe(config)).weights)
     assert moved == {"head.1.weight", "head.1.bias"}

@@ -109,7 +109,7 @@ def test_the_loss_is_the_balanced_sum_of_its_terms() -> None:
 def test_a_step_is_the_optimizers_step_on_the_mean_gradient_of_the_batch() -> None:
     config = recipe(optimizer={"name": "sgd", "lr": 0.1})
     data = load(config.data, NO_DATA)
-    state = assemble(config, data, None, CPU)
+    state = assemble(config, data, (), CPU)
     by_hand = build(Network(model="lenet5_student"), data.image_shape, 10, stream(0, "init"))
     batch = torch.tensor([3, 1, 4, 15, 9])
     images, labels = as_floats(data.train.images.eval_view(batch)), data.train.labels[batch]
@@ -154,7 +154,7 @@ def test_the_best_epoch_is_by_the_objective_then_the_other_metric_then_the_earli
 @pytest.mark.parametrize("objective", HIGHER_IS_BETTER)
 def test_a_run_remembers_the_weights_of_the_epoch_that_the_rows_call_best(objective: str) -> None:
     config = recipe(objective=objective)
-    state = assemble(config, load(config.data, NO_DATA), None, CPU)
+    state = assemble(config, load(config.data, NO_DATA), (), CPU)
     for row in ROWS:
         state.epoch = row["epoch"]
         with torch.no_grad():

@@ -33,7 +33,7 @@ def test_a_last_batch_that_leaves_a_worker_without_statistics_is_refused(
     monkeypatch.setattr(distributed, "size", lambda: workers)
     config = recipe(student=BATCH_NORM_STUDENT, batch_size=batch_size, **changes)
     with pytest.raises(UserError, match=f"recipe.batch_size: {sentence}"):
-        assemble(config, load(config.data, NO_DATA), None, torch.device(device))
+        assemble(config, load(config.data, NO_DATA), (), torch.device(device))
 
 
 @pytest.mark.parametrize("ended", [True, False], ids=["ended", "begun"])

@@ -35,7 +35,7 @@ def with_scale(state: TrainState, scale: float) -> TrainState:
 def test_both_networks_train_in_half_precision_and_are_judged_in_float32(precision: str, dtype: torch.dtype) -> None:
     state = fresh_state(recipe(**KD, precision=precision))
     seen: dict[str, set[torch.dtype]] = {"teacher": set(), "student": set()}
-    for name, network in (("teacher", state.teacher.network), ("student", state.distiller.student)):
+    for name, network in (("teacher", state.teachers[0].network), ("student", state.distiller.student)):
         network.head.register_forward_hook(lambda _, inputs, output, name=name: seen[name].add(output.dtype))
     terms = train_step(state, FIRST)
     assert seen == {"teacher": {dtype}, "student": {dtype}}

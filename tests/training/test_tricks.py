@@ -74,7 +74,7 @@ def test_with_r_drop_every_term_is_the_mean_over_two_passes_with_dropout(method:
     student = by_hand.distiller.student
     indices = torch.arange(16)
     images, batch = load_batch(by_hand, indices, 0)
-    teacher = by_hand.teacher(images) if by_hand.teacher else None
+    teacher = by_hand.teachers[0](images) if by_hand.teachers else None
     torch.manual_seed(stream(config.seed, "dropout", 0, 0))
     passes = [Outputs(*student.outputs(images, config.method.needed_stages)) for _ in range(2)]
     assert not torch.equal(passes[0].logits, passes[1].logits)
@@ -184,7 +184,7 @@ def test_a_teacher_may_have_patience_of_its_own() -> None:
 @pytest.mark.parametrize("convention", ["corrected", "published"])
 def test_teacher_and_student_see_the_same_mixed_images_and_the_target_is_mixed_alike(convention: str) -> None:
     state = fresh_state(recipe(**KD, mixup={"convention": convention}))
-    (student, _), (teacher, _) = watched_inputs(state.distiller.student), watched_inputs(state.teacher.network)
+    (student, _), (teacher, _) = watched_inputs(state.distiller.student), watched_inputs(state.teachers[0].network)
     batches: list[Any] = []
     state.distiller.criterion.register_forward_pre_hook(lambda _, arguments: batches.append(arguments[2]))
     state.epoch = 2
@@ -218,7 +218,7 @@ def test_each_network_normalises_the_same_view_its_own_way() -> None:
     student, teacher = (BATCH_NORM_STUDENT | {"normalization": how} for how in ("imagenet", "half"))
     state = fresh_state(recipe(**KD | {"student": student, "teacher": teacher}))
     given, encoded = watched_inputs(state.distiller.student)
-    given_teacher, encoded_teacher = watched_inputs(state.teacher.network)
+    given_teacher, encoded_teacher = watched_inputs(state.teachers[0].network)
     train_step(state, torch.arange(16))
     view = as_floats(state.data.train.images.eval_view(torch.arange(16)))
     assert torch.equal(given[0], view)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kdtrain.config.recipe import Recipe, recipes_by_teacher, teacher_recipe, teacher_recipes
+from kdtrain.config.recipe import Recipe, chain, recipes_by_teacher, teacher_recipe, teacher_recipes, teachers_above
 from kdtrain.config.sweep import load_recipe, load_sweep, recipe_from_dict
 from kdtrain.config.written_teachers import each_teacher, written_teachers
 from kdtrain.config.yaml_reader import dump_yaml
@@ -209,3 +209,69 @@ def test_written_teachers_are_found_and_changed_in_every_form() -> None:
         marked = each_teacher(written, lambda teacher: teacher | {"seed": 9})
         assert written_teachers(marked) == [(path, found | {"seed": 9}) for path, found in expected]
         assert written_teachers(written) == expected, "the written data was changed"
+
+
+KD = "method: {name: kd, temperature: 2, balance: {alpha: 0.5}}"
+LARGER = "{model: lenet5_half, data: {resolution: 24}}"
+ASSISTANT = f"{{model: as_student, {KD}, teacher: {LARGER}}}"
+BY_TWO = f"{{model: lenet5_half, {KD}, data: {{resolution: 20}}, teacher: [{A}, {{model: as_student}}]}}"
+
+
+def test_a_member_has_its_own_data_and_its_own_teacher(tmp_path: Path) -> None:
+    recipe = loaded(tmp_path, f"[{A}, {LARGER}, {ASSISTANT}]")
+    assert [each.data.resolution for each in teacher_recipes(recipe)] == [32, 24, 32]
+    larger = teacher_recipe(recipes_by_teacher(recipe)[1])
+    needed = [(each.student.model, each.method.name, each.data.resolution) for each in chain(recipe)]
+    assert needed == [
+        ("lenet5_teacher", "none", 32), ("lenet5_half", "none", 24), ("lenet5_student", "kd", 32),
+        ("lenet5_student", "kd", 32),
+    ]  # fmt: skip
+    assert chain(recipe)[1] == larger, "the second network and the teacher of the third are one training"
+    dump = recipe.model_dump(mode="json")
+    assert recipe_from_dict(dump) == Recipe.model_validate(dump) == recipe
+
+
+def test_each_of_the_seeds_has_the_data_and_the_teacher_of_the_one(tmp_path: Path) -> None:
+    recipe = loaded(tmp_path, f"{{ensemble: {{of: {ASSISTANT}, seeds: 2}}}}")
+    first, *others = chain(recipe)
+    assert (first.student.model, first.data.resolution) == ("lenet5_half", 24)
+    assert [(each.student.model, each.seed) for each in others[:-1]] == [("lenet5_student", 0), ("lenet5_student", 1)]
+
+
+def test_the_teacher_of_a_teacher_may_be_an_ensemble_that_takes_what_it_leaves_out_from_that_teacher(
+    tmp_path: Path,
+) -> None:
+    recipe = loaded(tmp_path, BY_TWO)
+    assert [(each.student.model, each.data.resolution) for each in chain(recipe)] == [
+        ("lenet5_teacher", 20), ("lenet5_half", 20), ("lenet5_half", 20), ("lenet5_student", 32),
+    ]  # fmt: skip
+    places = [place for place, _ in teachers_above(recipe)]
+    assert places == ["recipe.teacher", "recipe.teacher.teacher", "recipe.teacher.teacher"]
+    for exclude_unset in (False, True):
+        assert recipe_from_dict(recipe.model_dump(mode="json", exclude_unset=exclude_unset)) == recipe
+
+
+BELOW = {
+    f"[{A}, {{model: lenet5_half, data: {{name: mnist}}}}]": ("teacher.1.data.name", "must be that of recipe.data"),
+    f"[{A}, {{model: lenet5_half, data: {{resolution: 4}}}}]": ("teacher.1.data.resolution", "must be >= 8, got 4"),
+    "{ensemble: {of: {model: lenet5_half, data: {x: 4}}, seeds: 2}}": (
+        "teacher.ensemble.of.data.x", "digits has no 'x'",
+    ),
+    f"[{A}, {{model: lenet5_half, trained: a.pth, data: {{split_seed: 4}}}}]": ("teacher", "number 2, whose data"),
+    f"[{A}, {{model: lenet5_half, {KD}}}]": ("teacher.1.method", "kd needs a teacher"),
+    BY_TWO.replace(A, "{model: lenet5_half, data: {name: mnist}}"): ("teacher.teacher.0.data.name", "must be that of"),
+    BY_TWO.replace(A, "{model: lenet5_half, epochs: 8}"): ("teacher.teacher", "two of its teachers are one"),
+    BY_TWO.replace("name: kd, temperature: 2, balance: {alpha: 0.5}", "name: at, balance: {weight: 1}"): (
+        "teacher", "must be one network with method at",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("teacher", list(BELOW))
+def test_a_mistake_below_a_member_is_named_at_its_place(teacher: str, tmp_path: Path) -> None:
+    place, rule = BELOW[teacher]
+    with pytest.raises(UserError) as caught:
+        loaded(tmp_path, teacher)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{tmp_path / 'x.yaml'}:3: {place}: ")
+    assert rule in problem

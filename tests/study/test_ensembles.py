@@ -11,6 +11,7 @@ from studies import carry_out, open_study, plans, sweep_file
 from torch.nn import functional
 
 from analysis.report import write_report
+from kdtrain.config.recipe import chain
 from kdtrain.executors.local import execute
 from kdtrain.study.cost import sharing, stage_costs, teacher_images, trainings
 from kdtrain.study.plan import plan
@@ -136,3 +137,45 @@ def test_a_broken_member_stops_the_study_with_its_name(tmp_path: Path) -> None:
     study = begun(tmp_path, [FIRST, OTHER | {"optimizer": {"name": "sgd", "lr": 1.0e30}}])
     with pytest.raises(Exception, match=r"small.yaml:\d+: recipe.teacher: training lenet5_half failed: epoch 1"):
         execute(study)
+
+
+KD = {"name": "kd", "balance": {"alpha": 0.5}, "temperature": 4.0}
+LARGER = FIRST | {"epochs": 2, "data": {"resolution": 20, "split_seed": 1}}
+ASSISTANT = {"model": "lenet5_student", "epochs": 2, "method": KD, "teacher": [LARGER, FIRST | {"epochs": 2}]}
+
+
+def test_members_have_their_own_data_and_their_own_teachers_which_may_be_several(tmp_path: Path) -> None:
+    study = begun(tmp_path, [LARGER, ASSISTANT])
+    carry_out(study)
+    recipe = study.sweep.recipe_for(plans(study, "search")[0]["values"], 0)
+    needed, place = chain(recipe)[:-1], study.workspace
+    assert [row["trial_id"] for row in plans(study, "teacher")] == [place.trial_id(each) for each in needed]
+    assert [(each.student.model, each.data.resolution) for each in needed] == [
+        ("lenet5_teacher", 20), ("lenet5_teacher", 16), ("lenet5_student", 16),
+    ]  # fmt: skip
+    assert len(plans(study, "smoke")) == 2, "the student and the teacher that is distilled"
+    confirmed = place.store.trial(plans(study, "confirm")[0]["trial_id"]).recipe()
+    assert confirmed is not None
+    assert confirmed["teacher"] is not None
+    larger, assistant = confirmed["teacher"]["members"]
+    assert (larger["trial_id"], assistant["trial_id"]) == (place.trial_id(needed[0]), place.trial_id(needed[2]))
+    assert larger["shared_images"]["train"] < assistant["shared_images"]["train"] == confirmed["data"]["train"]
+    of_assistant = place.trial(needed[2]).recipe()
+    assert of_assistant is not None
+    assert of_assistant["teacher"] is not None
+    members = of_assistant["teacher"]["members"]
+    assert [member["trial_id"] for member in members] == [place.trial_id(each) for each in needed[:2]]
+    assert ["shared_images" in member for member in members] == [True, False]
+    report = write_report(study.journal.folder).read_text()
+    taught_by = "taught by ensemble of 2 x lenet5_teacher, kd"
+    assert f"- Teacher lenet5_student (seed 0; {taught_by}): " in report
+    assert "- Teacher lenet5_teacher (seed 0; its data: split_seed 1, resolution 20): " in report
+    rows = [line.split(" | ")[:2] for line in report.splitlines() if re.match(r"\| (teacher|member).* lenet5", line)]
+    assert rows == [
+        ["| teacher (ensemble of 2)", "lenet5_teacher, lenet5_student"],
+        ["| member of the ensemble, seed 0", "lenet5_teacher"],
+        ["| member of the ensemble, seed 0", "lenet5_student"],
+        ["| teacher's teacher", "lenet5_teacher"],
+    ]
+    leaks = [line for line in report.splitlines() if "so what it teaches is not independent" in line]
+    assert [f"teacher {i} of the ensemble was trained on" in leaks[i - 1] for i in (1, 2)] == [True, True]

@@ -46,18 +46,18 @@ def test_views_are_resized_by_triangle_filters_that_widen_if_a_side_shrinks(size
 
 def test_a_teacher_of_another_resolution_sees_the_students_view_resized_whatever_the_batch() -> None:
     state = fresh_state(recipe(**LARGER))
-    assert state.teacher is not None
-    assert state.teacher.network.image_shape == (1, 24, 24)
+    (teacher,) = state.teachers
+    assert teacher.network.image_shape == (1, 24, 24)
     assert state.distiller.student.image_shape == (1, 16, 16)
     images = torch.rand(40, 1, 16, 16)
-    logits = state.teacher(images).logits
+    logits = teacher(images).logits
     with torch.no_grad():
-        expected = state.teacher.network(resized(images, (24, 24)))
+        expected = teacher.network(resized(images, (24, 24)))
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     for part in (slice(0, 1), slice(5, 25), slice(33, 40)):
-        assert torch.equal(state.teacher(images[part]).logits, logits[part])
+        assert torch.equal(teacher(images[part]).logits, logits[part])
         last = images[part].contiguous(memory_format=torch.channels_last)
-        assert torch.equal(state.teacher(last).logits, logits[part])
+        assert torch.equal(teacher(last).logits, logits[part])
 
 
 def require_equal(live: Trained, *cached: Trained) -> None:
@@ -100,7 +100,7 @@ def test_methods_that_compare_maps_refuse_maps_of_unequal_sizes() -> None:
     with pytest.raises(UserError, match=r"^recipe\.method\.stages: .* 48 x 4 x 4 .* 48 x 6 x 6"):
         smoke(recipe(**CONV | {"method": method}), workspace(Path("unused")))
     equal = CONV | {"teacher": CONV_TEACHER | {"data": {"resolution": 64}}, "method": method | {"stages": ["16"]}}
-    assert fresh_state(recipe(**equal | {"data": CONV["data"] | {"resolution": 64}})).teacher is not None
+    assert fresh_state(recipe(**equal | {"data": CONV["data"] | {"resolution": 64}})).teachers
 
 
 def test_flops_of_the_teacher_are_those_of_its_own_images() -> None:

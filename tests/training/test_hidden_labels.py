@@ -107,7 +107,7 @@ def test_dkd_takes_the_teachers_most_probable_class_of_an_unlabelled_image() -> 
     config = recipe(**KD | {"method": {"name": "dkd", "balance": {"weight": 1.0}}})
     state = state_on(PARTLY, config)
     images, _ = load_batch(state, INDICES, 0)
-    teacher = state.teacher(images).logits
+    teacher = state.teachers[0](images).logits
     target = teacher.argmax(1)
     target[WITH_LABEL] = DATA.train.labels[INDICES[WITH_LABEL]]
     assert (target != DATA.train.labels[INDICES]).any()  # an untrained teacher is mostly wrong

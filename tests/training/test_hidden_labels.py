@@ -57,7 +57,7 @@ def test_cross_entropy_is_torchs_over_the_labelled_images_and_distillation_over_
     changes = TERMS[name] | {"optimizer": {"name": "sgd", "lr": 0.1}}
     state, by_hand = (state_on(PARTLY, recipe(**KD, **changes)) for _ in range(2))
     images, _ = load_batch(by_hand, INDICES, 0)
-    logits, teacher = by_hand.distiller.student(images), by_hand.teacher(images).logits
+    logits, teacher = by_hand.distiller.student(images), by_hand.teachers[0](images).logits
     hard = functional.cross_entropy(
         logits[WITH_LABEL], DATA.train.labels[INDICES[WITH_LABEL]],
         torch.tensor(changes["class_weights"]) if "class_weights" in changes else None,

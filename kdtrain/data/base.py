@@ -21,9 +21,6 @@ from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 from kdtrain.storage.cache import Cache
 
-if TYPE_CHECKING:
-    from kdtrain.data.registry import AnyData as Transfer  # at run time the registry completes DataConfig with it
-
 
 class Part(Config):
     """One of `of` disjoint parts of the training images, with each class in proportion; together they are all."""
@@ -58,6 +55,7 @@ class DataConfig(Config):
 
     limit_per_class: Count | None = Field(None, description="at most this many images of each class in each split")
     split_seed: Seed = 0
+    name: str
     part: Part | None = Field(None, description="One of several disjoint, stratified parts of the training images.")
     exclude_classes: Annotated[
         tuple[str, ...] | None,
@@ -78,7 +76,7 @@ class DataConfig(Config):
         ),
         Field(description="Training views are turned, scaled and shifted at random as well."),
     ] = None
-    transfer: "Transfer | None" = Field(
+    transfer: "Transfer | None" = Field(  # Transfer: the registry completes the class with its data sets
         None, description="A data set whose training images join the training split without labels."
     )
 
@@ -95,6 +93,14 @@ class DataConfig(Config):
     def class_count(self) -> int | None:
         """The number of classes, or None if it is not known before loading."""
         return None
+
+    def load(self, root: Path) -> "Dataset":
+        """Return the data set below `root` without the options of the training split; see `training_split.prepared`.
+
+        Raises:
+            UserError: Its files are absent or damaged.
+        """
+        raise NotImplementedError
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -148,7 +154,7 @@ class DataConfig(Config):
         if channels != own_channels:
             raise ValueError(
                 f"transfer.name must be a data set with {own_channels} channel{'s' * (own_channels > 1)}, as"
-                f" {self.name}, got {self.transfer.name} with {channels}"  # type: ignore[attr-defined]
+                f" {self.name}, got {self.transfer.name} with {channels}"
             )
         if side != own_side:
             raise ValueError(f"transfer.resolution must be that of the data set, {own_side}, got {side}")
@@ -158,6 +164,10 @@ class DataConfig(Config):
     def _without_unused_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         dumped: dict[str, Any] = handler(self)
         return {key: value for key, value in dumped.items() if value is not None or key not in NEWER}
+
+
+if TYPE_CHECKING:
+    Transfer = DataConfig
 
 
 class Images(Protocol):

@@ -8,25 +8,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kdtrain.data.base import HIDDEN, Dataset, Part, Split, sampled, stratified
+from kdtrain.data.base import HIDDEN, DataConfig, Dataset, Part, Split, sampled, stratified
 from kdtrain.data.joined_images import AffineImages, JoinedImages
 from kdtrain.data.notes import listed
 from kdtrain.data.random_affine import RandomAffine
 from kdtrain.errors import UserError
 
-if TYPE_CHECKING:
-    from kdtrain.data.registry import AnyData
-
 MOST_CHOICES = 20
 """The most names of classes in a message."""
 
 
-def prepared(config: "AnyData", root: Path, place: str = "recipe.data") -> Dataset:
+def prepared(config: DataConfig, root: Path, place: str = "recipe.data") -> Dataset:
     """Return the data set of a config below `root`, with every option of its training split; `place` is in errors.
 
     Validation and test stay as they are.
@@ -96,7 +92,7 @@ def _without_classes(train: Split, data: Dataset, names: Sequence[str], place: s
     return _selected(train, left)
 
 
-def _labels_per_class(train: Split, data: Dataset, config: "AnyData", count: int, place: str) -> Tensor:
+def _labels_per_class(train: Split, data: Dataset, config: DataConfig, count: int, place: str) -> Tensor:
     """Return the indices of `count` images of each class that is not excluded."""
     kept = []
     for label, name in enumerate(data.classes):

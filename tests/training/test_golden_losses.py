@@ -38,7 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "logits_discriminator published": CRITIC | {"critic_steps": 1, "student_steps": 1, "convention": "published"},
 }
 DATA: dict[str, dict[str, Any]] = {
-    "digits": {}, "mnist": {}, "cifar10": {}, "hymenoptera": {}, "cub200": {}, "flowers102": {},
+    "digits": {}, "mnist": {}, "fashion_mnist": {}, "kmnist": {}, "cifar10": {},
+    "hymenoptera": {}, "cub200": {}, "flowers102": {},
     "image_folder": {"folder": "pets", "test_fraction": 0.2, "augment": "crop_flip"},
 }  # fmt: skip
 
@@ -50,6 +51,8 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         made_up_data.paint(root / "pets" / ("cat", "dog")[number % 2] / f"{number}.png")
     for make in (made_up_data.hymenoptera, made_up_data.cub200, made_up_data.flowers102, made_up_data.mnist):
         make(root)
+    for folder in ("FashionMNIST", "KMNIST"):
+        made_up_data.mnist(root, folder=folder)
     with pytest.MonkeyPatch.context() as patch:
         made_up_data.cifar10(root, patch)
         yield root
@@ -94,6 +97,11 @@ def test_the_losses_on_a_data_set_are_the_golden_ones(name: str, check: Check, s
     check(f"data {name}", first_epoch(
         small_data, data={"name": name, "resolution": 32, "limit_per_class": 4, **DATA[name]}, **ALONE,
     ))  # fmt: skip
+
+
+def test_the_losses_on_views_that_are_turned_scaled_and_shifted_are_the_golden_ones(check: Check) -> None:
+    augment = {"rotate_degrees": 20, "translate": 0.1, "scale": 0.2}
+    check("augment", first_epoch(data=DIGITS | {"augment": augment}, **ALONE))
 
 
 def test_every_method_and_data_set_has_golden_losses() -> None:

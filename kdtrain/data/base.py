@@ -130,6 +130,13 @@ class DataConfig(Config):
         more = self.transfer.training_images
         return None if more is None else images + more
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_word_for_always_random(cls, written: Any) -> Any:
+        if cls.always_random and isinstance(written, dict) and written.get("augment") == "none":
+            raise ValueError("augment cannot be none: training crops at random in any case; remove it")
+        return written
+
     @model_validator(mode="after")
     def _labels_are_hidden_in_one_way(self) -> Self:
         if self.labelled_per_class is not None and self.labelled_fraction is not None:

@@ -135,7 +135,8 @@ def _fate(racer: Row, end: Row | None) -> str:
     if racer["diverged"]:
         return "diverged" + ("" if racer["dropped"] is None else f" in round {racer['dropped']}")
     if racer["dropped"] is not None:
-        return f"dropped after round {racer['dropped']}"
+        why = {True: ", probably below the leader", False: ", among the lowest means"}
+        return f"dropped after round {racer['dropped']}{why.get(racer.get('improbable'), '')}"  # type: ignore[arg-type]
     if end is None:
         return "yes"
     if racer["candidate"] == end["winner"]:

@@ -17,13 +17,15 @@ KeyPath = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 Model = type[BaseModel]
 
+MAPPING_KINDS = ("dict_type", "model_type", "model_attributes_type")
+
 RULES = {
     **dict.fromkeys(("int_type", "int_from_float", "int_parsing"), "must be a whole number"),
     "float_type": "must be a number",
     "string_type": "must be text",
     "bool_type": "must be true or false",
     **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a mapping, {{key: value}}"),
+    **dict.fromkeys(MAPPING_KINDS, "must be a mapping, {{key: value}}"),
     "finite_number": "must be a finite number",
     "greater_than": "must be > {gt}",
     "greater_than_equal": "must be >= {ge}",
@@ -121,7 +123,22 @@ def _sentence(model: Model, data: Any, details: ErrorDetails, noun: str) -> tupl
         rule = RULES[kind].format(**{key: str(limit).removesuffix(".0") for key, limit in context.items()})
     else:
         rule = details["msg"][:1].lower() + details["msg"][1:]
-    return path, f"{rule}, got {format_value(value)}"
+    return path, f"{rule}, got {format_value(value)}{_mapping_hint(model, data, path, kind, value)}"
+
+
+def _mapping_hint(model: Model, data: Any, path: KeyPath, kind: str, value: Any) -> str:
+    """Return the end of a sentence about a value that stands where a mapping must be: the mapping, or its keys."""
+    if kind not in MAPPING_KINDS or isinstance(value, dict | list):
+        return ""
+    options = _models_at(model, data, path)[0]
+    if value in (names := [name for option in options for name in _names(option)]):
+        return f"; write {{name: {value}}}"
+    if names:
+        return f"; {choices_hint(names)}"
+    keys = list(options[0].model_fields) if options else []
+    if isinstance(value, str) and "model" in keys:
+        return f"; write {{model: {value}}}"
+    return f"; it has: {', '.join(keys)}" if keys else ""
 
 
 def _path_in_data(data: Any, loc: KeyPath) -> tuple[KeyPath, Any]:

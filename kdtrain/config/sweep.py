@@ -12,7 +12,7 @@ from kdtrain.config.defaults import default_points
 from kdtrain.config.located import Located, apply_overrides, load_located, locate
 from kdtrain.config.parameter import Label, Parameter, Values, check_spaces, space_kind
 from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value, validate
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.recipe import DISTILLED_ONLY, Recipe
 from kdtrain.config.reference_points import match_points
 from kdtrain.config.search_checks import compared_choice, folders_of
 from kdtrain.config.space import combinations, parameters, probe_points, resolve
@@ -23,6 +23,7 @@ from kdtrain.config.sweep_checks import (
     report_problems,
     study_problems,
     teacher_problems,
+    validate_recipe,
     with_inherited,
 )
 from kdtrain.errors import UserError
@@ -120,7 +121,7 @@ class Sweep:
         """
         resolved = resolve(self.tree, values)
         data = with_inherited(resolved.tree, self.tree, self.published)
-        recipe, problems = validate(Recipe, {**data, "objective": self.study.objective, "seed": seed}, "recipe")
+        recipe, problems = validate_recipe({**data, "objective": self.study.objective, "seed": seed})
         if recipe is None:
             raise self.located.error(resolved.at_source(problem).under(("recipe",)) for problem in problems)
         return recipe
@@ -138,7 +139,7 @@ class Sweep:
 
         The shared values of the first points remain its first points.
         """
-        tree = {key: value for key, value in self.tree.items() if key != "teacher"}
+        tree = {key: value for key, value in self.tree.items() if key not in DISTILLED_ONLY}
         tree["method"] = {"name": "none"}
         names = {parameter.name for parameter in parameters(tree)}
 
@@ -249,7 +250,7 @@ def _checked_recipe(located: Located, overrides: Sequence[str]) -> Recipe:
     spaces = [Problem(p.source, "is a search space; a plain recipe takes one value", p.path) for p in parameters(tree)]
     broken = [*located.problems, *refused, *wrong, *spaces]
     resolved = resolve(tree, probe_points(tree)[0])
-    recipe, wrong = validate(Recipe, resolved.tree, "a recipe")
+    recipe, wrong = validate_recipe(resolved.tree, "a recipe")
     problems = [resolved.at_source(problem) for problem in [*wrong, *teacher_problems(recipe)]]
     if recipe is None or problems or broken:
         raise located.error([*broken, *_without_consequences(problems, broken)])

@@ -7,11 +7,11 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from kdtrain.base_config import Config, Count, NonNegativeInt, Seed
@@ -20,6 +20,9 @@ from kdtrain.data.random_affine import RandomAffine
 from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 from kdtrain.storage.cache import Cache
+
+if TYPE_CHECKING:
+    Transfer: TypeAlias = "DataConfig"  # at run time `registry` completes DataConfig with the union of all data sets
 
 
 class Part(Config):
@@ -42,16 +45,16 @@ def _as_names(written: Any) -> Any:
     return tuple(sorted({str(name) for name in written}))
 
 
-NEWER = ("part", "exclude_classes", "labelled_per_class", "labelled_fraction", "augment", "transfer")
-"""Options that 0.1.0 did not have. A config without them is dumped as it was then, so its trials stay the same."""
-
-
 class DataConfig(Config):
     """The options of every data set. `split_seed` draws its splits and every sample of images or labels.
 
     `limit_per_class`, `part`, `exclude_classes` and `labelled_*` apply in this order; `limit_per_class` concerns all
     splits, the others only the training split. See `training_split.prepared`.
     """
+
+    newer: ClassVar = dict.fromkeys(
+        ("part", "exclude_classes", "labelled_per_class", "labelled_fraction", "augment", "transfer")
+    )
 
     limit_per_class: Count | None = Field(None, description="at most this many images of each class in each split")
     split_seed: Seed = 0
@@ -76,7 +79,7 @@ class DataConfig(Config):
         ),
         Field(description="Training views are turned, scaled and shifted at random as well."),
     ] = None
-    transfer: "Transfer | None" = Field(  # Transfer: the registry completes the class with its data sets
+    transfer: "Transfer | None" = Field(
         None, description="A data set whose training images join the training split without labels."
     )
 
@@ -93,14 +96,6 @@ class DataConfig(Config):
     def class_count(self) -> int | None:
         """The number of classes, or None if it is not known before loading."""
         return None
-
-    def load(self, root: Path) -> "Dataset":
-        """Return the data set below `root` without the options of the training split; see `training_split.prepared`.
-
-        Raises:
-            UserError: Its files are absent or damaged.
-        """
-        raise NotImplementedError
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -129,6 +124,14 @@ class DataConfig(Config):
             return images
         more = self.transfer.training_images
         return None if more is None else images + more
+
+    def load(self, root: Path) -> "Dataset":
+        """Return the data set below the folder `root`, without the options above but `limit_per_class`.
+
+        Raises:
+            UserError: Files are absent or damaged.
+        """
+        raise NotImplementedError
 
     @model_validator(mode="before")
     @classmethod
@@ -166,15 +169,6 @@ class DataConfig(Config):
         if side != own_side:
             raise ValueError(f"transfer.resolution must be that of the data set, {own_side}, got {side}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_unused_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        dumped: dict[str, Any] = handler(self)
-        return {key: value for key, value in dumped.items() if value is not None or key not in NEWER}
-
-
-if TYPE_CHECKING:
-    Transfer = DataConfig
 
 
 class Images(Protocol):
@@ -341,10 +335,13 @@ class Dataset:
         """Return name, fingerprint and sizes for a trial's recipe.json, see `trials.records.DataSummary`."""
         sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
         counts = torch.bincount(self.val.labels)
+        seen = torch.bincount(self.train.labels[self.train.labelled], minlength=len(self.classes))
+        unseen = (seen == 0).nonzero().flatten().tolist()
         return {
             "name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes,
             "labels": len(self.train.labelled), "val_classes": int((counts > 0).sum()),
             "val_most_frequent": int(counts.max()),
+            **({"unseen_classes": unseen} if unseen else {}),
         }  # fmt: skip
 
 

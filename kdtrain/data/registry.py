@@ -49,7 +49,7 @@ def data_folder(chosen: str | Path | None) -> Path:
     return download(place) if "://" in place else user_path(place, "--data").absolute()
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # those of a student and of its teachers
 def load(config: AnyData, root: Path) -> Dataset:
     """Return the data set of a recipe, read once per process; see `prepared` for errors."""
     return prepared(config, root)

@@ -51,9 +51,11 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         race=race_bounds(sweep),
         combinations=len(preflight_points(sweep)),
         baseline_parameters=[parameter.name for parameter in sweep.baseline().parameters],
-        networks=network_sizes(sweep, first.data.image_shape, classes),
+        networks=network_sizes(sweep, classes),
         sharing=shared,
-        costs=None if images is None or is_open else stage_costs(sweep, images, classes),
+        costs=None
+        if images is None or is_open
+        else stage_costs(sweep, images, classes, lambda config: _sizes(config, data)[0] or images),
         is_open=is_open,
         budget_s=TIMING_BUDGET_S,
         cluster=cluster,

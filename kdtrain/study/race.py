@@ -51,6 +51,7 @@ class Race:
     round: int = 0
     spent: int = 0
     dropped: dict[str, int] = field(default_factory=dict)  # the round after which a candidate has left
+    improbable: set[str] = field(default_factory=set)  # those that left because they are probably below the leader
     diverged: set[str] = field(default_factory=set)
     _fresh: dict[str, dict[int, tuple[float, float]]] = field(default_factory=dict)  # ranking keys, by seed
 
@@ -79,8 +80,9 @@ class Race:
             if left > 1:
                 staying = next_round(now, keys, ties, left)
                 self.dropped |= {key: self.round for key in keys if key not in staying}
-            else:  # the race has ended
-                self.dropped |= dict.fromkeys(to_drop(now, keys, leader(now, keys, ties)), self.round)
+            improbable = to_drop(now, keys, leader(now, keys, ties))
+            self.improbable |= set(improbable)
+            self.dropped |= dict.fromkeys(improbable, self.round)  # also after the last round
 
     def posterior(self) -> Posterior:
         """Return the posterior of the recipe means of all candidates whose losses are finite."""
@@ -130,6 +132,7 @@ class Race:
                     "mean": None if i is None else sign * float(now.mean_C[i]),
                     "sd": None if i is None else float(now.covariance_CC[i, i]) ** 0.5,
                     "dropped": self.dropped.get(entrant.key),
+                    "improbable": entrant.key in self.improbable,
                     "diverged": entrant.key in self.diverged,
                 }
             )

@@ -1,4 +1,4 @@
-"""What the owner of a sweep should know of its sampler and its pruner, as sentences. Nothing is trained."""
+"""What the owner of a sweep should know of its search and confirmation, as sentences. Nothing is trained."""
 
 import math
 from collections.abc import Iterator
@@ -17,10 +17,16 @@ from kdtrain.errors import UserError
 from kdtrain.runtime.source_code import code_digest
 from kdtrain.training.optimizers import warmup_steps
 
+SEEDS_FOR_A_VERDICT = 3
+"""The number of confirming seeds from which on the report calls a difference a gain or a loss."""
+
 
 def search_notes(sweep: Sweep) -> list[str]:
-    """Return a sentence for each thing that a sampler or a pruner does not do as one might expect."""
-    return [*_random_parameters(sweep), *_too_few_trials(sweep), *_early_rungs(sweep)]
+    """Return a sentence for each setting that does not do what one might expect."""
+    return [
+        *_random_parameters(sweep), *_too_few_trials(sweep), *_early_rungs(sweep), *_long_warm_ups(sweep),
+        *_too_few_seeds(sweep),
+    ]  # fmt: skip
 
 
 def own_code(sweep: Sweep) -> dict[str, str]:
@@ -88,6 +94,27 @@ def _early_rungs(sweep: Sweep) -> Iterator[str]:
             epochs = f"epoch{'s' if len(early) > 1 else ''} {shown} of {recipe.epochs}"
             found[f"study.pruner: a trial can be pruned at {epochs}, {what}"] = None
     yield from found
+
+
+def _long_warm_ups(sweep: Sweep) -> Iterator[str]:
+    """Yield a sentence for each method whose weight is still growing when its training ends."""
+    found: dict[str, None] = {}
+    for recipe in (sweep.recipe_for(values, sweep.study.seed) for values in space.probe_points(sweep.tree)):
+        warm_up = getattr(recipe.method, "warmup_epochs", 0)
+        if warm_up > recipe.epochs:
+            found[
+                f"recipe.method: {recipe.method.name} reaches its weight after {warm_up} epochs (warmup_epochs), but a"
+                f" training has {recipe.epochs}"
+            ] = None
+    yield from found
+
+
+def _too_few_seeds(sweep: Sweep) -> Iterator[str]:
+    """Yield a sentence if no difference can be called a gain or a loss."""
+    seeds = sweep.study.confirm.seeds
+    if seeds < SEEDS_FOR_A_VERDICT:
+        few = f"{seeds} {'is' if seeds == 1 else 'are'} too few for a verdict"
+        yield f"study.confirm.seeds: {few}, which needs {SEEDS_FOR_A_VERDICT}"
 
 
 def _schedules(sweep: Sweep) -> Iterator[Recipe]:

@@ -62,13 +62,13 @@ def select(
         for each, racing, own in zip(races, entrants, jobs, strict=True):
             if own:
                 _end_round(book, each, racing, own, seed)
-    winners = [_end_race(book, each) for each in races]
+    won, *winners = (_end_race(book, each) for each in races)
     trials = {trial.key: trial for trial in (*searched, *alone)}
-    option = next(option for option, key in race.leaders().items() if key == winners[0])
+    option = next(option for option, key in race.leaders().items() if key == won)
     return Selection(
         {option: trials[key] for option, key in race.leaders().items()},
         option,
-        {model: trials[key] for model, key in zip(baseline_races, winners[1:], strict=True)},
+        {model: trials[key] for model, key in zip(baseline_races, winners, strict=True) if key is not None},
     )
 
 
@@ -103,6 +103,7 @@ def _baseline_races(whole: Race, alone: Sequence[SearchedTrial], reachable: Sequ
             searched={key: value for key, value in whole.searched.items() if key in searched},
             trainings=whole.trainings // len(models),
             dropped={},
+            improbable=set(),
             diverged=set(),
             _fresh={},
         )
@@ -148,11 +149,12 @@ def _end_round(book: Bookkeeping, race: Race, entrants: Sequence[Entrant], jobs:
     )
 
 
-def _end_race(book: Bookkeeping, race: Race) -> str:
-    """Note the end of a race, and return its winner."""
+def _end_race(book: Bookkeeping, race: Race) -> str | None:
+    """Note the end of a race, and return its winner; None if the loss of every baseline became non-finite."""
     winner = race.winner()
-    if winner is None:
-        raise NoResult(f"select: the loss of every candidate of {race.name} became non-finite with a fresh seed")
+    diverged = f"select: the loss of every candidate of {race.name} became non-finite with a fresh seed"
+    if winner is None and race.name == "search":
+        raise NoResult(diverged)
     leaders, probabilities = race.leaders(), race.probabilities()
     options = book.sweep.options if race.name == "search" else ()
     reason = "one complete trial" if len(race.searched) == 1 else None
@@ -168,6 +170,9 @@ def _end_race(book: Bookkeeping, race: Race) -> str:
         reason=reason,
         without=[label for label in options if label not in leaders],
     )
+    if winner is None:
+        book.remarks.append(f"{diverged}; this student alone is trained at the values of what it is compared with")
+        return None
     others = [f"{key} ({p:.0%})" for key, p in probabilities.items() if p >= LIKELY and key != winner]
     also = f"; it could also be {', '.join(others)}" if others else ""
     book.remarks.append(

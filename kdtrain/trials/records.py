@@ -27,6 +27,13 @@ JobState = Literal[State, "broken"]
 """How a job of a study has ended. `broken`: without an outcome, for a reason that is no property of its recipe."""
 
 
+def network_name(network: Mapping[str, Any]) -> str:
+    """Return how reports call a network of a recipe: its model, with its hidden layers or its other stem."""
+    model, hidden, stem = network.get("model", "unknown"), network.get("hidden"), network.get("stem")
+    widths = " " + "-".join(map(str, hidden)) if hidden else ""
+    return f"{model}{widths}" + (f" (stem {stem})" if stem else "")
+
+
 class Environment(TypedDict):
     """The machine and the versions of a training. `git_dirty` is a digest of what differs from the commit, or None."""
 
@@ -38,16 +45,26 @@ class Environment(TypedDict):
     versions: dict[str, str]
 
 
+class SharedImages(TypedDict):
+    """How many images of each of a student's splits its teacher, or a teacher of that one, was trained on."""
+
+    train: int
+    val: int
+    test: int
+
+
 class TeacherReference(TypedDict, total=False):
     """The teacher of a distilled student: a trial of the same store, or a finished one from a file.
 
     `trial_id` of a finished one names the folder of its evaluation, which earlier versions did not make.
+    `shared_images` are there if a teacher was trained on other data than its student.
     """
 
     trial_id: str
     file: str
     sha256: str
     weights_key: str
+    shared_images: SharedImages
 
 
 class DataSummary(TypedDict):
@@ -55,6 +72,7 @@ class DataSummary(TypedDict):
 
     `labels` is the number of training images with a label; earlier versions lack it, and had labels of all images.
     `val_classes` is the number of classes that have validation images, `val_most_frequent` the images of the largest.
+    `unseen_classes` are the classes without a labelled training image, from 0, if there are any.
     """
 
     name: str
@@ -66,6 +84,7 @@ class DataSummary(TypedDict):
     labels: NotRequired[int]
     val_classes: NotRequired[int]
     val_most_frequent: NotRequired[int]
+    unseen_classes: NotRequired[list[int]]
 
 
 class RecipeRecord(TypedDict):
@@ -245,7 +264,8 @@ class Racer(TypedDict):
     `option` is that of the compared choice, or the baseline's student model; None if there is one group only.
     `value` is the search's own objective, `seeds` the number of fresh seeds, `fresh` their mean objective (None before
     the first), `mean` and `sd` are of the posterior, in the objective's unit (None if it diverged). `dropped`
-    is the round after which it left the race, None if it has not; `diverged` says that a loss became non-finite.
+    is the round after which it left the race, None if it has not; `diverged` says that a loss became non-finite,
+    `improbable` (absent in older studies) that it was probably below the leader, not only among the lowest means.
     """
 
     candidate: str
@@ -257,6 +277,7 @@ class Racer(TypedDict):
     mean: float | None
     sd: float | None
     dropped: int | None
+    improbable: NotRequired[bool]
     diverged: bool
 
 
@@ -281,13 +302,14 @@ class RoundEvent(TypedDict):
 class SelectedEvent(TypedDict):
     """A race has ended: its winner, the leader of each option, and each candidate's probability of being the best.
 
+    `winner` is None if the loss of every candidate became non-finite with a fresh seed, which only baselines survive.
     `reason` says why there was no race: one complete trial. `without` names the options that have no complete trial.
     """
 
     event: Literal["selected"]
     time: float
     race: str
-    winner: str
+    winner: str | None
     leaders: dict[str, str]
     probabilities: dict[str, float]
     rounds: int

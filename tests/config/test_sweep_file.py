@@ -97,6 +97,34 @@ def test_the_baseline_searches_only_what_it_shares(tmp_path: Path) -> None:
     assert (nothing_shared.parameters, nothing_shared.published) == ([], ())
 
 
+SHARE = "  batch_size: 64\n  labelled_share: "
+
+
+def test_the_baseline_leaves_out_the_share_of_labelled_images(tmp_path: Path) -> None:
+    for share in ("{uniform: [0.1, 0.9]}", "0.5"):
+        sweep = load(tmp_path, changed("  batch_size: 64\n", f"{SHARE}{share}\n"), *NO_POINTS)
+        baseline = sweep.baseline()
+        assert [parameter.name for parameter in baseline.parameters] == ["optimizer.lr"]
+        assert baseline.recipe_for({"optimizer.lr": 0.01}, 0).labelled_share is None
+        names = [parameter.name for parameter in sweep.parameters]
+        assert names[-1] == ("optimizer.lr" if share == "0.5" else "labelled_share")
+
+
+@pytest.mark.parametrize(
+    ("share", "rule"),
+    [
+        ("0", "must be > 0, got 0"),
+        ("1.5", "must be <= 1, got 1.5"),
+        ("0.5\n  sampler: class_balanced", "draws the images of a batch by label"),
+    ],
+)
+def test_a_share_of_labelled_images_that_cannot_be_is_refused_in_its_line(
+    share: str, rule: str, tmp_path: Path
+) -> None:
+    (problem,) = problems_of(tmp_path, changed("  batch_size: 64\n", f"{SHARE}{share}\n"))
+    assert problem.startswith(f"x.yaml:12: recipe.labelled_share: {rule}")
+
+
 def test_a_teacher_takes_searched_fields_from_the_first_published_point(tmp_path: Path) -> None:
     sweep = load(tmp_path)
     point = {"method": "kd", "method[kd].balance.weight": 1.0, "method[kd].temperature": 2.0}
@@ -172,7 +200,7 @@ RANGED = "would train a teacher for every trial"
         ("name: asha", "name: asah", "16: study.pruner.name",
          "unknown pruner 'asah'; choices: asha, median, "),
         ("{name: digits}", "{}", "2: recipe.data", "needs a name; choices: digits, "),
-        ("{name: digits}", "digits", "2: recipe.data", "must be a mapping, {key: value}, got 'digits'"),
+        ("{name: digits}", "digits", "2: recipe.data", "got 'digits'; write {name: digits}"),
         ("{model: lenet5_student}", "{}", "4: recipe.student.model", "is missing"),
         ("warmup_epochs: 1", "warmup_epochs: 8", "10: recipe.lr_schedule.warmup_epochs",
          "must be below epochs 8, got 8"),
@@ -196,7 +224,7 @@ RANGED = "would train a teacher for every trial"
         ("  trials: 24\n", "  budget: {gpu_hours: -2}\n", "14: study.budget.gpu_hours", "must be > 0, got -2"),
         ("  trials: 24\n", "  budget: {hours: 2, epochs: 9}\n", "14: study.budget",
          "takes exactly one of hours, gpu_hours, epochs, got hours: 2"),
-        ("  trials: 24\n", "  budget: 2\n", "14: study.budget", "must be a mapping, {key: value}, got 2"),
+        ("  trials: 24\n", "  budget: 2\n", "14: study.budget", "got 2; it has: hours, gpu_hours, epochs"),
         ("  trials: 24\n", "  budget: {epochs: 239}\n", "14: study.budget.epochs",  # 3 seeds of 4 recipes of 8 epochs
          "must be >= 240: the first batch of each search can take 64 epochs, for which there are 60 %,"
          " and 3 confirming seeds 96; got 239"),
@@ -480,6 +508,21 @@ def test_a_teacher_as_student_is_the_students_model_in_every_trial(tmp_path: Pat
     assert recipes[1].model_copy(update={"student": recipes[0].student}) == written_out.recipe_for(point, 0)
     unknown = problems_of(tmp_path, SWEEP, "recipe.teacher.model=as_student", "recipe.student.model=lenet6")
     assert any("recipe.student.model" in problem and "lenet6" in problem for problem in unknown)
+
+
+def test_a_teacher_as_student_has_the_students_hidden_layers_unless_it_has_its_own(tmp_path: Path) -> None:
+    student = "recipe.student={model: mlp, hidden: {choice: [[30, 20], [10]]}, max_norm: 3.5}"
+    point = {"method": "kd", "method[kd].balance.weight": 1.0, "method[kd].temperature": 2.0, "optimizer.lr": 0.01}
+    for teacher, hidden in (("{model: as_student}", (10,)), ("{model: as_student, hidden: [40]}", (40,))):
+        sweep = load(tmp_path, SWEEP, student, f"recipe.teacher={teacher}", *NO_POINTS)
+        recipe = sweep.recipe_for(point | {"student.hidden": "[10]"}, 0)
+        assert (recipe.student.hidden, recipe.student.max_norm) == ((10,), 3.5)
+        assert (recipe.teacher.hidden, recipe.teacher.max_norm) == (hidden, None)
+
+
+def test_max_norm_of_a_network_with_convolutions_is_refused_at_its_line(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, changed("{model: lenet5_student}", "{model: lenet5_student, max_norm: 3.5}"))
+    assert problem.startswith("x.yaml:4: recipe.student: lenet5_student takes no max_norm: ")
 
 
 def test_a_published_point_need_not_name_a_model_that_all_options_share(tmp_path: Path) -> None:

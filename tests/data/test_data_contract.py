@@ -71,6 +71,8 @@ def test_every_image_is_in_exactly_one_split(made: tuple[str, Path]) -> None:
     summary["labels"] = len(data.train)
     summary["val_classes"] = len(set(data.val.labels.tolist()))
     summary["val_most_frequent"] = max(data.val.labels.tolist().count(label) for label in range(len(data.classes)))
+    if unseen := sorted(set(range(len(data.classes))) - set(data.train.labels.tolist())):
+        summary["unseen_classes"] = unseen
     assert data.summary() == summary | dict(zip(("train", "val", "test"), sizes, strict=True))
 
 

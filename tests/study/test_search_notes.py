@@ -111,3 +111,13 @@ def test_a_study_is_not_continued_with_an_edited_sampler(tmp_path: Path, monkeyp
     journal.open(record("# A comment changes nothing.\n" + OWN, "own_second"), "")
     with pytest.raises(UserError, match=r"own_code\.study\.sampler was '\w{32}', is '\w{32}'"):
         journal.open(record(OWN.replace("0.5", "0.25"), "own_third"), "")
+
+
+def test_a_warm_up_that_is_longer_than_the_training_and_too_few_confirming_seeds_are_notes(tmp_path: Path) -> None:
+    method = {"name": "dkd", "balance": {"weight": 1.0}, "warmup_epochs": 4}
+    for epochs, warned in ((3, True), (4, False)):
+        found = notes(tmp_path, {**SPACE, "method": method, "epochs": epochs})
+        assert any("dkd reaches its weight after 4 epochs" in note for note in found) == warned
+    for seeds, warned in ((2, True), (3, False)):
+        found = notes(tmp_path, SPACE, confirm={"seeds": seeds})
+        assert any(note.startswith("study.confirm.seeds") for note in found) == warned

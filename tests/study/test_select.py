@@ -15,6 +15,7 @@ from kdtrain.study.confirm import FIRST_CONFIRMING_SEED
 from kdtrain.study.jobs import Broken
 from kdtrain.study.select import FIRST_RACING_SEED
 from kdtrain.study.study import Study
+from kdtrain.trials.outcome import outcome_row
 
 KD = {"name": "kd", "balance": {"weight": {"loguniform": [0.1, 10]}}}
 METHODS = {"choice": [{**KD, "temperature": {"uniform": [1, 8]}}, {"name": "logit_mse", "balance": {"weight": 1.0}}]}
@@ -240,3 +241,24 @@ def test_a_study_of_an_earlier_version_goes_on(finished: Study, tmp_path: Path) 
     assert {job.stage for job in ran} <= {"select", "confirm", "test", "pictures"}
     with pytest.raises(UserError, match=r"study.select.candidates was 8, is 2"):
         open_study(sweep_file(tmp_path), tmp_path / "results")
+
+
+def test_a_student_whose_baselines_all_diverge_in_the_race_is_trained_alone_at_the_winners_values(
+    tmp_path: Path,
+) -> None:
+    small = {**UNPUBLISHED, "confirm": {"seeds": 1}}
+    study = open_study(sweep_file(tmp_path, study=small), tmp_path / "results")
+    for job in study.jobs():
+        assert job is not None
+        outcome = run_job(study, job) if job.kind != "pictures" else None
+        if job.stage == "select" and job.details["race"] == "baselines":
+            trial = study.workspace.store.trial(job.trial_id)
+            trial.write_outcome(outcome_row("failed", "epoch 1, after step 0: loss is nan", trial))
+        study.ended(job, outcome)
+    (row,) = told(study, "selected", "baselines")
+    assert (row["winner"], row["leaders"]) == (None, {})
+    winner = next(row for row in events(study) if row["event"] == "winner")
+    by_candidate = {row["candidate"]: row["values"] for row in plans(study, "confirm")}
+    best, baseline = by_candidate[winner["candidate"]], by_candidate[winner["baseline"]]
+    assert baseline == {name: best[name] for name in baseline}
+    assert baseline

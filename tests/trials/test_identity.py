@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from trainings import ALONE, CPU, KD, NO_DATA, recipe, timeless, trained
 
 from kdtrain.config.recipe import INHERITED, Recipe, Teacher, teacher_recipe
+from kdtrain.data.digits import Digits
 from kdtrain.errors import UserError
 from kdtrain.methods.loss_weights import SPELLINGS, LossWeights
 from kdtrain.training.evaluation import tta_logits
@@ -33,6 +34,7 @@ FOLDER = {
     "test_fraction": 0.3, "limit_per_class": 6
 }  # fmt: skip
 
+MLP = {"model": "mlp", "hidden": [8], "input_dropout": 0.1, "max_norm": 0.5}
 TINY = {"model": "test_resnet", "weights": {"file": "tiny.safetensors", "part": "encoder"}}
 
 Case = tuple[dict[str, Any], Any]
@@ -87,6 +89,8 @@ NETWORK: dict[str, Case] = {
     "dropout": (TINY, 0.3),
     "normalization": (TINY, "none"),
     "channels_last": (TINY, False),
+    **{field: (MLP, value) for field, value in {"hidden": [9], "input_dropout": 0.2, "max_norm": 0.4}.items()},
+    "stem": ({"model": "resnet18", "weights": None}, "cifar"),
 }
 """Fields of a network, for students and teachers."""
 
@@ -176,7 +180,6 @@ GENERIC = {
 }  # fmt: skip
 """Fields by which one function changes the training split of every data set: that they change what is learned is shown
 for one of them."""
-HIDING = {f"data[digits].{field}" for field in ("labelled_per_class", "labelled_fraction", "transfer")}
 TOO_FEW = {"data[flowers102].labelled_per_class"}
 """Of its 102 classes 3 are made up here, and all must have a label."""
 DATA |= {
@@ -195,13 +198,19 @@ DATA |= {
     },
     **fields("data[image_folder]", {"data": FOLDER | {"limit_per_class": None}}, val_fraction=0.4, test_fraction=0.4),
 }  # fmt: skip
-"""Fields of methods; that each changes the loss or the update is shown in tests/methods."""
+DIGITS_ONLY = {
+    field: case for field, case in DATA.items() if field.startswith("data[digits]") and not field.endswith("part.of")
+}
+"""The fields that a teacher's own data are tested with: they are those of the recipe's data."""
+OF_BOTH_PARTS = {"teacher.data[digits].part.of"}
+"""It must be that of the recipe's own part."""
 
 ALSO: dict[str, dict[str, Any]] = {
     "lr_schedule[cosine_in_steps].convention": {"total_steps": None},
-    "teacher.lr_schedule[cosine_in_steps].convention": {"total_steps": None},
     "method[logits_discriminator].convention": {"critic_training": None},
+    "method": {"teacher": None},
 }
+ALSO |= {f"teacher.{path}": keys for path, keys in ALSO.items()}
 """Other keys of the same part that must change together with a field."""
 
 PERMISSIONS = {"student.allow_random_frozen", "teacher.allow_random_frozen"}
@@ -213,9 +222,23 @@ COMPILED = {"student.compile", "teacher.compile"}
 OF_WORKERS = {"batch_norm", "teacher.batch_norm"}
 """Fields without effect for one worker; tests/ddp/test_batch_norm_ranks.py shows their effect for two."""
 
+OF_HIDDEN_LABELS = {"labelled_share"}
+"""Fields without meaning if all labels are known; tests/training/test_hidden_labels.py shows their effect."""
+
 OVERFITTING = {
     "data": DIGITS | {"limit_per_class": 3}, "optimizer": {"name": "adam", "lr": 0.01}, "epochs": 25
 }  # fmt: skip
+
+
+def of_teacher(path: str, base: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose teacher has what the cases of a field change: of data, a method, or a training."""
+    if path.startswith("data"):
+        return KD | base | {"teacher": KD["teacher"] | {"data": {}}}
+    if path.startswith("method"):
+        parts = {key: base[key] for key in ("method", "teacher")}
+        return KD | {"teacher": base.get("student", KD["teacher"]) | parts}
+    return KD | {"teacher": KD["teacher"] | base}
+
 
 CASES: dict[str, Case] = {
     **TRAINING,
@@ -232,9 +255,11 @@ CASES: dict[str, Case] = {
     "teacher.trained": (FINISHED, "other.safetensors"),
     "teacher.weights_key": (FINISHED | {"teacher": FINISHED["teacher"] | {"trained": "both.pth"}}, "other"),
     **{
-        f"teacher.{field}": (KD | {"teacher": KD["teacher"] | base}, value)
-        for field, (base, value) in (TRAINING | NETWORK).items()
+        f"teacher.{field}": (of_teacher(field, base), value)
+        for field, (base, value) in (TRAINING | NETWORK | DIGITS_ONLY | METHODS).items()
     },
+    "teacher.data": (KD, {"split_seed": 1}),  # another data set is refused
+    "teacher.teacher": (of_teacher("method", KD), {"model": "lenet5_half"}),
 }
 
 
@@ -244,7 +269,9 @@ def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
         here = f"{path}.{name}" if path else name
         options = list(members(field.annotation))
         models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if not models and get_origin(options[0]) is Literal and len(get_args(options[0])) == 1:
+        if model is Teacher and name == "teacher":
+            models = []  # its fields are those of the teacher
+        if name == "name" and get_origin(options[0]) is Literal and len(get_args(options[0])) == 1:
             continue  # the name of an option: the choice itself is a field of the model above
         if models and issubclass(models[0], LossWeights) and not path.endswith("[kd]"):
             continue  # all methods have the same spellings of weights
@@ -252,6 +279,8 @@ def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
         if len(models) != 1 or words:
             yield here
         for option in () if name == "transfer" else models:  # it has the fields of data
+            if model is Teacher and name == "data" and option is not Digits:
+                continue
             if len(models) == 1:
                 yield from leaves(option, here)
             else:
@@ -274,7 +303,8 @@ def members(annotation: Any) -> Iterator[Any]:
 def test_every_field_of_the_recipe_has_a_case_and_every_case_a_field() -> None:
     fields = set(leaves(Recipe))
     assert {"data[digits].resolution", "method[kd].balance.alpha", "teacher.optimizer[sgd].lr"} <= fields
-    without_case = sorted(fields - CASES.keys() - PERMISSIONS - OF_WORKERS - COMPILED - TOO_FEW)
+    given = CASES.keys() | PERMISSIONS | OF_WORKERS | COMPILED | TOO_FEW | OF_BOTH_PARTS | OF_HIDDEN_LABELS
+    without_case = sorted(fields - given)
     assert not without_case, f"fields of the recipe that no case here changes: {', '.join(without_case)}"
     assert sorted(CASES.keys() - fields) == []
 
@@ -288,8 +318,6 @@ def changed(base: Recipe, path: str, value: Any) -> Recipe:
         inner = inner[key]
     inner[keys[-1]] = value
     inner |= ALSO.get(path, {})
-    if path == "method":
-        tree["teacher"] = None
     return Recipe.model_validate(tree)
 
 
@@ -331,7 +359,7 @@ def learned(config: Recipe, data_root: Path) -> str:
     return repr((rows, state.best["epoch"], weights, tta_logits(state.distiller.student, state.data.test, CPU)))
 
 
-REAL = "data[cifar10]"  # torchvision refuses files that are not CIFAR-10's own
+REAL = ("data[cifar10]", "teacher.data[cifar10]")  # torchvision refuses files that are not CIFAR-10's own
 PATHS = [pytest.param(path, marks=pytest.mark.data) if path.startswith(REAL) else path for path in CASES]
 
 
@@ -347,7 +375,7 @@ def test_changing_a_field_changes_what_is_learned_and_the_id(path: str, small_da
     assert trial_id(other, small_data) != trial_id(base, small_data), f"{path} changes nothing of the identity"
     if path.startswith("teacher."):  # its training is that of a student alone, whose fields are changed here as well
         assert recipe(**start).teacher.trained or teacher_recipe(other) != teacher_recipe(base)
-    elif path not in METHODS.keys() | GENERIC | HIDING:
+    elif path not in METHODS.keys() | GENERIC:
         assert learned(other, small_data) != learned(base, small_data), f"{path} changes nothing that is learned"
 
 
@@ -414,12 +442,15 @@ def test_a_teachers_file_is_hashed_by_content_not_by_name(tmp_path: Path) -> Non
 
 
 OF_A_FILE: dict[str, Case] = {
+    "hidden": ({"model": "mlp", "hidden": [8]}, [9]),
+    "stem": ({"model": "resnet18"}, "cifar"),
     "model": ({}, "lenet5_student"),
     "head": (TINY, "hidden"),
     "normalization": (TINY, "none"),
     "channels_last": ({}, False),
     "compile": ({}, True),
     "weights_key": ({"trained": "both.pth", "weights_key": "one"}, "other"),
+    "data": ({}, {"resolution": 20}),
 }
 """Fields of a finished teacher. It takes no others, because it is not trained."""
 
@@ -431,11 +462,17 @@ def test_every_field_of_a_finished_teacher_changes_the_id_or_is_refused(small_da
 
     refused = {"weights": "imagenet", "freeze": "encoder", "batch_norm_statistics": "keep", "dropout": 0.1}
     trains = recipe(clipping={"norm": 1.0}, early_stopping={"patience_epochs": 1}).model_dump(mode="json")
-    refused |= {"allow_random_frozen": True, "seed": 1} | {field: trains[field] for field in INHERITED}
+    refused |= {"method": KD["method"], "teacher": KD["teacher"]}
+    refused |= {"input_dropout": 0.1, "max_norm": 3.5, "allow_random_frozen": True, "seed": 1} | {
+        field: trains[field] for field in INHERITED
+    }
     assert {*OF_A_FILE, *refused, "trained"} == set(Teacher.model_fields)
     for field, value in refused.items():
         with pytest.raises(ValueError, match="teacher\n"):
             of_file(**{field: value})
+    for field in ("input_dropout", "max_norm"):
+        with pytest.raises(ValueError, match=f"is not trained; remove {field}"):
+            of_file(model="mlp", hidden=[8], **{field: refused[field]})
     for field, (base, value) in OF_A_FILE.items():
         base = {**base, "weights": None}
         one, other = of_file(**base), of_file(**base | {field: value})
@@ -450,10 +487,26 @@ def test_batch_norm_statistics_per_worker_of_student_or_teacher_are_another_reci
     assert trial_id(recipe(**KD | own), NO_DATA) == trial_id(recipe(**taught | own), NO_DATA)
 
 
+def test_another_share_of_labelled_images_is_another_recipe() -> None:
+    ids = {trial_id(recipe(**KD, labelled_share=share), NO_DATA) for share in (None, 0.25, 0.75)}
+    assert len(ids) == 3
+
+
 def test_another_numerics_number_gives_every_recipe_another_id(monkeypatch) -> None:
     before = trial_id(recipe(), NO_DATA)
     monkeypatch.setattr(identity_module, "NUMERICS", identity_module.NUMERICS + 1)
     assert trial_id(recipe(), NO_DATA) != before
+
+
+def test_a_recipe_without_newer_fields_has_the_id_that_it_had_before_them() -> None:
+    """The golden ids are those of the commit before the first of them, without the digest of the method's code."""
+    of_resnet = recipe(student={"model": "resnet18", "weights": None, "head": "hidden"})
+    known = {"75107b937abafba4": recipe(), "fc86b1aaa0dafd70": recipe(**KD), "cfe499d43152dd84": of_resnet}
+    for golden, config in known.items():
+        identities = identity(config, NO_DATA)
+        for part in (identities, identities["recipe"]["teacher"] if config.teacher else {}):
+            part.pop("code", None)
+        assert identity_module._hashed(identities) == golden, identity_module.NUMERICS
 
 
 def test_an_id_is_16_hexadecimal_digits_and_the_name_of_the_trials_folder() -> None:

@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from kdtrain.data.random_affine import RandomAffine
 from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 from kdtrain.storage.cache import Cache
-
-if TYPE_CHECKING:
-    Transfer: TypeAlias = "DataConfig"  # at run time `registry` completes DataConfig with the union of all data sets
 
 
 class Part(Config):
@@ -58,6 +55,7 @@ class DataConfig(Config):
 
     limit_per_class: Count | None = Field(None, description="at most this many images of each class in each split")
     split_seed: Seed = 0
+    name: str
     part: Part | None = Field(None, description="One of several disjoint, stratified parts of the training images.")
     exclude_classes: Annotated[
         tuple[str, ...] | None,
@@ -78,7 +76,7 @@ class DataConfig(Config):
         ),
         Field(description="Training views are turned, scaled and shifted at random as well."),
     ] = None
-    transfer: "Transfer | None" = Field(
+    transfer: "Transfer | None" = Field(  # Transfer: the registry completes the class with its data sets
         None, description="A data set whose training images join the training split without labels."
     )
 
@@ -95,6 +93,14 @@ class DataConfig(Config):
     def class_count(self) -> int | None:
         """The number of classes, or None if it is not known before loading."""
         return None
+
+    def load(self, root: Path) -> "Dataset":
+        """Return the data set below `root` without the options of the training split; see `training_split.prepared`.
+
+        Raises:
+            UserError: Its files are absent or damaged.
+        """
+        raise NotImplementedError
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -132,6 +138,13 @@ class DataConfig(Config):
         """
         raise NotImplementedError
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_word_for_always_random(cls, written: Any) -> Any:
+        if cls.always_random and isinstance(written, dict) and written.get("augment") == "none":
+            raise ValueError("augment cannot be none: training crops at random in any case; remove it")
+        return written
+
     @model_validator(mode="after")
     def _labels_are_hidden_in_one_way(self) -> Self:
         if self.labelled_per_class is not None and self.labelled_fraction is not None:
@@ -156,11 +169,15 @@ class DataConfig(Config):
         if channels != own_channels:
             raise ValueError(
                 f"transfer.name must be a data set with {own_channels} channel{'s' * (own_channels > 1)}, as"
-                f" {self.name}, got {self.transfer.name} with {channels}"  # type: ignore[attr-defined]
+                f" {self.name}, got {self.transfer.name} with {channels}"
             )
         if side != own_side:
             raise ValueError(f"transfer.resolution must be that of the data set, {own_side}, got {side}")
         return self
+
+
+if TYPE_CHECKING:
+    Transfer = DataConfig
 
 
 class Images(Protocol):

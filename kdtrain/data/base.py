@@ -199,14 +199,14 @@ class Dataset:
 
     def summary(self) -> dict[str, object]:
         """Return name, fingerprint and sizes for a trial's recipe.json, see `trials.records.DataSummary`."""
-        sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
-        counts = torch.bincount(self.val.labels)
+        sizes: dict[str, object] = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
         seen = torch.bincount(self.train.labels[self.train.labelled], minlength=len(self.classes))
-        unseen = (seen == 0).nonzero().flatten().tolist()
+        if unseen := (seen == 0).nonzero().flatten().tolist():
+            sizes["unseen_classes"] = unseen
+        counts = torch.bincount(self.val.labels)
         return {
             "name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes,
             "val_classes": int((counts > 0).sum()), "val_most_frequent": int(counts.max()),
-            **({"unseen_classes": unseen} if unseen else {}),
         }  # fmt: skip
 
 

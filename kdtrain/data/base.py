@@ -130,14 +130,6 @@ class DataConfig(Config):
         more = self.transfer.training_images
         return None if more is None else images + more
 
-    def load(self, root: Path) -> "Dataset":
-        """Return the data set below the folder `root`, without the options above but `limit_per_class`.
-
-        Raises:
-            UserError: Files are absent or damaged.
-        """
-        raise NotImplementedError
-
     @model_validator(mode="before")
     @classmethod
     def _no_word_for_always_random(cls, written: Any) -> Any:
@@ -342,15 +334,15 @@ class Dataset:
 
     def summary(self) -> dict[str, object]:
         """Return name, fingerprint and sizes for a trial's recipe.json, see `trials.records.DataSummary`."""
-        sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
-        counts = torch.bincount(self.val.labels)
+        sizes: dict[str, object] = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
         seen = torch.bincount(self.train.labels[self.train.labelled], minlength=len(self.classes))
-        unseen = (seen == 0).nonzero().flatten().tolist()
+        if unseen := (seen == 0).nonzero().flatten().tolist():
+            sizes["unseen_classes"] = unseen
+        counts = torch.bincount(self.val.labels)
         return {
             "name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes,
             "labels": len(self.train.labelled), "val_classes": int((counts > 0).sum()),
             "val_most_frequent": int(counts.max()),
-            **({"unseen_classes": unseen} if unseen else {}),
         }  # fmt: skip
 
 

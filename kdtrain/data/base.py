@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from kdtrain.data.random_affine import RandomAffine
 from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 from kdtrain.storage.cache import Cache
-
-if TYPE_CHECKING:
-    Transfer: TypeAlias = "DataConfig"  # at run time `registry` completes DataConfig with the union of all data sets
 
 
 class Part(Config):
@@ -79,7 +76,7 @@ class DataConfig(Config):
         ),
         Field(description="Training views are turned, scaled and shifted at random as well."),
     ] = None
-    transfer: "Transfer | None" = Field(
+    transfer: "Transfer | None" = Field(  # Transfer: the registry completes the class with its data sets
         None, description="A data set whose training images join the training split without labels."
     )
 
@@ -96,6 +93,14 @@ class DataConfig(Config):
     def class_count(self) -> int | None:
         """The number of classes, or None if it is not known before loading."""
         return None
+
+    def load(self, root: Path) -> "Dataset":
+        """Return the data set below `root` without the options of the training split; see `training_split.prepared`.
+
+        Raises:
+            UserError: Its files are absent or damaged.
+        """
+        raise NotImplementedError
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -124,14 +129,6 @@ class DataConfig(Config):
             return images
         more = self.transfer.training_images
         return None if more is None else images + more
-
-    def load(self, root: Path) -> "Dataset":
-        """Return the data set below the folder `root`, without the options above but `limit_per_class`.
-
-        Raises:
-            UserError: Files are absent or damaged.
-        """
-        raise NotImplementedError
 
     @model_validator(mode="before")
     @classmethod
@@ -169,6 +166,10 @@ class DataConfig(Config):
         if side != own_side:
             raise ValueError(f"transfer.resolution must be that of the data set, {own_side}, got {side}")
         return self
+
+
+if TYPE_CHECKING:
+    Transfer = DataConfig
 
 
 class Images(Protocol):
@@ -333,15 +334,15 @@ class Dataset:
 
     def summary(self) -> dict[str, object]:
         """Return name, fingerprint and sizes for a trial's recipe.json, see `trials.records.DataSummary`."""
-        sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
-        counts = torch.bincount(self.val.labels)
+        sizes: dict[str, object] = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
         seen = torch.bincount(self.train.labels[self.train.labelled], minlength=len(self.classes))
-        unseen = (seen == 0).nonzero().flatten().tolist()
+        if unseen := (seen == 0).nonzero().flatten().tolist():
+            sizes["unseen_classes"] = unseen
+        counts = torch.bincount(self.val.labels)
         return {
             "name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes,
             "labels": len(self.train.labelled), "val_classes": int((counts > 0).sum()),
             "val_most_frequent": int(counts.max()),
-            **({"unseen_classes": unseen} if unseen else {}),
         }  # fmt: skip
 
 

@@ -111,8 +111,10 @@ class Study:
 
     @property
     def data(self) -> Row | None:
-        """Name, number of classes and of images by split, or None before the first trial has begun."""
-        return next((recipe["data"] for recipe in self.recipes.values() if recipe.get("data")), None)
+        """Name, number of classes and of images by split of the students; None before the first trial has begun."""
+        teachers = set(self.stage("teacher")["trial_id"])  # they may have data of their own
+        by_student = sorted(self.recipes, key=lambda trial_id: trial_id in teachers)
+        return next((data for trial_id in by_student if (data := self.recipes[trial_id].get("data"))), None)
 
     @property
     def finished(self) -> bool:
@@ -151,10 +153,11 @@ class Study:
         rows: dict[int, Row] = {row["epoch"]: {**row} for row in self._store.trial(trial_id).epochs()}
         return [rows[epoch] for epoch in sorted(rows)]
 
-    def test_predictions(self, trial_id: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return (logits [N, K], labels [N]) of the test images, or None if the trial has no stored predictions."""
+    def predictions(self, trial_id: str, split: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
+        """Return (logits [N, K], labels [N]) of the images of "val" or "test", or None if the trial has none stored."""
         arrays = read_arrays(self._store.trial(trial_id).predictions)
-        return (arrays["test_logits"], arrays["test_labels"]) if arrays else None
+        logits, labels = arrays.get(f"{split}_logits"), arrays.get(f"{split}_labels")
+        return None if logits is None or labels is None else (logits, labels)
 
     @property
     def _store(self) -> Store:

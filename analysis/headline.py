@@ -18,6 +18,8 @@ from analysis.tables import (
     thousands,
 )
 
+LEAKS = (("val", "validation"), ("test", "test"))
+"""The splits on which no teacher may have been trained, and their names."""
 SEEN = ("training images", "labels")
 """The columns that say with how many images and labels a network was trained."""
 
@@ -40,10 +42,11 @@ def headline(
         "bootstrap": None if diverged or not winner or not baseline else bootstrap(study, winner, baseline),
         "teacher_below": _teacher_below(study, baseline, teachers[0]) if teachers else None,
         "teachers": [
-            {"name": single.model + (f" from {single.file}" if single.file else ""), "validation": single.validation}
+            {"name": _name(single), "validation": single.validation}
             for single in teachers
             if not missing(single.validation)
         ],
+        "shared": _shared(study, winner),
         "chance": chance_remarks(study),
         "weights": study.description.get("weights", []),
         "lost": [
@@ -57,6 +60,26 @@ def headline(
         "networks": _networks(study, winner, baseline, teachers),
         "binomial_images": sorted({single.test_images for single in teachers if single.interval}),
     }
+
+
+def _name(teacher: Single) -> str:
+    """Return `resnet18 (taught by resnet50, kd; its data: resolution 64)`."""
+    name = teacher.model + (f" from {teacher.file}" if teacher.file else "")
+    about = [
+        *([f"taught by {teacher.taught_by}"] if teacher.taught_by else []),
+        *([f"its data: {teacher.data}"] if teacher.data else []),
+    ]
+    return f"{name} ({'; '.join(about)})" if about else name
+
+
+def _shared(study: Study, winner: Candidate | None) -> dict[str, Any] | None:
+    """Return how many of the winner's images its teachers were trained on; None if they had no data of their own."""
+    about = study.recipes.get(next(iter(winner.trial_ids.values()), ""), {}) if winner else {}
+    shared = (about.get("teacher") or {}).get("shared_images")
+    if shared is None:
+        return None
+    leaked = [f"{shared[split]} of the {about['data'][split]} {name} images" for split, name in LEAKS if shared[split]]
+    return {"train": shared["train"], "of": about["data"]["train"], "leaked": leaked}
 
 
 def _teacher_below(study: Study, baseline: Candidate | None, teacher: Single) -> dict[str, Any] | None:
@@ -81,7 +104,7 @@ def _networks(
         accuracy = percent(teacher.test)
         if teacher.interval is not None:
             accuracy = f"{percent_interval(teacher.test, teacher.interval)} \\*"
-        network = "other teacher" if i else "teacher"
+        network = "other teacher" if i and teacher.depth is None else "teacher" + "'s teacher" * (teacher.depth or 0)
         rows.append(_row(study, network + (" (finished)" if teacher.file else ""), teacher, accuracy, "1"))
     if not rows:
         from_file = any((recipe.get("teacher") or {}).get("file") for recipe in study.recipes.values())
@@ -113,7 +136,10 @@ def _row(
     accuracy: str = MISSING, n: str = MISSING, difference: str = MISSING,
 ) -> dict[str, str]:  # fmt: skip
     models = study.description.get("models", {})
-    flops: Any = models.get(measured.model, {}).get("flops_per_image") if measured else None
+    size = models.get(measured.model, {}) if measured else {}
+    if isinstance(measured, Single) and measured.resolution is not None:
+        size = models.get(f"{measured.model} at {measured.resolution} px", {})
+    flops: Any = size.get("flops_per_image")
     return {
         "network": network,
         "model": measured.model if measured else MISSING,

@@ -9,6 +9,7 @@ from analysis.frame import Study
 from analysis.results import difference_cell, test_cell
 from analysis.selection import in_unit, unit
 from analysis.tables import MISSING, Rows, count, number, p_value, thousands
+from kdtrain.trials.records import network_name
 
 TITLES = {"search": "Student distilled", "baselines": "Student alone"}
 UNITS: dict[str, tuple[str, float, Callable[[float], str]]] = {
@@ -111,4 +112,4 @@ def _confirmed(candidate: Candidate | None, *, is_distilled: bool) -> dict[str, 
 
 def _model(study: Study, trial_id: str) -> str:
     recipe = study.recipes.get(trial_id, {}).get("recipe") or {}
-    return str((recipe.get("student") or {}).get("model", "unknown"))
+    return network_name(recipe.get("student") or {})

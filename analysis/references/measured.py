@@ -1,7 +1,7 @@
 """The measurements of a sweep as rows of a reference's table: a recipe over its seeds, or the one run of a teacher."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.claims import Candidate, Single
@@ -9,12 +9,17 @@ from analysis.frame import Study
 from analysis.references.published_tables import one_run
 from analysis.statistics import Estimate, mean_estimate, paired_differences
 from analysis.tables import MISSING, estimate_percent, percent
+from analysis.unseen_classes import best_bias, recognised, with_bias
 from kdtrain.storage.folder import Row
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured row; `recipe` is that of its first run, `values` {metric: {seed: value}}."""
+    """A measured row; `recipe` is that of its first run, `values` {metric: {seed: value}}.
+
+    Role "biased": the predictions of a row with a bias added to the logits of the classes without training images,
+    whose number is the metric "bias". Both rows have the metric "test/unseen", the share of their images recognised.
+    """
 
     key: str
     role: str
@@ -57,6 +62,11 @@ class Measured:
     @property
     def ema(self) -> bool:
         return self.recipe.get("ema") is not None
+
+    @property
+    def unseen(self) -> bool:
+        """True if the student was trained without images of some classes."""
+        return "test/unseen" in self.values
 
     @property
     def r_drop(self) -> bool:
@@ -107,7 +117,9 @@ def measured_rows(study: Study, candidates: Sequence[Candidate], teachers: Seque
         key = f"teacher {teacher.model}{'' if freeze == 'none' else f' ({freeze} frozen)'}"
         rows.append(_row(study, key, "teacher", {int(recipe.get("seed", 0)): teacher.trial_id}))
     confirmed = sorted(candidates, key=lambda candidate: order[candidate.role])
-    rows += [_row(study, each.key, each.role, each.trial_ids) for each in confirmed]
+    for each in confirmed:
+        row = _row(study, each.key, each.role, each.trial_ids)
+        rows += [row, _biased(study, row)] if row is not None else []
     return [row for row in rows if row is not None]
 
 
@@ -131,6 +143,10 @@ def _row(study: Study, key: str, role: str, trial_ids: Mapping[int, str]) -> Mea
     for seed, trial_id in trial_ids.items():
         for metric, value in _metrics(study.outcomes.get(trial_id) or {}, epochs[seed]).items():
             values.setdefault(metric, {})[seed] = value
+    for seed, trial_id in trial_ids.items():
+        share = _recognised(study, trial_id)
+        if share is not None:
+            values.setdefault("test/unseen", {})[seed] = share
     outcome = study.outcomes.get(next(iter(trial_ids.values())), {})
     return Measured(
         key=key,
@@ -144,6 +160,36 @@ def _row(study: Study, key: str, role: str, trial_ids: Mapping[int, str]) -> Mea
         epochs=epochs,
         images={"val": data.get("val", 0), "last": data.get("val", 0), "test": data.get("test", 0)},
     )
+
+
+def _unseen_classes(study: Study, trial_id: str) -> list[int]:
+    """Return the classes without a labelled training image, by their place in the logits."""
+    return list((study.recipes.get(trial_id, {}).get("data") or {}).get("unseen_classes", ()))
+
+
+def _recognised(study: Study, trial_id: str) -> float | None:
+    """Return the share of the test images of unseen classes that are recognised, or None without such a class."""
+    classes, test = _unseen_classes(study, trial_id), study.predictions(trial_id, "test")
+    return recognised(*test, classes) if classes and test is not None else None
+
+
+def _biased(study: Study, row: Measured) -> Measured | None:
+    """Return a row with the bias of unseen classes that is best on validation, by seed; None without such a class."""
+    values: dict[str, dict[int, float]] = {"bias": {}, "val/accuracy": {}, "test/accuracy": {}, "test/unseen": {}}
+    for seed, trial_id in row.trial_ids.items():
+        classes = _unseen_classes(study, trial_id)
+        val, test = study.predictions(trial_id, "val"), study.predictions(trial_id, "test")
+        if not classes or val is None or test is None:
+            continue
+        bias = best_bias(*val, classes)
+        values["bias"][seed] = bias
+        for split, (logits_NK, labels_N) in (("val", val), ("test", test)):
+            right_N = with_bias(logits_NK, classes, bias).argmax(axis=1) == labels_N
+            values[f"{split}/accuracy"][seed] = float(right_N.mean())
+        values["test/unseen"][seed] = recognised(with_bias(test[0], classes, bias), test[1], classes)
+    if not values["bias"]:
+        return None
+    return replace(row, key=f"{row.key}, bias raised", role="biased", values=values)
 
 
 def _metrics(outcome: Row, rows: Sequence[Row]) -> dict[str, float]:

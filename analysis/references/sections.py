@@ -13,10 +13,11 @@ from analysis.references.flowers102 import FLOWERS102
 from analysis.references.hymenoptera import HYMENOPTERA
 from analysis.references.measured import Measured, measured_rows
 from analysis.references.mnist import MNIST
+from analysis.references.mnist_hinton import MNIST_HINTON
 from analysis.references.reference import Curves, Measurements, Reference, differences, substitutes
 from analysis.tables import Rows
 
-REFERENCES = {each.name: each for each in (CIFAR10, HYMENOPTERA, MNIST, CUB200, FLOWERS102)}
+REFERENCES = {each.name: each for each in (CIFAR10, HYMENOPTERA, MNIST, CUB200, FLOWERS102, MNIST_HINTON)}
 """`report: {published: cub200}` in a sweep file selects one."""
 
 
@@ -71,9 +72,10 @@ def all_references(studies: Sequence[Study]) -> list[Section]:
 
 def _once(by_sweep: Mapping[str, Measurements]) -> list[Measured]:
     """Return all rows, teachers and baselines first, with the keys of all their sweeps; equal trainings once."""
-    found: dict[tuple[str, ...], Measured] = {}
+    found: dict[tuple[bool, tuple[str, ...]], Measured] = {}
     for sweep, row in ((sweep, row) for sweep, rows in by_sweep.items() for row in rows):
-        trainings, key = tuple(sorted(row.trial_ids.values())), f"{sweep}: {row.key}"
+        key = f"{sweep}: {row.key}"
+        trainings = row.role == "biased", tuple(sorted(row.trial_ids.values()))
         known = found.get(trainings)
         found[trainings] = replace(row, key=key) if known is None else replace(known, key=f"{known.key}, {key}")
     order = {"teacher": 0, "baseline": 1}

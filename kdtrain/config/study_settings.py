@@ -239,9 +239,10 @@ class Report(Config):
     """The title of the report, and the document with which it compares."""
 
     title: str | None = None
-    published: Literal["cifar10", "hymenoptera", "mnist", "cub200", "flowers102"] | None = Field(
+    published: Literal["cifar10", "hymenoptera", "mnist", "cub200", "flowers102", "mnist_hinton"] | None = Field(
         default=None,
-        description="The document whose table and conclusions the report repeats, by the name of its data set.",
+        description="The document whose table and conclusions the report repeats, by the name of its data set;"
+        " mnist_hinton is section 3 of Hinton, Vinyals, Dean 2015.",
     )
 
 

@@ -14,7 +14,15 @@ from kdtrain.config.budget_checks import budget_problems
 from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
-from kdtrain.config.recipe import DISTILLED_ONLY, INHERITED, Recipe, names_finished, teacher_recipe
+from kdtrain.config.recipe import (
+    DISTILLED_ONLY,
+    INHERITED,
+    OF_THE_MODEL,
+    Recipe,
+    names_finished,
+    teacher_recipe,
+    with_whole_teachers,
+)
 from kdtrain.config.search_checks import compared_choice, pruner_problems, sampler_problems
 from kdtrain.config.search_settings import GridSampler
 from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve, student_models
@@ -44,16 +52,32 @@ def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheritin
     return list(found.values())
 
 
+def validate_recipe(written: Any, noun: str = "recipe") -> tuple[Recipe | None, list[Problem]]:
+    """Return a recipe as it is written as a Recipe or None, and its problems; for `noun` see `validate`.
+
+    A problem of the recipe's data is reported once, not again for each teacher that takes them.
+    """
+    recipe, problems = validate(Recipe, with_whole_teachers(written), noun)  # whole: a sentence names the data set
+    of_data = {(problem.path, problem.text) for problem in problems if problem.path[:1] == ("data",)}
+
+    def is_taken(problem: Problem) -> bool:
+        return any((problem.path[depth:], problem.text) in of_data for depth in range(1, len(problem.path)))
+
+    return recipe, [problem for problem in problems if not is_taken(problem)]
+
+
 def teacher_problems(recipe: Recipe | None) -> list[Problem]:
-    """Return the problems of the recipe by which the teacher is trained, which includes inherited fields."""
+    """Return the problems of the recipe by which the teacher is trained, which includes inherited fields.
+
+    Those of a teacher's teacher too.
+    """
     if recipe is None:
         return []
     try:
-        teacher_recipe(recipe)
+        return [problem.under(("teacher",)) for problem in teacher_problems(teacher_recipe(recipe))]
     except ValidationError as error:
         rules = [details.get("ctx", {}).get("error", details["msg"]) for details in error.errors()]
         return [Problem(("teacher",), f"its own training is not valid: {rule}") for rule in rules]
-    return []
 
 
 def study_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Path, ...]) -> Iterator[Problem]:
@@ -133,7 +157,7 @@ def _tradeoff_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[P
     if study.tradeoff is None:
         return
     students = [resolve(tree, values).tree["student"] for values in combinations(tree, ("student",))]
-    networks = {(student["model"], student.get("head")) for student in students}
+    networks = {str([student.get(name) for name in (*OF_THE_MODEL, "head")]) for student in students}
     if len(networks) < AT_LEAST_OF_EACH:
         text = f"needs at least {AT_LEAST_OF_EACH} networks, otherwise there is no cost to trade accuracy for"
         got = f"recipe.student.model has only {students[0]['model']}"
@@ -143,8 +167,8 @@ def _tradeoff_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[P
 def report_problems(report: Report, tree: dict[str, Any]) -> Iterator[Problem]:
     """Yield a problem if the report compares with a document about other data."""
     names = sorted({resolve(tree, values).tree["data"]["name"] for values in probe_points(tree)})
-    if report.published is not None and names != [report.published]:
-        text = f"must be the recipe's data set, {', '.join(names)}, got {report.published}"
+    if report.published is not None and names != [report.published.partition("_")[0]]:
+        text = f"must be a document about the recipe's data set, {', '.join(names)}, got {report.published}"
         yield Problem(("report", "published"), text)
 
 
@@ -166,7 +190,7 @@ def _problems_at(
     if inheriting:
         yield from inherited_searches(recipe, tree)
     copies |= {("teacher", name) for name in inherited_values(recipe, tree, published)}
-    model, problems = validate(Recipe, with_inherited(recipe, tree, published), "recipe")
+    model, problems = validate_recipe(with_inherited(recipe, tree, published))
     yield from (problem for problem in problems if not {problem.path[:1], problem.path[:2]} & copies)
     yield from teacher_problems(model)
 

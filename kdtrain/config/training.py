@@ -75,6 +75,12 @@ class Exponential(Config):
     factor: Annotated[float, Field(gt=0, lt=1)]
 
 
+class Linear(Config):
+    """lr * (1 - t) with t from 0 at the first step to 1 after the last one; set per step."""
+
+    name: Literal["linear"]
+
+
 class Cosine(Config):
     """Linear warm-up over epochs, then half a cosine from lr to lowest_lr after the last step; set per step.
 
@@ -113,7 +119,7 @@ class CosineInSteps(Config):
         return self
 
 
-LrSchedule = Annotated[Constant | Step | Exponential | Cosine | CosineInSteps, Field(discriminator="name")]
+LrSchedule = Annotated[Constant | Step | Exponential | Linear | Cosine | CosineInSteps, Field(discriminator="name")]
 
 
 class Clipping(Config):

@@ -325,7 +325,7 @@ def require_two_images(method: str, context: MethodContext) -> None:
         )
 
 
-StageName = Literal["4", "8", "16", "32"]
+StageName = Literal["1", "2", "4", "8", "16", "32"]
 
 
 def _require_text(written: Any) -> Any:

@@ -44,7 +44,7 @@ def build(
     """
     entry = model(network.model)
     with seeded(seed):
-        backbone = entry.source.backbone(image_shape)
+        backbone = entry.source.backbone(image_shape, {name: getattr(network, name) for name in entry.source.takes})
         if backbone.head is not None:
             head = backbone.head(backbone.features, classes)
         else:
@@ -56,11 +56,12 @@ def build(
         image_shape,
         channels=backbone.channels,
         normalization=network.normalization,
-        taps=entry.taps or None,
+        taps=backbone.taps or entry.taps or None,
         freezing=network.freeze,
         freeze_statistics=network.batch_norm_statistics == "keep",
         channels_last=network.channels_last,
         compiled=network.compile,
+        max_norm=network.max_norm,
     )
     if network.model not in MODELS:
         _check_image_shape(classifier, place)

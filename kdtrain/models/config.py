@@ -1,16 +1,24 @@
 """The config of a network in a recipe: model, weights, frozen parameters, head."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    model_validator,
+)
 
-from kdtrain.base_config import Config
+from kdtrain.base_config import Config, Count, Positive, tuple_from_list
 from kdtrain.models.registry import MODELS, known_model, model
 from kdtrain.models.source import Normalization
 
 Freeze = Literal["none", "encoder", "encoder_but_norm"]
 Statistics = Literal["update", "keep"]
 Head = Literal["linear", "hidden"]
+Stem = Literal["cifar"]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+HiddenLayers = Annotated[tuple[Count, ...], BeforeValidator(tuple_from_list), Field(min_length=1)]
 ModelName = Annotated[str, AfterValidator(known_model), Field(json_schema_extra={"examples": list(MODELS)})]
 
 
@@ -32,6 +40,10 @@ class WeightsFile(Config):
     weights_key: WeightsKey | None = Field(None, description=WEIGHTS_KEY)
 
 
+SPECIAL: dict[str, Any] = {"hidden": None, "input_dropout": 0.0, "max_norm": None, "stem": None}
+"""The fields that only some models take, with the value of all others."""
+
+
 def _no_default(schema: dict[str, Any]) -> None:
     """Remove the default from the JSON schema: it depends on the model."""
     schema.pop("default", None)
@@ -40,7 +52,15 @@ def _no_default(schema: dict[str, Any]) -> None:
 class Network(Config):
     """A network. A value that is left out is the model's own (see `registry`); a dump has every value written."""
 
+    newer: ClassVar = SPECIAL
+
     model: ModelName
+    hidden: HiddenLayers | None = Field(None, description="mlp: units of each hidden layer, e.g. [800, 800]")
+    stem: Stem | None = Field(
+        None,
+        description="cifar, for ResNets of torchvision and images of about 32 px: they begin with a 3x3 convolution of"
+        " stride 1 without max-pooling; null: 7x7 of stride 2 and max-pooling",
+    )
     weights: Literal["imagenet"] | WeightsFile | None = Field(
         None,
         description="Initial weights, from which the training goes on: imagenet, {file: PATH}, or null for random ones;"
@@ -57,8 +77,16 @@ class Network(Config):
         json_schema_extra=_no_default,
     )
     head: Head = Field("linear", description="hidden: Linear(1000), dropout, batch norm, ReLU, Linear (setup 1)")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="left out: 0.5 for a hidden head, else 0", json_schema_extra=_no_default
+    dropout: Probability = Field(
+        0.0,
+        description="of the head, in an mlp of every hidden layer; left out: 0.5 for a hidden head, else 0",
+        json_schema_extra=_no_default,
+    )
+    input_dropout: Probability = Field(0.0, description="mlp: of the pixels")
+    max_norm: Positive | None = Field(
+        None,
+        description="mlp: after each update the incoming weights of a unit whose L2 norm is above this are scaled down"
+        " to it",
     )
     normalization: Normalization = Field(
         "imagenet",
@@ -84,7 +112,7 @@ class Network(Config):
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:
-        for problem in (*own_head_problems(self), *frozen_problems(self)):
+        for problem in (*own_head_problems(self), *special_problems(self), *frozen_problems(self)):
             raise ValueError(problem)
         return self
 
@@ -115,7 +143,7 @@ def own_head_problems(network: Network) -> list[str]:
     problems = []
     if entry.source.own_head:
         own = {"head": "linear", "dropout": 0.0, "normalization": entry.source.normalization}
-        changed = [name for name, value in own.items() if getattr(network, name) != value]
+        changed = [n for n, value in own.items() if getattr(network, n) != value and n not in entry.source.takes]
         changed += ["weights imagenet"] if network.weights == "imagenet" else []
         problems += (
             [f"{network.model} has its own head and pixels: it takes no {', '.join(changed)}"] if changed else []
@@ -124,6 +152,26 @@ def own_head_problems(network: Network) -> list[str]:
         problems += [f"{network.model} has no batch normalization: batch_norm_statistics keep does nothing"]
     if entry.source.own_head and network.freeze == "encoder_but_norm":
         problems += [f"{network.model} has no normalization layers: freeze must be none or encoder"]
+    return problems
+
+
+OWNERS = {
+    "hidden": "it is for mlp",
+    "input_dropout": "it is for mlp",
+    "max_norm": "it limits the weights of linear layers and is no max-norm of a convolution; it is for mlp",
+    "stem": "it is for the ResNets of torchvision",
+}
+
+
+def special_problems(network: Network) -> list[str]:
+    """Return what is wrong with fields that only some models take, e.g. hidden layers of a ResNet."""
+    takes = model(network.model).source.takes
+    foreign = [name for name, value in SPECIAL.items() if getattr(network, name) != value and name not in takes]
+    problems = [f"{network.model} takes no {name}: {OWNERS[name]}" for name in foreign]
+    if "hidden" in takes and network.hidden is None:
+        problems.append(f"hidden must be written for {network.model}: the units of each hidden layer, e.g. [800, 800]")
+    if network.stem is not None and network.weights == "imagenet":
+        problems.append(f"stem {network.stem} has no ImageNet weights; write weights: null or {{file: PATH}}")
     return problems
 
 

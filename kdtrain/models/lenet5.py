@@ -1,7 +1,8 @@
 """LeNet5 of setup 3 (after LeCun et al. 1998): two 3x3 convolutions, three linear layers, ReLU, max-pooling."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ class LeNet5:
     hidden: tuple[int, int]
     own_head: ClassVar[bool] = True
     normalization: ClassVar[Literal["none"]] = "none"
+    takes: ClassVar[tuple[str, ...]] = ()
 
-    def backbone(self, image_shape: ImageShape) -> Backbone:
+    def backbone(self, image_shape: ImageShape, options: Mapping[str, Any]) -> Backbone:
         """Return the encoder and a function that makes the head.
 
         Raises:

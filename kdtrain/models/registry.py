@@ -6,6 +6,7 @@ from typing import Literal
 
 from kdtrain.models import timm_source, torchvision_source
 from kdtrain.models.lenet5 import LeNet5
+from kdtrain.models.mlp import Mlp
 from kdtrain.models.source import Source
 from kdtrain.models.timm_source import Timm
 from kdtrain.models.torchvision_source import Torchvision
@@ -43,6 +44,7 @@ MODELS: dict[str, Model] = {
     "lenet5_teacher": Model(LeNet5((6, 16), (120, 84)), None, LENET, batch_norm=False),  # 81,194 parameters
     "lenet5_student": Model(LeNet5((6, 12), (90, 64)), None, LENET, batch_norm=False),  # 46,164 parameters
     "lenet5_half": Model(LeNet5((3, 6), (45, 32)), None, LENET, batch_norm=False),  # half the widths of lenet5_student
+    "mlp": Model(Mlp(), None, batch_norm=False, channels_last=False),
     "mobilenetv2": Model(
         Torchvision("mobilenet_v2", "IMAGENET1K_V1"),
         "imagenet",

@@ -1,8 +1,8 @@
 """Backbone: a library's network without its classifier; Source: a library that makes backbones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ class Backbone:
         classifier: name of the final linear layer in the library's weights files ("fc"), "" if there is none.
         ignored: prefixes of names in those files that are no part of the network (auxiliary classifiers).
         head: (features, K) -> the network's own head, or None if any head can follow.
+        taps: {stage: module path in the encoder} if the options of the backbone move its stages, else None.
     """
 
     encoder: nn.Module
@@ -29,6 +30,7 @@ class Backbone:
     classifier: str = ""
     ignored: tuple[str, ...] = ()
     head: Callable[[int, int], nn.Module] | None = None
+    taps: dict[str, str] | None = None
 
 
 class Source(Protocol):
@@ -44,8 +46,16 @@ class Source(Protocol):
         """Normalization of pixels that the model's weights expect."""
         ...
 
-    def backbone(self, image_shape: ImageShape) -> Backbone:
-        """Return the backbone for images (C, H, W), with weights drawn from torch's global generator."""
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The fields of a recipe's network that not every model has, e.g. the widths of hidden layers."""
+        ...
+
+    def backbone(self, image_shape: ImageShape, options: Mapping[str, Any]) -> Backbone:
+        """Return the backbone for images (C, H, W), with weights drawn from torch's global generator.
+
+        `options` has the values of the fields that the model takes; one that is absent has the model's own value.
+        """
         ...
 
     def imagenet_name(self) -> str:

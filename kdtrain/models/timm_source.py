@@ -3,6 +3,7 @@
 import importlib
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -47,6 +48,7 @@ class Timm:
     name: str
     known_normalization: Normalization | None = None
     own_head: ClassVar[bool] = False
+    takes: ClassVar[tuple[str, ...]] = ()
 
     @cached_property
     def normalization(self) -> Normalization:
@@ -65,7 +67,7 @@ class Timm:
             f"normalization must be written for {self.name}: its own (mean {settings['mean']}) is no choice"
         )
 
-    def backbone(self, image_shape: ImageShape) -> Backbone:
+    def backbone(self, image_shape: ImageShape, options: Mapping[str, Any]) -> Backbone:
         """Return the model without its classifier; its images have three channels for every image_shape."""
         import timm
 

@@ -1,7 +1,7 @@
 """Classifiers of torchvision (https://docs.pytorch.org/vision/stable/models.html) without their final layer."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +20,9 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # torchvision builds these two with auxiliary classifiers, which only their authors' training reads. transform_input is
 # True as with ImageNet weights, so that random and loaded weights see the same pixels.
 INCEPTIONS = ("googlenet", "inception_v3")
+RESNETS = ("resnet", "resnext", "wide_resnet")
+CIFAR_TAPS = {"1": "layer1", "2": "layer2", "4": "layer3", "8": "layer4"}
+"""The stages of a ResNet with `stem: cifar`, which leaves out two halvings of the maps."""
 
 
 @cache
@@ -39,20 +42,34 @@ class Torchvision:
     own_head: ClassVar[bool] = False
     normalization: ClassVar[Literal["imagenet"]] = "imagenet"
 
-    def backbone(self, image_shape: ImageShape) -> Backbone:
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The stem of a ResNet."""
+        return ("stem",) if self.name.startswith(RESNETS) else ()
+
+    def backbone(self, image_shape: ImageShape, options: Mapping[str, Any]) -> Backbone:
         """Return the model without its classifier; its images have three channels for every image_shape."""
         from torchvision import models
 
-        options: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         if self.name in INCEPTIONS:
-            options = {"aux_logits": False, "init_weights": True, "transform_input": True}
-        network = models.get_model(self.name, weights=None, **options)
+            arguments = {"aux_logits": False, "init_weights": True, "transform_input": True}
+        network = models.get_model(self.name, weights=None, **arguments)
         if self.name.startswith("squeezenet"):
             # Of its classifier (convolution, ReLU, average) only the average stays.
             network.classifier = nn.AdaptiveAvgPool2d(1)
             return Backbone(network, 512, classifier="classifier.1")
+        cifar = options.get("stem") == "cifar"
+        if cifar:
+            replace_stem(network)
         classifier, features = remove_classifier(network)
-        return Backbone(network, features, classifier=classifier, ignored=AUXILIARY if options else ())
+        return Backbone(
+            network,
+            features,
+            classifier=classifier,
+            ignored=AUXILIARY if arguments else (),
+            taps=CIFAR_TAPS if cifar else None,
+        )
 
     def imagenet_name(self) -> str:
         """Return the file name of the ImageNet weights, which has the first digits of their SHA-256.
@@ -89,6 +106,16 @@ class Torchvision:
         if self.weights not in known.__members__:
             raise UserError(f"torchvision has no ImageNet weights for {self.name}; write weights: null")
         return known[self.weights]
+
+
+def replace_stem(resnet: Any) -> None:
+    """Give a ResNet the first layer for images of 32 px (He et al. 2016, arXiv:1512.03385, section 4.2).
+
+    It is a 3x3 convolution of stride 1, with torchvision's random weights, and no max-pooling follows it.
+    """
+    resnet.conv1 = nn.Conv2d(3, resnet.conv1.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+    resnet.maxpool = nn.Identity()
 
 
 def remove_classifier(network: nn.Module) -> tuple[str, int]:

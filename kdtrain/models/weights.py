@@ -179,9 +179,9 @@ def _library_backbone(name: str, image_shape: ImageShape) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                return source.backbone(image_shape)
+                return source.backbone(image_shape, {})
         except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
-            return source.backbone(image_shape)
+            return source.backbone(image_shape, {})
 
 
 def _own_state(network: Classifier, part: str) -> dict[str, Tensor]:
@@ -264,7 +264,7 @@ def _model_of(written: dict[str, Tensor], network: Classifier) -> str | None:
     relatives = [name for name in torchvision_names() if family is not None and name.startswith(family[0])]
     for name in dict.fromkeys([*MODELS, *sorted(relatives)]):
         with suppress(UserError, NotImplementedError, RuntimeError, ValueError), torch.device("meta"):
-            backbone = model(name).source.backbone(network.image_shape)
+            backbone = model(name).source.backbone(network.image_shape, {})
             own = backbone.encoder.state_dict(prefix="encoder.")
             given = _encoder_only(with_own_names(written, backbone))
             if name != network.name and not any(_differences(own, given)):

@@ -8,7 +8,7 @@ from typing import Any, cast
 from kdtrain.errors import UserError
 from kdtrain.models.config import Network
 from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
-from kdtrain.trials.records import BudgetEndEvent, EndedEvent, PlannedEvent, StudyRecord, WarmStartEvent
+from kdtrain.trials.records import BudgetEndEvent, EndedEvent, PlannedEvent, StudyRecord, WarmStartEvent, network_name
 from kdtrain.trials.store import STUDY_SCHEMA, is_broken, json_bytes, read_study_record
 
 FILE = "record.jsonl"
@@ -168,7 +168,7 @@ class StudyJournal:
 
     def latency_ms(self, network: Network) -> float | None:
         """Return the measured latency of a network, or None."""
-        event = self._newest["latency"].get(tuple(getattr(network, name) for name in KEYS["latency"]))
+        event = self._newest["latency"].get(tuple(timed_network(network).values()))
         return None if event is None else float(event["latency_ms"])
 
     def winner(self) -> str | None:
@@ -214,6 +214,15 @@ class StudyJournal:
             self._others[event] = {key: value for key, value in row.items() if key not in ("event", "time")}
         if event in ("planned", "ended") and row["stage"] != "pictures":  # pictures follow what they show
             self._others.clear()
+
+
+def timed_network(network: Network) -> dict[str, Any]:
+    """Return the fields of the event "latency" that say which network it is of; weights do not change its time."""
+    return {
+        "model": network_name(network.model_dump()),
+        "head": network.head,
+        "channels_last": network.channels_last,
+    }
 
 
 def _identity(about: StudyRecord) -> Row:

@@ -11,6 +11,7 @@ from kdtrain.study.bookkeeping import Bookkeeping
 from kdtrain.study.confirm import confirmed_published, note_winner
 from kdtrain.study.front import Costs, StudentKey, front, front_candidates, student_key
 from kdtrain.study.jobs import JobStream
+from kdtrain.study.journal import timed_network
 from kdtrain.study.selection import Candidate, SearchedTrial
 
 
@@ -88,9 +89,7 @@ def _measure_latencies(book: Bookkeeping, recipes: Sequence[Recipe]) -> JobStrea
         yield from book.run([job])
         if book.ends[job.key]["state"] == "broken":
             raise NoResult(f"latency: not measured: {book.summary([book.ends[job.key]])}")
-        student = recipe.student
-        about = {"model": student.model, "head": student.head, "channels_last": student.channels_last}
-        book.journal.note("latency", **about, **book.measurements[job.key])
+        book.journal.note("latency", **timed_network(recipe.student), **book.measurements[job.key])
 
 
 def _cost(book: Bookkeeping, recipe: Recipe) -> float:

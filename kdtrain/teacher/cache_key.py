@@ -47,6 +47,7 @@ def _common(live: LiveTeacher, weights: str) -> Row:
         "what": "teacher outputs",
         "numerics": NUMERICS,
         "weights": weights,
+        "image shape": list(live.teacher.network.image_shape),
         "network": live.use.network.model_dump(mode="json", include=NETWORK),
         "data": live.data.fingerprint,
         "data config": live.use.data.model_dump(mode="json"),

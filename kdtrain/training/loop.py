@@ -95,6 +95,7 @@ def _student_step(state: TrainState, images: Tensor, teacher: Outputs | None, ba
     if critic is not None:
         critic.requires_grad_(True)
     values = _update(state.learner, terms, batch, "loss", state.step)
+    state.distiller.student.constrain()
     if state.ema is not None:
         state.ema.update(state.distiller.student)
     return values

@@ -15,6 +15,7 @@ from kdtrain.config.training import (
     CosineInSteps,
     EarlyStopping,
     Exponential,
+    Linear,
     LrSchedule,
     Optimizer,
     Sgd,
@@ -54,6 +55,8 @@ def lr_at(schedule: LrSchedule, lr: float, step: int, steps_per_epoch: int, epoc
         return lr * schedule.factor ** (epoch // schedule.every_epochs)
     if isinstance(schedule, Exponential):
         return lr * schedule.factor**epoch
+    if isinstance(schedule, Linear):
+        return lr * (1 - step / (epochs * steps_per_epoch))
     if isinstance(schedule, CosineInSteps):
         total = schedule.total_steps or epochs * steps_per_epoch
         return _cosine_in_steps(lr, step, warmup_steps(schedule, steps_per_epoch, epochs), total)

@@ -27,6 +27,13 @@ JobState = Literal[State, "broken"]
 """How a job of a study has ended. `broken`: without an outcome, for a reason that is no property of its recipe."""
 
 
+def network_name(network: Mapping[str, Any]) -> str:
+    """Return how reports call a network of a recipe: its model, with its hidden layers or its other stem."""
+    model, hidden, stem = network.get("model", "unknown"), network.get("hidden"), network.get("stem")
+    widths = " " + "-".join(map(str, hidden)) if hidden else ""
+    return f"{model}{widths}" + (f" (stem {stem})" if stem else "")
+
+
 class Environment(TypedDict):
     """The machine and the versions of a training. `git_dirty` is a digest of what differs from the commit, or None."""
 
@@ -38,22 +45,34 @@ class Environment(TypedDict):
     versions: dict[str, str]
 
 
+class SharedImages(TypedDict):
+    """How many images of each of a student's splits its teacher, or a teacher of that one, was trained on."""
+
+    train: int
+    val: int
+    test: int
+
+
 class TeacherReference(TypedDict, total=False):
     """The teacher of a distilled student: a trial of the same store, or a finished one from a file.
 
     `trial_id` of a finished one names the folder of its evaluation, which earlier versions did not make.
+    `shared_images` are there if a teacher was trained on other data than its student.
     """
 
     trial_id: str
     file: str
     sha256: str
     weights_key: str
+    shared_images: SharedImages
 
 
 class DataSummary(TypedDict):
     """The data set of a training: its fingerprint and its numbers of classes and of images by split.
 
+    `labels` is the number of training images with a label; earlier versions lack it, and had labels of all images.
     `val_classes` is the number of classes that have validation images, `val_most_frequent` the images of the largest.
+    `unseen_classes` are the classes without a labelled training image, from 0, if there are any.
     """
 
     name: str
@@ -62,8 +81,10 @@ class DataSummary(TypedDict):
     train: int
     val: int
     test: int
+    labels: NotRequired[int]
     val_classes: NotRequired[int]
     val_most_frequent: NotRequired[int]
+    unseen_classes: NotRequired[list[int]]
 
 
 class RecipeRecord(TypedDict):

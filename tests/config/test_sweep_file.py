@@ -510,6 +510,21 @@ def test_a_teacher_as_student_is_the_students_model_in_every_trial(tmp_path: Pat
     assert any("recipe.student.model" in problem and "lenet6" in problem for problem in unknown)
 
 
+def test_a_teacher_as_student_has_the_students_hidden_layers_unless_it_has_its_own(tmp_path: Path) -> None:
+    student = "recipe.student={model: mlp, hidden: {choice: [[30, 20], [10]]}, max_norm: 3.5}"
+    point = {"method": "kd", "method[kd].balance.weight": 1.0, "method[kd].temperature": 2.0, "optimizer.lr": 0.01}
+    for teacher, hidden in (("{model: as_student}", (10,)), ("{model: as_student, hidden: [40]}", (40,))):
+        sweep = load(tmp_path, SWEEP, student, f"recipe.teacher={teacher}", *NO_POINTS)
+        recipe = sweep.recipe_for(point | {"student.hidden": "[10]"}, 0)
+        assert (recipe.student.hidden, recipe.student.max_norm) == ((10,), 3.5)
+        assert (recipe.teacher.hidden, recipe.teacher.max_norm) == (hidden, None)
+
+
+def test_max_norm_of_a_network_with_convolutions_is_refused_at_its_line(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, changed("{model: lenet5_student}", "{model: lenet5_student, max_norm: 3.5}"))
+    assert problem.startswith("x.yaml:4: recipe.student: lenet5_student takes no max_norm: ")
+
+
 def test_a_published_point_need_not_name_a_model_that_all_options_share(tmp_path: Path) -> None:
     options = (
         "{model: lenet5_student, freeze: encoder, allow_random_frozen: true}, {model: lenet5_student, freeze: none}"

@@ -64,6 +64,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "teacher": TEACHER, "batch_size": 15,
         "method": {"name": "mgd", "balance": {"weight": 3.0}, "stage": "4", "mask_ratio": 0.4, "alpha": 0.01},
     },
+    "max-norm": {"student": {"model": "mlp", "hidden": [20, 20], "max_norm": 0.5}, "batch_size": 15},
     "mixup": KD | {"teacher": TEACHER, "mixup": {}, "batch_size": 59},
     "mixup published": KD | {"teacher": TEACHER, "mixup": {"convention": "published"}, "batch_size": 15},
     "ema": {"ema": {"decay": 0.9, "ramp_updates": 3.0}, "batch_size": 15, "epochs": 3},

@@ -323,7 +323,7 @@ def test_a_method_of_logits_works_without_labels(label: str) -> None:
         ("at", {"stages": []}, "must name at least one of 4, 8, 16, 32"),
         ("at", {"stages": ["16", "16"]}, r"must name each stage once, got \[16, 16\]"),
         ("sp", {"stages": [16]}, "a stage is text: write '16', got 16"),
-        ("sp", {"stages": ["64"]}, "Input should be '4', '8', '16' or '32'"),
+        ("sp", {"stages": ["64"]}, "Input should be '1', '2', '4', '8', '16' or '32'"),
         ("mgd", {"stage": 32}, "a stage is text: write '32', got 32"),
         ("mgd", {"mask_ratio": 1.0}, "less than 1"),
         ("dkd", {"alpha": 0.0, "beta": 0.0}, "nothing would be distilled"),

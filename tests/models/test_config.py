@@ -5,12 +5,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from kdtrain.models.config import Network
+from kdtrain.models.config import SPECIAL, Network
 from kdtrain.models.registry import MODELS
 
 
 def network(**fields: Any) -> Network:
     return Network.model_validate(fields)
+
+
+NEEDED = {"mlp": {"hidden": [30, 20], "input_dropout": 0.2, "max_norm": 3.5}}
+"""What must be written for a model, and more."""
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -24,9 +28,10 @@ def network(**fields: Any) -> Network:
     ],
 )
 def test_a_dump_has_every_value_and_reads_back_as_the_same_config(model: str, fields: dict[str, Any]) -> None:
-    config = network(model=model, **fields)
+    config = network(model=model, **fields, **NEEDED.get(model, {}))
     dumped = config.model_dump(mode="json")
-    assert dumped.keys() == Network.model_fields.keys()
+    used = {name for name, value in SPECIAL.items() if getattr(config, name) != value}
+    assert dumped.keys() == Network.model_fields.keys() - SPECIAL.keys() | used
     assert Network.model_validate(dumped) == config
     assert Network.model_validate_json(config.model_dump_json()) == config
 
@@ -80,6 +85,21 @@ RANDOM = "would freeze random weights; give weights, or write allow_random_froze
         ({"model": "lenet5_student", "weights": "imagenet"}, "it takes no weights imagenet"),
         ({"model": "lenet5_student", "normalization": "half"}, "it takes no normalization"),
         ({"model": "lenet5_student", "batch_norm_statistics": "keep"}, "has no batch normalization"),
+        ({"model": "mlp"}, "hidden must be written for mlp: the units of each hidden layer"),
+        ({"model": "mlp", "hidden": []}, "at least 1 item"),
+        ({"model": "mlp", "hidden": [30, 0]}, r"hidden\.1\n.*greater than or equal to 1"),
+        ({"model": "mlp", "hidden": [30], "input_dropout": 1.0}, "input_dropout\n.*less than 1"),
+        ({"model": "mlp", "hidden": [30], "max_norm": 0.0}, "max_norm\n.*greater than 0"),
+        ({"model": "mlp", "hidden": [30], "head": "hidden", "dropout": 0.0}, "own head and pixels: it takes no head"),
+        ({"model": "mlp", "hidden": [30], "normalization": "half"}, "own head and pixels: it takes no normalization"),
+        ({"model": "mlp", "hidden": [30], "weights": "imagenet"}, "it takes no weights imagenet"),
+        ({"model": "mlp", "hidden": [30], "stem": "cifar"}, "mlp takes no stem: it is for the ResNets of torchvision"),
+        ({"model": "lenet5_student", "max_norm": 3.5}, "lenet5_student takes no max_norm: .* no max-norm of a convol"),
+        ({"model": "resnet18", "hidden": [30]}, "resnet18 takes no hidden: it is for mlp"),
+        ({"model": "resnet18", "input_dropout": 0.2}, "resnet18 takes no input_dropout: it is for mlp"),
+        ({"model": "mobilenetv2", "stem": "cifar", "weights": None}, "mobilenetv2 takes no stem"),
+        ({"model": "resnet50v2", "stem": "cifar"}, "resnet50v2 takes no stem"),
+        ({"model": "resnet18", "stem": "cifar"}, "stem cifar has no ImageNet weights; write weights: null or {file"),
         ({"model": "bit_resnet50x1", "batch_norm_statistics": "keep"}, "has no batch normalization"),
         (
             {"model": "lenet5_student", "freeze": "encoder_but_norm", "weights": {"file": "a.pth"}},

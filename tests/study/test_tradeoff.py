@@ -226,6 +226,21 @@ def test_a_latency_is_measured_once_for_each_student_and_kept(tmp_path: Path) ->
     assert {point["cost"] for point in points} <= set(measured.values())
 
 
+def test_two_widths_of_one_model_have_sizes_and_latencies_of_their_own(tmp_path: Path) -> None:
+    recipe = {
+        "teacher": {"model": "mlp", "hidden": [40, 30], "epochs": 1, "optimizer": {"name": "adam", "lr": 0.01}},
+        "student": {"model": "mlp", "hidden": {"choice": [[30], [20]]}},
+    }
+    study = {"tradeoff": {"cost": "latency_ms"}, "published": None, "trials": 1, "batch": 1, "pruner": None}
+    opened = open_study(sweep_file(tmp_path, recipe=recipe, study=study), tmp_path / "results")
+    sizes = opened.journal.description["models"]
+    parameters = {"mlp 40-30": 257 * 40 + 41 * 30 + 31 * 10, "mlp 30": 257 * 30 + 310, "mlp 20": 257 * 20 + 210}
+    assert {name: size["parameters"] for name, size in sizes.items()} == parameters
+    carry_out(opened, jobs=6)
+    measured = {row["model"]: row["latency_ms"] for row in events(opened) if row["event"] == "latency"}
+    assert set(measured) == {"mlp 30", "mlp 20"}
+
+
 def test_the_most_accurate_baseline_is_chosen_before_the_test_split_is_read(tmp_path: Path) -> None:
     study = open_study(
         sweep_file(tmp_path, recipe=STUDENTS, study={**TRADEOFF, "trials": 3, "pruner": None}), tmp_path / "results"

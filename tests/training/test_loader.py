@@ -50,7 +50,7 @@ def birds(root: Path, **changes: Any) -> tuple[Recipe, Dataset]:
     if not (root / "CUB_200_2011").exists():
         cub200(root)
     config = recipe(**BIRDS | changes)
-    return config, config.data.load(root)
+    return config, load(config.data, root)
 
 
 def loader_of(config: Recipe, data: Dataset, loaders: int, device: torch.device = CPU) -> BatchLoader:
@@ -78,9 +78,14 @@ def require_equal(batches: list[Batch], others: list[Batch]) -> None:
         assert partners is None or torch.equal(partners, other_partners)
 
 
-@pytest.mark.parametrize("mixup", [{}, MIXED, PUBLISHED], ids=["alone", "mixed", "mixed as published"])
-def test_any_number_of_loaders_gives_the_same_batches_from_any_step(mixup: dict[str, Any], tmp_path: Path) -> None:
-    config, data = birds(tmp_path, epochs=3, **mixup)
+WITH_OTHERS = {"data": BIRDS["data"] | {"augment": {"rotate_degrees": 30}, "transfer": BIRDS["data"]}}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, MIXED, PUBLISHED, WITH_OTHERS], ids=["alone", "mixed", "mixed as published", "with others"]
+)
+def test_any_number_of_loaders_gives_the_same_batches_from_any_step(changes: dict[str, Any], tmp_path: Path) -> None:
+    config, data = birds(tmp_path, epochs=3, **changes)
     alone = all_batches(config, data, 0)
     require_equal(all_batches(config, data, 1), alone)
     require_equal(all_batches(config, data, 2, first_step=4), alone[4:])  # within the second epoch

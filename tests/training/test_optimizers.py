@@ -6,9 +6,20 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR, StepLR
 
-from kdtrain.config.training import Adam, AdamW, Constant, Cosine, CosineInSteps, EarlyStopping, Exponential, Sgd, Step
+from kdtrain.config.training import (
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    CosineInSteps,
+    EarlyStopping,
+    Exponential,
+    Linear,
+    Sgd,
+    Step,
+)
 from kdtrain.errors import UserError
 from kdtrain.training.optimizers import build_optimizer, early_stop, lr_at
 
@@ -50,6 +61,12 @@ def test_a_constant_learning_rate_is_the_one_written() -> None:
 )
 def test_step_and_exponential_are_torchs(ours, theirs) -> None:
     assert per_epoch(ours, 25) == pytest.approx(torchs(theirs, 25))
+
+
+def test_linear_falls_to_zero_after_the_last_step() -> None:
+    rates = [lr_at(Linear(name="linear"), LR, step, 10, 3) for step in range(31)]
+    assert rates == pytest.approx(torchs(partial(LinearLR, start_factor=1.0, end_factor=0.0, total_iters=30), 31))
+    assert (rates[0], rates[30]) == (LR, 0)
 
 
 @pytest.mark.parametrize("lowest", [0.0, 0.1])

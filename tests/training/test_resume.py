@@ -27,6 +27,7 @@ CRITIC = {"name": "logits_discriminator", "temperature": 1.5, "balance": {"alpha
 MGD = {"name": "mgd", "balance": {"weight": 3.0}, "mask_ratio": 0.4, "alpha": 0.01}
 EMA = {"ema": {"decay": 0.9, "ramp_updates": 3.0}}
 ADAMW = {"name": "adamw", "lr": 0.002, "weight_decay": 0.1}
+MLP = {"model": "mlp", "hidden": [20, 20], "max_norm": 0.5}
 NORMED = BATCH_NORM_STUDENT | {"dropout": 0.3}
 
 
@@ -40,6 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "momentum": {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.001}},
     "adam, cosine": {"optimizer": {"name": "adam", "lr": 0.002}, "lr_schedule": {"name": "cosine", "warmup_epochs": 1}},
     "bf16, adamw": {"precision": "bf16", "optimizer": ADAMW},
+    "max-norm, dropout, ema": {"student": MLP | {"input_dropout": 0.2, "dropout": 0.5}} | EMA,
     "mixup as published": {"mixup": {"convention": "published"}},
     "kd": KD,
     "fp16": KD | {"precision": "fp16", "optimizer": {"name": "adam", "lr": 0.002}},

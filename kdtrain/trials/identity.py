@@ -16,9 +16,6 @@ from kdtrain.runtime.source_code import code_digest
 NUMERICS = 7
 """Raised when a change of the code alters results, so that old trials are not taken for new ones."""
 
-NEWER = ("labelled_share",)
-"""Fields of a recipe that 0.1.0 did not have. A recipe without them is hashed as it was then, so its trials stay."""
-
 
 def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> dict[str, Any]:
     """Return what `trial_id` hashes. `place` is where the user wrote the student, for error messages.
@@ -31,7 +28,6 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
         UserError: The data set, a file of weights or the method's source file is absent.
     """
     resolved = recipe.model_dump(mode="json", exclude={"teacher": True, "student": {"allow_random_frozen"}})
-    resolved = {key: value for key, value in resolved.items() if value is not None or key not in NEWER}
     resolved["student"]["weights"] = _starting_weights(recipe, place)
     if "balance" in resolved["method"]:
         resolved["method"]["balance"] = list(recipe.method.balance.weights)  # type: ignore[union-attr]

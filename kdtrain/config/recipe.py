@@ -276,14 +276,17 @@ class Recipe(Config):
                 f"student.freeze must be none or encoder_but_norm with method {self.method.name}, which trains the"
                 " encoder's features, got encoder"
             )
-        if self.labelled_share is not None and self.sampler == "class_balanced":
-            raise ValueError(
-                "labelled_share draws the images of a batch by label, so sampler must be shuffled, got class_balanced"
-            )
         if self.r_drop is not None and self.r_drop.convention == "published" and self.method.name != "none":
             raise ValueError(
                 "r_drop.convention published never reached distillation, so only method none can have it; remove r_drop"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_suffice(self) -> Self:
+        hidden = self.data.hides_labels
+        if hidden is not None and (problem := label_problem(self, hidden)):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -304,6 +307,23 @@ class Recipe(Config):
         """The options by which batches are drawn. An unlabelled image teaches nothing without a teacher."""
         alone = self.teacher is None
         return Drawing(self.seed, self.batch_size, self.sampler, alone, self.labelled_share)
+
+
+def label_problem(recipe: Recipe, hidden: bool) -> str | None:
+    """Return what is wrong with a recipe whose data have hidden labels or not, beginning with its key; else None."""
+    if not hidden:
+        why = "has no effect, because all training images have their labels; remove it"
+        return f"labelled_share {why}" if recipe.labelled_share is not None else None
+    if recipe.teacher is None:  # the student alone learns from labelled images only
+        return None
+    if recipe.sampler == "class_balanced":
+        return "sampler class_balanced needs the class of each image, and labels of data are hidden; write shuffled"
+    if recipe.mixup is not None and recipe.label_smoothing:
+        return (
+            "label_smoothing must be 0 with mixup if labels of data are hidden, because a mixed target without a label"
+            f" cannot be smoothed, got {recipe.label_smoothing:g}"
+        )
+    return None
 
 
 DISTILLED_ONLY = ("teacher", "labelled_share")

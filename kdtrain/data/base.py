@@ -130,6 +130,13 @@ class DataConfig(Config):
         more = self.transfer.training_images
         return None if more is None else images + more
 
+    @property
+    def hides_labels(self) -> bool | None:
+        """True if training images lack their label, False if none does; None if that is not known before loading."""
+        if any(option is not None for option in (self.labelled_per_class, self.labelled_fraction, self.transfer)):
+            return True
+        return None if self.train_images is None else False
+
     @model_validator(mode="before")
     @classmethod
     def _no_word_for_always_random(cls, written: Any) -> Any:

@@ -26,6 +26,7 @@ from analysis.statistics import (
     paired_p_value,
 )
 from analysis.tables import missing
+from analysis.trained import text_of
 from kdtrain.trials.records import network_name
 
 BEAT, LOST, UNDECIDED = "beat", "lost to", "undecided"
@@ -102,7 +103,10 @@ class GrownSeeds(NamedTuple):
 class Single:
     """A teacher: one run, so its interval is the binomial interval of its test images.
 
-    file: of a finished teacher, whose test accuracy is that which its students were compared with.
+    file: of a finished teacher, whose test accuracy is that which its students were compared with; so is that of a
+    teacher with data of its own. taught_by: its own teacher and method. data, resolution: those that its students have
+    otherwise.
+    depth: 0 of the winner's teacher, 1 of the teacher of that one, ...; None of other teachers.
     """
 
     model: str
@@ -113,6 +117,10 @@ class Single:
     test_images: float
     interval: Interval | None
     file: str | None = None
+    taught_by: str | None = None
+    data: str | None = None
+    resolution: int | None = None
+    depth: int | None = None
 
 
 class ImageBootstrap(NamedTuple):
@@ -186,12 +194,26 @@ def find(found: Sequence[Candidate], key: str | None) -> Candidate | None:
 
 
 def teachers(study: Study) -> list[Single]:
-    """Return the teachers that are trained or evaluated, that of the winner first."""
+    """Return the teachers that are trained or evaluated: that of the winner first, then its own teachers."""
     rows = study.stage("teacher")
-    won = study.recipes.get((study.winner or {}).get("trial_id", ""), {})
-    of_winner = (won.get("teacher") or {}).get("trial_id")
-    found = [_single(study, row) for _, row in rows[rows["trial_id"].notna()].iterrows()]
-    return sorted(found, key=lambda single: single.trial_id != of_winner)
+    rows = rows[rows["trial_id"].notna()]
+    first = _teacher_id(study, (study.winner or {}).get("trial_id", ""))
+    if first is None:  # there is no winner yet: a teacher of students
+        ids = list(rows["trial_id"])
+        of_teachers = {_teacher_id(study, trial_id) for trial_id in ids}
+        first = next((trial_id for trial_id in ids if trial_id not in of_teachers), None)
+    above: list[str] = []
+    while first is not None:
+        above.append(first)
+        first = _teacher_id(study, first)
+    depths = {trial_id: depth for depth, trial_id in enumerate(above)}
+    found = [_single(study, row, depths.get(row["trial_id"])) for _, row in rows.iterrows()]
+    return sorted(found, key=lambda single: len(above) if single.depth is None else single.depth)
+
+
+def _teacher_id(study: Study, trial_id: str) -> str | None:
+    found: str | None = (study.recipes.get(trial_id, {}).get("teacher") or {}).get("trial_id")
+    return found
 
 
 def undecided(difference: Estimate) -> str | None:
@@ -265,12 +287,15 @@ def _by_seed(group: pd.DataFrame, metric: str) -> dict[int, float]:
     return {int(seed): float(value) for seed, value in zip(known["seed"], known[metric], strict=True)}
 
 
-def _single(study: Study, row: pd.Series) -> Single:
+def _single(study: Study, row: pd.Series, depth: int | None) -> Single:
     about = study.recipes.get(row["trial_id"], {})
     recipe, file = about.get("recipe", {}), (about.get("finished") or {}).get("file")
     test, images = row["test/accuracy"], row["test_images"]
-    if file is not None:
-        test, images = _test_of_finished(study, row["trial_id"])
+    of_students = _data_of_students(study, row["trial_id"])
+    other = _other_values(about, of_students)
+    if file is not None or other:
+        test, images = _test_by_students(study, row["trial_id"], of_students)
+    its_teacher = recipe.get("teacher")
     measured = not math.isnan(test) and not math.isnan(images)
     return Single(
         model=student_name(recipe),
@@ -281,14 +306,37 @@ def _single(study: Study, row: pd.Series) -> Single:
         test_images=images,
         interval=clopper_pearson(round(test * images), int(images)) if measured else None,
         file=file,
+        taught_by=f"{its_teacher['model']}, {recipe['method']['name']}" if its_teacher else None,
+        data=", ".join(f"{key} {text_of(value)}" for key, value in other.items()) or None,
+        resolution=other.get("resolution"),
+        depth=depth,
     )
 
 
-def _test_of_finished(study: Study, trial_id: str) -> tuple[float, float]:
-    """Return a finished teacher's test accuracy and the number of test images, as its students' outcomes have them."""
+def _other_values(about: Mapping[str, Any], of_students: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a teacher's data that differ from its students' data, by key."""
+    recipe = about.get("recipe", {})
+    own = (recipe.get("student") or {}).get("data") if about.get("finished") else recipe.get("data")
+    if not own or not of_students:
+        return {}
+    return {key: own.get(key) for key in {**of_students, **own} if own.get(key) != of_students.get(key)}
+
+
+def _data_of_students(study: Study, trial_id: str) -> Mapping[str, Any]:
+    """Return the data, as the recipe has them, of the students that a teacher teaches, through other teachers too."""
+    taught = next((own for own in study.recipes if _teacher_id(study, own) == trial_id), None)
+    if taught is not None:
+        return _data_of_students(study, taught)
+    found: Mapping[str, Any] = study.recipes.get(trial_id, {}).get("recipe", {}).get("data") or {}
+    return found
+
+
+def _test_by_students(study: Study, trial_id: str, data: Mapping[str, Any]) -> tuple[float, float]:
+    """Return a teacher's test accuracy and the number of test images, as its students on this data have them."""
     for student_id, about in study.recipes.items():
         test = (study.outcomes.get(student_id) or {}).get("test") or {}
-        if (about.get("teacher") or {}).get("trial_id") == trial_id and "test/teacher_accuracy" in test:
+        is_its = _teacher_id(study, student_id) == trial_id and (about["recipe"].get("data") or {}) == data
+        if is_its and "test/teacher_accuracy" in test:
             return float(test["test/teacher_accuracy"]), float(test["images"])
     return math.nan, math.nan
 

@@ -111,8 +111,10 @@ class Study:
 
     @property
     def data(self) -> Row | None:
-        """Name, number of classes and of images by split, or None before the first trial has begun."""
-        return next((recipe["data"] for recipe in self.recipes.values() if recipe.get("data")), None)
+        """Name, number of classes and of images by split of the students; None before the first trial has begun."""
+        teachers = set(self.stage("teacher")["trial_id"])  # they may have data of their own
+        by_student = sorted(self.recipes, key=lambda trial_id: trial_id in teachers)
+        return next((data for trial_id in by_student if (data := self.recipes[trial_id].get("data"))), None)
 
     @property
     def finished(self) -> bool:

@@ -114,7 +114,8 @@ def mixed_images(arrays: Arrays) -> Figure:
     shown = zip(panels, arrays["mixed_images"], shares_N, labels_N2, strict=False)
     for axes, image, share, (own, partner) in shown:  # a small data set does not fill the grid
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        title = f"{share:.2f} of {own}, {1 - share:.2f} of {partner}"
+        one, other = ("no label" if label < 0 else label for label in (own, partner))  # the label may be hidden
+        title = f"{share:.2f} of {one}, {1 - share:.2f} of {other}"
         axes.set_title(title, fontsize=7.5, fontweight="normal", loc="center")
     style.title(made, "Mixed images of the first epoch: l of an image's class, 1 - l of its partner's")
     return made

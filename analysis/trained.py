@@ -16,8 +16,8 @@ def trained(study: Study) -> Rows:
     rows = [
         {
             "part": f"`{part}`",
-            "in the sweep file": _text(value),
-            "of the winner": _text(_as_written(value, won.get(part))),
+            "in the sweep file": text_of(value),
+            "of the winner": text_of(_as_written(value, won.get(part))),
         }
         for part, value in recipe.items()
     ]
@@ -43,13 +43,13 @@ def _space(value: Any) -> str | None:
         return None
     ((kind, range_),) = value.items()
     if kind == "choice" and isinstance(range_, list):
-        return f"{' or '.join(_text(option) for option in range_)} (searched)"
+        return f"{' or '.join(text_of(option) for option in range_)} (searched)"
     if kind in SPACES and isinstance(range_, list) and len(range_) == 2:
         return f"{sampled(range_[0])} to {sampled(range_[1])} (searched{SPACES[kind]})"
     return None
 
 
-def _text(value: Any, *, inside: bool = False) -> str:
+def text_of(value: Any, *, inside: bool = False) -> str:
     """Return `kd (temperature 4, balance (alpha_ce 0.1))` for a part of a recipe."""
     space = _space(value)
     if space is not None:
@@ -57,7 +57,7 @@ def _text(value: Any, *, inside: bool = False) -> str:
     if isinstance(value, Mapping):
         head = next((key for key in ("name", "model") if isinstance(value.get(key), str)), None)
         rest = ", ".join(
-            f"{key} {_text(each, inside=True)}" for key, each in value.items() if key != head and each is not None
+            f"{key} {text_of(each, inside=True)}" for key, each in value.items() if key != head and each is not None
         )
         if head is None:
             return f"({rest})" if inside else rest

@@ -3,19 +3,27 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 
 class Config(BaseModel):
     """Immutable settings that refuse unknown keys, values of another type, and NaN.
 
     `renamed` has the new name of each key that earlier versions had, `moved` the whole path if it stands elsewhere now.
+    `newer` has the keys that version 0.1.0 did not have, with the value that changes nothing: a dump leaves such a key
+    out, so that a recipe without it keeps its trial_id.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
     moved: ClassVar[Mapping[str, str]] = {}
+    newer: ClassVar[Mapping[str, Any]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _without_unused_newer_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        return {key: value for key, value in dumped.items() if key not in self.newer or value != self.newer[key]}
 
 
 def tuple_from_list(written: Any) -> Any:

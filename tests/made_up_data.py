@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import AnyData, Data
+from kdtrain.data.training_split import prepared
 from kdtrain.errors import UserError
 
 
@@ -59,9 +60,9 @@ def cub200(root: Path, counts: Sequence[int] = (10, 12, 7)) -> Path:
     return folder
 
 
-def mnist(root: Path, train: int = 5100, test: int = 40) -> Path:
-    """Write MNIST/raw with this many images, the digits in turn; return its folder."""
-    raw = root / "MNIST" / "raw"
+def mnist(root: Path, train: int = 5100, test: int = 40, folder: str = "MNIST") -> Path:
+    """Write MNIST/raw, or that of another set of its format, with this many images, the classes in turn; return it."""
+    raw = root / folder / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for part, count in (("train", train), ("t10k", test)):
         pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
@@ -126,7 +127,7 @@ def config_of(name: str, **options: Any) -> AnyData:
 
 def loaded(root: Path, name: str, **options: Any) -> Dataset:
     """Load a data set below `root`; see `config_of`."""
-    return config_of(name, **options).load(root)
+    return prepared(config_of(name, **options), root)
 
 
 def refusal(root: Path, name: str, **options: Any) -> str:

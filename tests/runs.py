@@ -1,12 +1,15 @@
 """A TrainState in the middle of a training, for tests that look into it."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from trainings import CPU, NO_DATA
 
 from kdtrain.config.recipe import Recipe
+from kdtrain.data.base import HIDDEN, Dataset
 from kdtrain.data.registry import load
 from kdtrain.models.classifier import Classifier
 from kdtrain.teacher.network import Teacher, untrained_teacher
@@ -22,13 +25,24 @@ BATCH_NORM_STUDENT = {"model": "test_resnet", "weights": None}
 
 def fresh_state(config: Recipe, data_root: Path = NO_DATA, device: torch.device = CPU) -> TrainState:
     """Return the state before the first step, in training mode. The teacher has random weights."""
-    data = load(config.data, data_root)
+    return state_on(load(config.data, data_root), config, device)
+
+
+def state_on(data: Dataset, config: Recipe, device: torch.device = CPU, **options: Any) -> TrainState:
+    """Return the state of a training on this data, as `fresh_state`."""
     teacher = None
     if config.teacher is not None:
-        teacher = Teacher(untrained_teacher(config.teacher, data), device, config.method.needed_stages)
-    state = assemble(config, data, teacher, device)
+        network = untrained_teacher(config.teacher, data)
+        teacher = Teacher(network, device, config.method.needed_stages, digest="random weights")
+    state = assemble(config, data, teacher, device, **options)
     state.distiller.train()
     return state
+
+
+def hiding(data: Dataset, hidden: Tensor) -> Dataset:
+    """Return the data with hidden labels of these training images."""
+    labels = data.train.labels.index_fill(0, hidden, HIDDEN)
+    return replace(data, train=replace(data.train, labels=labels))
 
 
 def fitted(state: TrainState) -> list[Metrics]:

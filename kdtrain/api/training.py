@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import Recipe, chain
 from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import NoResult, UserError
 from kdtrain.runtime import distributed
@@ -123,9 +123,10 @@ def require_paths(**arguments: object) -> None:
 
 
 def parts_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
-    """Return the trainings of a recipe with their titles: its teacher, if it has one to train, and the student."""
-    teacher = teacher_recipe(recipe)
-    return [*([("teacher", teacher)] if teacher is not None else []), (recipe.method.name, recipe)]
+    """Return the trainings of a recipe with their titles: its teacher's teacher, its teacher, and the student."""
+    *teachers, student = chain(recipe)
+    titles = [f"teacher{' of the teacher' * depth}" for depth in range(len(teachers))]
+    return [*zip(reversed(titles), teachers, strict=True), (recipe.method.name, student)]
 
 
 def train_part(

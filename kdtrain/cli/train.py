@@ -152,19 +152,19 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
 
 def _print_weights(recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
     """Print which weights are taken of files, and the accuracy of a finished teacher."""
-    from kdtrain.study.description import weights_remark, weights_taken
+    from kdtrain.config.recipe import chain
+    from kdtrain.study.description import networks_of, weights_remark, weights_taken
     from kdtrain.training.teacher_evaluation import evaluate_teacher
 
-    data = workspace.dataset(recipe.data)
-    networks = [each for each in (recipe.teacher, recipe.student) if each is not None]
-    for row in weights_taken(networks, data.image_shape, len(data.classes)):
+    for row in weights_taken(networks_of(recipe), len(workspace.dataset(recipe.data).classes)):
         group.print_once(weights_remark(row))
-    if recipe.teacher is not None and recipe.teacher.trained is not None:
-        best = evaluate_teacher(recipe, workspace)["best"]
+    first, *_ = chain(recipe)
+    if first.teacher is not None and first.teacher.trained is not None:
+        best = evaluate_teacher(first, workspace)["best"]
         assert best is not None
-        name = f"teacher: {recipe.teacher.model} from {recipe.teacher.trained}"
+        name = f"teacher: {first.teacher.model} from {first.teacher.trained}"
         group.print_once(f"{name}: val accuracy {best['val/accuracy']:.4f}")
-        _print_chance("teacher", best, recipe, workspace, group)
+        _print_chance("teacher", best, first, workspace, group)
 
 
 def _print_chance(title: str, best: "BestEpoch", recipe: "Recipe", workspace: "Workspace", group: Group) -> None:

@@ -24,9 +24,14 @@ def sweep_schema() -> dict[str, Any]:
     for key in ("objective", "seed"):
         del recipe["properties"][key]
     recipe["required"] = [*recipe["required"], "teacher"]
+    of_data = shared["Teacher"]["properties"]["data"]
+    data_sets = [option["$ref"].rpartition("/")[2] for option in recipe["properties"]["data"]["oneOf"]]
+    teachers = [{"$ref": f"#/$defs/Teacher{name}"} for name in data_sets]
+    shared["Teacher"]["properties"]["data"] = {**of_data, "anyOf": [*teachers, {"type": "null"}]}
     defs: dict[str, Any] = {**schema.pop("$defs"), **{kind: _range(kind) for kind in RANGE_KINDS}}
     for name, model in {**shared, "Recipe": recipe}.items():
         defs[name] = _with_spaces(name, model, defs)
+    defs |= {f"Teacher{name}": _left_out(defs[name]) for name in data_sets}
     schema["properties"]["recipe"] = {"$ref": "#/$defs/Recipe"}
     draft = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": draft, **schema, "title": "kdtrain sweep", "$defs": dict(sorted(defs.items()))}
@@ -49,6 +54,15 @@ def _with_spaces(name: str, model: dict[str, Any], defs: dict[str, Any]) -> dict
         about = {word: value[word] for word in ("description", "default") if word in value}
         properties[key] = {"$ref": f"#/$defs/{place}", **about}
     return {**model, "properties": properties}
+
+
+def _left_out(model: dict[str, Any]) -> dict[str, Any]:
+    """Return a data set of which a teacher's data may leave out every key, and then has the recipe's value."""
+    properties = {
+        key: {word: part for word, part in value.items() if word != "default"}
+        for key, value in model["properties"].items()
+    }
+    return {word: part for word, part in model.items() if word != "required"} | {"properties": properties}
 
 
 def _ranges(value: dict[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from kdtrain.config.defaults import default_points
 from kdtrain.config.located import Located, apply_overrides, load_located, locate
 from kdtrain.config.parameter import Label, Parameter, Values, check_spaces, space_kind
 from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value, validate
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.recipe import DISTILLED_ONLY, Recipe
 from kdtrain.config.reference_points import match_points
 from kdtrain.config.search_checks import compared_choice, folders_of
 from kdtrain.config.space import combinations, parameters, probe_points, resolve
@@ -23,6 +23,7 @@ from kdtrain.config.sweep_checks import (
     report_problems,
     study_problems,
     teacher_problems,
+    validate_recipe,
     with_inherited,
 )
 from kdtrain.errors import UserError
@@ -31,6 +32,8 @@ from kdtrain.methods.base import MethodConfig, TeacherReading
 NAME = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 """The names of sweeps. A sweep's folder has its name, so `..` or `a/b` would be a folder of someone else's."""
 LONGEST_NAME = 200
+OWN_PLACE = re.compile(r"recipe\.([a-z_]+(?:\.[a-z_]+)*): (.*)", re.DOTALL)
+"""A mistake of the user that names its own place in the recipe."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Sweep:
         """
         resolved = resolve(self.tree, values)
         data = with_inherited(resolved.tree, self.tree, self.published)
-        recipe, problems = validate(Recipe, {**data, "objective": self.study.objective, "seed": seed}, "recipe")
+        recipe, problems = validate_recipe({**data, "objective": self.study.objective, "seed": seed})
         if recipe is None:
             raise self.located.error(resolved.at_source(problem).under(("recipe",)) for problem in problems)
         return recipe
@@ -136,7 +139,7 @@ class Sweep:
 
         The shared values of the first points remain its first points.
         """
-        tree = {key: value for key, value in self.tree.items() if key != "teacher"}
+        tree = {key: value for key, value in self.tree.items() if key not in DISTILLED_ONLY}
         tree["method"] = {"name": "none"}
         names = {parameter.name for parameter in parameters(tree)}
 
@@ -150,6 +153,15 @@ class Sweep:
         """Return the error about one value of the recipe at a point: `error(values, ("method",), "must be ...")`."""
         problem = resolve(self.tree, values).at_source(Problem(path, text))
         return self.located.error([problem.under(("recipe",))])
+
+    def located_error(self, values: Mapping[str, Label], error: UserError) -> UserError:
+        """Return an error at a point whose problems, if they name their place in the recipe, have file and line too."""
+        problems: list[str] = []
+        for text in error.problems:
+            mistake = OWN_PLACE.fullmatch(text)
+            path = tuple(mistake[1].split(".")) if mistake else ()
+            problems += self.error(values, path, mistake[2]).problems if mistake else [text]
+        return UserError(*problems)
 
 
 def load_sweep(
@@ -238,7 +250,7 @@ def _checked_recipe(located: Located, overrides: Sequence[str]) -> Recipe:
     spaces = [Problem(p.source, "is a search space; a plain recipe takes one value", p.path) for p in parameters(tree)]
     broken = [*located.problems, *refused, *wrong, *spaces]
     resolved = resolve(tree, probe_points(tree)[0])
-    recipe, wrong = validate(Recipe, resolved.tree, "a recipe")
+    recipe, wrong = validate_recipe(resolved.tree, "a recipe")
     problems = [resolved.at_source(problem) for problem in [*wrong, *teacher_problems(recipe)]]
     if recipe is None or problems or broken:
         raise located.error([*broken, *_without_consequences(problems, broken)])

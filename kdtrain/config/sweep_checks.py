@@ -14,7 +14,15 @@ from kdtrain.config.budget_checks import budget_problems
 from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
-from kdtrain.config.recipe import INHERITED, OF_THE_MODEL, Recipe, names_finished, teacher_recipe
+from kdtrain.config.recipe import (
+    DISTILLED_ONLY,
+    INHERITED,
+    OF_THE_MODEL,
+    Recipe,
+    names_finished,
+    teacher_recipe,
+    with_whole_teachers,
+)
 from kdtrain.config.search_checks import compared_choice, pruner_problems, sampler_problems
 from kdtrain.config.search_settings import GridSampler
 from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve, student_models
@@ -44,16 +52,32 @@ def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheritin
     return list(found.values())
 
 
+def validate_recipe(written: Any, noun: str = "recipe") -> tuple[Recipe | None, list[Problem]]:
+    """Return a recipe as it is written as a Recipe or None, and its problems; for `noun` see `validate`.
+
+    A problem of the recipe's data is reported once, not again for each teacher that takes them.
+    """
+    recipe, problems = validate(Recipe, with_whole_teachers(written), noun)  # whole: a sentence names the data set
+    of_data = {(problem.path, problem.text) for problem in problems if problem.path[:1] == ("data",)}
+
+    def is_taken(problem: Problem) -> bool:
+        return any((problem.path[depth:], problem.text) in of_data for depth in range(1, len(problem.path)))
+
+    return recipe, [problem for problem in problems if not is_taken(problem)]
+
+
 def teacher_problems(recipe: Recipe | None) -> list[Problem]:
-    """Return the problems of the recipe by which the teacher is trained, which includes inherited fields."""
+    """Return the problems of the recipe by which the teacher is trained, which includes inherited fields.
+
+    Those of a teacher's teacher too.
+    """
     if recipe is None:
         return []
     try:
-        teacher_recipe(recipe)
+        return [problem.under(("teacher",)) for problem in teacher_problems(teacher_recipe(recipe))]
     except ValidationError as error:
         rules = [details.get("ctx", {}).get("error", details["msg"]) for details in error.errors()]
         return [Problem(("teacher",), f"its own training is not valid: {rule}") for rule in rules]
-    return []
 
 
 def study_problems(study: StudySettings, tree: dict[str, Any], folders: tuple[Path, ...]) -> Iterator[Problem]:
@@ -157,7 +181,7 @@ def _problems_at(
     if isinstance(method, dict) and method.get("name") == "none":
         text = "none is the student alone, which every sweep trains as its baseline"
         yield Problem(("method", "name"), f"{text}; to train only that use kdtrain train")
-        recipe = {key: value for key, value in recipe.items() if key != "teacher"}
+        recipe = {key: value for key, value in recipe.items() if key not in DISTILLED_ONLY}
     elif recipe.get("teacher") is None:
         text = "is missing: a sweep compares a student that has a teacher with the same student alone"
         yield Problem(("teacher",), text)
@@ -166,7 +190,7 @@ def _problems_at(
     if inheriting:
         yield from inherited_searches(recipe, tree)
     copies |= {("teacher", name) for name in inherited_values(recipe, tree, published)}
-    model, problems = validate(Recipe, with_inherited(recipe, tree, published), "recipe")
+    model, problems = validate_recipe(with_inherited(recipe, tree, published))
     yield from (problem for problem in problems if not {problem.path[:1], problem.path[:2]} & copies)
     yield from teacher_problems(model)
 

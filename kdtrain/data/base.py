@@ -7,27 +7,94 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from kdtrain.base_config import Config, Count, Seed
+from kdtrain.base_config import Config, Count, NonNegativeInt, Seed
 from kdtrain.data.pillow_resize import resize
+from kdtrain.data.random_affine import RandomAffine
 from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 from kdtrain.storage.cache import Cache
 
+if TYPE_CHECKING:
+    Transfer: TypeAlias = "DataConfig"  # at run time `registry` completes DataConfig with the union of all data sets
+
+
+class Part(Config):
+    """One of `of` disjoint parts of the training images, with each class in proportion; together they are all."""
+
+    of: Annotated[int, Field(ge=2)]
+    index: NonNegativeInt = Field(description="from 0")
+
+    @model_validator(mode="after")
+    def _exists(self) -> Self:
+        if self.index >= self.of:
+            raise ValueError(f"index must be < {self.of}, the number of parts, got {self.index}")
+        return self
+
+
+def _as_names(written: Any) -> Any:
+    """Return the names of classes in one order, each once; a class such as 3 may be written as a number."""
+    if not isinstance(written, list | tuple) or not all(type(name) in (str, int) for name in written):
+        return written
+    return tuple(sorted({str(name) for name in written}))
+
 
 class DataConfig(Config):
-    """The options of every data set. `split_seed` draws its splits and the images that `limit_per_class` keeps."""
+    """The options of every data set. `split_seed` draws its splits and every sample of images or labels.
+
+    `limit_per_class`, `part`, `exclude_classes` and `labelled_*` apply in this order; `limit_per_class` concerns all
+    splits, the others only the training split. See `training_split.prepared`.
+    """
+
+    newer: ClassVar = dict.fromkeys(
+        ("part", "exclude_classes", "labelled_per_class", "labelled_fraction", "augment", "transfer")
+    )
 
     limit_per_class: Count | None = Field(None, description="at most this many images of each class in each split")
     split_seed: Seed = 0
+    part: Part | None = Field(None, description="One of several disjoint, stratified parts of the training images.")
+    exclude_classes: Annotated[
+        Annotated[tuple[str, ...], Field(min_length=1)] | None,
+        BeforeValidator(_as_names, json_schema_input_type=list[str | int] | None),
+        Field(description="Classes without a training image; validation and test keep theirs."),
+    ] = None
+    labelled_per_class: Count | None = Field(
+        None, description="Number of training images of each class that keep their label; the other labels are hidden."
+    )
+    labelled_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Share of the training images that keep their label, in each class; the others are hidden."
+    )
+    augment: Annotated[
+        RandomAffine | None,
+        BeforeValidator(
+            lambda written: None if written == "none" else written,
+            json_schema_input_type=Literal["none"] | RandomAffine | None,
+        ),
+        Field(description="Training views are turned, scaled and shifted at random as well."),
+    ] = None
+    transfer: "Transfer | None" = Field(
+        None, description="A data set whose training images join the training split without labels."
+    )
 
     channels: ClassVar[int] = 3
+    always_random: ClassVar[bool] = False
+    """True if training has random transforms without `augment`."""
+
+    @property
+    def train_images(self) -> int | None:
+        """The size of the training split without the options above; None if it is not known before loading."""
+        return None
+
+    @property
+    def class_count(self) -> int | None:
+        """The number of classes, or None if it is not known before loading."""
+        return None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -38,7 +105,62 @@ class DataConfig(Config):
     @property
     def random_views(self) -> bool:
         """True if training has random transforms. It equals `Images.random_views` of the loaded training split."""
-        return getattr(self, "augment", "none") != "none"
+        augment: object = self.augment  # of some data sets it can be a word
+        own = self.always_random or augment not in (None, "none")
+        return own or (self.transfer is not None and self.transfer.random_views)
+
+    @property
+    def training_images(self) -> int | None:
+        """The most images of the training split, or None if that is not known before loading."""
+        images = self.train_images
+        if images is None or self.exclude_classes is not None:
+            return None
+        if self.limit_per_class is not None and self.class_count is not None:
+            images = min(images, self.limit_per_class * self.class_count)
+        if self.part is not None:
+            images = -((self.part.index - images) // self.part.of)
+        if self.transfer is None:
+            return images
+        more = self.transfer.training_images
+        return None if more is None else images + more
+
+    def load(self, root: Path) -> "Dataset":
+        """Return the data set below the folder `root`, without the options above but `limit_per_class`.
+
+        Raises:
+            UserError: Files are absent or damaged.
+        """
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _labels_are_hidden_in_one_way(self) -> Self:
+        if self.labelled_per_class is not None and self.labelled_fraction is not None:
+            raise ValueError("labelled_fraction cannot be combined with labelled_per_class; remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _part_has_images(self) -> Self:
+        if self.part is not None and self.training_images == 0:
+            raise ValueError(f"part.of must be at most the number of training images, got {self.part.of}")
+        return self
+
+    @model_validator(mode="after")
+    def _transfer_fits(self) -> Self:
+        if self.transfer is None:
+            return self
+        for key in ("transfer", "labelled_per_class", "labelled_fraction"):
+            if getattr(self.transfer, key) is not None:
+                why = "joins without labels" if key != "transfer" else "has no transfer of its own"
+                raise ValueError(f"transfer.{key} cannot be written: a data set that is transferred {why}; remove it")
+        (channels, _, side), (own_channels, _, own_side) = self.transfer.image_shape, self.image_shape
+        if channels != own_channels:
+            raise ValueError(
+                f"transfer.name must be a data set with {own_channels} channel{'s' * (own_channels > 1)}, as"
+                f" {self.name}, got {self.transfer.name} with {channels}"  # type: ignore[attr-defined]
+            )
+        if side != own_side:
+            raise ValueError(f"transfer.resolution must be that of the data set, {own_side}, got {side}")
+        return self
 
 
 class Images(Protocol):
@@ -86,6 +208,10 @@ class Images(Protocol):
     @property
     def batched(self) -> bool:
         """True if training's views are made from memory for a whole batch at once, so loader processes gain nothing."""
+        ...
+
+    def select(self, indices: Tensor) -> "Images":
+        """Return some of these images, int64 [n] and sorted, as images of their own; nothing is read for the others."""
         ...
 
     def digests(self) -> list[str]:
@@ -206,7 +332,8 @@ class Dataset:
         counts = torch.bincount(self.val.labels)
         return {
             "name": self.name, "fingerprint": self.fingerprint, "classes": len(self.classes), **sizes,
-            "val_classes": int((counts > 0).sum()), "val_most_frequent": int(counts.max()),
+            "labels": len(self.train.labelled), "val_classes": int((counts > 0).sum()),
+            "val_most_frequent": int(counts.max()),
         }  # fmt: skip
 
 
@@ -236,6 +363,10 @@ class TensorImages:
     def tta_view(self, indices: Tensor) -> Tensor | None:
         """Return None: there is no test-time augmentation."""
         return None
+
+    def select(self, indices: Tensor) -> "TensorImages":
+        """See `Images.select`."""
+        return TensorImages(self.pixels[indices])
 
     def digests(self) -> list[str]:
         """See `Images.digests`."""
@@ -298,19 +429,23 @@ def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> Tensor:
     by_remainder = sorted(range(len(quotas)), key=lambda c: (shares[c] - quotas[c], c))
     for c in by_remainder[: count - sum(shares)]:
         shares[c] += 1
-    return torch.cat([_sample(labels, c, share, seed, purpose) for c, share in enumerate(shares)]).sort().values
+    return torch.cat([sampled(labels, c, share, seed, purpose) for c, share in enumerate(shares)]).sort().values
 
 
 def limited(labels: Tensor, indices: Tensor, limit_per_class: int | None, seed: int) -> Tensor:
-    """Return a random sample of a split's `indices` with at most `limit_per_class` images of each class; None: all."""
+    """Return a random sample of a split's `indices` with at most `limit_per_class` images of each class; None: all.
+
+    The images without a label are a class too.
+    """
     if limit_per_class is None:
         return indices
     own = labels[indices]
-    kept = [_sample(own, c, limit_per_class, seed, "limit") for c in range(int(labels.max()) + 1)]
+    kept = [sampled(own, c, limit_per_class, seed, "limit") for c in own.unique().tolist()]
     return indices[torch.cat(kept).sort().values]
 
 
-def _sample(labels: Tensor, label: int, count: int, seed: int, purpose: str) -> Tensor:
+def sampled(labels: Tensor, label: int, count: int | None, seed: int, purpose: str) -> Tensor:
+    """Return the indices of `count` (or all) images with this label in random order; fewer if there are fewer."""
     members = (labels == label).nonzero().flatten()
     order = torch.randperm(len(members), generator=generator(seed, purpose, label))
     return members[order[:count]]

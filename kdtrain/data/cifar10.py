@@ -9,6 +9,7 @@ from pydantic import Field
 
 from kdtrain.data.base import DataConfig, Dataset, Split, limited, missing, remaining, stratified
 from kdtrain.data.batch_transforms import RandomCropFlip, Resize
+from kdtrain.data.random_affine import StandardAugment, word_of
 from kdtrain.data.views import ArraySource, ViewedImages, Views, batched_view, unchanged
 from kdtrain.errors import UserError
 
@@ -24,7 +25,7 @@ class Cifar10(DataConfig):
 
     name: Literal["cifar10"]
     resolution: Annotated[int, Field(ge=8, le=256)] = 128
-    augment: Literal["standard", "none"] = "standard"
+    augment: StandardAugment = "standard"  # type: ignore[assignment]  # it takes words too
     convention: Literal["corrected", "published"] = "corrected"
 
     val_images: ClassVar[int] = 5000
@@ -32,7 +33,7 @@ class Cifar10(DataConfig):
 
     @property
     def train_images(self) -> int | None:
-        """The size of the training split without limit_per_class."""
+        """See `DataConfig.train_images`."""
         return 50000 if self.convention == "published" else 50000 - self.val_images
 
     def load(self, root: Path) -> Dataset:
@@ -59,6 +60,6 @@ class Cifar10(DataConfig):
 
     def _views(self) -> Views:
         evaluation = batched_view(unchanged, Resize(self.resolution))
-        if self.augment == "none":
+        if word_of(self.augment) == "none":
             return Views(evaluation, evaluation)
         return Views(batched_view(unchanged, RandomCropFlip(32, padding=4, resolution=self.resolution)), evaluation)

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdtrain.data.base import DataConfig, Dataset, limited, missing
 from kdtrain.data.class_folders import is_image
 from kdtrain.data.image_files import file_dataset
+from kdtrain.data.random_affine import StandardAugment, word_of
 from kdtrain.data.views import View, Views, resize_and_crop, ten_crop
 from kdtrain.errors import UserError
 from kdtrain.runtime.rng import generator
@@ -26,7 +27,7 @@ class Cub200(DataConfig):
 
     name: Literal["cub200"]
     resolution: Annotated[int, Field(ge=8, le=1024)] = 224
-    augment: Literal["standard", "none"] = "standard"
+    augment: StandardAugment = "standard"  # type: ignore[assignment]  # it takes words too
     test_time_augmentation: Literal["ten_crop", "none"] = "ten_crop"
 
     train_images: ClassVar[int | None] = 7684
@@ -53,7 +54,7 @@ class Cub200(DataConfig):
         from torchvision.transforms import v2
 
         evaluation = train = resize_and_crop(self.resolution, self.resolution)
-        if self.augment == "standard":
+        if word_of(self.augment) == "standard":
             random = v2.Compose([v2.RandomCrop(self.resolution), v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)])
             train = View(v2.Resize(int(1.1 * self.resolution)), random)
         return Views(

@@ -33,7 +33,7 @@ class Flowers102(DataConfig):
 
     central_fraction: ClassVar[float] = 0.875
     train_images: ClassVar[int | None] = 1020
-    random_views: ClassVar[bool] = True
+    always_random: ClassVar[bool] = True
     class_count: ClassVar[int | None] = 102
 
     def load(self, root: Path) -> Dataset:

@@ -28,12 +28,12 @@ class Hymenoptera(DataConfig):
     convention: Literal["corrected", "published"] = "corrected"
 
     val_share: ClassVar[float] = 0.2
-    random_views: ClassVar[bool] = True
+    always_random: ClassVar[bool] = True
     class_count: ClassVar[int | None] = 2
 
     @property
     def train_images(self) -> int | None:
-        """The size of the training split without limit_per_class."""
+        """See `DataConfig.train_images`."""
         return 244 if self.convention == "published" else 195
 
     def load(self, root: Path) -> Dataset:

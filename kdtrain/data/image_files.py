@@ -95,6 +95,11 @@ class FileSource:
         self._keep(index, image)
         return image
 
+    def select(self, indices: Tensor) -> "FileSource":
+        """See `Images.select`."""
+        files = [self.files[index] for index in indices.tolist()]
+        return FileSource(files, self.pre_transform, self.background, self.contents)
+
     def digests(self) -> list[str]:
         """See `Images.digests`."""
         assert self.contents is not None

@@ -1,4 +1,4 @@
-"""A user's own images: FOLDER/<class>/**, or FOLDER/train/<class>/** with val and test beside train."""
+"""A user's own images: FOLDER/<class>/**, or FOLDER/train/<class>/** with val, test and unlabelled/** beside train."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,11 +8,12 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from kdtrain.data.base import DataConfig, Dataset, limited, missing, stratified
+from kdtrain.data.base import HIDDEN, DataConfig, Dataset, limited, missing, stratified
 from kdtrain.data.batch_transforms import RandomResizedCropFlip
-from kdtrain.data.class_folders import files_below, is_folder, left_out_notes, list_parts, visible
+from kdtrain.data.class_folders import files_below, is_folder, is_image, left_out_notes, list_parts, visible
 from kdtrain.data.decoding import WHITE, Colour
 from kdtrain.data.image_files import file_dataset
+from kdtrain.data.random_affine import CropFlipAugment, word_of
 from kdtrain.data.views import Views, batched_view, resize_and_crop, ten_crop
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import user_path
@@ -26,6 +27,8 @@ PARTS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 """The split of each folder name, in lower case; upper and lower case are equal."""
+UNLABELLED = ("unlabelled", "unlabeled")
+"""The names of the folder beside train whose images join the training split without labels, in lower case."""
 COLOURS: dict[str, Colour] = {"white": WHITE, "black": (0, 0, 0)}
 
 
@@ -40,12 +43,15 @@ def _as_colour(written: Any) -> Colour:
 
 
 class ImageFolder(DataConfig):
-    """One folder per class. The shorter side is resized to 8/7 of `resolution`, then a square is cropped."""
+    """One folder per class. The shorter side is resized to 8/7 of `resolution`, then a square is cropped.
+
+    The images of a folder `unlabelled` beside `train` join the training split without labels.
+    """
 
     name: Literal["image_folder"]
     folder: str = Field(description="a path below the data folder, or an absolute path")
     resolution: Annotated[int, Field(ge=8, le=1024)]
-    augment: Literal["none", "crop_flip"] = Field(
+    augment: CropFlipAugment = Field(  # type: ignore[assignment]  # it takes words too
         "none", description="crop_flip: RandomResizedCrop and horizontal flip; none: the evaluation's view"
     )
     test_time_augmentation: Literal["none", "ten_crop"] = "none"
@@ -77,6 +83,7 @@ class ImageFolder(DataConfig):
             raise UserError(missing("image_folder", folder, layout))
         folders, notes = self._part_folders(folder)
         _require_no_parts_in_classes(folders.values())
+        unlabelled = _unlabelled(folder, has_parts=folders["train"] != folder)
         listing = list_parts([*folders.values()], every_class=False)
         part = dict(zip(folders, listing.parts, strict=True))
         if "test" not in part:
@@ -88,22 +95,24 @@ class ImageFolder(DataConfig):
         for name, title in (("train", "train"), ("val", "validation"), ("test", "test")):
             if not len(part[name]):
                 raise UserError(f"recipe.data: {folder} leaves no image for the {title} split")
+        files = [*listing.files, *unlabelled]
+        labels = torch.cat([listing.labels, torch.full((len(unlabelled),), HIDDEN)])
+        part["train"] = torch.cat([part["train"], torch.arange(len(listing.files), len(files))])
         parts = [
-            limited(listing.labels, part[name], self.limit_per_class, self.split_seed)
-            for name in ("train", "val", "test")
+            limited(labels, part[name], self.limit_per_class, self.split_seed) for name in ("train", "val", "test")
         ]
         left_out = [*listing.left_out]
         for entry in visible(folder) if folder not in folders.values() else ():
             if Path(entry) not in folders.values():
                 left_out += files_below(Path(entry)) if is_folder(entry) else [Path(entry)]
         return file_dataset(
-            "image_folder", folder, listing.classes, listing.files, listing.labels, parts, self._views(),
-            self.image_shape, background=self.background, notes=(*notes, *left_out_notes(folder, sorted(left_out))),
+            "image_folder", folder, listing.classes, files, labels, parts, self._views(), self.image_shape,
+            background=self.background, notes=(*notes, *left_out_notes(folder, sorted({*left_out} - {*unlabelled}))),
         )  # fmt: skip
 
     def _views(self) -> Views:
         evaluation = train = resize_and_crop(round(self.resolution * 8 / 7), self.resolution)
-        if self.augment == "crop_flip":
+        if word_of(self.augment) == "crop_flip":
             train = batched_view(evaluation.pre_transform, RandomResizedCropFlip(self.resolution))
         tta = ten_crop(self.resolution) if self.test_time_augmentation == "ten_crop" else None
         return Views(train, evaluation, tta)
@@ -148,6 +157,25 @@ class ImageFolder(DataConfig):
             if name in found and fraction is not None:
                 raise UserError(f"recipe.data.{name}_fraction: the {name} part is {found[name]}; remove the fraction")
         return {name: found[name] for name in ("train", "val", "test") if name in found}, notes
+
+
+def _unlabelled(folder: Path, *, has_parts: bool) -> list[Path]:
+    """Return the image files of the folder beside train whose images have no label, at any depth; none without one."""
+    found = [Path(entry) for entry in visible(folder) if is_folder(entry) and entry.name.lower() in UNLABELLED]
+    if not found:
+        return []
+    if not has_parts:
+        rule = (
+            f"stands beside classes, but unlabelled images need a train part; move the classes into {folder / 'train'}"
+        )
+        raise UserError(f"recipe.data.folder: {found[0]} {rule}")
+    if len(found) > 1:
+        both = " and ".join(sorted(path.name for path in found))
+        raise UserError(f"recipe.data.folder: {folder} must have one folder of unlabelled images, got {both}")
+    files = sorted(filter(is_image, files_below(found[0])), key=str)
+    if not files:
+        raise UserError(f"recipe.data.folder: {found[0]} holds no image")
+    return files
 
 
 def _require_no_parts_in_classes(folders: Iterable[Path]) -> None:

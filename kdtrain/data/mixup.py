@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from kdtrain.base_config import Config
+from kdtrain.data.base import HIDDEN
+from kdtrain.data.sampling import by_turn
 from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 
@@ -36,22 +38,24 @@ class Pairing:
     shares: Tensor
 
 
-def pairing(mixup: Mixup, batch: Tensor, total: int, seed: int, epoch: int, step: int) -> Pairing:
+def pairing(mixup: Mixup, batch: Tensor, total: int, seed: int, turns: Tensor | int, step: int) -> Pairing:
     """Return the partners and shares of a batch; they are equal on all ranks.
 
     Args:
         mixup: The recipe's mixup.
         batch: Image indices, int64 [N]. The published convention needs the whole global batch.
-        total: Images in the training split.
+        total: Images that can be partners.
         seed: The training's seed.
-        epoch: The epoch, from 0; the corrected convention draws from it.
+        turns: The turn of each image (`sampling.Drawing.turns`), int64 [N], or that of all; the corrected convention
+            draws from it.
         step: The step of the training, from 0; the published convention draws from it.
     """
     if mixup.convention == "published":
         share = torch.rand((), generator=generator(seed, "mixup", step))
         return Pairing(batch.flip(0), share.expand(len(batch)))
-    partners, shares = _of_an_epoch(total, seed, epoch)
-    return Pairing(partners[batch], shares[batch])
+    turns = torch.as_tensor(turns).expand(len(batch))
+    pairs = [[of_all[part] for of_all in _of_a_turn(total, seed, turn)] for turn, part in by_turn(turns, batch)]
+    return Pairing(*map(torch.cat, zip(*pairs, strict=True)))
 
 
 def mixed(images: Tensor, partner_images: Tensor, shares: Tensor) -> Tensor:
@@ -61,18 +65,29 @@ def mixed(images: Tensor, partner_images: Tensor, shares: Tensor) -> Tensor:
 
 
 def mixed_target(labels: Tensor, partner_labels: Tensor, shares: Tensor, classes: int) -> Tensor:
-    """Return target probabilities [N, K]: l for the image's label, 1 - l for its partner's, 1 if they are equal."""
-    shares_N1 = shares.to(labels.device, torch.float32)[:, None]
+    """Return target probabilities [N, K]: l for the image's label, 1 - l for its partner's, 1 if they are equal.
+
+    A hidden label adds nothing, so that a row may sum to less than 1, or to 0; see `label_mass`.
+    """
+    shares = shares.to(labels.device, torch.float32)
     target_NK = torch.zeros(len(labels), classes, device=labels.device)
-    target_NK.scatter_add_(1, labels[:, None], shares_N1)
-    return target_NK.scatter_add_(1, partner_labels[:, None], 1 - shares_N1)
+    for each, shares_N in ((labels, shares), (partner_labels, 1 - shares)):
+        target_NK.scatter_add_(1, each.clamp(min=0)[:, None], shares_N.where(each != HIDDEN, 0.0)[:, None])
+    return target_NK
+
+
+def label_mass(labels: Tensor, partner_labels: Tensor, shares: Tensor) -> Tensor:
+    """Return the sums of the rows of `mixed_target`, float32 [N]; exactly 1 if both images have their label."""
+    of_both_N = (labels != HIDDEN) & (partner_labels != HIDDEN)
+    own_N, others_N = shares.where(labels != HIDDEN, 0.0), (1 - shares).where(partner_labels != HIDDEN, 0.0)
+    return (own_N + others_N).where(~of_both_N, 1.0)
 
 
 @lru_cache(maxsize=2)  # the same for every batch of an epoch
-def _of_an_epoch(total: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+def _of_a_turn(total: int, seed: int, turn: int) -> tuple[Tensor, Tensor]:
     """Return (partners, shares) of all images. The permutation is one cycle, so no image is its own partner."""
-    order = torch.randperm(total, generator=generator(seed, "mixup partner", epoch))
+    order = torch.randperm(total, generator=generator(seed, "mixup partner", turn))
     partners = torch.empty_like(order)
     partners[order] = order.roll(1)
-    drawn = torch.rand(total, generator=generator(seed, "mixup", epoch))
+    drawn = torch.rand(total, generator=generator(seed, "mixup", turn))
     return partners, torch.maximum(drawn, 1 - drawn)

@@ -38,10 +38,12 @@ def _similar_classes(dataset: Dataset) -> Iterator[str]:
 def _absent_classes(dataset: Dataset) -> Iterator[str]:
     total = len(dataset.classes)
     for title, split in _titled(dataset):
-        counts = torch.bincount(split.labels, minlength=total).tolist()
+        labelled = split.labelled
+        image = "image" if len(labelled) == len(split) else "labelled image"
+        counts = torch.bincount(split.labels[labelled], minlength=total).tolist()
         absent = [name for name, count in zip(dataset.classes, counts, strict=True) if count == 0]
         if absent:
-            yield f"the {title} split has no image of {len(absent):,} of {total:,} classes: {listed(absent)}"
+            yield f"the {title} split has no {image} of {len(absent):,} of {total:,} classes: {listed(absent)}"
 
 
 def _repeated_images(dataset: Dataset) -> Iterator[str]:

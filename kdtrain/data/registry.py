@@ -3,7 +3,7 @@
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -15,12 +15,15 @@ from kdtrain.data.download import download
 from kdtrain.data.flowers102 import Flowers102
 from kdtrain.data.hymenoptera import Hymenoptera
 from kdtrain.data.image_folder import ImageFolder
-from kdtrain.data.mnist import Mnist
+from kdtrain.data.mnist import FashionMnist, Kmnist, Mnist
+from kdtrain.data.training_split import prepared
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import user_path
 
-AnyData = Digits | Mnist | Cifar10 | Hymenoptera | Cub200 | Flowers102 | ImageFolder
+AnyData = Digits | Mnist | FashionMnist | Kmnist | Cifar10 | Hymenoptera | Cub200 | Flowers102 | ImageFolder
 Data = Annotated[AnyData, Field(discriminator="name")]
+for _config in get_args(AnyData):  # each may have any other one as `transfer`
+    _config.model_rebuild(_types_namespace={"Transfer": Data})
 
 
 def named_data(chosen: str | Path | None) -> str | None:
@@ -46,7 +49,7 @@ def data_folder(chosen: str | Path | None) -> Path:
     return download(place) if "://" in place else user_path(place, "--data").absolute()
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # those of a student and of its teachers
 def load(config: AnyData, root: Path) -> Dataset:
-    """Return the data set of a recipe, read once per process. Raises UserError if files are absent or damaged."""
-    return config.load(root)
+    """Return the data set of a recipe, read once per process; see `prepared` for errors."""
+    return prepared(config, root)

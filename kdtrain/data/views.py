@@ -73,6 +73,10 @@ class Source(Protocol):
         """Return pre_transform(image `index`), RGB."""
         ...
 
+    def select(self, indices: Tensor) -> "Source":
+        """See `Images.select`."""
+        ...
+
     def digests(self) -> list[str]:
         """See `Images.digests`."""
         ...
@@ -154,6 +158,10 @@ class ViewedImages:
             return None
         images = [view.transform(self.source.image(i, view.pre_transform)) for i in indices.tolist()]
         return torch.stack([torch.stack([pixels_of(crop) for crop in crops]) for crops in images])
+
+    def select(self, indices: Tensor) -> "ViewedImages":
+        """See `Images.select`."""
+        return ViewedImages(self.source.select(indices), self.views)
 
     def digests(self) -> list[str]:
         """See `Images.digests`."""
@@ -248,6 +256,10 @@ class ArraySource:
         """See `Source.image`."""
         return pre_transform(Image.fromarray(self.pixels[index]))
 
+    def select(self, indices: Tensor) -> "ArraySource":
+        """See `Images.select`."""
+        return ArraySource(self.pixels[indices.numpy()])
+
     def digests(self) -> list[str]:
         """See `Images.digests`."""
         return row_digests(self.pixels)
@@ -265,7 +277,7 @@ class ArraySource:
         return None
 
     def move_to_files(self, folder: Path) -> None:
-        """Do nothing: no shipped data set makes views of an array in loader processes."""
+        """Do nothing: a loader process gets a copy of the array, if joined images need it at all."""
 
     def check(self) -> None:
         """Do nothing: the pixels were read when the data set was loaded."""

@@ -67,6 +67,10 @@ class TeacherReading:
         return function.__module__
 
 
+UNLABELLED = -1
+"""The target of an image whose label is hidden; equals `data.base.HIDDEN`."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Targets, indices and counters of a batch: the input of a criterion besides the outputs of the networks.
@@ -75,7 +79,8 @@ class Batch:
     number of workers.
 
     Attributes:
-        target: class of each image [N], or probabilities [N, K] if images are mixed.
+        target: class of each image [N], or probabilities [N, K] if images are mixed. An unlabelled image has the class
+            UNLABELLED, and no probability; the sum of a row is then the share of its labelled images.
         indices: [N], on the CPU; positions of the images in the training split.
         seed: of the recipe.
         epoch: from 0.
@@ -83,7 +88,8 @@ class Batch:
         epoch_step: updates since the epoch began.
         size: images of the global batch, i.e. of all ranks.
         count: images of this rank that count: N, or 0 on an idle rank, which runs one image to join the reductions.
-        mean_class_weight: of the labels of the global batch; 1 without class weights and if images are mixed.
+        mean_label_weight: mean weight in the cross-entropy of the images of the global batch. The weight of an image is
+            1, or that of its class, or 0 without a label; of a mixed image it is the sum of its target.
     """
 
     target: Tensor
@@ -94,7 +100,7 @@ class Batch:
     epoch_step: int = 0
     size: int = 0
     count: int = 0
-    mean_class_weight: float = 1.0
+    mean_label_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -153,9 +159,10 @@ class Criterion(nn.Module):
 class LabelLoss(nn.Module):
     """Cross-entropy with the labels, as the recipe has it: with label smoothing and class weights.
 
-    With class weights w it is the mean of torch.nn.CrossEntropyLoss(weight=w) over the global batch: the sum over the
-    images of w_y times their cross-entropy, divided by the sum of w_y, y the label. For mixed images torch divides by
-    their number.
+    It is the mean over the labelled images of the global batch; 0 if there are none. With class weights w it is that of
+    torch.nn.CrossEntropyLoss(weight=w): the sum over the images of w_y times their cross-entropy, divided by the sum of
+    w_y, y the label. For mixed images torch divides by their number; here it is the sum of their targets, which is less
+    if some of the images have no label.
     """
 
     class_weights: Tensor | None
@@ -167,14 +174,15 @@ class LabelLoss(nn.Module):
 
     def forward(self, logits_NK: Tensor, batch: Batch) -> Tensor:
         """Return this rank's share as a mean over its N images, in nats; see `LossTerm`."""
-        if self.class_weights is None:
+        if self.class_weights is None and batch.mean_label_weight == 1:
             return cross_entropy(logits_NK, batch.target, self.label_smoothing)
         logits_NK = at_least_float32(logits_NK)
+        weights_K = self.class_weights.to(logits_NK) if self.class_weights is not None else None
         total = functional.cross_entropy(
-            logits_NK, batch.target, self.class_weights.to(logits_NK), reduction="sum",
+            logits_NK, batch.target, weights_K, reduction="sum", ignore_index=UNLABELLED,
             label_smoothing=self.label_smoothing,
         )  # fmt: skip
-        return total / (len(logits_NK) * batch.mean_class_weight)
+        return total / (len(logits_NK) * (batch.mean_label_weight or 1.0))  # without a label the total is 0
 
 
 class WeightedCriterion(Criterion):

@@ -10,6 +10,7 @@ from torch.nn import functional
 from kdtrain.base_config import NonNegative, NonNegativeInt, Positive
 from kdtrain.errors import UserError
 from kdtrain.methods.base import (
+    UNLABELLED,
     Batch,
     LossTerm,
     MethodConfig,
@@ -108,7 +109,11 @@ class Dkd(MethodConfig):
 
 
 class DkdCriterion(WeightedCriterion):
-    """Terms: cross_entropy, dkd, whose weight is the balance's times min((epoch + 1) / warmup_epochs, 1)."""
+    """Terms: cross_entropy, dkd, whose weight is the balance's times min((epoch + 1) / warmup_epochs, 1).
+
+    The target of an unlabelled image is the teacher's most probable class. The paper has labels only: this is our
+    choice.
+    """
 
     def __init__(self, config: Dkd, context: MethodContext) -> None:
         super().__init__(config.balance, context)
@@ -126,11 +131,12 @@ class DkdCriterion(WeightedCriterion):
             raise UserError(
                 f"recipe.method: dkd needs one class per image, got mixed targets {shape}; remove the mixup"
             )
+        target_N = batch.target.where(batch.target != UNLABELLED, teacher.logits.argmax(1))
         student_NK, teacher_NK = student.logits, teacher.logits
         if self.standardise:
             student_NK, teacher_NK = standardize_logits(student_NK), standardize_logits(teacher_NK)
         value = dkd_loss(
-            student_NK, teacher_NK, batch.target, alpha=self.alpha, beta=self.beta, temperature=self.temperature
+            student_NK, teacher_NK, target_N, alpha=self.alpha, beta=self.beta, temperature=self.temperature
         )
         warmup = min((batch.epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         return {"dkd": LossTerm(value, self.weight * warmup)}

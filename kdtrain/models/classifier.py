@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kdtrain.errors import UserError
 from kdtrain.models.config import Freeze
@@ -23,8 +24,10 @@ MEAN_AND_STD: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] =
 class Classifier(nn.Module):
     """A network from images [N, C, H, W] in [0, 1] to logits [N, K]: head(encoder(normalized images)).
 
-    A grey channel is repeated if the encoder takes three. The stage "pool" is the input of the head, [N, C]; the other
-    stages are maps [N, C, H, W] of the encoder. The state dict has no mean and std: the recipe defines them.
+    Images of another size are resized to the network's own: a teacher may have another resolution than its student,
+    whose view it sees. A grey channel is repeated if the encoder takes three. The stage "pool" is the input of the
+    head, [N, C]; the other stages are maps [N, C, H, W] of the encoder. The state dict has no mean and std: the recipe
+    defines them.
     """
 
     mean: Tensor
@@ -116,7 +119,9 @@ class Classifier(nn.Module):
         return logits, {stage: features[stage] for stage in stages}
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return the input of the encoder, [N, channels, H, W], for images [N, C, H, W] in [0, 1]."""
+        """Return the input of the encoder, [N, channels, H, W], for images [N, C, H, W] in [0, 1] of any size."""
+        if images.shape[2:] != self.image_shape[1:]:
+            images = resized(images, self.image_shape[1:])
         if images.shape[1] != self.channels:
             images = images.expand(-1, self.channels, -1, -1)
         images = (images - self.mean) / self.std if self.has_normalization else images
@@ -234,3 +239,12 @@ class Classifier(nn.Module):
             raise UserError(f"{self.name} has no stage '{unknown[0]}'; it has {', '.join(self.stages)}")
         taps = self._measured_taps()
         return {stage: self.encoder.get_submodule(taps[stage]) for stage in stages if stage != "pool"}
+
+
+def resized(images_NCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return images resized to (H, W): bilinear, and antialiased if a side becomes shorter."""
+    shrinks = any(new < old for new, old in zip(size, images_NCHW.shape[2:], strict=True))
+    # contiguous: the kernel, and with it the rounding, depends on the layout, which differs between live and cached
+    return functional.interpolate(
+        images_NCHW.contiguous(), size, mode="bilinear", antialias=shrinks, align_corners=False
+    )

@@ -1,13 +1,11 @@
 """The config of a network in a recipe: model, weights, frozen parameters, head."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -43,10 +41,7 @@ class WeightsFile(Config):
 
 
 SPECIAL: dict[str, Any] = {"hidden": None, "input_dropout": 0.0, "max_norm": None, "stem": None}
-"""The fields that only some models take, with the value of all others.
-
-0.1.0 did not have them. A config with these values is dumped as it was then, so its trials stay the same.
-"""
+"""The fields that only some models take, with the value of all others."""
 
 
 def _no_default(schema: dict[str, Any]) -> None:
@@ -55,10 +50,9 @@ def _no_default(schema: dict[str, Any]) -> None:
 
 
 class Network(Config):
-    """A network. A value that is left out is the model's own (see `registry`); a dump has every value written.
+    """A network. A value that is left out is the model's own (see `registry`); a dump has every value written."""
 
-    Of the fields of SPECIAL it has those that are used.
-    """
+    newer: ClassVar = SPECIAL
 
     model: ModelName
     hidden: HiddenLayers | None = Field(None, description="mlp: units of each hidden layer, e.g. [800, 800]")
@@ -121,11 +115,6 @@ class Network(Config):
         for problem in (*own_head_problems(self), *special_problems(self), *frozen_problems(self)):
             raise ValueError(problem)
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_unused_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        dumped: dict[str, Any] = handler(self)
-        return {name: value for name, value in dumped.items() if name not in SPECIAL or value != SPECIAL[name]}
 
 
 def resolved(written: dict[str, Any]) -> dict[str, Any]:

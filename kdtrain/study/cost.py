@@ -1,14 +1,15 @@
 """Upper bounds of what a sweep costs, and which teacher outputs its trials share. Needs no data and no Ray."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from kdtrain.config import space
 from kdtrain.config.budget_checks import share_end
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import Recipe, chain
 from kdtrain.config.search_checks import longest_training
 from kdtrain.config.sweep import Sweep
+from kdtrain.data.registry import AnyData
 from kdtrain.study.search import Search
 from kdtrain.study.selection import most_rounds, race_trainings
 from kdtrain.study.smoke import PARTS
@@ -16,6 +17,9 @@ from kdtrain.study.step_cost import image_flops, image_seconds, made_up_teacher
 from kdtrain.study.teachers import TEACHER_PARTS
 from kdtrain.study.tradeoff import student_recipes
 from kdtrain.teacher.cache_policy import bytes_per_image, reads_whole_batch, reason_not_cached
+
+OF_BATCHES = ("batch_size", "sampler", "labelled_share")
+"""The fields of a recipe that decide its batches, with the seed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Sharing:
 def trainings(sweep: Sweep) -> dict[str, int]:
     """Return the upper bound of the number of trainings of each stage; for a budget see `searched_trials`."""
     points = space.combinations(sweep.tree, TEACHER_PARTS)
-    teachers = {teacher_recipe(sweep.recipe_for(values, 0)) for values in points}
+    teachers = {each for values in points for each in chain(sweep.recipe_for(values, 0))[:-1]}
     students = {recipe.student for recipe in _reachable(sweep, ("student",))}  # each may need a baseline
     confirm = sweep.study.confirm
     published = len(sweep.published) if confirm.published else 0
@@ -71,7 +75,7 @@ def trainings(sweep: Sweep) -> dict[str, int]:
     confirmed = best + published + baselines
     searched = searched_trials(sweep)
     return {
-        "teacher": len(teachers - {None}),
+        "teacher": len(teachers),
         **searched,
         "select": sum(race_bounds(sweep)[1] for trials in searched.values() if trials > 1),
         "confirm": confirmed * confirm.seeds,
@@ -112,9 +116,16 @@ def race_bounds(sweep: Sweep) -> tuple[int, int]:
     return candidates, race_trainings(sweep.study.select.trainings, of_trials, candidates)
 
 
-def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
+STEP, OUTPUTS, BOTH = (1, 0), (0, 1), (1, 1)
+"""What counts of an image in a stage: its step, the teacher's outputs, or both, as for a teacher that is distilled."""
+
+
+def stage_costs(
+    sweep: Sweep, images: int, classes: int, images_of: Callable[[AnyData], int] | None = None
+) -> list[StageCost]:
     """Return the upper bound of each stage's cost.
 
+    `images` are those of a student's training, and `images_of` counts those of a teacher's data, if they are others.
     Every training is counted as the most expensive one of the space, and none as pruned. Reading images, validation and
     start-up are left out. A budget of epochs bounds all stages together.
     """
@@ -122,26 +133,34 @@ def stage_costs(sweep: Sweep, images: int, classes: int) -> list[StageCost]:
     reachable = list(_reachable(sweep, (*PARTS, "r_drop")))
     distilled = _most_expensive(reachable, classes)
     alone = _most_expensive(_reachable(sweep.baseline(), ("data", "student", "r_drop")), classes)
-    taught_by = _most_expensive(filter(None, map(teacher_recipe, reachable)), classes)
+    images_of = images_of or (lambda data: images)
+    teachers = [each for recipe in reachable for each in chain(recipe)[:-1]]
+    taught_by = max(teachers, key=lambda each: _training_flops(each, images_of(each.data), classes), default=None)
     teacher = max(reachable, key=lambda recipe: image_flops(recipe, classes).teacher)
-    students: list[tuple[str, Recipe | None, int, int]] = [
-        ("baselines", alone, counts["baselines"] * epochs * images, 0),
-        ("search to confirm", distilled, _after_baselines(counts) * epochs * images, 0),
+    of_teachers = taught_by.epochs * images_of(taught_by.data) if taught_by else 0
+    students: list[tuple[str, Recipe | None, int, tuple[int, int]]] = [
+        ("baselines", alone, counts["baselines"] * epochs * images, STEP),
+        ("search to confirm", distilled, _after_baselines(counts) * epochs * images, STEP),
     ]
     if (budget := sweep.study.budget) is not None and budget.epochs is not None:
-        students = [("baselines to confirm", distilled, budget.epochs * images, 0)]
+        students = [("baselines to confirm", distilled, budget.epochs * images, STEP)]
     possible = [
-        ("teacher", taught_by, counts["teacher"] * (taught_by.epochs if taught_by else 0) * images, 0),
+        ("teacher", taught_by, counts["teacher"] * of_teachers, BOTH),
         *students,
-        ("teacher outputs", teacher, teacher_images(sweep, images, classes), 1),
+        ("teacher outputs", teacher, teacher_images(sweep, images, classes), OUTPUTS),
     ]
-    work = [(stage, recipe, seen, part) for stage, recipe, seen, part in possible if recipe is not None and seen > 0]
+    work = [(stage, recipe, seen, parts) for stage, recipe, seen, parts in possible if recipe is not None and seen > 0]
     seconds = image_seconds((recipe for _, recipe, _, _ in work), classes, sweep.resources.cpus_per_worker)
     costs = []
-    for stage, recipe, seen, part in work:
-        flops, timing = image_flops(recipe, classes)[part], seconds[recipe]
-        costs.append(StageCost(stage, seen, seen * flops, seen * (timing.step, timing.teacher)[part], timing.how))
+    for stage, recipe, seen, parts in work:
+        cost, timing = image_flops(recipe, classes), seconds[recipe]
+        flops, own_s = (parts[0] * each.step + parts[1] * each.teacher for each in (cost, timing))
+        costs.append(StageCost(stage, seen, seen * flops, seen * own_s, timing.how))
     return costs
+
+
+def _training_flops(recipe: Recipe, images: int, classes: int) -> float:
+    return recipe.epochs * images * sum(image_flops(recipe, classes))
 
 
 def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
@@ -155,7 +174,7 @@ def sharing(sweep: Sweep, images: int | None, classes: int) -> Sharing:
         cached.append(CachedOutputs(size, streams, epochs, None if images is None else total, fits))
     splits = ["teacher", "data", *(name for name in ("mixup", "precision") if name in sweep.tree)]
     if any(reads_whole_batch(recipe.method.teacher_readings) for recipe in bytes_of):
-        splits.append("batch_size")
+        splits += OF_BATCHES
     splitting = tuple(parameter.name for parameter in sweep.parameters if parameter.path[0] in splits)
     return Sharing(tuple(dict.fromkeys(cached)), tuple(dict.fromkeys(live.values())), splitting)
 
@@ -181,15 +200,15 @@ def teacher_images(sweep: Sweep, images: int, classes: int) -> int:
 
 def _cache_group(recipe: Recipe) -> tuple[object, ...]:
     """Return what recipes must have in common to share cached outputs."""
-    batch_size = recipe.batch_size if reads_whole_batch(recipe.method.teacher_readings) else None
-    return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, batch_size
+    drawing = recipe.drawing if reads_whole_batch(recipe.method.teacher_readings) else None
+    return recipe.teacher, recipe.data, recipe.mixup, recipe.precision, drawing
 
 
 def _cached_and_live(sweep: Sweep, images: int | None, classes: int) -> tuple[dict[Recipe, int], dict[Recipe, str]]:
     """Return the cached bytes per image and view of each combination, and the reason of each that caches nothing."""
     cached: dict[Recipe, int] = {}
     live: dict[Recipe, str] = {}
-    for recipe in _reachable(sweep, (*PARTS, "mixup", "precision", "batch_size")):
+    for recipe in _reachable(sweep, (*PARTS, "mixup", "precision", *OF_BATCHES)):
         without_student = recipe.model_copy(update={"student": None})
         found = _bytes_or_reason(without_student, classes, images or 0, sweep.resources.cache_bytes)
         if isinstance(found, str):

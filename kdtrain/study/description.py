@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import cast
 
 from kdtrain.config import space
-from kdtrain.config.recipe import Recipe, Teacher
+from kdtrain.config.recipe import Recipe, Teacher, chain
 from kdtrain.config.sweep import Sweep
 from kdtrain.config.yaml_reader import dump_yaml
+from kdtrain.data.base import Dataset
 from kdtrain.data.notes import data_notes
-from kdtrain.data.registry import load
+from kdtrain.data.registry import AnyData, load
 from kdtrain.errors import UserError
 from kdtrain.models.build import network_size, shapes_only
 from kdtrain.models.config import Network, WeightsFile
@@ -18,6 +19,9 @@ from kdtrain.models.source import ImageShape
 from kdtrain.models.weights import fitting_sets
 from kdtrain.study.search_notes import own_code, search_notes
 from kdtrain.trials.records import NetworkSize, ParameterRecord, StudyRecord, WeightsTaken, network_name
+
+SizedNetwork = tuple[Network, ImageShape]
+"""A network of a recipe, and (C, H, W) of the images that it takes."""
 
 
 def recipe_yaml(recipe: Recipe, sweep_name: str) -> str:
@@ -31,9 +35,11 @@ def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) 
     """Return the content of study.json without its schema number.
 
     Measuring the networks takes seconds. Their sizes are taken from `earlier`, a study.json, if its recipe is the same.
+
+    Raises:
+        UserError: A data set is absent, or does not have what the recipe takes of it.
     """
-    configs = [sweep.recipe_for(values, 0).data for values in space.combinations(sweep.tree, ("data",))]
-    datasets = [load(config, data_root) for config in dict.fromkeys(configs)]
+    datasets = _datasets(sweep, data_root)
     data = datasets[0]
     models = earlier.get("models") if earlier is not None and earlier["recipe"] == sweep.tree else None
     return {
@@ -45,28 +51,51 @@ def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) 
         "resources": sweep.resources.model_dump(mode="json"),
         "report": sweep.report.model_dump(mode="json"),
         "parameters": cast(list[ParameterRecord], [parameter.as_json() for parameter in sweep.parameters]),
-        "models": models or network_sizes(sweep, data.image_shape, len(data.classes)),
-        "weights": weights_taken(networks(sweep), data.image_shape, len(data.classes)),
+        "models": models or network_sizes(sweep, len(data.classes)),
+        "weights": weights_taken(networks(sweep), len(data.classes)),
         "data_notes": list(dict.fromkeys(note for dataset in datasets for note in data_notes(dataset))),
         "sampler_notes": search_notes(sweep),
         "own_code": own_code(sweep),
     }
 
 
-def networks(sweep: Sweep) -> list[Network]:
+def _datasets(sweep: Sweep, data_root: Path) -> list[Dataset]:
+    """Return the data sets of the space."""
+    found: dict[AnyData, Dataset] = {}
+    for values in space.combinations(sweep.tree, ("data",)):
+        config = sweep.recipe_for(values, 0).data
+        if config not in found:
+            try:
+                found[config] = load(config, data_root)
+            except UserError as error:
+                raise sweep.located_error(values, error) from None
+    return list(found.values())
+
+
+def networks(sweep: Sweep) -> list[SizedNetwork]:
     """Return the distinct teachers and students of a sweep's space, teachers first."""
     recipes = [sweep.recipe_for(values, 0) for values in space.combinations(sweep.tree, ("teacher", "student"))]
-    teachers: list[Network] = [recipe.teacher for recipe in recipes if recipe.teacher]
-    return list(dict.fromkeys([*teachers, *(recipe.student for recipe in recipes)]))
+    found = [networks_of(recipe) for recipe in recipes]
+    return list(dict.fromkeys([*(each for own in found for each in own[:-1]), *(own[-1] for own in found)]))
 
 
-def weights_taken(networks: Iterable[Network], image_shape: ImageShape, classes: int) -> list[WeightsTaken]:
+def networks_of(recipe: Recipe) -> list[SizedNetwork]:
+    """Return a recipe's teacher, the teacher of that one, ..., and at last its student."""
+    teachers: list[SizedNetwork] = [
+        (each.teacher, each.teacher.image_shape(each.data.image_shape))
+        for each in reversed(chain(recipe))
+        if each.teacher is not None
+    ]
+    return [*teachers, (recipe.student, recipe.data.image_shape)]
+
+
+def weights_taken(networks: Iterable[SizedNetwork], classes: int) -> list[WeightsTaken]:
     """Return which weights each network takes of its file, unless they are the whole file.
 
     A file that cannot be used is left out: the preflight checks report it.
     """
     found: list[WeightsTaken] = []
-    for network in networks:
+    for network, shape in networks:
         if isinstance(network, Teacher) and network.trained is not None:
             file, part, weights_key = network.trained, "network", network.weights_key
         elif isinstance(network.weights, WeightsFile):
@@ -74,7 +103,7 @@ def weights_taken(networks: Iterable[Network], image_shape: ImageShape, classes:
         else:
             continue
         with suppress(UserError):
-            sets = fitting_sets(shapes_only(network, image_shape, classes), file, "", part, weights_key)
+            sets = fitting_sets(shapes_only(network, shape, classes), file, "", part, weights_key)
             taken, *others = [each.key for each in sets]
             row: WeightsTaken = {"model": network.model, "file": file, "taken": taken, "others": others}
             if taken and row not in found:
@@ -88,10 +117,19 @@ def weights_remark(row: WeightsTaken) -> str:
     return f"{text}; weights_key chooses others: {', '.join(row['others'])}" if row["others"] else text
 
 
-def network_sizes(sweep: Sweep, image_shape: tuple[int, int, int], classes: int) -> dict[str, NetworkSize]:
-    """Return parameters and forward FLOPs of each network of the space, by its name."""
+def network_sizes(sweep: Sweep, classes: int) -> dict[str, NetworkSize]:
+    """Return parameters and forward FLOPs of each network of the space, by its name.
+
+    The name of a teacher with a resolution of its own is followed by it: `resnet50 at 224 px`.
+    """
+    found = networks(sweep)
+    _, of_students = found[-1]
+    named = {
+        network_name(network.model_dump()) + ("" if shape == of_students else f" at {shape[1]} px"): (network, shape)
+        for network, shape in found
+    }
     sizes: dict[str, NetworkSize] = {}
-    for name, network in {network_name(network.model_dump()): network for network in networks(sweep)}.items():
-        parameters, flops = network_size(network, image_shape, classes)
+    for name, (network, shape) in named.items():
+        parameters, flops = network_size(network, shape, classes)
         sizes[name] = {"parameters": parameters, "flops_per_image": flops}
     return sizes

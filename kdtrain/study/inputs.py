@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrain.config import space
-from kdtrain.config.recipe import Recipe
+from kdtrain.config.recipe import Recipe, chain, teachers_above
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import AnyData, data_folder, load, named_data
@@ -23,7 +23,8 @@ def input_notes(sweep: Sweep, data: str | None) -> list[str]:
     """
     points = space.combinations(sweep.tree, ("data", "teacher", "student"))
     recipes = [sweep.recipe_for(values, 0) for values in points]
-    notes = [note for config in dict.fromkeys(recipe.data for recipe in recipes) for note in _data_notes(config, data)]
+    configs = dict.fromkeys(each.data for recipe in recipes for each in reversed(chain(recipe)))
+    notes = [note for config in configs for note in _data_notes(config, data)]
     files = (note for recipe in recipes for note in _file_notes(recipe))
     return list(dict.fromkeys([*notes, *files, *search_notes(sweep)]))
 
@@ -40,14 +41,14 @@ def _data_notes(config: AnyData, data: str | None) -> Iterator[str]:
 
 
 def _file_notes(recipe: Recipe) -> Iterator[str]:
-    networks: list[tuple[str, Network | None]] = [("teacher", recipe.teacher), ("student", recipe.student)]
+    teachers = teachers_above(recipe)
+    networks: list[tuple[str, Network]] = [*teachers, ("recipe.student", recipe.student)]
     files = [
-        (f"recipe.{role}.weights.file", network.weights.file)
-        for role, network in networks
-        if network is not None and isinstance(network.weights, WeightsFile)
+        (f"{place}.weights.file", network.weights.file)
+        for place, network in networks
+        if isinstance(network.weights, WeightsFile)
     ]
-    if recipe.teacher is not None and recipe.teacher.trained is not None:
-        files.append(("recipe.teacher.trained", recipe.teacher.trained))
+    files += [(f"{place}.trained", teacher.trained) for place, teacher in teachers if teacher.trained is not None]
     for place, file in files:
         if not user_path(file, place).is_file():
             yield f"{place}: {file} is not there (looked for {Path.cwd() / user_path(file, place)})"

@@ -9,6 +9,7 @@ from kdtrain.config.study_settings import Resources
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import AnyData, data_folder, load
+from kdtrain.errors import UserError
 from kdtrain.storage.folder import user_path
 from kdtrain.study.capacity import (
     Nodes,
@@ -50,9 +51,11 @@ def plan(sweep: Sweep, data: str | None, cluster: tuple[Nodes, Nodes] | None = N
         race=race_bounds(sweep),
         combinations=len(preflight_points(sweep)),
         baseline_parameters=[parameter.name for parameter in sweep.baseline().parameters],
-        networks=network_sizes(sweep, first.data.image_shape, classes),
+        networks=network_sizes(sweep, classes),
         sharing=shared,
-        costs=None if images is None or is_open else stage_costs(sweep, images, classes),
+        costs=None
+        if images is None or is_open
+        else stage_costs(sweep, images, classes, lambda config: _sizes(config, data)[0] or images),
         is_open=is_open,
         budget_s=TIMING_BUDGET_S,
         cluster=cluster,
@@ -94,15 +97,19 @@ def _table(rows: list[list[Any]]) -> str:
 
 
 def _sizes(config: AnyData, data: str | None) -> tuple[int | None, int, list[str]]:
-    """Return the number of training images (None if a user's own folder is absent), that of classes, and notes.
+    """Return the number of training images (None if the images that tell it are absent), that of classes, and notes.
 
     The files of a user's own folder are listed, not read.
     """
-    if config.class_count is not None and config.train_images is not None:
-        limit = (config.limit_per_class or config.train_images) * config.class_count
-        return min(config.train_images, limit), config.class_count, []
+    images, classes = config.training_images, config.class_count
+    if classes is not None and images is not None:
+        return images, classes, []
     root = data_folder(data)
-    if not (root / user_path(getattr(config, "folder", "."), "recipe.data.folder")).is_dir():
-        return None, 2, []
-    dataset = load(config, root)
+    folder = root / user_path(getattr(config, "folder", "."), "recipe.data.folder")
+    try:
+        dataset = load(config, root)
+    except UserError as error:
+        if classes is None and folder.is_dir():
+            raise
+        return None, classes or 2, [] if classes is None else list(error.problems)
     return len(dataset.train), len(dataset.classes), data_notes(dataset, contents=False)

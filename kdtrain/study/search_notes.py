@@ -141,13 +141,12 @@ def _undecided(recipe: Recipe) -> tuple[float, str]:
     if isinstance(schedule, Step):
         until = schedule.every_epochs if schedule.every_epochs < recipe.epochs else 0
         return until, f"before the first drop of the learning rate, after epoch {until}"
-    images = recipe.data.train_images
+    images = recipe.data.training_images
     if isinstance(schedule, Cosine):
         epochs: float = schedule.warmup_epochs
     elif images is not None:
-        limit = (recipe.data.limit_per_class or images) * (recipe.data.class_count or 1)
-        steps = math.ceil(min(images, limit) / recipe.batch_size)
+        steps = math.ceil(images / recipe.batch_size)
         epochs = warmup_steps(schedule, steps, recipe.epochs) / steps
-    else:  # the images are the user's own and may not be there
+    else:  # it is not known without the images, which may not be there
         epochs = 0
     return epochs, f"inside the warm-up of the learning rate, which takes {epochs:.3g} epochs"

@@ -1,23 +1,22 @@
 """The stage `smoke`: one real batch of every combination that the space can reach, before any long training."""
 
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kdtrain.config import space
 from kdtrain.config.parameter import Values
-from kdtrain.config.sweep import Sweep
+from kdtrain.config.recipe import Recipe, at_teacher, chain
+from kdtrain.config.sweep import OWN_PLACE, Sweep
 from kdtrain.errors import UserError
 from kdtrain.study.bookkeeping import Bookkeeping
 from kdtrain.study.jobs import JobStream
-from kdtrain.trials.records import MemoryRecord
+from kdtrain.trials.records import JobEnd, MemoryRecord
 
 PARTS = ("data", "method", "teacher", "student")
 """The parts of a recipe that must fit together: preflight checks try each of their combinations."""
 MEMORY_PARTS = (*PARTS, "mixup", "r_drop", "optimizer", "ema", "precision")
 """The parts of a recipe whose options differ in memory: preflight checks measure each of their combinations, with the
 largest batch size."""
-OWN_PLACE = re.compile(r"recipe\.([a-z_]+(?:\.[a-z_]+)*): (.*)", re.DOTALL)
-"""A mistake of the user that names its own place in the recipe."""
 
 
 def run_smoke(book: Bookkeeping) -> JobStream:
@@ -27,29 +26,56 @@ def run_smoke(book: Bookkeeping) -> JobStream:
         UserError: A combination cannot run.
     """
     sweep = book.sweep
-    points = preflight_points(sweep)
-    recipes = [sweep.recipe_for(values, sweep.study.seed) for values in points]
-    jobs = [
-        book.job("smoke", number, recipe, values, kind="smoke")
-        for number, (recipe, values) in enumerate(zip(recipes, points, strict=True))
-    ]
+    students: list[_Check] = []
+    teachers: dict[Recipe, _Check] = {}  # those that are distilled themselves
+    for values in preflight_points(sweep):
+        above: tuple[Recipe, ...] = ()
+        for recipe in reversed(chain(sweep.recipe_for(values, sweep.study.seed))):
+            if not above:
+                students.append(_Check(recipe, values, above))
+            elif recipe.teacher is not None:
+                teachers.setdefault(recipe, _Check(recipe, values, above))
+            above = (recipe, *above)
+    checks = {
+        book.job("smoke", number, check.recipe, check.values, kind="smoke"): check
+        for number, check in enumerate([*students, *teachers.values()])
+    }
     passed = _passed_checks(book)
-    yield from book.run_stage([job for job in jobs if job.trial_id not in passed])
+    yield from book.run_stage([job for job in checks if job.trial_id not in passed])
     problems: list[str] = []
-    for job, values in zip(jobs, points, strict=True):
+    for job, check in checks.items():
         end = book.ends.get(job.key)
         if end is not None and end["state"] == "broken":
-            if (mistake := OWN_PLACE.fullmatch(str(end["reason"]))) and not end.get("traceback"):
-                problems += sweep.error(values, tuple(mistake[1].split(".")), mistake[2]).problems
-                continue
-            what = f"{job.recipe.method.name} with student {job.recipe.student.model}"
-            what += f" and teacher {job.recipe.teacher.model}" if job.recipe.teacher else ""
-            text = f"{what} fails on its first batch: {end['reason']}{book.traceback_of(end)}"
-            problems += sweep.error(values, ("method",), text).problems
+            problems += _problems(book, check, end)
     if problems:
         raise UserError(*problems)
     now = _passed_checks(book)
-    book.memory = most_memory([now.get(job.trial_id) for job in jobs])
+    book.memory = most_memory([now.get(job.trial_id) for job, check in checks.items() if not check.above])
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A recipe that is tried at a point of the space: a student's, or that of a teacher which is distilled itself.
+
+    `above` are the recipes that a teacher is trained for: that of the teacher which it teaches, ..., the student's.
+    """
+
+    recipe: Recipe
+    values: Values
+    above: tuple[Recipe, ...]
+
+
+def _problems(book: Bookkeeping, check: _Check, end: JobEnd) -> Sequence[str]:
+    """Return the problems of a check that broke, each at its place in the file."""
+    recipe, reason, place = check.recipe, str(end["reason"]), "recipe.method"
+    for above in check.above:
+        reason, place = at_teacher(reason, above), at_teacher(place, above)
+    if (mistake := OWN_PLACE.fullmatch(reason)) and not end.get("traceback"):
+        return book.sweep.error(check.values, tuple(mistake[1].split(".")), mistake[2]).problems
+    what = f"{recipe.method.name} with student {recipe.student.model}"
+    what += f" and teacher {recipe.teacher.model}" if recipe.teacher else ""
+    text = f"{what} fails on its first batch: {reason}{book.traceback_of(end)}"
+    return book.sweep.error(check.values, tuple(place.split(".")[1:]), text).problems
 
 
 def preflight_points(sweep: Sweep) -> list[Values]:

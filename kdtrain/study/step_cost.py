@@ -117,8 +117,10 @@ def image_seconds(
 def _timed(recipe: Recipe, classes: int, share_s: float, speed: float) -> ImageSeconds | None:
     """Return the measured seconds, or None if nothing fits into the share at this speed, in FLOP/s."""
     step, teacher = image_flops(recipe, classes)
-    networks = [recipe.student, *([recipe.teacher] if recipe.teacher else [])]
-    parameters = sum(network_size(network, recipe.data.image_shape, classes)[0] for network in networks)
+    shape = recipe.data.image_shape
+    parameters = network_size(recipe.student, shape, classes)[0]
+    if recipe.teacher is not None:
+        parameters += network_size(recipe.teacher, recipe.teacher.image_shape(shape), classes)[0]
     share_s -= parameters / BUILT_PARAMETERS_PER_S
     fitting = int(share_s * speed / (2 * (step + teacher)))  # images of a first and of a second step
     if fitting >= COUNTED_IMAGES:
@@ -214,6 +216,7 @@ def made_up_state(recipe: Recipe, images: int, classes: int, device: torch.devic
 
     On the meta device networks have shapes only. Raises a RuntimeError if a network cannot be built there.
     """
+    recipe = recipe.model_copy(update={"labelled_share": None})  # made-up images all have labels
     data = _made_up_data(images, recipe.data.image_shape, classes)
     teacher = _made_up_teacher(recipe, classes, device) if recipe.teacher else None
     with device:
@@ -232,8 +235,9 @@ def made_up_teacher(recipe: Recipe, classes: int) -> LiveTeacher:
 
 def _made_up_teacher(recipe: Recipe, classes: int, device: torch.device) -> Teacher:
     assert recipe.teacher is not None
+    shape = recipe.teacher.image_shape(recipe.data.image_shape)
     with device:
-        network = build(recipe.teacher, recipe.data.image_shape, classes, 0, pretrained=False, place="recipe.teacher")
+        network = build(recipe.teacher, shape, classes, 0, pretrained=False, place="recipe.teacher")
         return Teacher(network, device, recipe.method.needed_stages)
 
 

@@ -1,10 +1,11 @@
 """The stage `teacher`: each teacher of the space is trained once, or evaluated if it is finished."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from kdtrain.config import space
 from kdtrain.config.parameter import Values
-from kdtrain.config.recipe import teacher_recipe
+from kdtrain.config.recipe import Recipe, at_teacher, chain
 from kdtrain.errors import NoResult
 from kdtrain.models.config import WeightsFile
 from kdtrain.study.bookkeeping import Bookkeeping
@@ -17,19 +18,25 @@ TEACHER_PARTS = ("data", "teacher", "student")
 def train_teachers(book: Bookkeeping) -> TrainingStream:
     """Train each teacher of the space that the store does not have, and evaluate each finished one.
 
+    A teacher's own teacher comes before it.
+
     Raises:
         NoResult: A teacher has failed or broken.
     """
     sweep = book.sweep
-    points: dict[str, tuple[Job, Values]] = {}  # by trial_id
+    found: dict[str, _TeacherJob] = {}  # by trial_id
     for values in space.combinations(sweep.tree, TEACHER_PARTS):
-        recipe = sweep.recipe_for(values, sweep.study.seed)
-        trained_by = teacher_recipe(recipe)
-        job = book.job("teacher", len(points), trained_by or recipe, final=True)
-        if trained_by is None:
-            job = replace(job, kind="evaluate", trial_id=book.workspace.finished_teacher(recipe).trial_id)
-        points.setdefault(job.trial_id, (job, values))
-    jobs = [job for job, _ in points.values()]
+        recipes = chain(sweep.recipe_for(values, sweep.study.seed))
+        for height, recipe in enumerate(recipes):
+            above = recipes[height + 1 :]
+            if recipe.teacher is not None and recipe.teacher.trained is not None:
+                job = book.job("teacher", len(found), recipe, final=True)
+                job = replace(job, kind="evaluate", trial_id=book.workspace.finished_teacher(recipe).trial_id)
+                found.setdefault(job.trial_id, _TeacherJob(job, values, 0, [recipe, *above]))
+            if above:
+                job = book.job("teacher", len(found), recipe, final=True)
+                found.setdefault(job.trial_id, _TeacherJob(job, values, height, above))
+    jobs = [each.job for each in found.values()]
     for job in jobs:
         student, weights = job.recipe.student, job.recipe.student.weights
         if job.kind == "train" and isinstance(weights, WeightsFile) and weights.part == "network":
@@ -37,26 +44,54 @@ def train_teachers(book: Bookkeeping) -> TrainingStream:
                 f"teacher {student.model}: its training goes on from {weights.file}; if it is finished, write"
                 f" teacher: {{model: {student.model}, trained: {weights.file}}}"
             )
-    yield from book.run_stage(jobs)
-    problems: list[str] = []
-    for job, values in points.values():
-        end = book.ends[job.key]
-        if end["state"] == "complete":
-            book.remarks.append(_accuracy_remark(book, job))
-        else:
-            done = "evaluating the teacher" if job.kind == "evaluate" else f"training {job.recipe.student.model}"
-            what = "broke" if end["state"] == "broken" else "failed"
-            reason = str(end["reason"]).replace("recipe.student", "recipe.teacher")  # it is its recipe's student
-            text = f"{done} {what}: {reason}{book.traceback_of(end)}; {advice([end])}"
-            problems += sweep.error(values, ("teacher",), text).problems
-    if problems:
-        raise NoResult(*problems)
+    if jobs:
+        book.stage, book.stage_size = "teacher", len(jobs)
+    for height in sorted({each.height for each in found.values()}):
+        own = [each for each in found.values() if each.height == height]
+        yield from book.run([each.job for each in own])
+        problems: list[str] = []
+        for each in own:
+            if book.ends[each.job.key]["state"] == "complete":
+                book.remarks.append(_accuracy_remark(book, each.job))
+            else:
+                problems += sweep.error(each.values, ("teacher",) * len(each.above), _failure(book, each)).problems
+        if problems:
+            raise NoResult(*problems)
     return [job for job in jobs if job.kind == "train"]
+
+
+@dataclass(frozen=True)
+class _TeacherJob:
+    """A training or an evaluation of a teacher.
+
+    `values` is the first point of the space that has it, `height` the number of teachers below it that are trained
+    before, `above` the recipes that it is trained for: that of the teacher which it teaches, ..., that of the student.
+    """
+
+    job: Job
+    values: Values
+    height: int
+    above: Sequence[Recipe]
+
+
+def _failure(book: Bookkeeping, teacher: _TeacherJob) -> str:
+    """Return a sentence about a teacher's training or evaluation that has failed or broken."""
+    job, end = teacher.job, book.ends[teacher.job.key]
+    done = "evaluating the teacher" if job.kind == "evaluate" else f"training {job.recipe.student.model}"
+    what = "broke" if end["state"] == "broken" else "failed"
+    reason = str(end["reason"])
+    for recipe in teacher.above if job.kind == "train" else teacher.above[1:]:
+        reason = at_teacher(reason, recipe)
+    return f"{done} {what}: {reason}{book.traceback_of(end)}; {advice([end])}"
 
 
 def _accuracy_remark(book: Bookkeeping, job: Job) -> str:
     """Return a sentence about a teacher's validation accuracy."""
-    finished = job.recipe.teacher if job.kind == "evaluate" else None
-    name = f"{finished.model} from {finished.trained}" if finished else job.recipe.student.model
+    recipe, its_teacher = job.recipe, job.recipe.teacher
+    name = recipe.student.model
+    if its_teacher is not None and job.kind == "evaluate":
+        name = f"{its_teacher.model} from {its_teacher.trained}"
+    elif its_teacher is not None:
+        name += f" (taught by {its_teacher.model}, {recipe.method.name})"
     accuracy, chance = book.accuracy(job)
     return ", ".join(filter(None, (f"teacher {name}: validation accuracy {accuracy:.2%}", chance)))

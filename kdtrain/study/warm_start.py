@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from kdtrain.config.parameter import Label, Parameter, Values, label_of
 from kdtrain.config.problems import Problem
+from kdtrain.config.recipe import DISTILLED_ONLY
 from kdtrain.config.space import parameters, resolve, resolve_with
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import UserError
@@ -87,7 +88,8 @@ def known_trials(sweep: Sweep, index: int) -> list[KnownTrial]:
     paths = {parameter.path for parameter in parameters(record["recipe"])}
     if not any(parameter.path in paths for parameter in sweep.parameters):
         raise refused(f"shares no searched parameter: it searches {', '.join(other)}, and this study {', '.join(own)}")
-    alone = {key: value for key, value in record["recipe"].items() if key != "teacher"} | {"method": {"name": "none"}}
+    alone = {key: value for key, value in record["recipe"].items() if key not in DISTILLED_ONLY}
+    alone |= {"method": {"name": "none"}}
     found = [
         *_fitting(journal, "baselines", alone, sweep.baseline()),
         *_fitting(journal, "search", record["recipe"], sweep),

@@ -1,6 +1,7 @@
 """The key of cached teacher outputs: everything that they depend on."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from kdtrain.methods.base import TeacherReading
 from kdtrain.runtime import process
@@ -26,7 +27,7 @@ def train_key(live: LiveTeacher, weights: str, readings: Sequence[TeacherReading
         "mixup": use.mixup.model_dump() if use.mixup else None,
         "precision": use.precision,
         "readings": sorted([each.name, code_digest(each.module)] for each in readings),
-        "batches": [use.sampler, use.batch_size, use.seed, epoch] if reads_whole_batch(readings) else None,
+        "batches": [asdict(use.drawing), epoch] if reads_whole_batch(readings) else None,
     }
 
 
@@ -46,6 +47,7 @@ def _common(live: LiveTeacher, weights: str) -> Row:
         "what": "teacher outputs",
         "numerics": NUMERICS,
         "weights": weights,
+        "image shape": list(live.teacher.network.image_shape),
         "network": live.use.network.model_dump(mode="json", include=NETWORK),
         "data": live.data.fingerprint,
         "data config": live.use.data.model_dump(mode="json"),

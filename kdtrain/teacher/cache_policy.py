@@ -57,5 +57,5 @@ def bytes_per_image(live: LiveTeacher, readings: Sequence[TeacherReading]) -> in
     numbers = len(live.data.classes)
     for each in readings:
         images = torch.zeros(2, *shapes[each.stage], device="meta")
-        numbers += live.use.batch_size if each.whole_batch else each.compute(images)[0].numel()
+        numbers += live.use.drawing.batch_size if each.whole_batch else each.compute(images)[0].numel()
     return 4 * numbers

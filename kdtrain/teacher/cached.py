@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kdtrain.data.sampling import batches_of
 from kdtrain.methods.base import Batch, Outputs, TeacherReading
 from kdtrain.runtime import distributed
 from kdtrain.runtime.device import to_device
@@ -116,7 +115,7 @@ class CachedTeacher:
     def _open_train(self, epoch: int) -> CachedRows | None:
         use, labels = self.live.use, self.live.data.train.labels
         if self.by_batch:
-            units = list(batches_of(use.seed, use.batch_size, labels, epoch, use.sampler))
+            units = list(use.drawing.batches(labels, epoch))
         else:
             units = list(torch.arange(len(labels)).split(UNIT_IMAGES))
         key = train_key(self.live, self.weights, self.readings, epoch)

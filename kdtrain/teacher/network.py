@@ -90,9 +90,8 @@ def trained_teacher(recipe: Recipe, data: Dataset, workspace: Workspace) -> Teac
         reference = {"trial_id": trial.trial_id}
     stages = recipe.method.needed_stages
     compiled_stages = stages if recipe.teacher.compile else ()
-    network = _read_network(
-        recipe.teacher, data.image_shape, len(data.classes), weights, place, digest, compiled_stages
-    )
+    shape, classes = recipe.teacher.image_shape(data.image_shape), len(data.classes)
+    network = _read_network(recipe.teacher, shape, classes, weights, place, digest, compiled_stages)
     return Teacher(network, workspace.device, stages, digest, reference)
 
 
@@ -118,5 +117,5 @@ def _read_network(
 
 def untrained_teacher(config: TeacherConfig, data: Dataset, *, pretrained: bool = False) -> Classifier:
     """Build a teacher network without trained weights; `pretrained`: with those that its training starts from."""
-    seed, shape, classes = stream(config.seed, "init"), data.image_shape, len(data.classes)
+    seed, shape, classes = stream(config.seed, "init"), config.image_shape(data.image_shape), len(data.classes)
     return build(config, shape, classes, seed, pretrained=pretrained, place="recipe.teacher")

@@ -18,7 +18,7 @@ from kdtrain.config.recipe import Teacher as TeacherConfig
 from kdtrain.data.base import Dataset, as_floats
 from kdtrain.data.mixup import Mixup, mixed, pairing
 from kdtrain.data.registry import AnyData
-from kdtrain.data.sampling import Sampler
+from kdtrain.data.sampling import Drawing
 from kdtrain.methods.base import Batch, Outputs, TeacherReading
 from kdtrain.runtime import distributed
 from kdtrain.runtime.device import to_device
@@ -40,10 +40,13 @@ class TeacherUse:
     stages: tuple[str, ...]
     mixup: Mixup | None
     precision: Precision
-    seed: int
-    batch_size: int
-    sampler: Sampler
+    drawing: Drawing
     epochs: int
+
+    @property
+    def seed(self) -> int:
+        """The training's seed, from which views are drawn."""
+        return self.drawing.seed
 
     @classmethod
     def of(cls, recipe: Recipe) -> "TeacherUse":
@@ -57,9 +60,7 @@ class TeacherUse:
             stages=recipe.method.needed_stages,
             mixup=recipe.mixup,
             precision=recipe.precision,
-            seed=recipe.seed,
-            batch_size=recipe.batch_size,
-            sampler=recipe.sampler,
+            drawing=recipe.drawing,
             epochs=recipe.epochs,
         )
 

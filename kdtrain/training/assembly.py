@@ -47,6 +47,7 @@ def assemble(
     Raises:
         UserError: The parts do not fit together, e.g. the method needs maps of one size.
     """
+    require_labels(recipe, data)
     student = build(
         recipe.student, data.image_shape, len(data.classes), stream(recipe.seed, "init"), pretrained=pretrained
     )
@@ -70,20 +71,36 @@ def assemble(
         distiller=distiller,
         wrapped=_in_group(distiller, device, recipe.batch_norm),
         learner=learner,
-        loader=BatchLoader(
-            data.train,
-            device,
-            seed=recipe.seed,
-            batch_size=recipe.batch_size,
-            sampler=recipe.sampler,
-            mixup=recipe.mixup,
-            loaders=loaders,
-        ),
+        loader=BatchLoader(data.train, device, recipe.drawing, recipe.mixup, loaders),
         ema=ModelEma(student, recipe.ema) if recipe.ema else None,
         critic=_critic(recipe, context, device, steps_per_epoch),
         teacher_outputs=outputs,
         class_weights=context.class_weights,
     )
+
+
+def require_labels(recipe: Recipe, data: Dataset) -> None:
+    """Raise UserError if a key of the recipe has no meaning with the hidden labels of the data, or without any."""
+    total, labelled = len(data.train), len(data.train.labelled)
+    if labelled == total:
+        if recipe.labelled_share is not None:
+            raise UserError(
+                f"recipe.labelled_share: has no effect, because all {total} training images of {data.name} have their"
+                " labels; remove it"
+            )
+        return
+    if not labelled and (recipe.drawing.labelled_only or recipe.labelled_share is not None):
+        raise UserError(f"recipe.data: none of the {total} training images of {data.name} has a label to train with")
+    if recipe.drawing.labelled_only:
+        return
+    some = f"only {labelled} of {total} training images of {data.name} have labels"
+    if recipe.sampler == "class_balanced":
+        raise UserError(f"recipe.sampler: class_balanced needs the class of each image, but {some}; write shuffled")
+    if recipe.mixup is not None and recipe.label_smoothing:
+        raise UserError(
+            "recipe.label_smoothing: must be 0 with mixup, because a mixed target without a label cannot be smoothed"
+            f" and {some}; got {recipe.label_smoothing:g}"
+        )
 
 
 def require_statistics(

@@ -67,9 +67,9 @@ def _evaluated(
 
 
 def _teacher_test_logits(recipe: Recipe, data: Dataset, workspace: Workspace) -> Tensor | None:
-    """Return the teacher's test logits [N, K], read if its own test split has been evaluated, else computed."""
+    """Return the teacher's test logits [N, K], read if it was evaluated on the same test split, else computed."""
     trained_by = teacher_recipe(recipe)
-    if trained_by is not None:
+    if trained_by is not None and trained_by.data == recipe.data:
         predictions = workspace.trial(trained_by, "recipe.teacher").predictions
         if predictions.exists():
             with np.load(predictions) as arrays:

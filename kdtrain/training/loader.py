@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdtrain.data.base import Images, Split, as_floats
-from kdtrain.data.mixup import Mixup, pairing
-from kdtrain.data.sampling import Sampler, batches_of
+from kdtrain.data.mixup import Mixup, Pairing, pairing
+from kdtrain.data.sampling import Drawing, by_turn
 from kdtrain.errors import UserError
 from kdtrain.runtime import distributed
 from kdtrain.runtime.device import to_device
@@ -43,34 +43,24 @@ them: loaders after the first need 6 to 10 s instead of 0.5 s for a batch, and t
 
 Pixels = tuple[Tensor, Tensor | None]
 """Views uint8 [N, C, H, W] of a batch's images, and of their partners if images are mixed."""
-Plan = tuple[int, list[int], list[int] | None]
-"""(epoch, images, partners) of a batch: the message to a loader process."""
+Plan = tuple[list[int], list[int], list[int] | None]
+"""(turns, images, partners) of a batch: the message to a loader process."""
 
 
 @dataclass(frozen=True)
 class RankBatch:
     """This rank's part of a global batch: image indices int64 [N]; with mixup, their partners and shares (`Pairing`).
 
-    `count` is N, or 0 on a rank that joins a short last batch with weight 0.
+    `turns`, int64 [N], draw the views (`Drawing.turns`). `count` is N, or 0 on a rank that joins a short last batch
+    with weight 0. `all_pairs` is the pairing of the whole global batch.
     """
 
     indices: Tensor
     count: int
+    turns: Tensor
     partners: Tensor | None = None
     shares: Tensor | None = None
-
-
-def part_of(indices: Tensor, total: int, *, mixup: Mixup | None, seed: int, epoch: int, step: int) -> RankBatch:
-    """Return this rank's part of the global batch `indices` of a training split of `total` images."""
-    images = len(distributed.share(indices))
-
-    def own(whole: Tensor) -> Tensor:  # a rank without images still takes part in the gradients' reduction
-        return distributed.share(whole) if images else whole[:1]
-
-    if mixup is None:
-        return RankBatch(own(indices), images)
-    pairs = pairing(mixup, indices, total, seed, epoch, step)
-    return RankBatch(own(indices), images, own(pairs.partners), own(pairs.shares))
+    all_pairs: Pairing | None = None
 
 
 class BatchLoader:
@@ -81,14 +71,33 @@ class BatchLoader:
     """
 
     def __init__(
-        self, split: Split, device: torch.device, *, seed: int, batch_size: int, sampler: Sampler, mixup: Mixup | None,
-        loaders: int = 0,
+        self, split: Split, device: torch.device, drawing: Drawing, mixup: Mixup | None = None, loaders: int = 0
     ) -> None:  # fmt: skip
         self._split, self._device, self._loaders = split, device, loaders
-        self._seed, self._batch_size, self._sampler, self._mixup = seed, batch_size, sampler, mixup
+        self._drawing, self._mixup = drawing, mixup
+        self._pool = drawing.pool(split.labels)
         self._processes: _LoaderProcesses | None = None
         self.seconds = 0.0
         """The time spent on making views or waiting for them; work that a GPU has not finished is not in it."""
+
+    def batches(self, epoch: int) -> tuple[Tensor, ...]:
+        """Return the image indices of each global batch of an epoch."""
+        return self._drawing.batches(self._split.labels, epoch)
+
+    def part(self, indices: Tensor, epoch: int, epoch_step: int, step: int) -> RankBatch:
+        """Return this rank's part of the step's global batch."""
+        turns = self._drawing.turns(self._split.labels, epoch, epoch_step, len(indices))
+        images = len(distributed.share(indices))
+
+        def own(whole: Tensor) -> Tensor:  # a rank without images still takes part in the gradients' reduction
+            return distributed.share(whole) if images else whole[:1]
+
+        if self._mixup is None:
+            return RankBatch(own(indices), images, own(turns))
+        pool, seed = self._pool, self._drawing.seed
+        pairs = pairing(self._mixup, torch.searchsorted(pool, indices), len(pool), seed, turns, step)
+        pairs = Pairing(pool[pairs.partners], pairs.shares)
+        return RankBatch(own(indices), images, own(turns), own(pairs.partners), own(pairs.shares), pairs)
 
     def images(self, part: RankBatch, epoch: int, epoch_step: int, step: int) -> tuple[Tensor, Tensor | None]:
         """Return the views of the step's batch and of its partners (None without mixup), float32 [N, C, H, W].
@@ -110,11 +119,11 @@ class BatchLoader:
     def _pixels(self, part: RankBatch, epoch: int, epoch_step: int, step: int) -> Pixels:
         images = self._split.images.for_device(self._device)
         if images.batched or not self._loaders:
-            return _PlannedViews(images, self._seed).views(epoch, part.indices, part.partners)
+            return _PlannedViews(images, self._drawing.seed).views(part.turns, part.indices, part.partners)
         if self._processes is None or self._processes.next_step != step:
             self.close()
             plans = self._plans(epoch, epoch_step, step)
-            dataset = _PlannedViews(images, self._seed)
+            dataset = _PlannedViews(images, self._drawing.seed)
             self._processes = _LoaderProcesses(dataset, plans, self._loaders, step, pin=self._device.type == "cuda")
         indices, views, partners = self._processes.next()
         assert torch.equal(indices, part.indices), "the batch is not the one of this step"
@@ -122,11 +131,11 @@ class BatchLoader:
 
     def _plans(self, epoch: int, epoch_step: int, step: int) -> Iterator[Plan]:
         """Yield this rank's batches from a step on; the next epoch's are made while this one is evaluated."""
-        labels, total = self._split.labels, len(self._split)
         for each in count(epoch):
-            for indices in batches_of(self._seed, self._batch_size, labels, each, self._sampler)[epoch_step:]:
-                part = part_of(indices, total, mixup=self._mixup, seed=self._seed, epoch=each, step=step)
-                yield each, part.indices.tolist(), part.partners.tolist() if part.partners is not None else None
+            for number, indices in enumerate(self.batches(each)[epoch_step:], epoch_step):
+                part = self.part(indices, each, number, step)
+                partners = part.partners.tolist() if part.partners is not None else None
+                yield part.turns.tolist(), part.indices.tolist(), partners
                 step += 1
             epoch_step = 0
 
@@ -205,16 +214,20 @@ class _PlannedViews(Dataset[Any]):
         self.images, self.seed = images, seed
 
     def __getitem__(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor | None] | Exception:
-        epoch, images, partners = plan
+        turns, images, partners = plan
         indices = torch.tensor(images)
+        others = torch.tensor(partners) if partners is not None else None
         try:
-            return indices, *self.views(epoch, indices, torch.tensor(partners) if partners is not None else None)
+            return indices, *self.views(torch.tensor(turns), indices, others)
         except (UserError, OSError) as error:
             return error
 
-    def views(self, epoch: int, indices: Tensor, partners: Tensor | None) -> Pixels:
-        own = self.images.train_view(indices, self.seed, epoch)
-        return own, self.images.train_view(partners, self.seed, epoch) if partners is not None else None
+    def views(self, turns: Tensor, indices: Tensor, partners: Tensor | None) -> Pixels:
+        return self._of(turns, indices), self._of(turns, partners) if partners is not None else None
+
+    def _of(self, turns: Tensor, indices: Tensor) -> Tensor:
+        views = [self.images.train_view(own, self.seed, turn) for turn, own in by_turn(turns, indices)]
+        return views[0] if len(views) == 1 else torch.cat(views)
 
 
 def _move_to_files(images: Images, folder: Path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kdtrain.data.mixup import mixed, mixed_target
-from kdtrain.data.sampling import batches_of
+from kdtrain.data.mixup import label_mass, mixed, mixed_target
+from kdtrain.data.sampling import label_weights
 from kdtrain.methods.base import Batch, LossTerm, Outputs, weighted_sum
 from kdtrain.runtime import distributed
 from kdtrain.runtime.device import seed_generators, to_device
@@ -16,7 +16,6 @@ from kdtrain.teacher.outputs import TeacherOutputs
 from kdtrain.training.epoch_metrics import EpochProgress, Metrics, NonFiniteLoss
 from kdtrain.training.evaluation import logits_of, pair_metrics, student_metrics
 from kdtrain.training.learner import Learner
-from kdtrain.training.loader import part_of
 from kdtrain.training.optimizers import early_stop
 from kdtrain.training.precision import autocast
 from kdtrain.training.state import TrainState
@@ -62,8 +61,7 @@ def train_epoch(
     state.distiller.train()
     if state.teacher_outputs is not None:
         state.teacher_outputs.begin(state.epoch)
-    recipe = state.recipe
-    batches = batches_of(recipe.seed, recipe.batch_size, state.data.train.labels, state.epoch, recipe.sampler)
+    batches = state.loader.batches(state.epoch)
     lr = state.learner.lr(state.step - state.progress.steps)
     for epoch_step in range(state.progress.steps, len(batches)):
         indices = batches[epoch_step]
@@ -115,26 +113,24 @@ def _critic_step(state: TrainState, images: Tensor, teacher: Outputs, batch: Bat
 
 def load_batch(state: TrainState, indices: Tensor, epoch_step: int) -> tuple[Tensor, Batch]:
     """Return this rank's views [N, C, H, W] of a global batch, mixed if the recipe says so, and its Batch."""
-    recipe, split = state.recipe, state.data.train
-    part = part_of(indices, len(split), mixup=recipe.mixup, seed=recipe.seed, epoch=state.epoch, step=state.step)
+    labels = state.data.train.labels
+    part = state.loader.part(indices, state.epoch, epoch_step, state.step)
     images, partners = state.loader.images(part, state.epoch, epoch_step, state.step)
-    target = split.labels[part.indices]
+    target = labels[part.indices]
+    mean_label_weight = label_weights(labels[indices], state.class_weights).mean().item()
     if partners is not None:
         assert part.partners is not None
         assert part.shares is not None
+        assert part.all_pairs is not None
         images = mixed(images, partners, part.shares)
-        target = mixed_target(target, split.labels[part.partners], part.shares, len(state.data.classes))
+        target = mixed_target(target, labels[part.partners], part.shares, len(state.data.classes))
+        mass = label_mass(labels[indices], labels[part.all_pairs.partners], part.all_pairs.shares)
+        mean_label_weight = mass.double().mean().item()
     batch = Batch(
-        to_device(target, state.device), part.indices, recipe.seed, state.epoch, state.step, epoch_step,
-        size=len(indices), count=part.count,
-        mean_class_weight=1.0 if partners is not None else _mean_class_weight(state, split.labels[indices]),
+        to_device(target, state.device), part.indices, state.recipe.seed, state.epoch, state.step, epoch_step,
+        size=len(indices), count=part.count, mean_label_weight=mean_label_weight,
     )  # fmt: skip
     return images, batch
-
-
-def _mean_class_weight(state: TrainState, labels: Tensor) -> float:
-    """Return the mean class weight of labels, 1 without class weights."""
-    return 1.0 if state.class_weights is None else state.class_weights[labels].double().mean().item()
 
 
 def evaluate(state: TrainState) -> Metrics:
@@ -170,7 +166,7 @@ def _validation_loss(state: TrainState, logits: Tensor, teacher: Tensor | None) 
     split, recipe = state.data.val, state.recipe
     batch = Batch(
         split.labels, torch.arange(len(split)), recipe.seed, state.epoch, state.step, size=len(split), count=len(split),
-        mean_class_weight=_mean_class_weight(state, split.labels),
+        mean_label_weight=label_weights(split.labels, state.class_weights).mean().item(),
     )  # fmt: skip
     terms = state.distiller.criterion(Outputs(logits), Outputs(teacher) if teacher is not None else None, batch)
     values = {"loss": weighted_sum(terms), **{name: term.value for name, term in terms.items()}}

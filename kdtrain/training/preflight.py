@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.recipe import Recipe, at_teacher, teacher_recipe
 from kdtrain.data.base import Dataset
 from kdtrain.errors import UserError
 from kdtrain.models.weights import load_whole_network
@@ -18,6 +18,7 @@ from kdtrain.runtime.memory import (
     peak_memory,
 )
 from kdtrain.teacher.network import Teacher, untrained_teacher
+from kdtrain.teacher.own_data import require_same_classes
 from kdtrain.training.assembly import assemble, require_statistics
 from kdtrain.training.epoch_metrics import NonFiniteLoss
 from kdtrain.training.evaluation import first_chunk, logits_of
@@ -53,7 +54,8 @@ def require_students_turn(recipe: Recipe, images: int) -> None:
 def check_before_teacher(recipe: Recipe, workspace: Workspace) -> None:
     """Check a student's and its teacher's training before a teacher is trained, which may take days.
 
-    Nothing is written, and nothing is done if the teacher has been trained already.
+    Before that the teacher's own teacher is checked in the same way. Nothing is written, and nothing is done if the
+    teacher has been trained already.
 
     Raises:
         UserError: What the trainings would raise, in the words of this recipe.
@@ -62,11 +64,17 @@ def check_before_teacher(recipe: Recipe, workspace: Workspace) -> None:
     if trained_by is None or workspace.trial(trained_by, "recipe.teacher").has_weights():
         return
     assert recipe.teacher is not None
-    data = workspace.dataset(recipe.data)
+    try:
+        check_before_teacher(trained_by, workspace)
+    except UserError as error:
+        raise UserError(*(at_teacher(text, recipe) for text in error.problems)) from None
+    data, of_teacher = workspace.dataset(recipe.data), workspace.dataset(trained_by.data)
     check_images(data)
+    check_images(of_teacher)
+    require_same_classes(recipe, data, workspace)
     network = untrained_teacher(recipe.teacher, data, pretrained=True)
     require_statistics(
-        len(data.train), trained_by.batch_size, trained_by.batch_norm, network, workspace.device,
+        len(of_teacher.train), trained_by.batch_size, trained_by.batch_norm, network, workspace.device,
         "recipe.teacher.batch_size",
     )  # fmt: skip
     assemble(recipe, data, Teacher(network, workspace.device, recipe.method.needed_stages), workspace.device)
@@ -92,13 +100,14 @@ def smoke(recipe: Recipe, workspace: Workspace, workers: int = 1) -> MemoryRecor
     """
     data = workspace.dataset(recipe.data)
     check_images(data)
+    require_same_classes(recipe, data, workspace)
     device = workspace.device
     with backend_settings(recipe.precision, device), peak_memory(device) as peak:
         state = assemble(recipe, data, _teacher_for_smoke(recipe, data, device), device)
         require_students_turn(recipe, len(data.train))
         state.distiller.train()
-        batch = min(recipe.batch_size, len(data.train))
-        images = torch.arange(max(batch // workers, min(batch, 2)))  # batch normalisation needs two
+        batch = state.loader.batches(0)[0]
+        images = batch[: max(len(batch) // workers, min(len(batch), 2))]  # batch normalisation needs two
         terms: dict[str, Tensor] = {}
         for first in (0,) if state.critic is None else (0, state.critic.turns.critic_steps):
             state.step = first

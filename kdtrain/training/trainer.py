@@ -16,6 +16,7 @@ from kdtrain.models.build import parameter_count
 from kdtrain.runtime import distributed, process
 from kdtrain.teacher.cached import cached_teacher
 from kdtrain.teacher.network import trained_teacher
+from kdtrain.teacher.own_data import shared_images
 from kdtrain.training.assembly import assemble
 from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.loop import fit
@@ -80,6 +81,9 @@ def train(
             logging.getLogger(__name__).warning("images are decoded in every process: %s", decoded_here)
         check_images(data, test=final)
         teacher = trained_teacher(recipe, data, workspace)
+        shared = shared_images(recipe, data, workspace)
+        if teacher is not None and teacher.reference is not None and shared is not None:
+            teacher.reference["shared_images"] = shared
         share_outputs = partial(
             cached_teacher, cache=workspace.cache, shared=shared_readings, check_seed=trial.trial_id
         )

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.recipe import Recipe, Teacher, teacher_recipe
+from kdtrain.config.recipe import Recipe, Teacher, teacher_place, teacher_recipe, teachers_above
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import load
-from kdtrain.models.config import WeightsFile
+from kdtrain.models.config import Network, WeightsFile
 from kdtrain.models.weights import content_digest, weights_source
 from kdtrain.runtime.source_code import code_digest
 
@@ -33,9 +33,9 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
         resolved["method"]["balance"] = list(recipe.method.balance.weights)  # type: ignore[union-attr]
     taught_by = teacher_recipe(recipe)
     if taught_by is not None:
-        resolved["teacher"] = identity(taught_by, data_root, "recipe.teacher")
+        resolved["teacher"] = identity(taught_by, data_root, teacher_place(place))
     elif recipe.teacher is not None:
-        resolved["teacher"] = _finished_teacher(recipe.teacher)
+        resolved["teacher"] = _finished_teacher(recipe, teacher_place(place))
     data, code = load(recipe.data, data_root), code_digest(type(recipe.method).__module__)
     return {"recipe": resolved, "data": data.fingerprint, "code": code, "numerics": NUMERICS}
 
@@ -51,29 +51,36 @@ def finished_teacher_id(recipe: Recipe, data: Dataset) -> str:
     Raises:
         UserError: The file of weights is absent.
     """
-    assert recipe.teacher is not None
-    of = {"teacher": _finished_teacher(recipe.teacher), "data": recipe.data.model_dump(mode="json")}
+    of = {"teacher": _finished_teacher(recipe), "data": recipe.data.model_dump(mode="json")}
     return _hashed({"recipe": of, "data": data.fingerprint, "numerics": NUMERICS})
 
 
 def require_weights_files(recipe: Recipe) -> None:
     """Raise UserError unless this machine can read every file of weights that a recipe names."""
-    for place, network in (("recipe.student", recipe.student), ("recipe.teacher", recipe.teacher)):
-        if network is not None and isinstance(network.weights, WeightsFile):
+    networks: list[tuple[str, Network]] = [("recipe.student", recipe.student), *teachers_above(recipe)]
+    for place, network in networks:
+        if isinstance(network.weights, WeightsFile):
             weights_source(network, place)
-    if recipe.teacher is not None and recipe.teacher.trained is not None:
-        _finished_teacher(recipe.teacher)
+        if isinstance(network, Teacher) and network.trained is not None:
+            content_digest(network.trained, f"{place}.trained")
 
 
 def _hashed(value: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _finished_teacher(teacher: Teacher) -> dict[str, Any]:
-    """Return the identity of a finished teacher: its network, and the content of its file."""
+def _finished_teacher(recipe: Recipe, place: str = "recipe.teacher") -> dict[str, Any]:
+    """Return the identity of a finished teacher: its network, its image shape if it has its own, its file's content."""
+    teacher, shape = recipe.teacher, recipe.data.image_shape
+    assert teacher is not None
     assert teacher.trained is not None
-    network = teacher.model_dump(mode="json", exclude={"trained"})
-    return {**network, "sha256": content_digest(teacher.trained, "recipe.teacher.trained")}
+    network = teacher.model_dump(mode="json", exclude={"trained", "data", "method", "teacher"})
+    own = teacher.image_shape(shape)
+    return {
+        **network,
+        **({} if own == shape else {"image_shape": list(own)}),
+        "sha256": content_digest(teacher.trained, f"{place}.trained"),
+    }
 
 
 def _starting_weights(recipe: Recipe, place: str) -> list[str] | None:

@@ -45,21 +45,32 @@ class Environment(TypedDict):
     versions: dict[str, str]
 
 
+class SharedImages(TypedDict):
+    """How many images of each of a student's splits its teacher, or a teacher of that one, was trained on."""
+
+    train: int
+    val: int
+    test: int
+
+
 class TeacherReference(TypedDict, total=False):
     """The teacher of a distilled student: a trial of the same store, or a finished one from a file.
 
     `trial_id` of a finished one names the folder of its evaluation, which earlier versions did not make.
+    `shared_images` are there if a teacher was trained on other data than its student.
     """
 
     trial_id: str
     file: str
     sha256: str
     weights_key: str
+    shared_images: SharedImages
 
 
 class DataSummary(TypedDict):
     """The data set of a training: its fingerprint and its numbers of classes and of images by split.
 
+    `labels` is the number of training images with a label; earlier versions lack it, and had labels of all images.
     `val_classes` is the number of classes that have validation images, `val_most_frequent` the images of the largest.
     `unseen_classes` are the classes without a labelled training image, from 0, if there are any.
     """
@@ -70,6 +81,7 @@ class DataSummary(TypedDict):
     train: int
     val: int
     test: int
+    labels: NotRequired[int]
     val_classes: NotRequired[int]
     val_most_frequent: NotRequired[int]
     unseen_classes: NotRequired[list[int]]

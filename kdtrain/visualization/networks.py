@@ -51,9 +51,9 @@ class Networks:
         return self._loaded[known]
 
     def val_logits_of_teacher(self, recipe: Recipe) -> Tensor:
-        """Return the teacher's validation logits [N, K], stored by its final evaluation or else computed."""
+        """Return the teacher's validation logits [N, K], stored by its evaluation on the same data or else computed."""
         taught_by = teacher_recipe(recipe)
-        if taught_by is not None:
+        if taught_by is not None and taught_by.data == recipe.data:
             predictions = self._workspace.trial(taught_by).predictions
             if predictions.exists():
                 with np.load(predictions) as kept:

@@ -7,8 +7,7 @@ from torch import Tensor
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.mixup import mixed
-from kdtrain.data.sampling import batches_of
-from kdtrain.training.loader import BatchLoader, RankBatch, part_of
+from kdtrain.training.loader import BatchLoader, RankBatch
 from kdtrain.training.optimizers import lr_at, warmup_steps
 from kdtrain.visualization.networks import Arrays, drawable
 
@@ -39,15 +38,12 @@ def mixed_images(recipe: Recipe, data: Dataset) -> Arrays:
     """Return the first 25 mixed images of the first epoch as the networks receive them, or {} without mixup."""
     if recipe.mixup is None:
         return {}
-    seed, batch_size, mixup, total = recipe.seed, recipe.batch_size, recipe.mixup, len(data.train)
-    loader = BatchLoader(
-        data.train, torch.device("cpu"), seed=seed, batch_size=batch_size, sampler=recipe.sampler, mixup=mixup
-    )
+    loader = BatchLoader(data.train, torch.device("cpu"), recipe.drawing, recipe.mixup)
     labels_N = data.train.labels
     shown: list[tuple[Tensor, Tensor, Tensor]] = []
     missing = MIXED_SHOWN
-    for step, indices in enumerate(batches_of(seed, batch_size, labels_N, 0, recipe.sampler)):
-        part = _first_images(part_of(indices, total, mixup=mixup, seed=seed, epoch=0, step=step), missing)
+    for step, indices in enumerate(loader.batches(0)):
+        part = _first_images(loader.part(indices, 0, step, step), missing)
         images, partners = loader.images(part, 0, step, step)
         assert partners is not None
         assert part.partners is not None
@@ -66,4 +62,4 @@ def _first_images(part: RankBatch, images: int) -> RankBatch:
     assert part.partners is not None
     assert part.shares is not None
     indices = part.indices[:images]
-    return RankBatch(indices, len(indices), part.partners[:images], part.shares[:images])
+    return RankBatch(indices, len(indices), part.turns[:images], part.partners[:images], part.shares[:images])

@@ -19,12 +19,19 @@ from analysis.claims import bootstrap, candidates, comparisons, grown_seeds
 from analysis.cost import cost
 from analysis.findings import Pictures, find_all
 from analysis.frame import Study, read_study
+from analysis.headline import headline
 from analysis.report import compose, write_report
 from analysis.trained import trained
 
 Maker = Callable[..., MadeUpStudy]
 Golden = Callable[[str, str], None]
 ROOT = Path(__file__).parents[2]
+
+
+def networks(made: MadeUpStudy) -> list[dict[str, str]]:
+    study = read_study(made.folder)
+    found = find_all(study)
+    return headline(study, found.winner, found.baseline, found.teachers)["networks"]
 
 
 def text_of(made: MadeUpStudy) -> str:
@@ -36,6 +43,17 @@ def test_a_whole_study(whole: Maker, golden: Golden) -> None:
     softened = {name: array for name, array in every_array().items() if name.startswith("softened_")}
     np.savez(made.folder / "pictures.npz", **softened, gradcam_none_reason=np.array("no stage"))
     golden("report_whole.md", text_of(made))
+
+
+def test_few_labels_are_told_of_the_data_and_of_each_network(whole: Maker) -> None:
+    made = whole()
+    assert "labels" not in networks(made)[0]  # all networks see all images, with their labels
+    for trial in made.store.trials():
+        record = trial.recipe()
+        trial.write_recipe(record | {"data": record["data"] | {"labels": 100}})
+    rows = networks(made)
+    assert [(row["training images"], row["labels"]) for row in rows] == [("100", "100")] * 2 + [("1 077", "100")]
+    assert "1 077 images to train on, of which 100 have their label, 360 to choose by" in text_of(made)
 
 
 def test_an_unfinished_study_without_a_winner(made_up: Maker, golden: Golden) -> None:

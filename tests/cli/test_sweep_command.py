@@ -13,11 +13,13 @@ from studies import TREE, carry_out, open_study, sweep_file
 from kdtrain.api.sweeps import opened
 from kdtrain.cli import check, plan
 from kdtrain.cli.sweep import _again, main, options
+from kdtrain.config.space import probe_points
 from kdtrain.config.sweep import Sweep, load_sweep
+from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import locked
 from kdtrain.study import cost
-from kdtrain.study.plan import duration
+from kdtrain.study.plan import _sizes, duration
 from kdtrain.study.step_cost import CPU, META, ImageCost, ImageSeconds, _counted_on, image_flops, image_seconds
 from kdtrain.trials.store import STUDY_SCHEMA
 
@@ -212,6 +214,57 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in files}
 
 
+ABSENT_FROM_THE_DATA = [
+    ({"exclude_classes": ["thirty"]}, "recipe.data.exclude_classes: digits has no class 'thirty'"),
+    ({"labelled_per_class": 16}, "recipe.data.labelled_per_class: must be at most the 15 training images of class 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "problem"), ABSENT_FROM_THE_DATA, ids=lambda each: str(each)[:40])
+def test_what_the_images_do_not_have_is_said_with_its_line_and_by_check_and_plan(
+    options: dict[str, Any], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sweep_file(tmp_path, recipe={"data": {"name": "digits", "resolution": 16, "limit_per_class": 15, **options}})
+    line = 1 + next(i for i, text in enumerate(file.read_text().splitlines()) if next(iter(options)) in text)
+    assert main([str(file), "--results", str(tmp_path / "results")]) == 2
+    assert capsys.readouterr().err.startswith(f"{file}:{line}: {problem}")
+    assert not (tmp_path / "results").exists()
+    assert check.main([str(file)]) == 0
+    assert f"note: {problem}" in capsys.readouterr().out
+    if "exclude_classes" in options:
+        assert plan.main([str(file)]) == 0
+        assert problem in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"part": {"of": 2, "index": 2}}, "index"),
+        ({"part": {"of": 899, "index": 898}}, "of: 899"),
+        ({"labelled_per_class": 1, "labelled_fraction": 0.5}, "labelled_fraction"),
+        ({"transfer": {"name": "kmnist", "resolution": 20}}, "resolution: 20"),
+        ({"transfer": {"resolution": 16, "name": "cifar10"}}, "name: cifar10"),
+        ({"transfer": {"name": "mnist", "resolution": 16, "labelled_fraction": 0.5}}, "labelled_fraction"),
+        (
+            {"transfer": {"name": "mnist", "resolution": 16, "transfer": {"name": "digits", "resolution": 16}}},
+            "      transfer",
+        ),
+        ({"augment": {"rotate_degrees": -3}}, "rotate_degrees"),
+        ({"augment": {"turn": 3}}, "turn"),
+        ({"augment": {"scale": 0}}, "augment"),
+    ],
+    ids=lambda each: str(each)[:60],
+)
+def test_options_of_the_data_that_do_not_go_together_are_refused_with_their_line(
+    options: dict[str, Any], key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sweep_file(tmp_path, recipe={"data": {"name": "digits", "resolution": 16, **options}})
+    (line,) = (i for i, text in enumerate(file.read_text().splitlines(), 1) if key in text)
+    assert check.main([str(file)]) == 2
+    (problem,) = capsys.readouterr().err.splitlines()
+    assert problem.startswith(f"{file}:{line}: recipe.data.")
+
+
 # The plan
 
 
@@ -237,6 +290,24 @@ def test_plan_names_stages_space_networks_and_cost_and_starts_nothing(
     options = ["--set", "resources.teacher_cache=none", "--set", "recipe.data={name: mnist}", "--data", str(tmp_path)]
     assert plan.main([file, *options]) == 0  # the data need not be there
     assert "in every trial (resources.teacher_cache: none)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "images"),
+    [
+        ({}, 150),
+        ({"part": {"of": 4, "index": 3}}, 37),
+        ({"exclude_classes": [3, 4]}, 120),
+        ({"transfer": {"name": "digits", "resolution": 16, "limit_per_class": 2}}, 170),
+    ],
+    ids=str,
+)
+def test_a_plan_counts_the_images_that_training_sees(options: dict[str, Any], images: int, tmp_path: Path) -> None:
+    data = {"name": "digits", "resolution": 16, "limit_per_class": 15, **options}
+    sweep = load_sweep(sweep_file(tmp_path, recipe={"data": data}))
+    config = sweep.recipe_for(probe_points(sweep.tree)[0], 0).data
+    assert _sizes(config, None)[:2] == (images, 10)
+    assert len(load(config, tmp_path).train) == images
 
 
 FIXED = {"optimizer": {"name": "sgd", "lr": 0.1}, "batch_size": 16}

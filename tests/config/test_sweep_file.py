@@ -97,6 +97,34 @@ def test_the_baseline_searches_only_what_it_shares(tmp_path: Path) -> None:
     assert (nothing_shared.parameters, nothing_shared.published) == ([], ())
 
 
+SHARE = "  batch_size: 64\n  labelled_share: "
+
+
+def test_the_baseline_leaves_out_the_share_of_labelled_images(tmp_path: Path) -> None:
+    for share in ("{uniform: [0.1, 0.9]}", "0.5"):
+        sweep = load(tmp_path, changed("  batch_size: 64\n", f"{SHARE}{share}\n"), *NO_POINTS)
+        baseline = sweep.baseline()
+        assert [parameter.name for parameter in baseline.parameters] == ["optimizer.lr"]
+        assert baseline.recipe_for({"optimizer.lr": 0.01}, 0).labelled_share is None
+        names = [parameter.name for parameter in sweep.parameters]
+        assert names[-1] == ("optimizer.lr" if share == "0.5" else "labelled_share")
+
+
+@pytest.mark.parametrize(
+    ("share", "rule"),
+    [
+        ("0", "must be > 0, got 0"),
+        ("1.5", "must be <= 1, got 1.5"),
+        ("0.5\n  sampler: class_balanced", "draws the images of a batch by label"),
+    ],
+)
+def test_a_share_of_labelled_images_that_cannot_be_is_refused_in_its_line(
+    share: str, rule: str, tmp_path: Path
+) -> None:
+    (problem,) = problems_of(tmp_path, changed("  batch_size: 64\n", f"{SHARE}{share}\n"))
+    assert problem.startswith(f"x.yaml:12: recipe.labelled_share: {rule}")
+
+
 def test_a_teacher_takes_searched_fields_from_the_first_published_point(tmp_path: Path) -> None:
     sweep = load(tmp_path)
     point = {"method": "kd", "method[kd].balance.weight": 1.0, "method[kd].temperature": 2.0}

@@ -1,6 +1,7 @@
 """The contract suite of data sets: what holds for each of them, on made-up files."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ def pets(root: Path) -> None:
 
 
 PETS = {"folder": "pets", "test_fraction": 0.3, "val_fraction": 0.2}
+IN_ARRAYS = ("digits", "mnist", "fashion_mnist", "kmnist")
+"""The data sets of grey images whose fingerprint has the resized pixels."""
 SETS: dict[str, tuple[Callable[[Path], object], dict[str, Any], tuple[int, int, int]]] = {
     "digits": (lambda root: None, {}, (898, 300, 599)),
     "mnist": (mnist, {}, (100, 5000, 40)),
+    "fashion_mnist": (partial(mnist, folder="FashionMNIST"), {}, (100, 5000, 40)),
+    "kmnist": (partial(mnist, folder="KMNIST"), {}, (100, 5000, 40)),
     "hymenoptera": (hymenoptera, {}, (17, 4, 11)),
     "cub200": (cub200, {}, (20, 4, 5)),
     "flowers102": (flowers102, {}, (12, 12, 18)),
@@ -63,8 +68,11 @@ def test_every_image_is_in_exactly_one_split(made: tuple[str, Path]) -> None:
     if isinstance(every[0], Path):
         assert sorted(every) == sorted(path for path in root.rglob("*") if path.suffix in (".png", ".jpg"))
     summary = {"name": made[0], "fingerprint": data.fingerprint, "classes": len(data.classes)}
+    summary["labels"] = len(data.train)
     summary["val_classes"] = len(set(data.val.labels.tolist()))
     summary["val_most_frequent"] = max(data.val.labels.tolist().count(label) for label in range(len(data.classes)))
+    if unseen := sorted(set(range(len(data.classes))) - set(data.train.labels.tolist())):
+        summary["unseen_classes"] = unseen
     assert data.summary() == summary | dict(zip(("train", "val", "test"), sizes, strict=True))
 
 
@@ -78,7 +86,7 @@ def test_labels_are_those_of_the_class_folders(made: tuple[str, Path]) -> None:
 
 def test_views_are_bytes_of_the_shape_that_the_config_promises(made: tuple[str, Path]) -> None:
     data, config = load(made), config_of(made[0], **SETS[made[0]][1])
-    assert data.image_shape == config.image_shape == (1 if made[0] in ("digits", "mnist") else 3, 16, 16)
+    assert data.image_shape == config.image_shape == (1 if made[0] in IN_ARRAYS else 3, 16, 16)
     assert data.train.images.random_views == config.random_views
     for split in data.splits():
         for view in (split.images.train_view(torch.arange(3), 0, 0), split.images.eval_view(torch.arange(3))):
@@ -100,10 +108,10 @@ def test_a_limit_holds_in_each_split_and_is_drawn_from_the_split_seed(made: tupl
 def test_the_fingerprint_changes_with_the_images_and_not_with_the_views(name: str, tmp_path: Path) -> None:
     SETS[name][0](tmp_path)
     known = load((name, tmp_path)).fingerprint
-    if name != "mnist":  # its fingerprint has the resized pixels
+    if name not in IN_ARRAYS:
         assert load((name, tmp_path), resolution=20).fingerprint == known
     file = min(path for path in tmp_path.rglob("*") if path.suffix in (".png", ".jpg") or "train-images" in path.name)
-    if name == "mnist":
+    if name in IN_ARRAYS:
         file.write_bytes(file.read_bytes()[:-400] + bytes(400))
     else:
         Image.fromarray(np.zeros((31, 24, 3), np.uint8)).save(file, "png")
@@ -113,6 +121,8 @@ def test_the_fingerprint_changes_with_the_images_and_not_with_the_views(name: st
 FETCH = "torchvision.datasets.{}('{{root}}', download=True)"
 ABSENT = [
     ("mnist", "MNIST/raw", FETCH.format("MNIST")),
+    ("fashion_mnist", "FashionMNIST/raw", FETCH.format("FashionMNIST")),
+    ("kmnist", "KMNIST/raw", FETCH.format("KMNIST")),
     ("cifar10", "cifar-10-batches-py", FETCH.format("CIFAR10")),
     *(("flowers102", f"flowers-102/{part}", FETCH.format("Flowers102"))
       for part in ("jpg", "imagelabels.mat", "setid.mat")),

@@ -38,8 +38,8 @@ def test_a_data_set_without_peculiarities_has_no_notes(tmp_path: Path) -> None:
 
 def test_files_that_are_left_out_are_counted_and_named_once(tmp_path: Path) -> None:
     folder = pets(tmp_path)
-    unlabelled = ("unlabelled/c.png", "unlabelled/d.png")
-    for name in ("labels.csv", "train/readme.txt", "train/cat/a.heic", "val/dog/more/b.psd", *unlabelled):
+    others = ("rejected/c.png", "rejected/d.png")
+    for name in ("labels.csv", "train/readme.txt", "train/cat/a.heic", "val/dog/more/b.psd", *others):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"")
     for hidden in (".DS_Store", "train/cat/._train0.png", ".cache/a.png"):
@@ -47,7 +47,7 @@ def test_files_that_are_left_out_are_counted_and_named_once(tmp_path: Path) -> N
         (folder / hidden).write_bytes(b"")
     (note,) = data_notes(data_of(folder))
     assert note.startswith("image_folder: left out, ")
-    assert note.endswith(": 6 (labels.csv, train/cat/a.heic, train/readme.txt and 3 more)")
+    assert note.endswith(": 6 (labels.csv, rejected/c.png, rejected/d.png and 3 more)")
 
 
 def test_files_of_another_data_set_are_left_out_aloud_too(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_corrected_pairs_do_not_depend_on_batch_size_order_or_step() -> None:
     order = torch.randperm(TOTAL, generator=torch.Generator().manual_seed(1))
     for batch_size in (1, 7, 16, TOTAL):
         for step, batch in enumerate(order.split(batch_size)):
-            pair = pairing(CORRECTED, batch, TOTAL, seed=0, epoch=0, step=step)
+            pair = pairing(CORRECTED, batch, TOTAL, seed=0, turns=0, step=step)
             assert torch.equal(pair.partners, expected.partners[batch])
             assert torch.equal(pair.shares, expected.shares[batch])
 
@@ -64,7 +64,7 @@ def test_a_pairing_depends_on_nothing_drawn_before_and_disturbs_nothing(mixup: M
 
 def test_published_pairs_are_the_reversed_batch_under_one_share_of_the_step() -> None:
     batch = torch.tensor([5, 0, 8, 3])
-    pair = pairing(PUBLISHED, batch, TOTAL, seed=2, epoch=1, step=7)
+    pair = pairing(PUBLISHED, batch, TOTAL, seed=2, turns=1, step=7)
     assert pair.partners.tolist() == [3, 8, 0, 5]
     assert torch.equal(pair.shares, torch.rand((), generator=generator(2, "mixup", 7)).repeat(4))
     shares = [pairing(PUBLISHED, batch, TOTAL, 2, 1, step).shares[0].item() for step in range(2000)]

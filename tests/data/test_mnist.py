@@ -71,12 +71,12 @@ def test_images_and_labels_of_other_counts_are_refused(part: str, images: int, c
 
 
 @pytest.mark.parametrize(("part", "images"), [("train", 5100), ("t10k", 40)])
-def test_a_label_that_is_no_digit_is_refused_with_its_place(part: str, images: int, tmp_path: Path) -> None:
+def test_a_label_that_is_no_class_is_refused_with_its_place(part: str, images: int, tmp_path: Path) -> None:
     labels = mnist(tmp_path) / f"{part}-labels-idx1-ubyte"
     values = (np.arange(images) % 10).astype(np.uint8)
     values[[17, 20]] = 10
     idx(labels, values)
-    assert f"{labels}: labels must be the digits 0 to 9, got 10 for image 17" in refusal(tmp_path, "mnist")
+    assert f"{labels}: labels must be 0 to 9, got 10 for image 17" in refusal(tmp_path, "mnist")
 
 
 @pytest.mark.parametrize("count", [10, 5000])

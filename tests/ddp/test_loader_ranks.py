@@ -11,8 +11,7 @@ from groups import Group
 from made_up_data import cub200
 from trainings import CPU, recipe
 
-from kdtrain.data.sampling import batches_of
-from kdtrain.training.loader import BatchLoader, part_of
+from kdtrain.training.loader import BatchLoader
 
 pytestmark = pytest.mark.ddp
 
@@ -24,15 +23,11 @@ def seen(folder: Path, loaders: int) -> list[tuple[int, torch.Tensor, torch.Tens
         data=BIRDS, student={"model": "lenet5_student"}, batch_size=19, epochs=2, mixup={}, sampler="class_balanced"
     )
     data = config.data.load(folder)
-    loader = BatchLoader(
-        data.train, CPU, seed=config.seed, batch_size=config.batch_size, sampler=config.sampler, mixup=config.mixup,
-        loaders=loaders,
-    )  # fmt: skip
-    total, step, found = len(data.train), 0, []
+    loader = BatchLoader(data.train, CPU, config.drawing, config.mixup, loaders)
+    step, found = 0, []
     for epoch in range(config.epochs):
-        batches = batches_of(config.seed, config.batch_size, data.train.labels, epoch, config.sampler)
-        for epoch_step, indices in enumerate(batches):
-            part = part_of(indices, total, mixup=config.mixup, seed=config.seed, epoch=epoch, step=step)
+        for epoch_step, indices in enumerate(loader.batches(epoch)):
+            part = loader.part(indices, epoch, epoch_step, step)
             images, partners = loader.images(part, epoch, epoch_step, step)
             found.append((part.count, images, partners))
             step += 1

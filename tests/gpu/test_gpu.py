@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from trainings import CPU, Trained, equal_weights, recipe, trained, with_teacher, workspace
 
 from kdtrain.config.recipe import Recipe
-from kdtrain.data.sampling import batches_of
+from kdtrain.data.sampling import Drawing
 from kdtrain.storage.cache import Cache
 from kdtrain.teacher.cached import CachedTeacher, cached_teacher
 from kdtrain.training.epoch_metrics import Metrics
@@ -118,7 +118,7 @@ def test_no_step_that_reads_cached_outputs_waits(label: str, tmp_path: Path) -> 
     assert isinstance(state.teacher_outputs, CachedTeacher)
     state.teacher_outputs.begin(0)
     # SP's are cached as they stand
-    require_no_wait(state, batches_of(0, state.recipe.batch_size, state.data.train.labels, 0, "shuffled"))
+    require_no_wait(state, Drawing(0, state.recipe.batch_size).batches(state.data.train.labels, 0))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -143,6 +143,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "its memory layout": ("network", {"teacher": {"channels_last": False}}),
     "its normalisation": ("network", {"teacher": {"normalization": "imagenet"}}),
     "its compilation": ("network", {"teacher": {"compile": True}}),
+    "its own resolution": ("image shape", {"teacher": {"data": {"resolution": 24}}}),
     "resolution": ("data config", {"data": {"name": "digits", "resolution": 20, "limit_per_class": 6}}),
     "images": ("data", {"data": {"name": "digits", "resolution": 32, "limit_per_class": 5}}),
     "splits": ("data", {"data": {"name": "digits", "resolution": 32, "limit_per_class": 6, "split_seed": 1}}),
@@ -172,6 +173,7 @@ def test_each_ingredient_is_in_the_key_by_itself(what: str, teacher_file: Path) 
 
 def test_every_field_of_a_teacher_is_in_the_key_or_decides_only_its_weights_whose_digest_is() -> None:
     training = {*INHERITED, "seed", "weights", "freeze", "batch_norm_statistics", "dropout"}
+    training |= {"data", "method", "teacher"}  # the resolution of its data is there as the image shape
     own = {"trained", "weights_key", "allow_random_frozen"}
     assert set(TeacherConfig.model_fields) == cache_key.NETWORK | training | own
 

@@ -19,7 +19,7 @@ from trainings import CPU, KD, Trained, equal_weights, recipe, trained, with_tea
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.batch_transforms import RandomCropFlip, RandomResizedCropFlip, Resize
-from kdtrain.data.sampling import batches_of
+from kdtrain.data.sampling import Drawing
 from kdtrain.executors.local import carry_out
 from kdtrain.methods.registry import Method
 from kdtrain.storage.cache import Cache
@@ -256,7 +256,7 @@ def test_no_step_that_reads_cached_outputs_waits(devices: StandIn, label: str, t
     state.teacher_outputs = cached_teacher(state.teacher_outputs, Cache(tmp_path, 1 << 30), (), "a test")
     assert isinstance(state.teacher_outputs, CachedTeacher)
     state.teacher_outputs.begin(0)
-    assert waits_of_steps(devices, state, batches_of(0, 16, state.data.train.labels, 0, "shuffled")[:3]) == []
+    assert waits_of_steps(devices, state, Drawing(0, 16).batches(state.data.train.labels, 0)[:3]) == []
 
 
 @pytest.mark.parametrize("label", ["kd in float16, averaged, mixed, clipped", "critic"])

@@ -38,7 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "logits_discriminator published": CRITIC | {"critic_steps": 1, "student_steps": 1, "convention": "published"},
 }
 DATA: dict[str, dict[str, Any]] = {
-    "digits": {}, "mnist": {}, "cifar10": {}, "hymenoptera": {}, "cub200": {}, "flowers102": {},
+    "digits": {}, "mnist": {}, "fashion_mnist": {}, "kmnist": {}, "cifar10": {},
+    "hymenoptera": {}, "cub200": {}, "flowers102": {},
     "image_folder": {"folder": "pets", "test_fraction": 0.2, "augment": "crop_flip"},
 }  # fmt: skip
 
@@ -48,8 +49,10 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("data")
     for number in range(24):
         made_up_data.paint(root / "pets" / ("cat", "dog")[number % 2] / f"{number}.png")
-    for make in (made_up_data.hymenoptera, made_up_data.cub200, made_up_data.flowers102, made_up_data.mnist):
+    for make in (made_up_data.hymenoptera, made_up_data.cub200, made_up_data.flowers102):
         make(root)
+    for folder in ("MNIST", "FashionMNIST", "KMNIST"):
+        made_up_data.mnist(root, folder=folder)
     with pytest.MonkeyPatch.context() as patch:
         made_up_data.cifar10(root, patch)
         yield root

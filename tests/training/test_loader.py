@@ -25,11 +25,10 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import Resources
 from kdtrain.data.base import Dataset, as_floats
 from kdtrain.data.registry import load
-from kdtrain.data.sampling import batches_of
 from kdtrain.errors import UserError
 from kdtrain.storage.cache import Cache
 from kdtrain.study.capacity import placement
-from kdtrain.training.loader import BatchLoader, part_of
+from kdtrain.training.loader import BatchLoader
 from kdtrain.training.trainer import train
 
 BIRDS = {"data": {"name": "cub200", "resolution": 20}, "student": {"model": "lenet5_student"}, "batch_size": 8}
@@ -51,21 +50,16 @@ def birds(root: Path, **changes: Any) -> tuple[Recipe, Dataset]:
     if not (root / "CUB_200_2011").exists():
         cub200(root)
     config = recipe(**BIRDS | changes)
-    return config, config.data.load(root)
+    return config, load(config.data, root)
 
 
 def loader_of(config: Recipe, data: Dataset, loaders: int, device: torch.device = CPU) -> BatchLoader:
-    return BatchLoader(
-        data.train, device, seed=config.seed, batch_size=config.batch_size, sampler=config.sampler, mixup=config.mixup,
-        loaders=loaders,
-    )  # fmt: skip
+    return BatchLoader(data.train, device, config.drawing, config.mixup, loaders)
 
 
 def batch(loader: BatchLoader, config: Recipe, data: Dataset, step: int = 0) -> Batch:
-    total = len(data.train)
-    epoch, epoch_step = divmod(step, -(-total // config.batch_size))
-    indices = batches_of(config.seed, config.batch_size, data.train.labels, epoch, config.sampler)[epoch_step]
-    part = part_of(indices, total, mixup=config.mixup, seed=config.seed, epoch=epoch, step=step)
+    epoch, epoch_step = divmod(step, -(-len(data.train) // config.batch_size))
+    part = loader.part(loader.batches(epoch)[epoch_step], epoch, epoch_step, step)
     return loader.images(part, epoch, epoch_step, step)
 
 
@@ -84,9 +78,14 @@ def require_equal(batches: list[Batch], others: list[Batch]) -> None:
         assert partners is None or torch.equal(partners, other_partners)
 
 
-@pytest.mark.parametrize("mixup", [{}, MIXED, PUBLISHED], ids=["alone", "mixed", "mixed as published"])
-def test_any_number_of_loaders_gives_the_same_batches_from_any_step(mixup: dict[str, Any], tmp_path: Path) -> None:
-    config, data = birds(tmp_path, epochs=3, **mixup)
+WITH_OTHERS = {"data": BIRDS["data"] | {"augment": {"rotate_degrees": 30}, "transfer": BIRDS["data"]}}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, MIXED, PUBLISHED, WITH_OTHERS], ids=["alone", "mixed", "mixed as published", "with others"]
+)
+def test_any_number_of_loaders_gives_the_same_batches_from_any_step(changes: dict[str, Any], tmp_path: Path) -> None:
+    config, data = birds(tmp_path, epochs=3, **changes)
     alone = all_batches(config, data, 0)
     require_equal(all_batches(config, data, 1), alone)
     require_equal(all_batches(config, data, 2, first_step=4), alone[4:])  # within the second epoch
@@ -154,7 +153,7 @@ def test_no_loader_is_started_if_whole_batches_come_from_memory(tmp_path: Path) 
     digits = recipe()
     flowers = recipe(**BIRDS | {"data": {"name": "flowers102", "resolution": 20}})
     for config, data in ((digits, load(digits.data, NO_DATA)), (flowers, flowers.data.load(tmp_path))):
-        indices = batches_of(config.seed, config.batch_size, data.train.labels, 0, config.sampler)[0]
+        indices = config.drawing.batches(data.train.labels, 0)[0]
         images, _ = batch(loader_of(config, data, 2), config, data)
         assert multiprocessing.active_children() == []
         assert torch.equal(images, as_floats(data.train.images.train_view(indices, config.seed, 0)))

@@ -29,7 +29,7 @@ from kdtrain.config.recipe import Objective, teacher_recipe
 from kdtrain.config.training import Cosine
 from kdtrain.data.base import TensorImages, as_floats
 from kdtrain.data.registry import load
-from kdtrain.data.sampling import Sampler, batches_of
+from kdtrain.data.sampling import Drawing, Sampler
 from kdtrain.errors import UserError
 from kdtrain.models.build import build
 from kdtrain.models.config import Network
@@ -61,7 +61,7 @@ def test_the_same_recipe_again_gives_equal_bits_whatever_was_trained_and_drawn_b
 
 
 def test_every_epoch_has_every_image_once_in_an_order_of_its_own() -> None:
-    epochs = [batches_of(seed, 16, torch.zeros(60), epoch, "shuffled") for seed in (0, 1) for epoch in range(3)]
+    epochs = [Drawing(seed, 16).batches(torch.zeros(60), epoch) for seed in (0, 1) for epoch in range(3)]
     for batches in epochs:
         assert [len(batch) for batch in batches] == [16, 16, 16, 12]
         assert torch.cat(batches).sort().values.tolist() == list(range(60))
@@ -82,7 +82,7 @@ def test_a_training_sees_the_batches_of_its_epochs_in_their_order(
     monkeypatch.setattr(loop, "load_batch", watched)
     labels = load(recipe().data, NO_DATA).train.labels
     fitted(fresh_state(recipe(sampler=sampler)))
-    expected = [batch.tolist() for epoch in range(2) for batch in batches_of(0, 16, labels, epoch, sampler)]
+    expected = [batch.tolist() for epoch in range(2) for batch in Drawing(0, 16, sampler).batches(labels, epoch)]
     assert [indices.tolist() for indices in seen] == expected
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from trainings import ALONE, CPU, KD, NO_DATA, recipe, timeless, trained
 
 from kdtrain.config.recipe import INHERITED, Recipe, Teacher, teacher_recipe
+from kdtrain.data.digits import Digits
 from kdtrain.errors import UserError
 from kdtrain.methods.loss_weights import SPELLINGS, LossWeights
 from kdtrain.training.evaluation import tta_logits
@@ -146,15 +147,42 @@ METHODS: dict[str, Case] = {
 """Fields of methods; that each changes the loss or the update is shown in tests/methods."""
 
 SMALL_DATA = {
-    "digits": DIGITS, "mnist": MNIST, "image_folder": FOLDER,
+    "digits": DIGITS, "mnist": MNIST, "fashion_mnist": MNIST | {"name": "fashion_mnist"},
+    "kmnist": MNIST | {"name": "kmnist"}, "image_folder": FOLDER,
     "cifar10": {"name": "cifar10", "resolution": 16, "limit_per_class": 2},
     "hymenoptera": {"name": "hymenoptera", "resolution": 16, "limit_per_class": 4},
     "cub200": {"name": "cub200", "resolution": 16, "limit_per_class": 4},
     "flowers102": {"name": "flowers102", "resolution": 16, "limit_per_class": 2},
 }  # fmt: skip
+GREY = ("digits", "mnist", "fashion_mnist", "kmnist")
+TURNED = {"rotate_degrees": 20.0, "translate": 0.1, "scale": 0.1}
+CLASSES = {
+    "image_folder": "cat", "cifar10": "frog", "hymenoptera": "ants", "cub200": "001.Bird_1",
+    "flowers102": "pink primrose", "fashion_mnist": "Dress", "kmnist": "o",
+}  # fmt: skip
+OF_EVERY_SET: dict[str, tuple[dict[str, Any], Any]] = {
+    "part.of": ({"part": {"of": 2, "index": 0}}, 3),
+    "part.index": ({"part": {"of": 2, "index": 0}}, 1),
+    "labelled_per_class": ({"labelled_per_class": 1}, 2),
+    "labelled_fraction": ({"labelled_fraction": 0.5}, 0.3),
+    **{f"augment.{key}": ({"augment": TURNED}, value / 2) for key, value in TURNED.items()},
+}
 DATA: dict[str, Case] = {"data": ({}, DIGITS | {"name": "mnist"})}
 for name, data in SMALL_DATA.items():
-    DATA |= fields(f"data[{name}]", {"data": data}, resolution=17, split_seed=1, limit_per_class=3)
+    part = f"data[{name}]"
+    other = {"name": "digits" if name in GREY else "hymenoptera", "resolution": 16, "limit_per_class": 2}
+    DATA |= fields(part, {"data": data}, resolution=17, split_seed=1, limit_per_class=3)
+    DATA |= fields(part, {"data": data}, exclude_classes=[CLASSES.get(name, "3")], transfer=other)
+    DATA |= {f"{part}.{field}": ({"data": data | base}, value) for field, (base, value) in OF_EVERY_SET.items()}
+GENERIC = {
+    f"data[{name}].{field}" for name in SMALL_DATA for field in (*OF_EVERY_SET, "exclude_classes", "transfer")
+    if name != "digits"
+}  # fmt: skip
+"""Fields by which one function changes the training split of every data set: that they change what is learned is shown
+for one of them."""
+HIDING = {f"data[digits].{field}" for field in ("labelled_per_class", "labelled_fraction", "transfer")}
+TOO_FEW = {"data[flowers102].labelled_per_class"}
+"""Of its 102 classes 3 are made up here, and all must have a label."""
 DATA |= {
     **fields("data[cifar10]", {"data": SMALL_DATA["cifar10"]}, augment="none", convention="published"),
     **fields("data[hymenoptera]", {"data": SMALL_DATA["hymenoptera"]}, convention="published"),
@@ -165,15 +193,25 @@ DATA |= {
         folder="other pets", augment="crop_flip", test_time_augmentation="ten_crop",
     ),
     "data[image_folder].background": ({"data": FOLDER | {"folder": "icons"}}, "black"),
+    **{
+        f"data[{name}].augment.also": ({"data": SMALL_DATA[name] | {"augment": TURNED | {"also": word}}}, "none")
+        for name, word in (("cifar10", "standard"), ("cub200", "standard"), ("image_folder", "crop_flip"))
+    },
     **fields("data[image_folder]", {"data": FOLDER | {"limit_per_class": None}}, val_fraction=0.4, test_fraction=0.4),
 }  # fmt: skip
-"""Fields of methods; that each changes the loss or the update is shown in tests/methods."""
+DIGITS_ONLY = {
+    field: case for field, case in DATA.items() if field.startswith("data[digits]") and not field.endswith("part.of")
+}
+"""The fields that a teacher's own data are tested with: they are those of the recipe's data."""
+OF_BOTH_PARTS = {"teacher.data[digits].part.of"}
+"""It must be that of the recipe's own part."""
 
 ALSO: dict[str, dict[str, Any]] = {
     "lr_schedule[cosine_in_steps].convention": {"total_steps": None},
-    "teacher.lr_schedule[cosine_in_steps].convention": {"total_steps": None},
     "method[logits_discriminator].convention": {"critic_training": None},
+    "method": {"teacher": None},
 }
+ALSO |= {f"teacher.{path}": keys for path, keys in ALSO.items()}
 """Other keys of the same part that must change together with a field."""
 
 PERMISSIONS = {"student.allow_random_frozen", "teacher.allow_random_frozen"}
@@ -185,14 +223,28 @@ COMPILED = {"student.compile", "teacher.compile"}
 OF_WORKERS = {"batch_norm", "teacher.batch_norm"}
 """Fields without effect for one worker; tests/ddp/test_batch_norm_ranks.py shows their effect for two."""
 
+OF_HIDDEN_LABELS = {"labelled_share"}
+"""Fields without meaning if all labels are known; tests/training/test_hidden_labels.py shows their effect."""
+
 OVERFITTING = {
     "data": DIGITS | {"limit_per_class": 3}, "optimizer": {"name": "adam", "lr": 0.01}, "epochs": 25
 }  # fmt: skip
 
+
+def of_teacher(path: str, base: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose teacher has what the cases of a field change: of data, a method, or a training."""
+    if path.startswith("data"):
+        return KD | base | {"teacher": KD["teacher"] | {"data": {}}}
+    if path.startswith("method"):
+        parts = {key: base[key] for key in ("method", "teacher")}
+        return KD | {"teacher": base.get("student", KD["teacher"]) | parts}
+    return KD | {"teacher": KD["teacher"] | base}
+
+
 CASES: dict[str, Case] = {
     **TRAINING,
     **METHODS,
-    **DATA,
+    **{path: case for path, case in DATA.items() if path not in TOO_FEW},
     **{f"student.{field}": ({"student": base}, value) for field, (base, value) in NETWORK.items()},
     "student.model": ({}, "lenet5_teacher"),
     "mixup.convention": ({"mixup": {}}, "published"),
@@ -204,9 +256,11 @@ CASES: dict[str, Case] = {
     "teacher.trained": (FINISHED, "other.safetensors"),
     "teacher.weights_key": (FINISHED | {"teacher": FINISHED["teacher"] | {"trained": "both.pth"}}, "other"),
     **{
-        f"teacher.{field}": (KD | {"teacher": KD["teacher"] | base}, value)
-        for field, (base, value) in (TRAINING | NETWORK).items()
+        f"teacher.{field}": (of_teacher(field, base), value)
+        for field, (base, value) in (TRAINING | NETWORK | DIGITS_ONLY | METHODS).items()
     },
+    "teacher.data": (KD, {"split_seed": 1}),  # another data set is refused
+    "teacher.teacher": (of_teacher("method", KD), {"model": "lenet5_half"}),
 }
 
 
@@ -216,13 +270,18 @@ def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
         here = f"{path}.{name}" if path else name
         options = list(members(field.annotation))
         models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if model is Teacher and name == "teacher":
+            models = []  # its fields are those of the teacher
         if name == "name" and get_origin(options[0]) is Literal and len(get_args(options[0])) == 1:
             continue  # the name of an option: the choice itself is a field of the model above
         if models and issubclass(models[0], LossWeights) and not path.endswith("[kd]"):
             continue  # all methods have the same spellings of weights
-        if len(models) != 1:
+        words = [option for option in options if get_origin(option) is Literal and len(get_args(option)) > 1]
+        if len(models) != 1 or words:
             yield here
-        for option in models:
+        for option in () if name == "transfer" else models:  # it has the fields of data
+            if model is Teacher and name == "data" and option is not Digits:
+                continue
             if len(models) == 1:
                 yield from leaves(option, here)
             else:
@@ -245,7 +304,8 @@ def members(annotation: Any) -> Iterator[Any]:
 def test_every_field_of_the_recipe_has_a_case_and_every_case_a_field() -> None:
     fields = set(leaves(Recipe))
     assert {"data[digits].resolution", "method[kd].balance.alpha", "teacher.optimizer[sgd].lr"} <= fields
-    without_case = sorted(fields - CASES.keys() - PERMISSIONS - OF_WORKERS - COMPILED)
+    given = CASES.keys() | PERMISSIONS | OF_WORKERS | COMPILED | TOO_FEW | OF_BOTH_PARTS | OF_HIDDEN_LABELS
+    without_case = sorted(fields - given)
     assert not without_case, f"fields of the recipe that no case here changes: {', '.join(without_case)}"
     assert sorted(CASES.keys() - fields) == []
 
@@ -259,8 +319,6 @@ def changed(base: Recipe, path: str, value: Any) -> Recipe:
         inner = inner[key]
     inner[keys[-1]] = value
     inner |= ALSO.get(path, {})
-    if path == "method":
-        tree["teacher"] = None
     return Recipe.model_validate(tree)
 
 
@@ -280,6 +338,8 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image.save(icon)
     for make in (made_up_data.hymenoptera, made_up_data.cub200, made_up_data.flowers102, made_up_data.mnist):
         make(root)
+    for folder in ("FashionMNIST", "KMNIST"):
+        made_up_data.mnist(root, folder=folder)
     teacher, tiny = {"model": "lenet5_teacher"}, {"model": "test_resnet", "weights": None}
     states = {}
     for name, seed, student in (("one", 2, teacher), ("other", 3, teacher), ("tiny", 2, tiny), ("tiny 1", 3, tiny)):
@@ -300,7 +360,7 @@ def learned(config: Recipe, data_root: Path) -> str:
     return repr((rows, state.best["epoch"], weights, tta_logits(state.distiller.student, state.data.test, CPU)))
 
 
-REAL = "data[cifar10]"  # torchvision refuses files that are not CIFAR-10's own
+REAL = ("data[cifar10]", "teacher.data[cifar10]")  # torchvision refuses files that are not CIFAR-10's own
 PATHS = [pytest.param(path, marks=pytest.mark.data) if path.startswith(REAL) else path for path in CASES]
 
 
@@ -316,7 +376,7 @@ def test_changing_a_field_changes_what_is_learned_and_the_id(path: str, small_da
     assert trial_id(other, small_data) != trial_id(base, small_data), f"{path} changes nothing of the identity"
     if path.startswith("teacher."):  # its training is that of a student alone, whose fields are changed here as well
         assert recipe(**start).teacher.trained or teacher_recipe(other) != teacher_recipe(base)
-    elif path not in METHODS:
+    elif path not in METHODS.keys() | GENERIC | HIDING:
         assert learned(other, small_data) != learned(base, small_data), f"{path} changes nothing that is learned"
 
 
@@ -391,6 +451,7 @@ OF_A_FILE: dict[str, Case] = {
     "channels_last": ({}, False),
     "compile": ({}, True),
     "weights_key": ({"trained": "both.pth", "weights_key": "one"}, "other"),
+    "data": ({}, {"resolution": 20}),
 }
 """Fields of a finished teacher. It takes no others, because it is not trained."""
 
@@ -402,6 +463,7 @@ def test_every_field_of_a_finished_teacher_changes_the_id_or_is_refused(small_da
 
     refused = {"weights": "imagenet", "freeze": "encoder", "batch_norm_statistics": "keep", "dropout": 0.1}
     trains = recipe(clipping={"norm": 1.0}, early_stopping={"patience_epochs": 1}).model_dump(mode="json")
+    refused |= {"method": KD["method"], "teacher": KD["teacher"]}
     refused |= {"input_dropout": 0.1, "max_norm": 3.5, "allow_random_frozen": True, "seed": 1} | {
         field: trains[field] for field in INHERITED
     }
@@ -424,6 +486,11 @@ def test_batch_norm_statistics_per_worker_of_student_or_teacher_are_another_reci
     ids = {trial_id(recipe(**written), NO_DATA) for written in (KD, KD | own, taught)}
     assert len(ids) == 3
     assert trial_id(recipe(**KD | own), NO_DATA) == trial_id(recipe(**taught | own), NO_DATA)
+
+
+def test_another_share_of_labelled_images_is_another_recipe() -> None:
+    ids = {trial_id(recipe(**KD, labelled_share=share), NO_DATA) for share in (None, 0.25, 0.75)}
+    assert len(ids) == 3
 
 
 def test_another_numerics_number_gives_every_recipe_another_id(monkeypatch) -> None:

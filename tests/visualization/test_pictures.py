@@ -15,7 +15,6 @@ from trainings import KD, NO_DATA, recipe, trained, workspace
 from kdtrain.config.recipe import Recipe, Student, teacher_recipe
 from kdtrain.config.training import Constant, Cosine, CosineInSteps, Exponential, LrSchedule
 from kdtrain.data.registry import load
-from kdtrain.data.sampling import batches_of
 from kdtrain.methods.at import at_loss
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier
@@ -138,7 +137,7 @@ def test_mixed_images_are_the_trainings_first_batches(convention: str, batch_siz
     config = recipe(**KD, mixup={"convention": convention}, batch_size=batch_size)
     run = fresh_state(config)
     images, targets = [], []
-    batches = batches_of(config.seed, config.batch_size, run.data.train.labels, 0, config.sampler)
+    batches = config.drawing.batches(run.data.train.labels, 0)
     for step, indices in enumerate(batches[:3]):
         run.step = step
         seen, batch = load_batch(run, indices, step)

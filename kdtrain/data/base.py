@@ -59,7 +59,7 @@ class DataConfig(Config):
     part: Part | None = Field(None, description="One of several disjoint, stratified parts of the training images.")
     exclude_classes: Annotated[
         Annotated[tuple[str, ...], Field(min_length=1)] | None,
-        BeforeValidator(_as_names, json_schema_input_type=list[str | int] | None),
+        BeforeValidator(_as_names, json_schema_input_type=Annotated[list[str | int], Field(min_length=1)] | None),
         Field(description="Classes without a training image; validation and test keep theirs."),
     ] = None
     labelled_per_class: Count | None = Field(

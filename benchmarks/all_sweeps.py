@@ -1,4 +1,4 @@
-"""Run small versions of the twelve sweeps on real images: `python benchmarks/all_sweeps.py --results small`.
+"""Run small versions of the fourteen sweeps on real images: `python benchmarks/all_sweeps.py --results small`.
 
 Each is its sweep file with `--set` alone: 2 epochs, 2 confirming seeds, few images of each class, 32 px for CIFAR-10
 and 64 px for the networks of 224 px, random weights (frozen ones allowed, because nothing is downloaded). The results
@@ -41,6 +41,8 @@ CUB = (
     f"recipe.student={random_weights('mobilenetv2', 'encoder_but_norm', ', dropout: 0.2')}",
 )  # fmt: skip
 
+HINTON = (*SHORT, *PRUNED, "recipe.teacher.epochs=2", "recipe.data.limit_per_class=100")
+
 SWEEPS: dict[str, tuple[str, ...]] = {
     "cifar10_kd": CIFAR,
     "cifar10_rkd": CIFAR,
@@ -51,6 +53,8 @@ SWEEPS: dict[str, tuple[str, ...]] = {
         f"recipe.student={random_weights('resnet18', 'encoder')}",
     ),
     "mnist_kd": (*SHORT, *PRUNED, "recipe.teacher.epochs=2", "recipe.data.limit_per_class=100"),
+    "mnist_hinton": HINTON,
+    "mnist_hinton_no3": HINTON,
     "cub_softtarget": CUB,
     "cub_mgd": CUB,
     "cub_at": CUB,
@@ -78,7 +82,7 @@ def command(name: str, results: str) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run small versions of the twelve sweeps, one after another.")
+    parser = argparse.ArgumentParser(description="Run small versions of the fourteen sweeps, one after another.")
     parser.add_argument("--results", default="results/small", help="folder of the results (default: results/small)")
     parser.add_argument(
         "--only", nargs="+", choices=list(SWEEPS), default=list(SWEEPS), help="names of some sweeps (default: all)"

@@ -179,7 +179,7 @@ def _tradeoff_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[P
 
 
 def report_problems(report: Report, tree: dict[str, Any]) -> Iterator[Problem]:
-    """Yield a problem if the report compares with a document about other data."""
+    """Yield a problem if the report compares with a document about other data, with whose name its own begins."""
     names = sorted({resolve(tree, values).tree["data"]["name"] for values in probe_points(tree)})
     if report.published is not None and names != [report.published.partition("_")[0]]:
         text = f"must be a document about the recipe's data set, {', '.join(names)}, got {report.published}"

@@ -12,7 +12,7 @@ from kdtrain.teacher.network import CHUNK_IMAGES
 from kdtrain.teacher.outputs import UNIT_IMAGES, LiveTeacher
 from kdtrain.trials.identity import NUMERICS
 
-NETWORK = {"model", "head", "normalization", "channels_last", "compile"}
+NETWORK = {"model", "hidden", "stem", "head", "normalization", "channels_last", "compile"}
 """The fields of a teacher's config that change its forward pass. Its weights are in the key by their digest."""
 
 

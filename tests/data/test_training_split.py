@@ -76,12 +76,15 @@ def test_excluded_classes_leave_the_training_split_and_no_other(name: str, root:
     assert data.classes == whole.classes
     assert label in data.val.labels
     require_held_out_equal(data, whole)
+    unseen = [set(each.summary().get("unseen_classes", ())) for each in (data, whole)]
+    assert unseen[0] - unseen[1] == {label}
     assert any(note.endswith(f": {CLASS[name]}") for note in data_notes(data)) or name == "flowers102"
 
 
 def test_the_order_of_excluded_classes_and_numbers_for_names_make_no_other_recipe() -> None:
     one = config_of("digits", exclude_classes=[7, 3])
     assert one == config_of("digits", exclude_classes=["3", "7", "7"])
+    assert config_of("digits", exclude_classes=None) == config_of("digits")
     assert config_of("digits", exclude_classes=one.model_dump(mode="json")["exclude_classes"]) == one
 
 

@@ -172,7 +172,16 @@ def test_each_ingredient_is_in_the_key_by_itself(what: str, teacher_file: Path) 
 
 
 def test_every_field_of_a_teacher_is_in_the_key_or_decides_only_its_weights_whose_digest_is() -> None:
-    training = {*INHERITED, "seed", "weights", "freeze", "batch_norm_statistics", "dropout"}
+    training = {
+        *INHERITED,
+        "seed",
+        "weights",
+        "freeze",
+        "batch_norm_statistics",
+        "dropout",
+        "input_dropout",
+        "max_norm",
+    }
     training |= {"data", "method", "teacher"}  # the resolution of its data is there as the image shape
     own = {"trained", "weights_key", "allow_random_frozen"}
     assert set(TeacherConfig.model_fields) == cache_key.NETWORK | training | own

@@ -307,7 +307,8 @@ def _single(study: Study, row: pd.Series, depth: int | None) -> Single:
         interval=clopper_pearson(round(test * images), int(images)) if measured else None,
         file=file,
         taught_by=f"{its_teacher['model']}, {recipe['method']['name']}" if its_teacher else None,
-        data=", ".join(f"{key} {text_of(value)}" for key, value in other.items()) or None,
+        data=", ".join(f"no {key}" if value is None else f"{key} {text_of(value)}" for key, value in other.items())
+        or None,
         resolution=other.get("resolution"),
         depth=depth,
     )

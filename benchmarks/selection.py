@@ -1,6 +1,6 @@
 """Measure by how much a sweep's choice misses the best recipe, if it chooses after noisy trainings.
 
-python benchmarks/selection.py train sweeps/digits_kd.yaml benchmarks/data/selection_digits.csv
+python benchmarks/selection.py train sweeps/digits_full.yaml benchmarks/data/selection_digits.csv
     trains 60 random recipes of that space with 20 seeds each (20 minutes of one core), or goes on with that
 python benchmarks/selection.py simulate benchmarks/data/selection_digits.csv
     resamples searches from this table, and lets rules choose with equally many trainings

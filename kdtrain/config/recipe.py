@@ -4,13 +4,21 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_serializer,
+    model_validator,
+)
 
 from kdtrain.base_config import Config, Count, Positive, Seed, tuple_from_list
 from kdtrain.config.training import Clipping, Cosine, EarlyStopping, Ema, LrSchedule, Optimizer, RDrop
 from kdtrain.data.base import DataConfig
 from kdtrain.data.mixup import Mixup
-from kdtrain.data.registry import Data
+from kdtrain.data.registry import AnyData, Data
 from kdtrain.data.sampling import Drawing, Sampler
 from kdtrain.methods.none import NoDistillation
 from kdtrain.methods.registry import Method
@@ -110,6 +118,12 @@ class Teacher(Network):
             raise ValueError("weights_key needs trained: FILE; for initial weights write weights: {file, weights_key}")
         return self
 
+    @field_serializer("data", mode="wrap")
+    def _with_resets(self, data: Data | None, handler: SerializerFunctionWrapHandler) -> Any:
+        """Dump null where the recipe's value was reset by it: a key that is left out has the recipe's value."""
+        resets = () if data is None else (key for key in data.newer if key in data.model_fields_set)
+        return {**dict.fromkeys(resets), **handler(data)} if data is not None else None
+
     @model_validator(mode="after")
     def _teacher_with_method(self) -> Self:
         if self.teacher is not None and self.method is None:
@@ -173,10 +187,11 @@ def _require_one_data_set(recipe: Any) -> None:
 
 def _overlap(one: DataConfig, other: DataConfig) -> bool:
     """Return True if two configs take different parts of the training images that have images in common."""
-    own, others = (getattr(each, "part", None) for each in (one, other))
-    if own == others:
+    if one.part == other.part:
         return False
-    return own is None or others is None or own.of != others.of or one.split_seed != other.split_seed
+    if one.part is None or other.part is None or one.part.of != other.part.of:
+        return True
+    return (one.split_seed, one.limit_per_class) != (other.split_seed, other.limit_per_class)
 
 
 class Recipe(Config):
@@ -262,8 +277,8 @@ class Recipe(Config):
             )
         if _overlap(self.data, own):
             raise ValueError(
-                "teacher.data.part overlaps recipe.data.part: parts have no common image if both are written with the"
-                " same number `of`, another index and the same split_seed"
+                "teacher.data.part overlaps recipe.data.part; parts have no common image if both are written, with the"
+                " same `of`, another index, and the same split_seed and limit_per_class of the data"
             )
         return self
 
@@ -276,14 +291,17 @@ class Recipe(Config):
                 f"student.freeze must be none or encoder_but_norm with method {self.method.name}, which trains the"
                 " encoder's features, got encoder"
             )
-        if self.labelled_share is not None and self.sampler == "class_balanced":
-            raise ValueError(
-                "labelled_share draws the images of a batch by label, so sampler must be shuffled, got class_balanced"
-            )
         if self.r_drop is not None and self.r_drop.convention == "published" and self.method.name != "none":
             raise ValueError(
                 "r_drop.convention published never reached distillation, so only method none can have it; remove r_drop"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_suffice(self) -> Self:
+        hidden = self.data.hides_labels
+        if hidden is not None and (problem := label_problem(self, hidden)):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -304,6 +322,23 @@ class Recipe(Config):
         """The options by which batches are drawn. An unlabelled image teaches nothing without a teacher."""
         alone = self.teacher is None
         return Drawing(self.seed, self.batch_size, self.sampler, alone, self.labelled_share)
+
+
+def label_problem(recipe: Recipe, hidden: bool) -> str | None:
+    """Return what is wrong with a recipe whose data have hidden labels or not, beginning with its key; else None."""
+    if not hidden:
+        why = "has no effect, because all training images have their labels; remove it"
+        return f"labelled_share {why}" if recipe.labelled_share is not None else None
+    if recipe.teacher is None:  # the student alone learns from labelled images only
+        return None
+    if recipe.sampler == "class_balanced":
+        return "sampler class_balanced needs the class of each image, and labels of data are hidden; write shuffled"
+    if recipe.mixup is not None and recipe.label_smoothing:
+        return (
+            "label_smoothing must be 0 with mixup if labels of data are hidden, because a mixed target without a label"
+            f" cannot be smoothed, got {recipe.label_smoothing:g}"
+        )
+    return None
 
 
 DISTILLED_ONLY = ("teacher", "labelled_share")
@@ -341,6 +376,15 @@ def teachers_above(recipe: Recipe) -> list[tuple[str, Teacher]]:
     while teacher is not None:
         found.append((place, teacher))
         teacher, place = teacher.teacher, teacher_place(place)
+    return found
+
+
+def data_above(recipe: Recipe) -> list[tuple[str, AnyData]]:
+    """Return a recipe's data, those by which its teacher is trained and so on, each with its place."""
+    place, found = "recipe.student", []
+    for each in reversed(chain(recipe)):
+        found.append((f"{place}.data".replace("recipe.student.", "recipe."), each.data))
+        place = teacher_place(place)
     return found
 
 

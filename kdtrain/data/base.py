@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from kdtrain.data.random_affine import RandomAffine
 from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 from kdtrain.storage.cache import Cache
-
-if TYPE_CHECKING:
-    Transfer: TypeAlias = "DataConfig"  # at run time `registry` completes DataConfig with the union of all data sets
 
 
 class Part(Config):
@@ -58,10 +55,11 @@ class DataConfig(Config):
 
     limit_per_class: Count | None = Field(None, description="at most this many images of each class in each split")
     split_seed: Seed = 0
+    name: str
     part: Part | None = Field(None, description="One of several disjoint, stratified parts of the training images.")
     exclude_classes: Annotated[
         Annotated[tuple[str, ...], Field(min_length=1)] | None,
-        BeforeValidator(_as_names, json_schema_input_type=list[str | int] | None),
+        BeforeValidator(_as_names, json_schema_input_type=Annotated[list[str | int], Field(min_length=1)] | None),
         Field(description="Classes without a training image; validation and test keep theirs."),
     ] = None
     labelled_per_class: Count | None = Field(
@@ -78,7 +76,7 @@ class DataConfig(Config):
         ),
         Field(description="Training views are turned, scaled and shifted at random as well."),
     ] = None
-    transfer: "Transfer | None" = Field(
+    transfer: "Transfer | None" = Field(  # Transfer: the registry completes the class with its data sets
         None, description="A data set whose training images join the training split without labels."
     )
 
@@ -95,6 +93,14 @@ class DataConfig(Config):
     def class_count(self) -> int | None:
         """The number of classes, or None if it is not known before loading."""
         return None
+
+    def load(self, root: Path) -> "Dataset":
+        """Return the data set below `root` without the options of the training split; see `training_split.prepared`.
+
+        Raises:
+            UserError: Its files are absent or damaged.
+        """
+        raise NotImplementedError
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -124,13 +130,19 @@ class DataConfig(Config):
         more = self.transfer.training_images
         return None if more is None else images + more
 
-    def load(self, root: Path) -> "Dataset":
-        """Return the data set below the folder `root`, without the options above but `limit_per_class`.
+    @property
+    def hides_labels(self) -> bool | None:
+        """True if training images lack their label, False if none does; None if that is not known before loading."""
+        if any(option is not None for option in (self.labelled_per_class, self.labelled_fraction, self.transfer)):
+            return True
+        return None if self.train_images is None else False
 
-        Raises:
-            UserError: Files are absent or damaged.
-        """
-        raise NotImplementedError
+    @model_validator(mode="before")
+    @classmethod
+    def _no_word_for_always_random(cls, written: Any) -> Any:
+        if cls.always_random and isinstance(written, dict) and written.get("augment") == "none":
+            raise ValueError("augment cannot be none: training crops at random in any case; remove it")
+        return written
 
     @model_validator(mode="after")
     def _labels_are_hidden_in_one_way(self) -> Self:
@@ -156,11 +168,15 @@ class DataConfig(Config):
         if channels != own_channels:
             raise ValueError(
                 f"transfer.name must be a data set with {own_channels} channel{'s' * (own_channels > 1)}, as"
-                f" {self.name}, got {self.transfer.name} with {channels}"  # type: ignore[attr-defined]
+                f" {self.name}, got {self.transfer.name} with {channels}"
             )
         if side != own_side:
             raise ValueError(f"transfer.resolution must be that of the data set, {own_side}, got {side}")
         return self
+
+
+if TYPE_CHECKING:
+    Transfer = DataConfig
 
 
 class Images(Protocol):

@@ -15,8 +15,6 @@ from kdtrain.data.random_affine import RandomAffine, random_affine
 from kdtrain.runtime.device import to_device
 from kdtrain.storage.cache import Cache
 
-CPU = torch.device("cpu")
-
 
 class AffineImages:
     """Images whose training views are turned, scaled and shifted at random; all other views are those of `images`."""
@@ -132,9 +130,9 @@ class JoinedImages:
         return images.name(int(own))
 
     def for_device(self, device: torch.device) -> "JoinedImages":
-        """See `Images.for_device`. All parts make their views on one device."""
+        """See `Images.for_device`. All parts make their views there, or all of them one after the other on the CPU."""
         there = JoinedImages([images.for_device(device) for images in self.parts])
-        return there if there.batched else JoinedImages([images.for_device(CPU) for images in self.parts])
+        return there if there.batched else self  # parts that are held as batches cannot go to loader processes
 
     def share(self, cache: Cache) -> str | None:
         """See `Images.share`."""

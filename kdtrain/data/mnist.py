@@ -18,7 +18,6 @@ UNSIGNED_BYTES = 8
 class IdxImages(DataConfig):
     """28 x 28 grey images of ten classes in the files of MNIST. Validation: 5,000 of the 60,000 train images."""
 
-    name: str
     resolution: Annotated[int, Field(ge=8, le=256)] = 32
 
     val_images: ClassVar[int] = 5000

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from kdtrain.config import space
-from kdtrain.config.recipe import Recipe, Teacher, chain
+from kdtrain.config.recipe import Recipe, Teacher, chain, data_above
 from kdtrain.config.sweep import Sweep
 from kdtrain.config.yaml_reader import dump_yaml
 from kdtrain.data.base import Dataset
@@ -39,8 +39,7 @@ def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) 
     Raises:
         UserError: A data set is absent, or does not have what the recipe takes of it.
     """
-    datasets = _datasets(sweep, data_root)
-    data = datasets[0]
+    data, notes = _data(sweep, data_root)
     models = earlier.get("models") if earlier is not None and earlier["recipe"] == sweep.tree else None
     return {
         "name": sweep.name,
@@ -53,23 +52,27 @@ def describe(sweep: Sweep, data_root: Path, earlier: StudyRecord | None = None) 
         "parameters": cast(list[ParameterRecord], [parameter.as_json() for parameter in sweep.parameters]),
         "models": models or network_sizes(sweep, len(data.classes)),
         "weights": weights_taken(networks(sweep), len(data.classes)),
-        "data_notes": list(dict.fromkeys(note for dataset in datasets for note in data_notes(dataset))),
+        "data_notes": notes,
         "sampler_notes": search_notes(sweep),
         "own_code": own_code(sweep),
     }
 
 
-def _datasets(sweep: Sweep, data_root: Path) -> list[Dataset]:
-    """Return the data sets of the space."""
+def _data(sweep: Sweep, data_root: Path) -> tuple[Dataset, list[str]]:
+    """Return the first data set of the space, and the notes about all; those about a teacher's own name their place."""
     found: dict[AnyData, Dataset] = {}
-    for values in space.combinations(sweep.tree, ("data",)):
-        config = sweep.recipe_for(values, 0).data
-        if config not in found:
-            try:
-                found[config] = load(config, data_root)
-            except UserError as error:
-                raise sweep.located_error(values, error) from None
-    return list(found.values())
+    notes: list[str] = []
+    for values in space.combinations(sweep.tree, ("data", "teacher")):
+        for place, config in data_above(sweep.recipe_for(values, 0)):
+            if config not in found:
+                try:
+                    found[config] = load(config, data_root)
+                except UserError as error:
+                    problems = (text.replace("recipe.data", place) for text in error.problems)
+                    raise sweep.located_error(values, UserError(*problems)) from None
+                own = [note for note in data_notes(found[config]) if note not in notes]
+                notes += own if place == "recipe.data" else [f"{place}: {note}" for note in own]
+    return next(iter(found.values())), notes
 
 
 def networks(sweep: Sweep) -> list[SizedNetwork]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrain.config import space
-from kdtrain.config.recipe import Recipe, chain, teachers_above
+from kdtrain.config.recipe import Recipe, data_above, teachers_above
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import AnyData, data_folder, load, named_data
@@ -23,8 +23,10 @@ def input_notes(sweep: Sweep, data: str | None) -> list[str]:
     """
     points = space.combinations(sweep.tree, ("data", "teacher", "student"))
     recipes = [sweep.recipe_for(values, 0) for values in points]
-    configs = dict.fromkeys(each.data for recipe in recipes for each in reversed(chain(recipe)))
-    notes = [note for config in configs for note in _data_notes(config, data)]
+    notes = []
+    for place, config in dict.fromkeys(each for recipe in recipes for each in data_above(recipe)):
+        found = [note.replace("recipe.data", place) for note in _data_notes(config, data)]
+        notes += [note for note in found if note.replace(place, "recipe.data") not in notes]
     files = (note for recipe in recipes for note in _file_notes(recipe))
     return list(dict.fromkeys([*notes, *files, *search_notes(sweep)]))
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from kdtrain.config.recipe import BatchNorm, Recipe
+from kdtrain.config.recipe import BatchNorm, Recipe, label_problem
 from kdtrain.config.training import Adam, Constant, RDrop
 from kdtrain.data.base import Dataset
 from kdtrain.data.sampling import class_weights
@@ -80,27 +80,16 @@ def assemble(
 
 
 def require_labels(recipe: Recipe, data: Dataset) -> None:
-    """Raise UserError if a key of the recipe has no meaning with the hidden labels of the data, or without any."""
+    """Raise UserError if the data have no label to learn from, or a key has no meaning with the labels that they have.
+
+    The config says so first where it knows which labels are hidden.
+    """
     total, labelled = len(data.train), len(data.train.labelled)
-    if labelled == total:
-        if recipe.labelled_share is not None:
-            raise UserError(
-                f"recipe.labelled_share: has no effect, because all {total} training images of {data.name} have their"
-                " labels; remove it"
-            )
-        return
     if not labelled and (recipe.drawing.labelled_only or recipe.labelled_share is not None):
         raise UserError(f"recipe.data: none of the {total} training images of {data.name} has a label to train with")
-    if recipe.drawing.labelled_only:
-        return
-    some = f"only {labelled} of {total} training images of {data.name} have labels"
-    if recipe.sampler == "class_balanced":
-        raise UserError(f"recipe.sampler: class_balanced needs the class of each image, but {some}; write shuffled")
-    if recipe.mixup is not None and recipe.label_smoothing:
-        raise UserError(
-            "recipe.label_smoothing: must be 0 with mixup, because a mixed target without a label cannot be smoothed"
-            f" and {some}; got {recipe.label_smoothing:g}"
-        )
+    if problem := label_problem(recipe, labelled < total):
+        key, _, rule = problem.partition(" ")
+        raise UserError(f"recipe.{key}: {rule} ({data.name}: {labelled} of {total} images have labels)")
 
 
 def require_statistics(

@@ -8,6 +8,7 @@ from typing import Any
 from kdtrain.config.recipe import Recipe, Teacher, teacher_place, teacher_recipe, teachers_above
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import load
+from kdtrain.errors import UserError
 from kdtrain.models.config import Network, WeightsFile
 from kdtrain.models.weights import content_digest, weights_source
 from kdtrain.runtime.source_code import code_digest
@@ -27,6 +28,7 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
     Raises:
         UserError: The data set, a file of weights or the method's source file is absent.
     """
+    data = _data_at(recipe, data_root, place)
     resolved = recipe.model_dump(mode="json", exclude={"teacher": True, "student": {"allow_random_frozen"}})
     resolved["student"]["weights"] = _starting_weights(recipe, place)
     if "balance" in resolved["method"]:
@@ -36,8 +38,18 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
         resolved["teacher"] = identity(taught_by, data_root, teacher_place(place))
     elif recipe.teacher is not None:
         resolved["teacher"] = _finished_teacher(recipe, teacher_place(place))
-    data, code = load(recipe.data, data_root), code_digest(type(recipe.method).__module__)
+    code = code_digest(type(recipe.method).__module__)
     return {"recipe": resolved, "data": data.fingerprint, "code": code, "numerics": NUMERICS}
+
+
+def _data_at(recipe: Recipe, data_root: Path, place: str) -> Dataset:
+    """Return a recipe's data; an error about a teacher's own data names where they are written."""
+    try:
+        return load(recipe.data, data_root)
+    except UserError as error:
+        if place == "recipe.student":
+            raise
+        raise UserError(*(text.replace("recipe.data", f"{place}.data") for text in error.problems)) from None
 
 
 def trial_id(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> str:

@@ -67,7 +67,8 @@ def test_check_reports_every_mistake_at_once_by_the_command_and_by_the_flag(
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith(f"{file}:") for line in lines)
     assert (len(lines), lines[:3]) == (6, lines[3:])
-    assert check.main([str(sweep_file(tmp_path))]) == main([str(file), "--check"]) == 0
+    sweep_file(tmp_path, study={"confirm": {"seeds": 3}})
+    assert check.main([str(file)]) == main([str(file), "--check"]) == 0
     assert capsys.readouterr().out == f"{file}: valid; 2 searched parameters, 6 trials\n" * 2
 
 
@@ -94,7 +95,7 @@ def test_check_notes_what_is_not_there_and_the_file_is_valid_nevertheless(
         "teacher": {"model": "lenet5_teacher", "trained": "~/teacher.pth"},
         "student": {"model": "lenet5_student", "weights": {"file": "start.pth"}},
     }
-    file = sweep_file(tmp_path, recipe=recipe)
+    file = sweep_file(tmp_path, recipe=recipe, study={"confirm": {"seeds": 3}})
     assert check.main([str(file), "--data", str(tmp_path / "data")]) == 0
     valid, *notes = capsys.readouterr().out.splitlines()
     assert valid.endswith("valid; 2 searched parameters, 6 trials")

@@ -62,6 +62,18 @@ def test_teacher_then_student_are_trained_as_train_does_and_their_numbers_printe
     assert (code, again.splitlines()) == (0, [line for line in out.splitlines() if not line.startswith("epoch")])
 
 
+def test_a_chain_of_teachers_is_trained_from_its_end(asked) -> None:
+    below = KD["teacher"] | {"data": {"resolution": 20}}
+    teacher = {"model": "lenet5_half", "epochs": 1, "method": KD["method"], "teacher": below}
+    code, out, err = asked(recipe(**KD | {"teacher": teacher}))
+    assert (code, err) == (0, "")
+    begun = [line.partition(" on digits, ")[0] for line in out.splitlines() if " on digits, " in line]
+    assert begun == ["teacher of the teacher: lenet5_teacher", "teacher: lenet5_half", "kd: lenet5_student"]
+    teacher["teacher"] = below | {"optimizer": {"name": "sgd", "lr": 1e18}}
+    code, _, err = asked(recipe(**KD | {"teacher": teacher}))
+    assert (code, err.partition(": ")[0]) == (1, "teacher of the teacher")
+
+
 @pytest.mark.parametrize("who", ["none", "teacher"])
 def test_a_training_that_fails_is_exit_code_1_with_its_reason_and_so_is_asking_again(asked, who: str) -> None:
     wild = {"optimizer": {"name": "sgd", "lr": 1e9}}

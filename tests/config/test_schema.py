@@ -15,7 +15,13 @@ GOOD = read_yaml(
     """
 recipe:
   data: {name: digits}
-  teacher: {choice: [{model: lenet5_teacher}, {model: lenet5_student, epochs: 3}]}
+  teacher:
+    choice:
+      - {model: lenet5_teacher, data: {resolution: {choice: [16, 24]}, limit_per_class: null}}
+      - model: lenet5_student
+        epochs: 3
+        method: {name: kd, temperature: 2, balance: {alpha: 1}}
+        teacher: {model: lenet5_half, data: {split_seed: 1}}
   student: {model: lenet5_student}
   method:
     choice:
@@ -53,6 +59,8 @@ def test_spaces_and_nested_choices_validate() -> None:
         (("recipe", "epochs"), {"uniform": [1, 4]}),
         (("recipe", "epochs"), 2.5),
         (("recipe", "data", "name"), "cifar"),
+        (("recipe", "teacher"), {"model": "lenet5_teacher", "data": {"resolutions": 24}}),
+        (("recipe", "teacher"), {"model": "lenet5_teacher", "data": {"name": "cifar"}}),
         (("recipe", "student", "model"), 18),
         (("recipe", "optimizer", "lr"), {"loguniform": [0, 1]}),
         (("recipe", "optimizer", "lr"), {"logunform": [1, 2]}),

@@ -97,12 +97,13 @@ def test_the_baseline_searches_only_what_it_shares(tmp_path: Path) -> None:
     assert (nothing_shared.parameters, nothing_shared.published) == ([], ())
 
 
+HIDDEN_LABELS = "recipe.data={name: digits, labelled_per_class: 5}"
 SHARE = "  batch_size: 64\n  labelled_share: "
 
 
 def test_the_baseline_leaves_out_the_share_of_labelled_images(tmp_path: Path) -> None:
     for share in ("{uniform: [0.1, 0.9]}", "0.5"):
-        sweep = load(tmp_path, changed("  batch_size: 64\n", f"{SHARE}{share}\n"), *NO_POINTS)
+        sweep = load(tmp_path, changed("  batch_size: 64\n", f"{SHARE}{share}\n"), HIDDEN_LABELS, *NO_POINTS)
         baseline = sweep.baseline()
         assert [parameter.name for parameter in baseline.parameters] == ["optimizer.lr"]
         assert baseline.recipe_for({"optimizer.lr": 0.01}, 0).labelled_share is None
@@ -110,19 +111,19 @@ def test_the_baseline_leaves_out_the_share_of_labelled_images(tmp_path: Path) ->
         assert names[-1] == ("optimizer.lr" if share == "0.5" else "labelled_share")
 
 
-@pytest.mark.parametrize(
-    ("share", "rule"),
-    [
-        ("0", "must be > 0, got 0"),
-        ("1.5", "must be <= 1, got 1.5"),
-        ("0.5\n  sampler: class_balanced", "draws the images of a batch by label"),
-    ],
-)
-def test_a_share_of_labelled_images_that_cannot_be_is_refused_in_its_line(
-    share: str, rule: str, tmp_path: Path
-) -> None:
-    (problem,) = problems_of(tmp_path, changed("  batch_size: 64\n", f"{SHARE}{share}\n"))
-    assert problem.startswith(f"x.yaml:12: recipe.labelled_share: {rule}")
+@pytest.mark.parametrize(("share", "rule"), [("0", "must be > 0, got 0"), ("1.5", "must be <= 1, got 1.5")])
+def test_a_share_of_labelled_images_has_bounds(share: str, rule: str, tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, changed("  batch_size: 64\n", f"{SHARE}{share}\n"), HIDDEN_LABELS)
+    assert problem == f"x.yaml:12: recipe.labelled_share: {rule}"
+
+
+def test_what_hidden_labels_do_not_allow_is_refused_in_its_line_for_every_option(tmp_path: Path) -> None:
+    useless = changed("  batch_size: 64\n", f"{SHARE}0.5\n")
+    (problem,) = problems_of(tmp_path, useless)
+    assert problem.startswith("x.yaml:12: recipe.labelled_share: has no effect")
+    balanced = changed("  batch_size: 64\n", "  batch_size: 64\n  sampler: {choice: [shuffled, class_balanced]}\n")
+    (problem,) = problems_of(tmp_path, balanced, HIDDEN_LABELS, "recipe.teacher.sampler=shuffled", *NO_POINTS)
+    assert problem.startswith("x.yaml:12: recipe.sampler: class_balanced needs the class of each image")
 
 
 def test_a_teacher_takes_searched_fields_from_the_first_published_point(tmp_path: Path) -> None:

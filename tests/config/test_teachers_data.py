@@ -74,6 +74,7 @@ def test_chains_have_any_depth() -> None:
     [
         {"data": {"limit_per_class": None, "resolution": 24}},
         {"data": {"name": "digits"}},
+        {"data": {"exclude_classes": None, "labelled_per_class": None, "augment": None}},
         {"data": {"resolution": 24}, "trained": "weights.pth"},
         ASSISTED,
         ASSISTED | {"teacher": {"model": "as_student", "trained": "weights.pth"}},
@@ -81,7 +82,9 @@ def test_chains_have_any_depth() -> None:
 )
 @pytest.mark.parametrize("exclude_unset", [False, True])  # True: as best.yaml
 def test_a_dumped_recipe_is_the_same_recipe(teacher: dict[str, Any], exclude_unset: bool) -> None:
-    config = made(teacher)
+    few = {"exclude_classes": ["3"], "labelled_per_class": 2, "augment": {"rotate_degrees": 10.0}}
+    config = made(teacher, data=PLAIN["data"] | few)
+    assert config.data.labelled_per_class == 2
     dumped = config.model_dump(mode="json", exclude_unset=exclude_unset)
     assert Recipe.model_validate(dumped) == recipe_from_dict(yaml.safe_load(yaml.safe_dump(dumped))) == config
 
@@ -159,5 +162,31 @@ def test_choices_in_a_chain_are_searched_and_counted_as_teachers(tmp_path: Path)
     assert [each.name for each in sweep.baseline().parameters] == ["optimizer.lr"]
 
 
-def test_overlapping_parts_are_refused() -> None:
-    """Once the data have parts."""
+HALF: dict[str, Any] = PLAIN["data"] | {"part": {"of": 2, "index": 0}}
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"part": {"of": 2, "index": 1}}, {"part": {"of": 2, "index": 0}}, {"resolution": 20}]
+)
+def test_equal_and_disjoint_parts_are_accepted(own: dict[str, Any]) -> None:
+    made({"data": own}, data=HALF)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"part": {"of": 3, "index": 1}},
+        {"part": None},
+        {"part": {"of": 2, "index": 1}, "split_seed": 1},
+        {"part": {"of": 2, "index": 1}, "limit_per_class": 3},
+    ],
+)
+def test_overlapping_parts_are_refused(own: dict[str, Any]) -> None:
+    (problem,) = refused({"data": own}, data=HALF)
+    assert problem.startswith("teacher.data.part: overlaps recipe.data.part")
+
+
+def test_a_sweep_tells_the_line_of_an_overlapping_part(tmp_path: Path) -> None:
+    (problem,) = located(tmp_path, {"data": {"part": {"of": 2, "index": 0}}})
+    assert problem.startswith("recipe.teacher.data.part: overlaps recipe.data.part")
+    assert problem.endswith("@ part:")

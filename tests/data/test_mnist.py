@@ -21,6 +21,13 @@ def test_mnist_is_split_into_55000_5000_and_the_10000_test_images(real_data: Pat
 
 
 @pytest.mark.data
+def test_a_fifth_of_mnist_with_ten_labels_of_each_class(real_data: Path) -> None:
+    data = loaded(real_data, "mnist", part={"of": 5, "index": 4}, labelled_per_class=10)
+    assert len(data.train) == 11000
+    assert torch.bincount(data.train.labels[data.train.labelled]).tolist() == [10] * 10
+
+
+@pytest.mark.data
 def test_mnist_is_resized_exactly_as_torchvision_does_on_pil_images(real_data: Path) -> None:
     from torchvision import transforms
     from torchvision.datasets import MNIST

@@ -126,6 +126,15 @@ def test_the_map_is_in_what_identifies_the_views_and_makes_them_random(tmp_path:
         assert not config_of(name, **more, augment="none").random_views
 
 
+def test_none_is_refused_where_training_is_random_in_any_case() -> None:
+    for name in ("hymenoptera", "flowers102"):
+        assert config_of(name).random_views
+        with pytest.raises(ValidationError, match="augment cannot be none"):
+            config_of(name, augment="none")
+        assert config_of(name, augment=None) == config_of(name)
+    assert config_of("digits", augment="none") == config_of("digits")
+
+
 def test_the_map_comes_after_the_random_transforms_of_the_word_and_also_names_another(tmp_path: Path) -> None:
     from kdtrain.data.cifar10 import Cifar10
 

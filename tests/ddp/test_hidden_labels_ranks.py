@@ -12,7 +12,7 @@ import torch
 from groups import Group
 from runs import fitted, hiding, state_of, state_on
 from torch import Tensor
-from trainings import KD, NO_DATA, recipe
+from trainings import ALONE, KD, NO_DATA, recipe
 
 from kdtrain.data.registry import load
 
@@ -21,20 +21,21 @@ pytestmark = pytest.mark.ddp
 WEIGHTS = [0.5, 1.0, 2.0, 3.0, 1.0, 1.0, 0.25, 1.0, 4.0, 1.0]
 DKD = KD | {"method": {"name": "dkd", "balance": {"weight": 1.0}}}
 SP = {"teacher": KD["teacher"], "method": {"name": "sp", "balance": {"weight": 100.0}, "stages": ["4"]}}
+HIDING = {"data": ALONE["data"] | {"labelled_per_class": 1}}
 TRAININGS: dict[str, tuple[dict[str, Any], int]] = {
     "alone": ({"mixup": {}, "class_weights": "balanced"}, 12),
     "kd": (KD | {"label_smoothing": 0.1}, 12),
     "kd, three labels": (KD, 3),
     "dkd, class weights": (DKD | {"class_weights": WEIGHTS}, 12),
     "mixup": (KD | {"mixup": {}, "class_weights": WEIGHTS}, 12),
-    "sp, labelled share": (SP | {"labelled_share": 0.2}, 12),
+    "sp, labelled share": (SP | HIDING | {"labelled_share": 0.2}, 12),
 }
 """Changes of the recipe, and the number of labels."""
 
 
 def learned(changes: dict[str, Any], labels: int) -> dict[str, Tensor]:
     config = recipe(**changes | {"batch_size": 19, "epochs": 2})
-    data = load(config.data, NO_DATA)
+    data = load(recipe().data, NO_DATA)
     hidden = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[labels:]
     state = state_on(hiding(data, hidden), config)
     rows = fitted(state)

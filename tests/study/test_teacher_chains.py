@@ -100,6 +100,11 @@ def test_a_chain_that_cannot_run_fails_in_the_preflight_checks_at_its_place(tmp_
     assert plans(study, "teacher") == []
 
 
+def test_what_a_teachers_data_do_not_have_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"small\.yaml:\d+: recipe\.teacher\.teacher\.data\.part\.of: must be at most"):
+        begun(tmp_path, teacher=ASSISTANT | {"teacher": FIRST | {"data": {"part": {"of": 400, "index": 399}}}})
+
+
 def test_a_teacher_whose_teacher_fails_is_not_trained(tmp_path: Path) -> None:
     hot = FIRST | {"optimizer": {"name": "sgd", "lr": 1e18}}
     study = begun(tmp_path, teacher=ASSISTANT | {"teacher": hot})

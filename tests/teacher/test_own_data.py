@@ -110,6 +110,10 @@ def test_flops_of_the_teacher_are_those_of_its_own_images() -> None:
     assert own.step == plain.step
 
 
+def load_config(data: dict[str, Any]) -> Any:
+    return recipe(data=data).data
+
+
 def content(images: Any) -> list[bytes]:
     return [image.numpy().tobytes() for image in images.eval_view(torch.arange(len(images)))]
 
@@ -118,6 +122,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "other splits": {"split_seed": 1},
     "fewer images": {"limit_per_class": 2},
     "all images": {"limit_per_class": None, "resolution": 24},
+    "labels": {"labelled_per_class": 2},
 }
 
 
@@ -126,15 +131,32 @@ def test_the_students_images_that_the_teacher_was_trained_on_are_counted_by_cont
     config = recipe(**KD | {"teacher": KD["teacher"] | {"data": SHARED[own]}})
     data = load(config.data, NO_DATA)
     own_config = config.data.model_copy(update=SHARED[own] | {"resolution": 16})
-    seen = set(content(load(own_config, NO_DATA).train.images))
+    train = load(own_config, NO_DATA).train
+    seen = {image for image, label in zip(content(train.images), train.labels.tolist(), strict=True) if label >= 0}
     splits = {"train": data.train, "val": data.val, "test": data.test}
     expected = {name: sum(each in seen for each in content(split.images)) for name, split in splits.items()}
     assert shared_images(config, data, workspace(tmp_path)) == expected
     assert (expected["test"] > 0) == (own == "other splits")
+    assert own != "labels" or expected["train"] == 20
     record = trained(config).folder.recipe()
     assert record is not None
     assert record["teacher"] is not None
     assert record["teacher"]["shared_images"] == expected
+
+
+def test_the_images_of_disjoint_parts_are_disjoint_and_a_teacher_without_labels_learns_from_all(tmp_path: Path) -> None:
+    data = {"name": "digits", "resolution": 16, "part": {"of": 2, "index": 0}}
+    own = {"part": {"of": 2, "index": 1}, "labelled_per_class": 3}
+    place = workspace(tmp_path)
+    taught = recipe(**KD | {"data": data, "teacher": KD["teacher"] | {"data": own}})
+    assert shared_images(taught, load(taught.data, NO_DATA), place) == {"train": 0, "val": 0, "test": 0}
+    alone = taught.model_copy(update={"data": load_config(data | {"part": None})})
+    assert shared_images(alone, load(alone.data, NO_DATA), place) == {"train": 30, "val": 0, "test": 0}
+    assistant = ASSISTED["teacher"] | {"data": own}
+    chained = recipe(**ASSISTED | {"data": data, "teacher": assistant})
+    chained = chained.model_copy(update={"data": alone.data})
+    half = len(load(taught.data.model_copy(update={"part": load_config(own | data | own).part}), NO_DATA).train)
+    assert shared_images(chained, load(alone.data, NO_DATA), place) == {"train": half, "val": 0, "test": 0}
 
 
 @pytest.mark.parametrize("taught", [KD, ASSISTED, {}, KD | {"teacher": KD["teacher"] | {"data": {}}}])
@@ -210,6 +232,16 @@ def test_a_chain_is_a_training_whose_teacher_is_the_training_before_it(tmp_path:
     assert record["teacher"] == {"trial_id": place.trial_id(second)}
     assert of_assistant is not None
     assert of_assistant["teacher"] == {"trial_id": place.trial_id(first)}
+
+
+def test_what_a_teachers_data_do_not_have_is_told_at_their_place(tmp_path: Path) -> None:
+    config = recipe(**KD | {"teacher": KD["teacher"] | {"data": {"labelled_per_class": 99}}})
+    with pytest.raises(UserError, match=r"^recipe\.teacher\.data\.labelled_per_class: must be at most"):
+        workspace(tmp_path).trial_id(config)
+    below = KD["teacher"] | {"data": {"exclude_classes": ["eleven"]}}
+    config = recipe(**ASSISTED | {"teacher": ASSISTED["teacher"] | {"teacher": below}})
+    with pytest.raises(UserError, match=r"^recipe\.teacher\.teacher\.data\.exclude_classes: digits has no class"):
+        workspace(tmp_path).trial_id(config)
 
 
 def test_errors_of_a_chain_name_the_place_in_the_whole_recipe(tmp_path: Path) -> None:

@@ -104,6 +104,11 @@ def test_the_losses_on_a_data_set_are_the_golden_ones(name: str, check: Check, s
     ))  # fmt: skip
 
 
+def test_the_losses_on_views_that_are_turned_scaled_and_shifted_are_the_golden_ones(check: Check) -> None:
+    augment = {"rotate_degrees": 20, "translate": 0.1, "scale": 0.2}
+    check("augment", first_epoch(data=DIGITS | {"augment": augment}, **ALONE))
+
+
 def test_every_method_and_data_set_has_golden_losses() -> None:
     kinds = {type(method(config)) for config in METHODS.values()}
     assert kinds == set(get_args(get_args(Method)[0]))

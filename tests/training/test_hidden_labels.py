@@ -14,7 +14,7 @@ from losses import ALL_CONFIGS, method
 from runs import BATCH_NORM_STUDENT, fitted, hiding, state_of, state_on
 from torch import Tensor
 from torch.nn import functional
-from trainings import KD, NO_DATA, recipe
+from trainings import ALONE, KD, NO_DATA, recipe
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import HIDDEN, Dataset, Split, TensorImages
@@ -119,6 +119,8 @@ SMALL = {
     "data": {"name": "digits", "resolution": 32, "limit_per_class": 2}, "student": BATCH_NORM_STUDENT,
     "optimizer": {"name": "sgd", "lr": 0.001, "momentum": 0.9}, "batch_size": 10, "epochs": 1,
 }  # fmt: skip
+SMALL_DATA = load(recipe(**SMALL).data, NO_DATA)
+"""20 images, two of each digit."""
 STAGES = {"at": {"stages": ["4", "8"]}, "sp": {"stages": ["8"]}, "mgd": {"stage": "8"}}
 TAUGHT = {"teacher": BATCH_NORM_STUDENT}
 ALL: dict[str, dict[str, Any]] = {
@@ -126,10 +128,11 @@ ALL: dict[str, dict[str, Any]] = {
     for label, config in ALL_CONFIGS.items()
 }
 KD_SMALL = ALL["kd"]
+SMALL_SHARED = {"data": SMALL["data"] | {"labelled_per_class": 1}, "labelled_share": 0.5}
 ALL |= {
     "none mixed": ALL["none"] | {"mixup": {}},
     "none balanced": ALL["none"] | {"sampler": "class_balanced", "class_weights": "balanced"},
-    "kd shared": KD_SMALL | {"labelled_share": 0.5},
+    "kd shared": KD_SMALL | SMALL_SHARED,
     "kd balanced weights": KD_SMALL | {"class_weights": "balanced", "label_smoothing": 0.1},
     "kd mixed": KD_SMALL | {"mixup": {}},
     "kd mixed by batch": KD_SMALL | {"mixup": {"convention": "published"}},
@@ -151,7 +154,7 @@ def weights_after(data: Dataset, config: Recipe) -> dict[str, Tensor]:
 @pytest.mark.parametrize("label", ALL)
 def test_no_method_uses_a_hidden_label_and_each_uses_the_others(label: str) -> None:
     config = recipe(**SMALL | ALL[label])
-    data = load(config.data, NO_DATA)
+    data = SMALL_DATA
     hidden = torch.arange(20)[torch.arange(20) % 3 > 0]
 
     def with_labels(labels: Tensor) -> Dataset:
@@ -218,19 +221,22 @@ def test_each_time_that_an_image_is_drawn_the_student_alone_sees_another_view() 
     assert {turn for _, turn in seen} == set(range(8))  # 120 draws of 15 images
 
 
-SHARED = KD | {"labelled_share": 0.5}
+SHARED = KD | {"data": ALONE["data"] | {"labelled_per_class": 2}, "labelled_share": 0.5}
+"""The config must say that labels are hidden; the data are then those of the test."""
 
 
 def test_a_share_of_labelled_images_changes_what_is_learned() -> None:
     shares = [None, 0.25, 0.75]
-    losses = [fitted(state_on(PARTLY, recipe(**KD, labelled_share=share)))[-1]["train/loss"] for share in shares]
+    losses = [
+        fitted(state_on(PARTLY, recipe(**SHARED | {"labelled_share": share})))[-1]["train/loss"] for share in shares
+    ]
     assert len(set(losses)) == 3
 
 
 @pytest.mark.parametrize("label", ["kd shared", "sp", "kd mixed"])
 def test_cached_teacher_outputs_are_those_of_the_same_batches(label: str, tmp_path: Path) -> None:
-    config = recipe(**SMALL | ALL[label] | ({"labelled_share": 0.4} if label == "sp" else {}))
-    data = hiding(load(config.data, NO_DATA), torch.arange(13))
+    config = recipe(**SMALL | ALL[label] | (SMALL_SHARED if label == "sp" else {}))
+    data = hiding(SMALL_DATA, torch.arange(13))
     cache = Cache(tmp_path, 1 << 26)
     share_outputs = partial(cached_teacher, cache=cache, shared=(), check_seed="one")
     live, *cached = (state_on(data, config, **options) for options in ({}, *[{"share_outputs": share_outputs}] * 2))
@@ -247,20 +253,23 @@ def test_cached_teacher_outputs_are_those_of_the_same_batches(label: str, tmp_pa
 def test_batches_of_another_share_are_cached_apart(tmp_path: Path) -> None:
     share_outputs = partial(cached_teacher, cache=Cache(tmp_path, 1 << 26), shared=(), check_seed="one")
     for share in (0.25, 0.75):
-        config = recipe(**SMALL | ALL["sp"] | {"labelled_share": share})
-        data = hiding(load(config.data, NO_DATA), torch.arange(13))
+        config = recipe(**SMALL | ALL["sp"] | SMALL_SHARED | {"labelled_share": share})
+        data = hiding(SMALL_DATA, torch.arange(13))
         state, live = state_on(data, config, share_outputs=share_outputs), state_on(data, config)
         assert fitted(state)[0]["train/loss"] == fitted(live)[0]["train/loss"]
         assert state.teacher_outputs.computed > 0
 
 
+FOLDER = {"name": "image_folder", "folder": "pets", "resolution": 16, "val_fraction": 0.2, "test_fraction": 0.2}
+UNKNOWN: dict[str, Any] = {"data": FOLDER}
+"""The config does not know whether such a folder has unlabelled images."""
 REFUSED: dict[str, tuple[Dataset, dict[str, Any], str]] = {
-    "a share without hidden labels": (DATA, SHARED, "recipe.labelled_share"),
+    "a share without hidden labels": (DATA, SHARED | UNKNOWN, "recipe.labelled_share"),
     "no label for the student alone": (hiding(DATA, torch.arange(60)), {}, "recipe.data"),
     "a share of no labels": (hiding(DATA, torch.arange(60)), SHARED, "recipe.data"),
-    "unknown classes cannot be balanced": (PARTLY, KD | {"sampler": "class_balanced"}, "recipe.sampler"),
+    "unknown classes cannot be balanced": (PARTLY, KD | UNKNOWN | {"sampler": "class_balanced"}, "recipe.sampler"),
     "a mixed target without a label cannot be smoothed": (
-        PARTLY, KD | {"mixup": {}, "label_smoothing": 0.1}, "recipe.label_smoothing",
+        PARTLY, KD | UNKNOWN | {"mixup": {}, "label_smoothing": 0.1}, "recipe.label_smoothing",
     ),
 }  # fmt: skip
 
@@ -272,10 +281,26 @@ def test_what_has_no_meaning_with_these_labels_is_refused(case: str) -> None:
         state_on(data, recipe(**changes))
 
 
-@pytest.mark.parametrize("changes", [{"labelled_share": 0.5}, SHARED | {"sampler": "class_balanced"}])
-def test_a_share_that_the_recipe_alone_shows_to_be_useless_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="labelled_share"):
+HIDING = {"data": SHARED["data"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        (HIDING | {"labelled_share": 0.5}, "labelled_share"),
+        (KD | {"labelled_share": 0.5}, "labelled_share"),
+        (KD | HIDING | {"sampler": "class_balanced"}, "sampler"),
+        (KD | HIDING | {"mixup": {}, "label_smoothing": 0.1}, "label_smoothing"),
+    ],
+)
+def test_what_the_recipe_alone_shows_to_have_no_meaning_is_refused(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=rf"Value error, {key} "):
         recipe(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"sampler": "class_balanced"}, {"mixup": {}, "label_smoothing": 0.1}])
+def test_the_student_alone_may_do_so_with_its_labelled_images(changes: dict[str, Any]) -> None:
+    assert fitted(state_on(PARTLY, recipe(**HIDING | changes)))[-1]["step"] == 8
 
 
 def test_without_labels_a_student_can_learn_from_its_teacher_alone() -> None:

@@ -180,7 +180,6 @@ GENERIC = {
 }  # fmt: skip
 """Fields by which one function changes the training split of every data set: that they change what is learned is shown
 for one of them."""
-HIDING = {f"data[digits].{field}" for field in ("labelled_per_class", "labelled_fraction", "transfer")}
 TOO_FEW = {"data[flowers102].labelled_per_class"}
 """Of its 102 classes 3 are made up here, and all must have a label."""
 DATA |= {
@@ -223,9 +222,6 @@ COMPILED = {"student.compile", "teacher.compile"}
 OF_WORKERS = {"batch_norm", "teacher.batch_norm"}
 """Fields without effect for one worker; tests/ddp/test_batch_norm_ranks.py shows their effect for two."""
 
-OF_HIDDEN_LABELS = {"labelled_share"}
-"""Fields without meaning if all labels are known; tests/training/test_hidden_labels.py shows their effect."""
-
 OVERFITTING = {
     "data": DIGITS | {"limit_per_class": 3}, "optimizer": {"name": "adam", "lr": 0.01}, "epochs": 25
 }  # fmt: skip
@@ -247,6 +243,7 @@ CASES: dict[str, Case] = {
     **{path: case for path, case in DATA.items() if path not in TOO_FEW},
     **{f"student.{field}": ({"student": base}, value) for field, (base, value) in NETWORK.items()},
     "student.model": ({}, "lenet5_teacher"),
+    "labelled_share": (KD | {"data": DIGITS | {"labelled_per_class": 2}, "labelled_share": 0.3}, 0.6),
     "mixup.convention": ({"mixup": {}}, "published"),
     **fields("r_drop", DROPPED | {"r_drop": {"weight": 0.3}}, weight=0.6, convention="published"),
     **fields("ema", {"ema": {"decay": 0.9, "ramp_updates": 2.0}}, decay=0.8, ramp_updates=4.0),
@@ -304,7 +301,7 @@ def members(annotation: Any) -> Iterator[Any]:
 def test_every_field_of_the_recipe_has_a_case_and_every_case_a_field() -> None:
     fields = set(leaves(Recipe))
     assert {"data[digits].resolution", "method[kd].balance.alpha", "teacher.optimizer[sgd].lr"} <= fields
-    given = CASES.keys() | PERMISSIONS | OF_WORKERS | COMPILED | TOO_FEW | OF_BOTH_PARTS | OF_HIDDEN_LABELS
+    given = CASES.keys() | PERMISSIONS | OF_WORKERS | COMPILED | TOO_FEW | OF_BOTH_PARTS
     without_case = sorted(fields - given)
     assert not without_case, f"fields of the recipe that no case here changes: {', '.join(without_case)}"
     assert sorted(CASES.keys() - fields) == []
@@ -376,7 +373,7 @@ def test_changing_a_field_changes_what_is_learned_and_the_id(path: str, small_da
     assert trial_id(other, small_data) != trial_id(base, small_data), f"{path} changes nothing of the identity"
     if path.startswith("teacher."):  # its training is that of a student alone, whose fields are changed here as well
         assert recipe(**start).teacher.trained or teacher_recipe(other) != teacher_recipe(base)
-    elif path not in METHODS.keys() | GENERIC | HIDING:
+    elif path not in METHODS.keys() | GENERIC:
         assert learned(other, small_data) != learned(base, small_data), f"{path} changes nothing that is learned"
 
 
@@ -486,11 +483,6 @@ def test_batch_norm_statistics_per_worker_of_student_or_teacher_are_another_reci
     ids = {trial_id(recipe(**written), NO_DATA) for written in (KD, KD | own, taught)}
     assert len(ids) == 3
     assert trial_id(recipe(**KD | own), NO_DATA) == trial_id(recipe(**taught | own), NO_DATA)
-
-
-def test_another_share_of_labelled_images_is_another_recipe() -> None:
-    ids = {trial_id(recipe(**KD, labelled_share=share), NO_DATA) for share in (None, 0.25, 0.75)}
-    assert len(ids) == 3
 
 
 def test_another_numerics_number_gives_every_recipe_another_id(monkeypatch) -> None:

@@ -184,7 +184,7 @@ def test_a_table_of_trainings_is_continued_and_rules_choose_from_it(
         "study.pruner.min_epochs=1",
         "recipe.teacher.epochs=1",
     ]
-    command = ["train", str(BENCHMARKS.parent / "sweeps" / "digits_kd.yaml"), str(table), "--results", str(tmp_path)]
+    command = ["train", str(BENCHMARKS.parent / "sweeps" / "digits_full.yaml"), str(table), "--results", str(tmp_path)]
     for change in changes:
         command += ["--set", change]
     selection.main([*command, "--recipes", "3", "--seeds", "1"])

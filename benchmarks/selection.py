@@ -216,7 +216,8 @@ def made_up_draws(draws: int) -> Iterator[Draw]:
 
 def regrets(rule: Callable[[Search], int], draws: Sequence[Draw]) -> np.ndarray:
     """Return the regret of a rule in each search."""
-    noise = float(np.median([np.std(value_NS, axis=1) for value_NS, _ in draws]))  # of most recipes, not the divergent
+    # of most recipes, not the divergent ones; more than 0, as values without noise would have
+    noise = float(np.median([np.std(value_NS, axis=1) for value_NS, _ in draws])) or 1e-6
     return np.array([true_N.max() - true_N[rule(Search(value_NS, true_N, noise))] for value_NS, true_N in draws])
 
 

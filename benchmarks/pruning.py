@@ -87,7 +87,7 @@ def record(count: int) -> None:
     """Train the recipes that the file does not have yet, and append a row for each."""
     import torch
 
-    from kdtrain.config.recipe import teacher_recipe
+    from kdtrain.config.needed_trainings import teacher_recipe
     from kdtrain.training.trainer import train
     from kdtrain.trials.store import Store
     from kdtrain.trials.workspace import Workspace

@@ -21,8 +21,8 @@ import optuna
 import torch
 
 from kdtrain.config import space
+from kdtrain.config.needed_trainings import teacher_recipe
 from kdtrain.config.parameter import Values
-from kdtrain.config.recipe import teacher_recipe
 from kdtrain.config.sweep import Sweep, load_sweep
 from kdtrain.storage.cache import Cache
 from kdtrain.study import racing

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from trainings import CPU, NO_DATA, recipe, timeless
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.needed_trainings import teacher_recipe
+from kdtrain.config.recipe import Recipe
 from kdtrain.training.final_evaluation import read_test
 from kdtrain.training.trainer import train
 from kdtrain.trials.identity import trial_id

@@ -13,7 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from kdtrain.config.recipe import Recipe, teacher_recipes
+from kdtrain.config.needed_trainings import teacher_recipes
+from kdtrain.config.recipe import Recipe
 from kdtrain.methods.base import TeacherReading
 from kdtrain.storage.cache import Cache
 from kdtrain.storage.folder import Row

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.recipe import Recipe, teacher_recipes
+from kdtrain.config.needed_trainings import teacher_recipes
+from kdtrain.config.recipe import Recipe
 from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import NoResult, UserError
 from kdtrain.runtime import distributed

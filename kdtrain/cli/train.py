@@ -152,7 +152,7 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
 
 def _print_weights(recipe: "Recipe", workspace: "Workspace", group: Group) -> None:
     """Print which weights are taken of files, and the accuracy of each finished teacher."""
-    from kdtrain.config.recipe import chain, recipes_by_teacher
+    from kdtrain.config.needed_trainings import chain, recipes_by_teacher
     from kdtrain.study.description import networks_of, weights_remark, weights_taken
     from kdtrain.training.teacher_evaluation import evaluate_teacher
 

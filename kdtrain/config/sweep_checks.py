@@ -11,23 +11,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdtrain.config.budget_checks import budget_problems
+from kdtrain.config.needed_trainings import recipes_by_teacher, teacher_recipe
 from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import Parameter, Values
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
-from kdtrain.config.recipe import (
-    DISTILLED_ONLY,
-    INHERITED,
-    OF_THE_MODEL,
-    Recipe,
-    names_finished,
-    recipes_by_teacher,
-    teacher_recipe,
-    with_whole_teachers,
-)
+from kdtrain.config.recipe import DISTILLED_ONLY, Recipe
 from kdtrain.config.search_checks import compared_choice, pruner_problems, sampler_problems
 from kdtrain.config.search_settings import GridSampler
 from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve, student_models
 from kdtrain.config.study_settings import AT_LEAST_OF_EACH, Report, StudySettings
+from kdtrain.config.teacher import INHERITED, OF_THE_MODEL, names_finished, with_whole_teachers
 from kdtrain.config.written_teachers import Written, each_teacher, written_teachers
 
 LISTS = (("teacher",), ("teacher", "ensemble", "of"), ("teacher", "ensemble", "weights"))

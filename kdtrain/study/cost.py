@@ -6,7 +6,8 @@ from functools import lru_cache
 
 from kdtrain.config import space
 from kdtrain.config.budget_checks import share_end
-from kdtrain.config.recipe import Recipe, chain, recipes_by_teacher
+from kdtrain.config.needed_trainings import chain, recipes_by_teacher
+from kdtrain.config.recipe import Recipe
 from kdtrain.config.search_checks import longest_training
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.registry import AnyData

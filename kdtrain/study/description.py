@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import cast
 
 from kdtrain.config import space
-from kdtrain.config.recipe import Recipe, Teacher, chain, data_above
+from kdtrain.config.needed_trainings import chain, data_above
+from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import Sweep
+from kdtrain.config.teacher import Teacher
 from kdtrain.config.yaml_reader import dump_yaml
 from kdtrain.data.base import Dataset
 from kdtrain.data.notes import data_notes

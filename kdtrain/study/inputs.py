@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrain.config import space
-from kdtrain.config.recipe import Recipe, data_above, teachers_above
+from kdtrain.config.needed_trainings import data_above, teachers_above
+from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import AnyData, data_folder, load, named_data

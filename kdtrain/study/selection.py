@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdtrain.config.parameter import Values
-from kdtrain.config.recipe import Recipe, Student
+from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import AT_LEAST_OF_EACH
+from kdtrain.config.teacher import Student
 
 TRAININGS_OF_EACH = 3
 """The default of `select.trainings` is at least this number for each candidate."""

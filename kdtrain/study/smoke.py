@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdtrain.config import space
+from kdtrain.config.needed_trainings import at_teacher, needed_trainings
 from kdtrain.config.parameter import Values
-from kdtrain.config.recipe import Recipe, at_teacher, needed_trainings
+from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import OWN_PLACE, Sweep
 from kdtrain.errors import UserError
 from kdtrain.study.bookkeeping import Bookkeeping

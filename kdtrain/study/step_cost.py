@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdtrain.config.recipe import Recipe, recipes_by_teacher
+from kdtrain.config.needed_trainings import recipes_by_teacher
+from kdtrain.config.recipe import Recipe
 from kdtrain.config.training import Constant, Sgd
 from kdtrain.data.base import Dataset, Split, TensorImages
 from kdtrain.methods.base import Batch, Outputs

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kdtrain.config import space
+from kdtrain.config.needed_trainings import at_teacher, needed_trainings, recipes_by_teacher, teacher_recipes
 from kdtrain.config.parameter import Values
-from kdtrain.config.recipe import Recipe, at_teacher, needed_trainings, recipes_by_teacher, teacher_recipes
+from kdtrain.config.recipe import Recipe
 from kdtrain.errors import NoResult
 from kdtrain.models.config import WeightsFile
 from kdtrain.study.bookkeeping import Bookkeeping

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdtrain.config.recipe import Recipe, recipes_by_teacher, teacher_recipe
-from kdtrain.config.recipe import Teacher as TeacherConfig
+from kdtrain.config.needed_trainings import recipes_by_teacher, teacher_recipe
+from kdtrain.config.recipe import Recipe
+from kdtrain.config.teacher import Teacher as TeacherConfig
 from kdtrain.data.base import Dataset
 from kdtrain.methods.base import Outputs
 from kdtrain.models.build import build

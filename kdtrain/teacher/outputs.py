@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kdtrain.config.recipe import Precision, Recipe
-from kdtrain.config.recipe import Teacher as TeacherConfig
+from kdtrain.config.recipe import Recipe
+from kdtrain.config.teacher import Precision
+from kdtrain.config.teacher import Teacher as TeacherConfig
 from kdtrain.data.base import Dataset, as_floats
 from kdtrain.data.mixup import Mixup, mixed, pairing
 from kdtrain.data.registry import AnyData

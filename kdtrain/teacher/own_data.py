@@ -1,6 +1,7 @@
 """Teachers with data of their own: their classes, and the student's images that they were trained on."""
 
-from kdtrain.config.recipe import Recipe, chain
+from kdtrain.config.needed_trainings import chain
+from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import AnyData
 from kdtrain.errors import UserError

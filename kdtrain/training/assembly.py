@@ -5,7 +5,9 @@ from functools import partial
 
 import torch
 
-from kdtrain.config.recipe import BatchNorm, Recipe, label_problem, recipes_by_teacher
+from kdtrain.config.needed_trainings import recipes_by_teacher
+from kdtrain.config.recipe import Recipe, label_problem
+from kdtrain.config.teacher import BatchNorm
 from kdtrain.config.training import Adam, Constant, RDrop
 from kdtrain.data.base import Dataset
 from kdtrain.data.sampling import class_weights

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdtrain.config.recipe import Recipe, recipes_by_teacher, teacher_recipe
+from kdtrain.config.needed_trainings import recipes_by_teacher, teacher_recipe
+from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.models.build import build
 from kdtrain.models.weights import load_whole_network

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kdtrain.config.recipe import Precision
+from kdtrain.config.teacher import Precision
 from kdtrain.errors import UserError
 from kdtrain.runtime.device import kept_generators
 

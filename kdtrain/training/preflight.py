@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdtrain.config.recipe import Recipe, at_teacher, recipes_by_teacher, teacher_recipe, teacher_recipes
+from kdtrain.config.needed_trainings import at_teacher, recipes_by_teacher, teacher_recipe, teacher_recipes
+from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.errors import UserError
 from kdtrain.models.weights import load_whole_network

@@ -10,7 +10,8 @@ from typing import cast
 import safetensors.torch
 from torch import Tensor
 
-from kdtrain.config.recipe import Recipe, recipes_by_teacher
+from kdtrain.config.needed_trainings import recipes_by_teacher
+from kdtrain.config.recipe import Recipe
 from kdtrain.methods.base import TeacherReading
 from kdtrain.models.build import parameter_count
 from kdtrain.runtime import distributed, process

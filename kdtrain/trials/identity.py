@@ -5,14 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.recipe import (
-    Recipe,
-    Teacher,
-    recipes_by_teacher,
-    teacher_place,
-    teacher_recipe,
-    teachers_above,
-)
+from kdtrain.config.needed_trainings import recipes_by_teacher, teacher_place, teacher_recipe, teachers_above
+from kdtrain.config.recipe import Recipe
+from kdtrain.config.teacher import Teacher
 from kdtrain.data.base import Dataset
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kdtrain.config.recipe import Recipe, recipes_by_teacher, teacher_recipe
+from kdtrain.config.needed_trainings import recipes_by_teacher, teacher_recipe
+from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset, Split
 from kdtrain.models.build import build
 from kdtrain.models.classifier import Classifier

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from kdtrain.config.recipe import Recipe, chain, recipes_by_teacher, teacher_recipe, teacher_recipes, teachers_above
+from kdtrain.config.needed_trainings import chain, recipes_by_teacher, teacher_recipe, teacher_recipes, teachers_above
+from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import load_recipe, load_sweep, recipe_from_dict
 from kdtrain.config.written_teachers import each_teacher, written_teachers
 from kdtrain.config.yaml_reader import dump_yaml

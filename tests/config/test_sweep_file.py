@@ -4,7 +4,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from kdtrain.config.recipe import teacher_recipe
+from kdtrain.config.needed_trainings import teacher_recipe
 from kdtrain.config.space import grid, suggest
 from kdtrain.config.sweep import Sweep, load_recipe, load_sweep
 from kdtrain.config.yaml_reader import dump_yaml

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from studies import TREE, sweep_file
 
-from kdtrain.config.recipe import Recipe, chain, teacher_recipe
+from kdtrain.config.needed_trainings import chain, teacher_recipe
+from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import load_sweep, recipe_from_dict
 from kdtrain.errors import UserError
 from kdtrain.study.cost import trainings

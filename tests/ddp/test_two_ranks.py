@@ -15,7 +15,7 @@ import torch.distributed as dist
 from groups import join
 from trainings import CPU, KD, NO_DATA, Trained, equal_weights, recipe, timeless, trained
 
-from kdtrain.config.recipe import teacher_recipe
+from kdtrain.config.needed_trainings import teacher_recipe
 from kdtrain.runtime import distributed
 from kdtrain.storage.cache import Cache
 from kdtrain.storage.folder import Row

@@ -20,7 +20,8 @@ from kills import KILLABLE, PATIENCE_S, kill_at_a_random_moment, leave_alone, st
 from test_sweep import children
 from trainings import KD, NO_DATA, recipe, timeless, with_teacher
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.needed_trainings import teacher_recipe
+from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import Resources
 from kdtrain.storage.folder import read_rows
 

@@ -11,7 +11,7 @@ from studies import carry_out, open_study, plans, sweep_file
 from torch.nn import functional
 
 from analysis.report import write_report
-from kdtrain.config.recipe import chain
+from kdtrain.config.needed_trainings import chain
 from kdtrain.executors.local import execute
 from kdtrain.study.cost import sharing, stage_costs, teacher_images, trainings
 from kdtrain.study.plan import plan

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from kdtrain.config.recipe import Student
+from kdtrain.config.teacher import Student
 from kdtrain.study.front import Costs, bands, front, front_candidates, spread
 from kdtrain.study.selection import SearchedTrial
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
-from kdtrain.config.recipe import Student
+from kdtrain.config.teacher import Student
 from kdtrain.study.race import Entrant, Race
 from kdtrain.study.selection import SearchedTrial, confirmed_candidates, race_trainings, racing_trials, ranked
 

@@ -2,7 +2,7 @@
 
 from trainings import KD, recipe
 
-from kdtrain.config.recipe import Student
+from kdtrain.config.teacher import Student
 from kdtrain.study.selection import (
     SearchedTrial,
     compared_recipes,

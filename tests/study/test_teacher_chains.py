@@ -7,7 +7,7 @@ import pytest
 from studies import carry_out, events, open_study, plans, sweep_file
 
 from analysis.report import write_report
-from kdtrain.config.recipe import chain
+from kdtrain.config.needed_trainings import chain
 from kdtrain.errors import NoResult, UserError
 from kdtrain.executors.local import execute
 from kdtrain.study.description import network_sizes

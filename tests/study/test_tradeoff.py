@@ -10,8 +10,8 @@ from studies import carry_out, decisions, events, open_study, plans, sweep_file
 from test_search import Driver, sweep_of
 
 from kdtrain.cli import check
-from kdtrain.config.recipe import Student
 from kdtrain.config.sweep import Sweep, load_sweep
+from kdtrain.config.teacher import Student
 from kdtrain.executors.local import execute
 from kdtrain.models.build import network_size
 from kdtrain.study.cost import trainings

@@ -20,7 +20,7 @@ from trainings import (
     workspace,
 )
 
-from kdtrain.config.recipe import recipes_by_teacher, teacher_recipes
+from kdtrain.config.needed_trainings import recipes_by_teacher, teacher_recipes
 from kdtrain.data.registry import load
 from kdtrain.storage.cache import Cache
 from kdtrain.storage.folder import Row

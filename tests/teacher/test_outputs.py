@@ -14,8 +14,9 @@ import torch
 from runs import BATCH_NORM_STUDENT, fresh_state
 from trainings import KD, NO_DATA, Trained, equal_weights, recipe, trained, workspace
 
-from kdtrain.config.recipe import INHERITED, Recipe
-from kdtrain.config.recipe import Teacher as TeacherConfig
+from kdtrain.config.recipe import Recipe
+from kdtrain.config.teacher import INHERITED
+from kdtrain.config.teacher import Teacher as TeacherConfig
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.runtime import process

@@ -9,7 +9,8 @@ import torch
 from runs import BATCH_NORM_STUDENT, fresh_state
 from trainings import CPU, KD, NO_DATA, Trained, equal_weights, recipe, trained, workspace
 
-from kdtrain.config.recipe import Recipe, chain, teacher_recipe
+from kdtrain.config.needed_trainings import chain, teacher_recipe
+from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import as_floats
 from kdtrain.data.pillow_resize import weights
 from kdtrain.data.registry import load

@@ -8,7 +8,7 @@ from runs import fresh_state
 from torch.nn import functional
 from trainings import CPU, KD, NO_DATA, recipe
 
-from kdtrain.config.recipe import teacher_recipe
+from kdtrain.config.needed_trainings import teacher_recipe
 from kdtrain.data.registry import load
 from kdtrain.errors import UserError
 from kdtrain.training.evaluation import logits_of

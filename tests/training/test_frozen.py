@@ -7,7 +7,8 @@ import torch
 from runs import BATCH_NORM_STUDENT, changed, fitted, fresh_state, state_of
 from trainings import ALONE, recipe, trained
 
-from kdtrain.config.recipe import Recipe, teacher_recipe
+from kdtrain.config.needed_trainings import teacher_recipe
+from kdtrain.config.recipe import Recipe
 
 TEACHER = BATCH_NORM_STUDENT | {"dropout": 0.3, "epochs": 1}
 METHOD: dict[str, Any] = {"name": "kd", "temperature": 4.0, "balance": {"alpha": 0.5}}

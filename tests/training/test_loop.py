@@ -25,7 +25,8 @@ from trainings import (
     workspace,
 )
 
-from kdtrain.config.recipe import Objective, teacher_recipe
+from kdtrain.config.needed_trainings import teacher_recipe
+from kdtrain.config.recipe import Objective
 from kdtrain.config.training import Cosine
 from kdtrain.data.base import TensorImages, as_floats
 from kdtrain.data.registry import load

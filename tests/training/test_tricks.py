@@ -12,7 +12,7 @@ from test_loop import OVERFITTING
 from torch.nn import functional
 from trainings import CPU, KD, equal_weights, recipe, trained
 
-from kdtrain.config.recipe import teacher_recipe
+from kdtrain.config.needed_trainings import teacher_recipe
 from kdtrain.data.base import as_floats
 from kdtrain.data.mixup import Mixup, pairing
 from kdtrain.errors import UserError

@@ -15,7 +15,9 @@ from runs import fitted, fresh_state
 from safetensors.torch import save_file
 from trainings import ALONE, CPU, KD, NO_DATA, recipe, timeless, trained
 
-from kdtrain.config.recipe import INHERITED, Recipe, Teacher, teacher_recipe
+from kdtrain.config.needed_trainings import teacher_recipe
+from kdtrain.config.recipe import Recipe
+from kdtrain.config.teacher import INHERITED, Teacher
 from kdtrain.data.digits import Digits
 from kdtrain.errors import UserError
 from kdtrain.methods.loss_weights import SPELLINGS, LossWeights

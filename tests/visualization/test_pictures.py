@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from trainings import KD, NO_DATA, recipe, trained, workspace
 
-from kdtrain.config.recipe import Recipe, Student, teacher_recipe
+from kdtrain.config.needed_trainings import teacher_recipe
+from kdtrain.config.recipe import Recipe
+from kdtrain.config.teacher import Student
 from kdtrain.config.training import Constant, Cosine, CosineInSteps, Exponential, LrSchedule
 from kdtrain.data.registry import load
 from kdtrain.methods.at import at_loss

@@ -222,11 +222,12 @@ def _require_data_set(name: Any, teacher: Any, place: KeyPath) -> None:
 
 def _overlap(one: DataConfig, other: DataConfig) -> bool:
     """Return True if two configs take different parts of the training images that have images in common."""
-    if one.part == other.part:
-        return False
-    if one.part is None or other.part is None or one.part.of != other.part.of:
-        return True
-    return (one.split_seed, one.limit_per_class) != (other.split_seed, other.limit_per_class)
+    if one.part is None or other.part is None or one.part == other.part:
+        return False  # one has all images, or both have the same
+    return one.part.of != other.part.of or (one.split_seed, one.limit_per_class) != (
+        other.split_seed,
+        other.limit_per_class,
+    )
 
 
 class Ensemble(Config):
@@ -429,8 +430,8 @@ class Recipe(Config):
                 )
             if _overlap(self.data, own):
                 raise ValueError(
-                    f"{its_data}.part overlaps recipe.data.part; parts have no common image if both are written, with"
-                    " the same `of`, another index, and the same split_seed and limit_per_class of the data"
+                    f"{its_data}.part overlaps recipe.data.part; parts have no common image with the same"
+                    " `of`, another index, and the same split_seed and limit_per_class of the data"
                 )
         return self
 

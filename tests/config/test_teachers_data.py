@@ -166,7 +166,7 @@ HALF: dict[str, Any] = PLAIN["data"] | {"part": {"of": 2, "index": 0}}
 
 
 @pytest.mark.parametrize(
-    "own", [{}, {"part": {"of": 2, "index": 1}}, {"part": {"of": 2, "index": 0}}, {"resolution": 20}]
+    "own", [{}, {"part": {"of": 2, "index": 1}}, {"part": {"of": 2, "index": 0}}, {"resolution": 20}, {"part": None}]
 )
 def test_equal_and_disjoint_parts_are_accepted(own: dict[str, Any]) -> None:
     made({"data": own}, data=HALF)
@@ -176,7 +176,6 @@ def test_equal_and_disjoint_parts_are_accepted(own: dict[str, Any]) -> None:
     "own",
     [
         {"part": {"of": 3, "index": 1}},
-        {"part": None},
         {"part": {"of": 2, "index": 1}, "split_seed": 1},
         {"part": {"of": 2, "index": 1}, "limit_per_class": 3},
     ],
@@ -187,6 +186,7 @@ def test_overlapping_parts_are_refused(own: dict[str, Any]) -> None:
 
 
 def test_a_sweep_tells_the_line_of_an_overlapping_part(tmp_path: Path) -> None:
-    (problem,) = located(tmp_path, {"data": {"part": {"of": 2, "index": 0}}})
+    part = "recipe.data.part={of: 3, index: 0}"
+    (problem,) = located(tmp_path, {"data": {"part": {"of": 2, "index": 0}}}, part)
     assert problem.startswith("recipe.teacher.data.part: overlaps recipe.data.part")
     assert problem.endswith("@ part:")

@@ -1,5 +1,6 @@
 """The first part of a report: the primary claim with its conditions, and the networks."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ def headline(
     binomial_images: numbers of test images of the teachers' intervals; lost: confirming runs without a test result.
     """
     diverged = [each for each in (winner, baseline) if each is not None and each.diverged]
+    several = _one_of_several(teachers)
     return {
         "title": (study.description.get("report") or {}).get("title") or study.name,
         "stages": stages_ended(study),
@@ -44,7 +46,7 @@ def headline(
         "bootstrap": None if diverged or not winner or not baseline else bootstrap(study, winner, baseline),
         "teacher_below": _teacher_below(study, baseline, teachers[0]) if teachers else None,
         "teachers": [
-            {"name": _name(single, single in teachers[0].members), "validation": single.validation}
+            {"name": _name(single, single in several), "validation": single.validation}
             for single in teachers
             if not missing(single.validation)
         ],
@@ -65,13 +67,21 @@ def headline(
     }
 
 
-def _name(teacher: Single, is_member: bool) -> str:
+def _one_of_several(teachers: Sequence[Single]) -> list[Single]:
+    """Return the networks that teach together with others, in an ensemble, so that a seed may tell them apart."""
+    depths = Counter(single.depth for single in teachers if not single.members)
+    return [
+        single for single in teachers if not single.members and single.depth is not None and depths[single.depth] > 1
+    ]
+
+
+def _name(teacher: Single, with_seed: bool) -> str:
     """Return `resnet18 (taught by resnet50, kd; its data: resolution 64)`."""
     if teacher.members:
         return f"ensemble of {len(teacher.members)} ({teacher.model})"
     name = teacher.model + (f" from {teacher.file}" if teacher.file else "")
     about = [
-        *([f"seed {teacher.seed}"] if is_member and teacher.seed is not None else []),
+        *([f"seed {teacher.seed}"] if with_seed and teacher.seed is not None else []),
         *([f"taught by {teacher.taught_by}"] if teacher.taught_by else []),
         *([f"its data: {teacher.data}"] if teacher.data else []),
     ]
@@ -100,7 +110,7 @@ def _shared(study: Study, winner: Candidate | None) -> list[dict[str, Any]]:
         if (shared := each.get("shared_images")) is not None:
             images = about["data"]
             leaked = [f"{shared[split]} of the {images[split]} {name} images" for split, name in LEAKS if shared[split]]
-            teacher = f"teacher {i} of the ensemble" if "members" in reference else "teacher"
+            teacher = f"teacher {i} of the ensemble" if "members" in reference else "the teacher"
             found.append({"teacher": teacher, "train": shared["train"], "of": images["train"], "leaked": leaked})
     return found
 
@@ -122,14 +132,16 @@ def _networks(
     study: Study, winner: Candidate | None, baseline: Candidate | None, teachers: Sequence[Single]
 ) -> list[dict[str, str]]:
     """Return a row for each network; with images and labels only if not all networks see the same, all labelled."""
-    rows = []
+    rows, several = [], _one_of_several(teachers)
     for i, teacher in enumerate(teachers):
         accuracy = percent(teacher.test)
         if teacher.interval is not None:
             accuracy = f"{percent_interval(teacher.test, teacher.interval)} \\*"
         network = "other teacher" if i and teacher.depth is None else "teacher" + "'s teacher" * (teacher.depth or 0)
         if teacher in teachers[0].members:
-            network = "member of the ensemble" + ("" if teacher.seed is None else f", seed {teacher.seed}")
+            network = "member of the ensemble"
+        if teacher in several and teacher.seed is not None:
+            network += f", seed {teacher.seed}"
         note = " (finished)" if teacher.file else f" (ensemble of {len(teacher.members)})" if teacher.members else ""
         rows.append(_row(study, network + note, teacher, accuracy, "1"))
     if not rows:

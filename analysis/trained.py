@@ -54,15 +54,20 @@ def _space(value: Any) -> str | None:
     return None
 
 
-def text_of(value: Any, *, inside: bool = False) -> str:
-    """Return `kd (temperature 4, balance (alpha_ce 0.1))` for a part of a recipe."""
+def text_of(value: Any, *, inside: bool = False, resets: bool = False) -> str:
+    """Return `kd (temperature 4, balance (alpha_ce 0.1))` for a part of a recipe.
+
+    Keys with null are left out, but not if `resets` is True: null in a teacher's data resets the recipe's value.
+    """
     space = _space(value)
     if space is not None:
         return space
     if isinstance(value, Mapping):
         head = next((key for key in ("name", "model") if isinstance(value.get(key), str)), None)
         rest = ", ".join(
-            f"{key} {text_of(each, inside=True)}" for key, each in value.items() if key != head and each is not None
+            f"{key} {'null' if each is None else text_of(each, inside=True, resets=key == 'data')}"
+            for key, each in value.items()
+            if key != head and (each is not None or resets)
         )
         if head is None:
             return f"({rest})" if inside else rest

@@ -31,6 +31,7 @@ RULES = {
     "greater_than_equal": "must be >= {ge}",
     "less_than": "must be < {lt}",
     "less_than_equal": "must be <= {le}",
+    "too_short": "must have a length >= {min_length}",
 }
 
 

@@ -110,6 +110,13 @@ class Teacher(Network):
 
     @model_validator(mode="before")
     @classmethod
+    def _one_network(cls, written: Any) -> Any:
+        if isinstance(written, list | tuple) or (isinstance(written, dict) and "ensemble" in written):
+            raise ValueError("an ensemble cannot be a member of another; list the teachers of both in one")
+        return written
+
+    @model_validator(mode="before")
+    @classmethod
     def _no_initial_weights_if_finished(cls, written: Any) -> Any:
         return {"weights": None, **written} if isinstance(written, dict) and names_finished(written) else written
 

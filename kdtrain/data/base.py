@@ -37,8 +37,11 @@ class Part(Config):
 
 def _as_names(written: Any) -> Any:
     """Return the names of classes in one order, each once; a class such as 3 may be written as a number."""
-    if not isinstance(written, list | tuple) or not all(type(name) in (str, int) for name in written):
+    if not isinstance(written, list | tuple):
         return written
+    for name in written:
+        if type(name) not in (str, int):
+            raise ValueError(f"must have names of classes, text or whole numbers, got {name}")
     return tuple(sorted({str(name) for name in written}))
 
 

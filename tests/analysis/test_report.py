@@ -201,6 +201,25 @@ def test_the_table_of_what_was_trained_has_spaces_and_choices_in_words(made_up: 
     ]  # fmt: skip
 
 
+def test_the_table_of_what_was_trained_has_the_keys_that_a_teachers_data_reset(made_up: Maker) -> None:
+    made = made_up()
+    teachers = [{"model": "resnet18", "weights": None, "data": {"labelled_per_class": None, "augment": {"scale": 0.1}}}]
+    made.describe(recipe={"teacher": teachers})
+    (row,) = trained(read_study(made.folder))
+    assert row["in the sweep file"] == "[resnet18 (data (labelled_per_class null, augment (scale 0.1)))]"
+
+
+def test_teachers_of_one_teacher_are_told_apart_by_their_seeds(made_up: Maker) -> None:
+    made = made_up()
+    members = [{"trial_id": made.trial("teacher", seed, [0.5], seed=seed, model="lenet5_half")} for seed in (0, 1)]
+    folder = made.store.trial(made.trial("teacher", 2, [0.6], model="lenet5_teacher"))
+    folder.write_recipe((folder.recipe() or {}) | {"teacher": {"members": members}})
+    text = text_of(made)
+    assert [f"| teacher's teacher, seed {seed} | lenet5_half |" in text for seed in (0, 1)] == [True, True]
+    assert [f"Teacher lenet5_half (seed {seed})" in text for seed in (0, 1)] == [True, True]
+    assert "Teacher lenet5_teacher:" in text
+
+
 def test_a_study_without_a_trial_or_whose_trials_all_failed_has_a_report_without_pictures(made_up: Maker) -> None:
     made = made_up(trials=1)
     assert "unfinished: search 0 of 1" in text_of(made)

@@ -19,11 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check(chosen: argparse.Namespace) -> int:
     """Validate the file of the parsed options; absent data or weights are notes, since they may come later."""
-    from kdtrain.study.inputs import input_notes
+    from kdtrain.study.inputs import input_notes, require_fitting_data
     from kdtrain.study.warm_start import check_warm_start
 
     sweep = read_sweep(chosen)
     absent = check_warm_start(sweep)
+    require_fitting_data(sweep, chosen.data)
     print(f"{chosen.file}: valid; {len(sweep.parameters)} searched parameters, {_size(sweep)}")
     for note in [*input_notes(sweep, chosen.data), *absent]:
         print(f"note: {note}")

@@ -19,10 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
 def plan(chosen: argparse.Namespace) -> int:
     """Print the plan of the parsed options."""
     sweep = read_sweep(chosen)
+    from kdtrain.study.inputs import require_fitting_data
     from kdtrain.study.plan import plan as plan_text
     from kdtrain.study.warm_start import check_warm_start
 
     absent = check_warm_start(sweep)
+    require_fitting_data(sweep, chosen.data)
     cluster = None
     if chosen.address is not None:
         from kdtrain.cli.display import quiet

@@ -12,6 +12,7 @@ from kdtrain.config.study_settings import Resources
 from kdtrain.errors import UserError
 from kdtrain.runtime.device import best_device
 from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
+from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.folder import Folder
 from kdtrain.study.jobs import Broken, Job
 from kdtrain.study.study import Study
@@ -41,6 +42,11 @@ def device_for(resources: Resources) -> torch.device:
     return torch.device("cuda" if resources.gpus_per_worker else "cpu")
 
 
+def node_cache(resources: Resources) -> Cache | None:
+    """Return this machine's cache of decoded images and teacher outputs, or None if the sweep wants none."""
+    return None if resources.teacher_cache == "none" else Cache(cache_folder(), resources.cache_bytes)
+
+
 def execute(study: Study) -> None:
     """Carry out every job of a study that is still to do, with the caller's number of threads and precision.
 
@@ -53,6 +59,7 @@ def execute(study: Study) -> None:
     workers = study.sweep.resources.workers
     if workers > 1:
         raise UserError(f"resources.workers: must be 1 if a sweep runs in one process, got {workers}")
+    study.workspace = replace(study.workspace, cache=node_cache(study.sweep.resources))
     for job in study.jobs():
         assert job is not None, "the study waits for a running job, but none runs"
         study.ended(job, run_job(study, job))

@@ -29,11 +29,10 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.config.study_settings import Resources
 from kdtrain.data.registry import data_folder, load
 from kdtrain.errors import UserError
-from kdtrain.executors.local import after_job, broken_by, carry_out, sentence
+from kdtrain.executors.local import after_job, broken_by, carry_out, node_cache, sentence
 from kdtrain.runtime.memory import is_out_of_memory, release_gpu_memory
 from kdtrain.runtime.process import compile_into, source_state
 from kdtrain.runtime.source_code import code_digest
-from kdtrain.storage.cache import Cache, cache_folder
 from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
 from kdtrain.study.jobs import Broken
@@ -159,7 +158,7 @@ def _run(config: dict[str, Any], device: torch.device, report: Callable[[dict[st
     recipe, resources = Recipe.model_validate(config["recipe"]), Resources.model_validate(config["resources"])
     require_fit_node(config, recipe)
     results, data_root = results_folder(config["results"]), data_folder(config["data"])
-    cache = None if resources.teacher_cache == "none" else Cache(cache_folder(), resources.cache_bytes)
+    cache = node_cache(resources)
     workspace = Workspace(Store(results, owner=f"{config['sweep']} {config['key']}"), data_root, device, cache)
     if config["kind"] == "train" and workspace.trial_id(recipe) != config["trial_id"]:
         raise UnfitNode(

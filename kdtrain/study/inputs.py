@@ -32,6 +32,25 @@ def input_notes(sweep: Sweep, data: str | None) -> list[str]:
     return list(dict.fromkeys([*notes, *files, *search_notes(sweep)]))
 
 
+def require_fitting_data(sweep: Sweep, data: str | None) -> None:
+    """Raise UserError if data that are there cannot have the options of their training split, e.g. so many labels.
+
+    Arguments as for `input_notes`. Data without such options are not read.
+    """
+    if (place := named_data(data)) is not None and "://" in place:
+        return
+    for values in space.combinations(sweep.tree, ("data", "teacher", "student")):
+        for place, config in data_above(sweep.recipe_for(values, 0)):
+            if all(getattr(config, key) is None for key in config.newer):
+                continue
+            try:
+                load(config, data_folder(data))
+            except UserError as error:
+                mistakes = [text.replace("recipe.data", place, 1) for text in error.problems]
+                if all(text.startswith(f"{place}.") for text in mistakes):  # otherwise the data are absent
+                    raise sweep.located_error(values, UserError(*mistakes)) from None
+
+
 def _data_notes(config: AnyData, data: str | None) -> Iterator[str]:
     place = named_data(data)
     if place is not None and "://" in place:

@@ -22,7 +22,7 @@ def softened(recipe: Recipe, data: Dataset, networks: Networks) -> Arrays:
     index = _least_confident(logits, data.val.labels)
     image = as_floats(data.val.images.eval_view(index))
     temperatures = (1.0, temperature)
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode, in which a network that is read here could have no gradients later
         of_teacher = networks.teacher_logits(recipe, image)
         arrays = {
             "softened_label": data.val.labels[index][0],

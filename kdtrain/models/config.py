@@ -2,12 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kdtrain.base_config import Config, Count, Positive, tuple_from_list
 from kdtrain.models.registry import MODELS, known_model, model

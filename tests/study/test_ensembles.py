@@ -178,4 +178,4 @@ def test_members_have_their_own_data_and_their_own_teachers_which_may_be_several
         ["| teacher's teacher", "lenet5_teacher"],
     ]
     leaks = [line for line in report.splitlines() if "so what it teaches is not independent" in line]
-    assert [f"teacher {i} of the ensemble was trained on" in leaks[i - 1] for i in (1, 2)] == [True, True]
+    assert [f"Teacher {i} of the ensemble was trained on" in leaks[i - 1] for i in (1, 2)] == [True, True]

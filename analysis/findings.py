@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.claims import Candidate, Pair, Single, comparisons, find, teachers
-from analysis.frame import BROKEN, NOT_ENDED, Study, read_arrays
+from analysis.frame import BROKEN, NOT_ENDED, Study
 from analysis.importance import Branch, branches
 from analysis.references.sections import Section, reference_section
 from analysis.student_models import Model, student_models
@@ -74,7 +74,7 @@ def _arrays(study: Study) -> tuple[dict[str, np.ndarray], str | None]:
     path = study.folder / "pictures.npz"
     try:
         if path.exists():
-            return read_arrays(path), None
+            return study.pictures(), None
     except UserError as error:
         return {}, str(error).replace(str(path), path.name)
     jobs = study.stage("pictures")

@@ -1,20 +1,31 @@
 """The folder of a sweep and its trials as data frames: one row per trial, one row per epoch; a missing value is NaN."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
-from kdtrain.errors import UserError
-from kdtrain.storage.folder import LocalFolder, Row, read_rows
+from kdtrain.errors import DamagedFile, UserError
+from kdtrain.storage.folder import LocalFolder, Row
 from kdtrain.trials.objectives import HIGHER_IS_BETTER, objectives_of
 from kdtrain.trials.records import STAGES
-from kdtrain.trials.store import Store, is_broken, read_study_record
+from kdtrain.trials.store import (
+    PICTURES,
+    RECORD,
+    Store,
+    TrialContent,
+    TrialFolder,
+    files_without_digest,
+    is_broken,
+    pictures_digest,
+    read_arrays,
+    read_events,
+    read_study_record,
+)
 
 TRAINING = STAGES[1:-1]  # the other stages have a recipe, but train nothing
 SEARCHED = ("baselines", "search")
@@ -45,7 +56,8 @@ class Study:
     """One sweep as recorded.
 
     record: the events of its journal. trials: a row per trial, columns PLANNED and MEASURED; values: same index, a
-    column per hyperparameter, in the order of the sweep file. recipes, outcomes: by trial_id.
+    column per hyperparameter, in the order of the sweep file. recipes, outcomes, rows (of epochs): by trial_id.
+    unverified: the number of files that an earlier version wrote without a digest, so that damage may go unnoticed.
     """
 
     folder: Path
@@ -55,6 +67,8 @@ class Study:
     values: pd.DataFrame
     recipes: Mapping[str, Row]
     outcomes: Mapping[str, Row]
+    rows: Mapping[str, list[Row]]
+    unverified: int
 
     @property
     def name(self) -> str:
@@ -150,57 +164,63 @@ class Study:
 
     def rows_of(self, trial_id: str) -> list[Row]:
         """Return one row per epoch, in order; the last one if an epoch was written twice."""
-        rows: dict[int, Row] = {row["epoch"]: {**row} for row in self._store.trial(trial_id).epochs()}
+        rows = {row["epoch"]: row for row in self.rows.get(trial_id, [])}
         return [rows[epoch] for epoch in sorted(rows)]
 
     def predictions(self, trial_id: str, split: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
         """Return (logits [N, K], labels [N]) of the images of "val" or "test", or None if the trial has none stored."""
-        arrays = read_arrays(self._store.trial(trial_id).predictions)
+        arrays = Store(self.folder.parent).trial(trial_id).read_predictions()
         logits, labels = arrays.get(f"{split}_logits"), arrays.get(f"{split}_labels")
         return None if logits is None or labels is None else (logits, labels)
 
-    @property
-    def _store(self) -> Store:
-        return Store(self.folder.parent)
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Return the arrays of pictures.npz, none if there is no file; DamagedFile if it has changed."""
+        return read_arrays(self.folder / PICTURES, pictures_digest(self.record))
 
 
 def read_study(folder: Path) -> Study:
     """Return the study that is recorded in a folder of a sweep.
 
     Raises:
-        UserError: If there is no such folder, or it is damaged, not that of a sweep, or written by a newer kdtrain.
+        DamagedFile: Files have changed since they were written, or contradict each other: a sentence for each.
+        UserError: If there is no such folder, or it is not that of a sweep, or written by a newer kdtrain.
     """
     _check_is_a_sweep(folder)
     description = _description(folder / "study.json")
-    record = read_rows(folder / "record.jsonl")
+    record = read_events(LocalFolder(folder))
     planned = _planned(record, description["study"])
     store = Store(folder.parent)
     trial_ids = dict.fromkeys(row["trial_id"] for row in planned if row["stage"] in TRAINING and row["trial_id"])
-    trials_by_id = {trial_id: store.trial(trial_id) for trial_id in trial_ids}
-    recipes: dict[str, Row] = {key: {**row} for key, trial in trials_by_id.items() if (row := trial.recipe())}
-    outcomes: dict[str, Row] = {key: {**end} for key, trial in trials_by_id.items() if (end := trial.outcome())}
-    rows = [_trial_row(row, recipes.get(row["trial_id"]), _outcome(row, outcomes, store)) for row in planned]
+    folders = [store.trial(trial_id) for trial_id in trial_ids]
+    contents = _contents(folders)
+    recipes: dict[str, Row] = {key: {**each.recipe} for key, each in contents.items() if each.recipe}
+    outcomes: dict[str, Row] = {key: {**each.outcome} for key, each in contents.items() if each.outcome}
+    epochs: dict[str, list[Row]] = {key: [{**row} for row in each.epochs] for key, each in contents.items()}
+    rows = [_trial_row(row, recipes.get(row["trial_id"]), _outcome(row, outcomes, epochs)) for row in planned]
     trials = pd.DataFrame(rows, columns=[*PLANNED, *MEASURED]).astype(dict.fromkeys(MEASURED, float))
     names = dict.fromkeys(
         [p["name"] for p in description["parameters"]] + [n for row in planned for n in row["values"]]
     )
     values = pd.DataFrame([row["values"] for row in planned], columns=list(names), index=trials.index, dtype=object)
-    return Study(folder, description, record, trials, values, recipes, outcomes)
+    unverified = files_without_digest(LocalFolder(folder), "study.json", RECORD)
+    unverified += sum(
+        files_without_digest(each.files, "recipe.json", "epochs.jsonl", "outcome.json") for each in folders
+    )
+    return Study(folder, description, record, trials, values, recipes, outcomes, epochs, unverified)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz file, none if there is no file.
-
-    Raises:
-        UserError: If the file cannot be read.
-    """
-    if not path.exists():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError, BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as arrays ({error}); remove it to report without it") from None
+def _contents(folders: Sequence[TrialFolder]) -> dict[str, TrialContent]:
+    """Return what is stored of each trial; DamagedFile with a sentence for each that is damaged."""
+    found: dict[str, TrialContent] = {}
+    damaged: list[str] = []
+    for folder in folders:
+        try:
+            found[folder.trial_id] = folder.content()
+        except DamagedFile as error:
+            damaged += error.problems
+    if damaged:
+        raise DamagedFile(*damaged)
+    return found
 
 
 def trials_csv(study: Study) -> str:
@@ -322,13 +342,13 @@ def _by_time(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: float(row.get("time", 0.0)))
 
 
-def _outcome(planned: Row, outcomes: Mapping[str, Row], store: Store) -> Row | None:
+def _outcome(planned: Row, outcomes: Mapping[str, Row], rows_of: Mapping[str, list[Row]]) -> Row | None:
     """Return how the trial ended in this study: another study may have continued a trial that this one pruned."""
     outcome = outcomes.get(planned["trial_id"]) if planned["stage"] in TRAINING else None
     epochs = planned.get("epochs")
     if outcome is None or planned.get("state") != "pruned" or epochs is None or outcome["epochs"] == epochs:
         return outcome
-    rows = [row for row in store.trial(planned["trial_id"]).epochs() if row["epoch"] <= epochs]
+    rows = [row for row in rows_of[planned["trial_id"]] if row["epoch"] <= epochs]
     if not rows or outcome["best"] is None:
         return outcome
     best = next((row for row in rows if planned.get("value") in objectives_of(row).values()), None)

@@ -21,5 +21,14 @@ class UserError(Exception):
         self.problems = problems
 
 
+class DamagedFile(UserError):
+    """A stored file that has changed since it was written, or cannot be read: nothing may be computed from it."""
+
+    @classmethod
+    def at(cls, place: object, reason: str) -> "DamagedFile":
+        """Return the error about a file of a folder of results, with what to do."""
+        return cls(f"{place}: {reason}; remove it and run the sweep again to have it made again")
+
+
 class NoResult(UserError):
     """The error of a study that ran and ended without a result; its files stay. The command exits with code 1."""

@@ -251,7 +251,7 @@ class TrainReports:
 
     def catch_up(self, before: int | None = None) -> None:
         """Report the epochs that the store has and Ray has not."""
-        for row in self._folder.epochs():
+        for row in self._folder.sound_epochs():
             if self.arrived < row["epoch"] and (before is None or row["epoch"] < before):
                 self._send({**row})
 

@@ -1,12 +1,10 @@
 """Weights of networks: found in files, loaded from libraries, and named for the identity of a trial."""
 
-import hashlib
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -20,10 +18,9 @@ from kdtrain.models.config import Network, WeightsFile
 from kdtrain.models.registry import MODELS, model
 from kdtrain.models.source import Backbone, ImageShape
 from kdtrain.models.torchvision_source import names as torchvision_names
+from kdtrain.storage.folder import sha256
 
 SHOWN_NAMES = 3
-SETTLED_S = 1.0
-"""A file that changed less than this ago may change again within one tick of the file system's clock."""
 WITHOUT_HEAD = "part: encoder leaves the head out"
 FINISHED = "to train it further from the file's encoder, write weights: {file: FILE, part: encoder} instead of trained"
 
@@ -131,20 +128,7 @@ def weights_source(network: Network, place: str = "recipe.student") -> str | Non
 def content_digest(path: str | Path, place: str) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits. A process reads an unchanged file once."""
     with readable(path, place) as path:
-        stat = path.stat()
-        stamp = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-        settled = time.time() > stat.st_ctime + SETTLED_S
-        return _digest_once(path, stamp) if settled else _digest(path)
-
-
-@lru_cache(maxsize=64)
-def _digest_once(path: Path, stamp: tuple[int, ...]) -> str:
-    return _digest(path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
 
 
 @contextmanager

@@ -7,20 +7,29 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from kdtrain.errors import UserError
+from kdtrain.errors import DamagedFile, UserError
+from kdtrain.storage.sealed import DIGEST, open_journal, sealed_row, whole_lines
 
 Row = dict[str, Any]
 LOCK = ".lock"
 TRANSFERS = 8
 """Files that are transferred at the same time."""
+SETTLED_S = 1.0
+"""A file that changed less than this ago may change again within one tick of the file system's clock."""
+TAIL_BYTES = 1 << 16
+"""The end of a journal in which its last line is looked for first."""
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
@@ -30,7 +39,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = False) -> None:
     one is recognised by its digest.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.{_writer()}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -66,19 +75,101 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdtrain"
 
 
+def remove_temporary(folder: Path) -> None:
+    """Remove what processes of this machine have left in a folder when they were killed while they wrote a file.
+
+    The files of processes that live, and of other machines or containers, are left alone.
+    """
+    host = _host()
+    for path in folder.glob(".*"):
+        writer = re.search(r"\.([0-9a-f]{8})-(\d+)\.\w+$", path.name)
+        if writer is not None and writer[1] == host and not _lives(int(writer[2])):
+            with suppress(OSError):  # a folder of another user stays as it is
+                path.unlink()
+
+
+def _writer() -> str:
+    """Return what names this process in the names of its temporary files."""
+    return f"{_host()}-{os.getpid()}"
+
+
+def _host() -> str:
+    """Return what tells this machine or container from others: its name and its namespace of process ids."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        namespace = 0
+    return digest(f"{socket.gethostname()} {namespace}".encode())[:8]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # of another user; no process id
+        return True
+    return True
+
+
+def sync(path: Path) -> None:
+    """Let a file's content survive a power cut; do nothing without a file."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits. A process reads an unchanged file once."""
+    stat = path.stat()
+    stamp = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return _sha256_once(path, stamp) if time.time() > stat.st_ctime + SETTLED_S else _sha256(path)
+
+
+@lru_cache(maxsize=64)
+def _sha256_once(path: Path, stamp: tuple[int, ...]) -> str:
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one line of JSON, after ending a last line that a kill cut off; ValueError if a number is not finite."""
+    """Append one line with its digest to a journal, in place of a last line that a kill cut off.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+        size = file.seek(0, os.SEEK_END)
+        tail = _tail(file, size)
+        whole = whole_lines(tail)
+        line = sealed_row(row, whole)
+        if not tail.startswith(whole):  # only the end of the last line was missing
+            line = b"\n" + line
+        elif whole != tail:
+            file.truncate(size - len(tail) + len(whole))
+        file.write(line)
+
+
+def _tail(file: BinaryIO, size: int) -> bytes:
+    """Return the end of a journal that has its last whole line, or all of it if that line has no digest."""
+    length = TAIL_BYTES
+    while length < size:
+        file.seek(size - length)
+        tail = whole_lines(file.read())
+        last = tail[tail.rfind(b"\n", 0, -1) + 1 :]
+        if tail.count(b"\n") > 1 and f'"{DIGEST}": "'.encode() in last:
+            break
+        length *= 16
+    file.seek(max(size - length, 0))
+    return file.read()
 
 
 def parse_rows(data: bytes) -> list[Row]:
-    """Return the rows of a .jsonl file's content without incomplete lines."""
+    """Return the JSON objects among the lines of a file that has no digests."""
     rows = []
     for line in data.splitlines():
         try:
@@ -90,9 +181,17 @@ def parse_rows(data: bytes) -> list[Row]:
     return rows
 
 
+def journal_rows(data: bytes, place: object) -> list[Row]:
+    """Return the rows of a journal's content, without a last line that was cut off; DamagedFile names the `place`."""
+    journal = open_journal(data)
+    if journal.damage is not None:
+        raise DamagedFile.at(place, journal.damage)
+    return journal.rows
+
+
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a .jsonl file without incomplete lines, or an empty list if there is no file."""
-    return parse_rows(path.read_bytes()) if path.exists() else []
+    """Return the rows of a journal, or an empty list if there is no file; DamagedFile as `journal_rows`."""
+    return journal_rows(path.read_bytes(), path) if path.exists() else []
 
 
 @contextmanager
@@ -155,7 +254,7 @@ class Folder(ABC):
 
     @abstractmethod
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append a row to a .jsonl file. At a URL the copy is continued: read a file that others have begun first."""
+        """Append a row to a journal. At a URL the copy is continued: read a file that others have begun first."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -197,8 +296,8 @@ class Folder(ABC):
         """End another process's lease, so that its writes raise Superseded; do nothing without a URL."""
 
     def rows(self, name: str) -> list[Row]:
-        """Return the rows of a .jsonl file without incomplete lines, or an empty list if there is no file."""
-        return parse_rows(self.read(name) or b"")
+        """Return the rows of a journal, or an empty list if there is no file; DamagedFile as `journal_rows`."""
+        return journal_rows(self.read(name) or b"", f"{self}/{name}")
 
 
 class LocalFolder(Folder):

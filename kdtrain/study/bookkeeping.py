@@ -14,7 +14,7 @@ from kdtrain.config.parameter import Values
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.errors import UserError
-from kdtrain.storage.folder import Row
+from kdtrain.storage.folder import Row, sha256
 from kdtrain.study.budget import open_account
 from kdtrain.study.jobs import STOPPED_BY_BUDGET, WITH_OUTCOME, WITHOUT_EVENTS, Broken, Job, JobStream, advice
 from kdtrain.study.journal import ERRORS, StudyJournal
@@ -29,9 +29,10 @@ from kdtrain.trials.records import (
     JobEnd,
     Measured,
     MemoryRecord,
+    Outcome,
     chance_remark,
 )
-from kdtrain.trials.store import TrialFolder
+from kdtrain.trials.store import PICTURES, PREDICTIONS, WEIGHTS, TrialFolder
 from kdtrain.trials.workspace import Workspace
 
 REASONS_SHOWN = 3
@@ -221,8 +222,12 @@ class Bookkeeping:
         return outcome["best"]
 
     def is_untested(self, job: Job) -> bool:
-        outcome = self._trial(job).outcome()
-        return outcome is not None and outcome["state"] == "complete" and outcome["test"] is None
+        """Return True if a training is complete and its test metrics or predictions are missing or damaged."""
+        folder = self._trial(job)
+        outcome = folder.outcome()
+        if outcome is None or outcome["state"] != "complete":
+            return False
+        return outcome["test"] is None or not folder.is_whole(PREDICTIONS)
 
     def run_stage(self, jobs: Sequence[Job]) -> JobStream:
         """Hand out all jobs of a stage and wait until they have ended."""
@@ -281,15 +286,30 @@ class Bookkeeping:
         kept its weights.
         """
         folder = self._trial(job)
-        outcome = folder.outcome()
+        outcome, damage = folder.standing()
+        if damage is not None:
+            self.remarks.append(f"{job.key} is trained again: {damage}")
+            return False
         if job.kind == "evaluate":
             return outcome is not None
         require_own_workers(job.recipe, folder, self.sweep.resources.workers)
         if outcome is None or outcome["state"] == "failed":
             return outcome is not None
         if outcome["state"] == "complete":
-            return not job.final or folder.has_weights()
+            return not job.final or self._keeps_weights(job, folder, outcome)
         return self._pruned_at(job, folder.epochs()) is not None
+
+    def _keeps_weights(self, job: Job, folder: TrialFolder, outcome: Outcome) -> bool:
+        """Return True if a final training has its weights, unchanged if they are still to be read.
+
+        At a URL they are verified by the process that reads them, not fetched by this one.
+        """
+        if folder.files.url is not None or not (job.stage == "teacher" or outcome["test"] is None):
+            return folder.has_weights()
+        is_whole = folder.is_whole(WEIGHTS)
+        if not is_whole and folder.has_weights():
+            self.remarks.append(f"{job.key} is trained again: {folder.files}/{WEIGHTS} has changed")
+        return is_whole
 
     def _pruned_at(self, job: Job, rows: list[EpochRow]) -> int | None:
         """Return the epoch at which this study prunes the training, or None.
@@ -373,6 +393,8 @@ class Bookkeeping:
         pruned, even if another sweep has trained it to its end."""
         if job.kind not in WITH_OUTCOME:
             end: JobEnd = {"state": "complete", "value": None, "reason": None, "epochs": 0}
+            if job.kind == "pictures" and (arrays := self.journal.files.file(PICTURES)).exists():
+                end["sha256"] = sha256(arrays)
             measured = self.measurements.get(job.key)
             return {**end, "memory": cast(MemoryRecord, measured)} if measured and job.kind == "smoke" else end
         folder = self._trial(job)

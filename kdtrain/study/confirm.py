@@ -8,9 +8,11 @@ from collections.abc import Generator, Sequence
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.errors import NoResult
+from kdtrain.storage.folder import sha256
 from kdtrain.study.bookkeeping import Bookkeeping
 from kdtrain.study.description import recipe_yaml
 from kdtrain.study.jobs import Job, JobStream
+from kdtrain.study.journal import StudyJournal
 from kdtrain.study.select import Selection
 from kdtrain.study.selection import (
     Candidate,
@@ -20,6 +22,7 @@ from kdtrain.study.selection import (
     mean_objectives,
 )
 from kdtrain.study.shares import goes_on
+from kdtrain.trials.store import PICTURES, pictures_digest
 
 FIRST_CONFIRMING_SEED = 1_000_000
 """Seeds of the search lie below it. Each study seed has 1,000 confirming seeds from it on, so no seed that has chosen
@@ -27,7 +30,6 @@ a recipe also confirms one."""
 TESTED_TOGETHER = 4
 """Trainings whose test split one job reads: few, so that jobs share the work, but more than one, because a job on
 several workers takes ten seconds to start."""
-PICTURES = "pictures.npz"
 Runs = dict[str, list[Job]]
 """The confirming trainings by candidate, in the order of their seeds."""
 
@@ -130,8 +132,14 @@ def draw_pictures(book: Bookkeeping, runs: Runs) -> JobStream:
         "gradcam": importlib.util.find_spec("pytorch_grad_cam") is not None,
     }
     job = book.job("pictures", 0, recipes[winner], kind="pictures", trained=tuple(compared), details=details)
-    if not (book.journal.has_completed(**job.about, **job.details) and book.journal.files.has(PICTURES)):
+    if not (book.journal.has_completed(**job.about, **job.details) and _has_pictures(book.journal)):
         yield from book.run_stage([job])
+
+
+def _has_pictures(journal: StudyJournal) -> bool:
+    """Return True if pictures.npz is there and has not changed since it was written."""
+    path, expected = journal.files.file(PICTURES), pictures_digest(journal.events())
+    return path.exists() and expected in (None, sha256(path))
 
 
 def _seeds(book: Bookkeeping) -> range:

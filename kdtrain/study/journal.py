@@ -7,32 +7,26 @@ from typing import Any, cast
 
 from kdtrain.errors import UserError
 from kdtrain.models.config import Network
-from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
-from kdtrain.trials.records import BudgetEndEvent, EndedEvent, PlannedEvent, StudyRecord, WarmStartEvent, network_name
-from kdtrain.trials.store import STUDY_SCHEMA, is_broken, json_bytes, read_study_record
+from kdtrain.storage.folder import Folder, LocalFolder, Row, digest, remove_temporary
+from kdtrain.storage.sealed import sealed_object
+from kdtrain.trials.records import (
+    EVENT_KEYS,
+    BudgetEndEvent,
+    EndedEvent,
+    PlannedEvent,
+    StudyRecord,
+    WarmStartEvent,
+    network_name,
+)
+from kdtrain.trials.store import RECORD, STUDY_SCHEMA, is_broken, read_events, read_study_record
 
-FILE = "record.jsonl"
+FILE = RECORD
 ERRORS = "errors"
 """The folder of the tracebacks of jobs that broke."""
 FILES = ("study.json", "sweep.yaml", FILE, "ray.log")
 """What a study has written before its first training."""
 WRITTEN = ("sweep.yaml", "report.md", "trials.csv", "best.yaml")
 """What a study writes for its user. In a folder without a journal they are somebody else's."""
-
-
-KEYS: dict[str, tuple[str, ...]] = {
-    "planned": ("stage", "number"),
-    "ended": ("stage", "number"),
-    "round": ("race", "round"),
-    "selected": ("race",),
-    "latency": ("model", "head", "channels_last"),
-    "front": ("race",),
-    "winner": (),
-    "tested": (),
-    "budget_end": ("stage",),
-    "warm_start": ("folder",),
-}
-"""The events of which the newest one counts, with the fields that tell one from another."""
 
 
 class StudyJournal:
@@ -43,10 +37,10 @@ class StudyJournal:
         self.folder = self.files.path
         self.path = self.folder / FILE
         self.description: StudyRecord | None = None  # of the study that has taken the folder
-        self._newest: dict[str, dict[tuple[Any, ...], Row]] = {event: {} for event in KEYS}
+        self._newest: dict[str, dict[tuple[Any, ...], Row]] = {event: {} for event in EVENT_KEYS}
         self._planned_anew: set[tuple[Any, ...]] = set()  # jobs whose newest end belongs to an earlier plan
         self._others: dict[str, Row] = {}  # the newest of each other event since a job was last planned or ended
-        for row in self.files.rows(FILE):
+        for row in read_events(self.files):
             self._remember(row)
 
     def open(self, about: StudyRecord, file_text: str) -> None:
@@ -59,6 +53,7 @@ class StudyJournal:
             UserError: The folder holds another study, or files of somebody else that the study would overwrite.
         """
         self.description = about
+        remove_temporary(self.folder)
         earlier = self.study_record()
         if earlier is None and not self.files.has(FILE):
             foreign = [name for name in WRITTEN if self.files.has(name)]
@@ -84,7 +79,7 @@ class StudyJournal:
                 )
             if too_few:
                 raise UserError(f"{self.files} goes on with larger numbers only: {'; '.join(too_few)}")
-        self.files.write("study.json", json_bytes({"schema": STUDY_SCHEMA, **about}), durable=True)
+        self.files.write("study.json", sealed_object({"schema": STUDY_SCHEMA, **about}), durable=True)
         self.files.write("sweep.yaml", file_text.encode())
 
     def study_record(self) -> StudyRecord | None:
@@ -103,8 +98,8 @@ class StudyJournal:
             self.append(event, **fields)
 
     def note(self, event: str, **fields: Any) -> None:
-        """Append one of the events of KEYS, unless the journal's newest one has these fields already."""
-        key = tuple(fields[name] for name in KEYS[event])
+        """Append one of the events of EVENT_KEYS, unless the journal's newest one has these fields already."""
+        key = tuple(fields[name] for name in EVENT_KEYS[event])
         known = self._newest[event].get(key)
         is_older = event == "ended" and key in self._planned_anew
         if known is None or is_older or any(known.get(key) != value for key, value in fields.items()):
@@ -120,12 +115,12 @@ class StudyJournal:
 
     def events(self) -> list[Row]:
         """Return every event, in order."""
-        return self.files.rows(FILE)
+        return read_events(self.files)
 
     def digest(self) -> str:
         """Return what identifies the study and all its events, except that it was opened again."""
         events = [row for row in self.events() if row["event"] != "opened"]
-        return digest(json_bytes({"study": self.study_record(), "events": events}))
+        return digest(sealed_object({"study": self.study_record(), "events": events}))
 
     def write_error(self, job: str, text: str) -> str:
         """Write the traceback of a job that broke; return the file's name.
@@ -208,8 +203,8 @@ class StudyJournal:
             self._planned_anew.add((row["stage"], row["number"]))
         elif event == "ended":
             self._planned_anew.discard((row["stage"], row["number"]))
-        if event in KEYS:
-            self._newest[event][tuple(row.get(name) for name in KEYS[event])] = row
+        if event in EVENT_KEYS:
+            self._newest[event][tuple(row.get(name) for name in EVENT_KEYS[event])] = row
         else:
             self._others[event] = {key: value for key, value in row.items() if key not in ("event", "time")}
         if event in ("planned", "ended") and row["stage"] != "pictures":  # pictures follow what they show

@@ -17,7 +17,7 @@ from kdtrain.teacher.network import trained_teacher
 from kdtrain.training.evaluation import accuracy, logits_of, pair_metrics, student_metrics, tta_logits
 from kdtrain.training.precision import backend_settings
 from kdtrain.trials.records import Outcome
-from kdtrain.trials.store import TrialFolder
+from kdtrain.trials.store import PREDICTIONS, TrialFolder
 from kdtrain.trials.workspace import Workspace
 
 
@@ -31,7 +31,7 @@ def read_test(recipe: Recipe, workspace: Workspace) -> Outcome:
         outcome = trial.outcome()
         assert outcome is not None
         assert outcome["state"] == "complete"
-        if outcome["test"] is not None:
+        if outcome["test"] is not None and trial.is_whole(PREDICTIONS):
             return outcome
         logits, outcome["test"] = _evaluated(recipe, data, trial, workspace)
         distributed.barrier()  # all ranks have read the outcome that rank 0 now writes
@@ -76,10 +76,9 @@ def _teacher_test_logits(recipe: Recipe, data: Dataset, workspace: Workspace) ->
     """Return the one teacher's test logits [N, K], read if it was evaluated on the same test split, else computed."""
     trained_by = teacher_recipe(recipe)
     if trained_by is not None and trained_by.data == recipe.data:
-        predictions = workspace.trial(trained_by, "recipe.teacher").predictions
-        if predictions.exists():
-            with np.load(predictions) as arrays:
-                return torch.from_numpy(arrays["test_logits"])
+        kept = workspace.trial(trained_by, "recipe.teacher").read_predictions()
+        if "test_logits" in kept:
+            return torch.from_numpy(kept["test_logits"])
     teacher = trained_teacher(recipe, data, workspace)
     return logits_of(teacher.network, data.test, workspace.device)
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -86,9 +87,7 @@ class TrainState:
 
     def restore(self, checkpoint: bytes) -> None:
         """Continue from `checkpoint()`, bit for bit."""
-        tensors = safetensors.torch.load(checkpoint)
-        header_bytes = int.from_bytes(checkpoint[:8], "little")
-        progress = json.loads(json.loads(checkpoint[8 : 8 + header_bytes])["__metadata__"]["progress"])
+        tensors, progress = safetensors.torch.load(checkpoint), _progress_of(checkpoint)
         self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
         terms = {name: values.tolist() for name, values in _below("terms.", tensors).items()}
         self.progress = EpochProgress(self.epoch, terms=terms, **progress["within_epoch"])
@@ -110,6 +109,17 @@ class TrainState:
         critic = self.critic.learner if self.critic is not None else None
         parts: dict[str, Learner | ModelEma | None] = {"learner": self.learner, "critic": critic, "ema": self.ema}
         return {name: part for name, part in parts.items() if part is not None}
+
+
+def epoch_of(checkpoint: bytes) -> int:
+    """Return the number of epochs that were done when a checkpoint was made."""
+    return int(_progress_of(checkpoint)["epoch"])
+
+
+def _progress_of(checkpoint: bytes) -> dict[str, Any]:
+    header_bytes = int.from_bytes(checkpoint[:8], "little")
+    progress: dict[str, Any] = json.loads(json.loads(checkpoint[8 : 8 + header_bytes])["__metadata__"]["progress"])
+    return progress
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

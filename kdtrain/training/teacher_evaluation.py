@@ -27,7 +27,7 @@ def evaluate_teacher(recipe: Recipe, workspace: Workspace) -> Outcome:
     (config,) = recipe.teachers
     data = workspace.dataset(recipe.data)
     with reserved(workspace.finished_teacher(recipe)) as trial, backend_settings("fp32", workspace.device):
-        outcome = trial.outcome()
+        outcome, _ = trial.standing()  # what is damaged is written again
         if outcome is not None:
             return outcome
         teacher = trained_teacher(recipe, data, workspace)

@@ -23,11 +23,11 @@ from kdtrain.training.epoch_metrics import Metrics, NonFiniteLoss
 from kdtrain.training.loop import fit
 from kdtrain.training.precision import backend_settings
 from kdtrain.training.preflight import check_images, require_students_turn
-from kdtrain.training.state import TrainState
+from kdtrain.training.state import TrainState, epoch_of
 from kdtrain.trials.identity import NUMERICS
 from kdtrain.trials.outcome import outcome_row, require_own_workers
 from kdtrain.trials.records import DataSummary, Environment, Outcome, RecipeRecord, State, TeacherReference
-from kdtrain.trials.store import TrialFolder
+from kdtrain.trials.store import WEIGHTS, TrialFolder
 from kdtrain.trials.workspace import Workspace
 
 SMALL_CHECKPOINT_BYTES = 8 << 20
@@ -72,7 +72,9 @@ def train(
     data = workspace.dataset(recipe.data)
     with workspace.reserved_trial(recipe) as trial, backend_settings(recipe.precision, workspace.device):
         require_own_workers(recipe, trial, distributed.size())
-        earlier = trial.outcome()
+        earlier, damage = trial.standing()
+        if damage is not None:
+            logging.getLogger(__name__).warning("%s; it is trained again", damage)
         if earlier is not None and _serves(earlier, final, trial):
             return earlier
         process.reset_peak_memory(workspace.device)
@@ -116,21 +118,24 @@ def is_due(checkpoint_bytes: int, seconds: float, writing_s: float) -> bool:
 def _serves(outcome: Outcome, final: bool, trial: TrialFolder) -> bool:
     """Return True if a training would end with this outcome. `pruned` is a study's decision and is trained on."""
     if outcome["state"] == "complete":
-        return not final or trial.has_weights()
+        return not final or trial.is_whole(WEIGHTS)
     return bool(outcome["state"] == "failed")
 
 
 def _resume(state: TrainState, trial: TrialFolder, record: RecipeRecord) -> None:
-    """Restore the newest whole checkpoint and prepare the trial's folder.
+    """Restore the newest whole checkpoint whose epochs all have their rows, and prepare the trial's folder.
 
-    Epochs that are trained again keep what they have cost of the teacher's time: their outputs may be cached.
+    A power cut may have lost rows that a later checkpoint counts. Epochs that are trained again keep what they have
+    cost of the teacher's time: their outputs may be cached.
     """
-    saved = trial.read_checkpoint()
+    rows = trial.sound_epochs()
+    saved = next((each for each in trial.checkpoints() if epoch_of(each) <= len(rows)), None)
     if saved is not None:
         state.restore(saved)
     distributed.barrier()  # all ranks have read what rank 0 now writes
     if distributed.rank() == 0:
-        for row in cast(list[Metrics], trial.epochs()):
+        trial.remove_temporary()
+        for row in cast(list[Metrics], rows):
             if row["epoch"] > state.epoch:
                 state.progress.charge({name: row[name] for name in TEACHER_COSTS if name in row})
         trial.remove_outcome()

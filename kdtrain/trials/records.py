@@ -12,6 +12,7 @@
                                              trials), seeds_grown (from, to), trials_grown (from, to)
 <results>/<sweep>/errors/<job>-<attempt>.txt  the traceback of a job that broke
 
+Every object has a `schema` and a `digest`, every row a `digest` (see `storage.sealed`); readers check and remove it.
 Files written by an earlier version may lack keys that were added since, without a new schema number. Standard library
 only.
 """
@@ -21,6 +22,19 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 STAGES = ("smoke", "teacher", "baselines", "search", "select", "confirm", "pictures")
 """The stages of a study, in order. The jobs "test" read the test split at the end of the stage confirm."""
+EVENT_KEYS: dict[str, tuple[str, ...]] = {
+    "planned": ("stage", "number"),
+    "ended": ("stage", "number"),
+    "round": ("race", "round"),
+    "selected": ("race",),
+    "latency": ("model", "head", "channels_last"),
+    "front": ("race",),
+    "winner": (),
+    "tested": (),
+    "budget_end": ("stage",),
+    "warm_start": ("folder",),
+}
+"""The events of a journal of which the newest one counts, with the fields that tell one from another."""
 State = Literal["complete", "pruned", "failed"]
 """How a training has ended. `failed`: its loss became non-finite, as it would again."""
 JobState = Literal[State, "broken"]
@@ -144,7 +158,10 @@ BestEpoch = TypedDict(
 
 
 class Outcome(TypedDict):
-    """outcome.json: how a training ended. Its sums are over all epochs; `test` is filled by the final evaluation."""
+    """outcome.json: how a training ended. Its sums are over all epochs; `test` is filled by the final evaluation.
+
+    `files` has the SHA-256 of weights.safetensors and predictions.npz, if they are kept.
+    """
 
     schema: NotRequired[int]
     state: State
@@ -161,6 +178,7 @@ class Outcome(TypedDict):
     teacher_forward_seconds: float
     views_seconds: float
     skipped_steps: NotRequired[float]
+    files: NotRequired[dict[str, str]]
     seconds: float
     images_per_s: float | None
     peak_memory_bytes: int | None
@@ -409,7 +427,8 @@ class JobEnd(TypedDict):
 
     `traceback` names a file in the study's folder, if the job broke with one. `memory` is what a preflight check has
     measured, `attributes` what the pruner has kept in Optuna's system attributes of a searched trial. With a budget of
-    time, `seconds` are those that this study has trained it, times its GPUs if the budget counts gpu_hours.
+    time, `seconds` are those that this study has trained it, times its GPUs if the budget counts gpu_hours. `sha256` is
+    that of pictures.npz, which the job "pictures" has written.
     """
 
     state: JobState
@@ -420,6 +439,7 @@ class JobEnd(TypedDict):
     memory: NotRequired[MemoryRecord]
     attributes: NotRequired[dict[str, Any]]
     seconds: NotRequired[float]
+    sha256: NotRequired[str]
 
 
 class EndedEvent(JobEnd):

@@ -1,4 +1,8 @@
-"""The trials of a folder of results. Every write is atomic (see `storage.folder`). Standard library only.
+"""The trials of a folder of results. Every write is atomic (see `storage.folder`), and what is read has been verified.
+
+Nothing but the standard library is imported at the top. Every object and row has a digest (`storage.sealed`), and
+outcome.json has those of the other files. A file that does not fit its digest, or rows that do not fit the outcome, are
+a DamagedFile. `standing` and `sound_epochs` serve those that make it again.
 
 <results>/trials/<trial_id>/
     recipe.json       what is trained, on which data
@@ -9,20 +13,28 @@
 `records` has the types of these objects.
 """
 
-import json
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
-from kdtrain.errors import UserError
-from kdtrain.storage.folder import Folder, LocalFolder, Row, digest
-from kdtrain.trials.records import EpochRow, Outcome, RecipeRecord
+from kdtrain.errors import DamagedFile, UserError
+from kdtrain.storage.folder import Folder, LocalFolder, Row, digest, remove_temporary, sha256, sync
+from kdtrain.storage.sealed import open_journal, open_object, sealed_object, sealed_row
+from kdtrain.trials.records import EVENT_KEYS, EpochRow, Outcome, RecipeRecord, State
 
-SCHEMA = 1
-STUDY_SCHEMA = 2
-"""The schema of study.json."""
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA = 2
+"""The schema of recipe.json and outcome.json. From 2 on they have a digest."""
+STUDY_SCHEMA = 3
+"""The schema of study.json. From 3 on it has a digest."""
+RECORD = "record.jsonl"
+PICTURES = "pictures.npz"
+WEIGHTS, PREDICTIONS = "weights.safetensors", "predictions.npz"
 CHECKPOINTS = "checkpoint-*.safetensors"
 NON_FINITE = r"epoch \d+[ ,:]"
 """The pattern with which the reason of a non-finite loss begins, and no other reason."""
@@ -32,17 +44,16 @@ def read_object(folder: Folder, name: str, newest: int = SCHEMA) -> Row | None:
     """Return an object of a folder of results, or None if there is no such file; `newest` is the last known schema.
 
     Raises:
-        UserError: The file is no JSON object with a schema number, or its schema is newer than this code's.
+        DamagedFile: The file is no JSON object with a schema number, or has changed since it was written.
+        UserError: Its schema is newer than this code's.
     """
     data, place = folder.read(name), f"{folder}/{name}"
     if data is None:
         return None
     try:
-        value = json.loads(data)
+        value = open_object(data, required_from=newest)
     except ValueError as error:
-        raise UserError(f"{place}: is no JSON file of kdtrain ({error}); remove it to have it made again") from None
-    if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
-        raise UserError(f"{place}: must be an object with a schema number; remove it to have it made again")
+        raise DamagedFile.at(place, str(error)) from None
     if value["schema"] > newest:
         raise UserError(
             f"{place}: is of schema {value['schema']}, written by a newer kdtrain; this one reads up to {newest}: "
@@ -54,14 +65,66 @@ def read_object(folder: Folder, name: str, newest: int = SCHEMA) -> Row | None:
 def read_study_record(folder: Folder) -> Row | None:
     """Return study.json, upgraded to the present schema, or None if there is none.
 
-    Schema 1 had `confirm.best` in place of the stage select.
+    Schema 1 had `confirm.best` in place of the stage select, schema 2 no digest.
     """
     value = read_object(folder, "study.json", STUDY_SCHEMA)
-    if value is not None and value["schema"] < STUDY_SCHEMA and isinstance(study := value.get("study"), dict):
+    if value is not None and value["schema"] < 2 and isinstance(study := value.get("study"), dict):
         confirm = {name: setting for name, setting in study.get("confirm", {}).items() if name != "best"}
         select = {"candidates": 8, "trainings": None, "best_of_each": None, "equal_trials": True}
-        value |= {"schema": STUDY_SCHEMA, "study": {**study, "select": select, "confirm": confirm}}
-    return value
+        value |= {"study": {**study, "select": select, "confirm": confirm}}
+    return None if value is None else {**value, "schema": STUDY_SCHEMA}
+
+
+def read_events(folder: Folder) -> list[Row]:
+    """Return the events of a study's journal; DamagedFile if one has changed or lacks a field that is read."""
+    events = folder.rows(RECORD)
+    for number, row in enumerate(events, 1):
+        lacking = [name for name in ("event", "time", *EVENT_KEYS.get(str(row.get("event")), ())) if name not in row]
+        if lacking:
+            raise DamagedFile.at(f"{folder}/{RECORD}", f"event {number} lacks {', '.join(lacking)}")
+    return events
+
+
+def files_without_digest(folder: Folder, *names: str) -> int:
+    """Return how many of these files are there and were written, or begun, by a version that made no digests."""
+    found = 0
+    for name in names:
+        data = folder.read(name)
+        if data is None:
+            continue
+        if name.endswith(".jsonl"):
+            found += not open_journal(data).is_sealed
+        else:
+            found += b'\n "digest": "' not in data
+    return found
+
+
+def read_arrays(path: Path, expected: str | None = None) -> "dict[str, np.ndarray]":
+    """Return the arrays of an .npz file, none if there is no file.
+
+    Args:
+        path: The file.
+        expected: Its SHA-256 when it was written, or None if that is not known.
+
+    Raises:
+        DamagedFile: The file has changed or cannot be read.
+    """
+    import numpy as np
+
+    if not path.exists():
+        return {}
+    require_unchanged(path, path, expected)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # zipfile and numpy raise a dozen types
+        raise DamagedFile.at(path, f"cannot be read as arrays ({type(error).__name__}: {error})") from None
+
+
+def require_unchanged(path: Path, place: object, expected: str | None) -> None:
+    """Raise DamagedFile if a file has not the SHA-256 that it had when it was written; None is not known."""
+    if expected is not None and path.exists() and sha256(path) != expected:
+        raise DamagedFile.at(place, "has changed since it was written")
 
 
 def is_broken(end: Mapping[str, Any]) -> bool:
@@ -70,9 +133,18 @@ def is_broken(end: Mapping[str, Any]) -> bool:
     return end.get("state") == "broken" or (end.get("state") == "failed" and non_finite is None)
 
 
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Return an object as the bytes of a JSON file; ValueError if a number is not finite."""
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+def pictures_digest(events: Iterable[Mapping[str, Any]]) -> str | None:
+    """Return the SHA-256 of pictures.npz when a study has last made it, or None if its journal has none."""
+    made = [row for row in events if row["event"] == "ended" and row["stage"] == "pictures"]
+    return made[-1].get("sha256") if made else None
+
+
+class TrialContent(NamedTuple):
+    """What a trial's folder says of its training; None is not there yet."""
+
+    recipe: RecipeRecord | None
+    epochs: list[EpochRow]
+    outcome: Outcome | None
 
 
 class Store:
@@ -111,6 +183,7 @@ class TrialFolder:
         self.files, self._owner = files, owner
         self.path = files.path
         self.trial_id = files.path.name
+        self._written: dict[str, str] = {}  # the SHA-256 of weights and predictions that this object has written
 
     def lock(self) -> AbstractContextManager[None]:
         """Reserve the trial for this process; wait for another one, such as another sweep's or one whose driver was
@@ -122,19 +195,31 @@ class TrialFolder:
         return cast(RecipeRecord | None, read_object(self.files, "recipe.json"))
 
     def write_recipe(self, row: Mapping[str, Any]) -> None:
-        self.files.write("recipe.json", json_bytes({"schema": SCHEMA, **row}), durable=True)
+        self.files.write("recipe.json", sealed_object({"schema": SCHEMA, **row}), durable=True)
 
     def epochs(self) -> list[EpochRow]:
         """Return the rows of epochs.jsonl."""
-        return cast(list[EpochRow], self.files.rows("epochs.jsonl"))
+        rows = self.files.rows("epochs.jsonl")
+        for number, row in enumerate(rows, 1):
+            if type(row.get("epoch")) is not int or not all(isinstance(value, int | float) for value in row.values()):
+                raise DamagedFile.at(f"{self.files}/epochs.jsonl", f"row {number} is not one of numbers, with an epoch")
+        return cast(list[EpochRow], rows)
+
+    def sound_epochs(self) -> list[EpochRow]:
+        """Return the rows of the epochs 1, 2, ... before the first that is damaged or missing."""
+        rows = open_journal(self.files.read("epochs.jsonl") or b"").rows
+        count = next((i for i, row in enumerate(rows) if row.get("epoch") != i + 1), len(rows))
+        return cast(list[EpochRow], rows[:count])
 
     def append_epoch(self, row: Mapping[str, Any]) -> None:
         self.files.append("epochs.jsonl", row)
 
     def keep_epochs(self, count: int) -> None:
         """Remove the rows after epoch `count`: a training that continues from a checkpoint writes them again."""
-        rows = [row for row in self.epochs() if row["epoch"] <= count]
-        self.files.write("epochs.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        kept = b""
+        for row in self.sound_epochs()[:count]:
+            kept += sealed_row(row, kept[kept.rfind(b"\n", 0, -1) + 1 :])
+        self.files.write("epochs.jsonl", kept)
 
     def outcome(self) -> Outcome | None:
         """Return outcome.json, or None before the training has ended.
@@ -144,31 +229,83 @@ class TrialFolder:
         outcome = read_object(self.files, "outcome.json")
         return None if outcome is None or is_broken(outcome) else cast(Outcome, outcome)
 
+    def content(self) -> TrialContent:
+        """Return recipe, rows and outcome; DamagedFile if one of them has changed, or if they contradict each other."""
+        recipe, rows, outcome = self.recipe(), self.epochs(), self.outcome()
+        if outcome is not None:
+            place, count, state = f"{self.files}/outcome.json", outcome.get("epochs"), outcome.get("state")
+            if type(count) is not int or state not in get_args(State):
+                raise DamagedFile.at(place, "lacks its state or its number of epochs")
+            if state == "complete" and not isinstance(outcome.get("best"), dict):
+                raise DamagedFile.at(place, "lacks its best epoch")
+            # workers may have run ahead of a decision to prune
+            counted = rows[:count] if state == "pruned" else rows
+            if [row["epoch"] for row in counted] != list(range(1, count + 1)):
+                raise DamagedFile.at(place, f"counts {count} epochs, and epochs.jsonl has {len(rows)} others")
+        return TrialContent(recipe, rows, outcome)
+
+    def standing(self) -> tuple[Outcome | None, DamagedFile | None]:
+        """Return the outcome and None, or None and what is damaged: the training then counts as not ended."""
+        try:
+            return self.content().outcome, None
+        except DamagedFile as error:
+            return None, error
+
     def write_outcome(self, row: Mapping[str, Any]) -> None:
-        self.files.write("outcome.json", json_bytes({"schema": SCHEMA, **row}), durable=True)
+        """Write outcome.json, with the digests of the weights and the predictions that this object has written."""
+        sync(self.path / "epochs.jsonl")  # rows survive a power cut if the outcome does
+        files = {**(row.get("files") or {}), **self._written}
+        about = {**row, "schema": SCHEMA, **({"files": files} if files else {})}
+        self.files.write("outcome.json", sealed_object(about), durable=True)
 
     def remove_outcome(self) -> None:
         """Remove the outcome of a training that continues, so that a kill leaves none that its rows contradict."""
-        self.files.remove("outcome.json")
+        for name in ("outcome.json", WEIGHTS, PREDICTIONS):
+            self.files.remove(name)
 
     @property
     def weights(self) -> Path:
-        """The path of the kept weights on this machine; there may be no file."""
-        return self.files.file("weights.safetensors")
+        """The path of the kept weights on this machine; there may be no file. DamagedFile if they have changed."""
+        return self._unchanged(WEIGHTS)
 
     def has_weights(self) -> bool:
-        return self.files.has("weights.safetensors")
+        return self.files.has(WEIGHTS)
 
     def write_weights(self, data: bytes) -> None:
-        self.files.write("weights.safetensors", data)
+        self._write_named(WEIGHTS, data)
 
     @property
     def predictions(self) -> Path:
-        """The path of the kept predictions on this machine; there may be no file."""
-        return self.files.file("predictions.npz")
+        """The path of the kept predictions on this machine; there may be no file. DamagedFile if they have changed."""
+        return self._unchanged(PREDICTIONS)
+
+    def read_predictions(self) -> "dict[str, np.ndarray]":
+        """Return logits [N, K] and labels [N] of the splits "val" and "test" by name, or nothing if none are kept."""
+        return read_arrays(self.predictions)
 
     def write_predictions(self, data: bytes) -> None:
-        self.files.write("predictions.npz", data)
+        self._write_named(PREDICTIONS, data)
+
+    def is_whole(self, name: str) -> bool:
+        """Return True if the weights or the predictions are there and have not changed since they were written."""
+        try:
+            return self._unchanged(name).exists()
+        except DamagedFile:
+            return False
+
+    def _unchanged(self, name: str) -> Path:
+        path, outcome = self.files.file(name), self.outcome()
+        expected = outcome.get("files", {}).get(name) if outcome is not None else None
+        require_unchanged(path, f"{self.files}/{name}", expected)
+        return path
+
+    def _write_named(self, name: str, data: bytes) -> None:
+        self._written[name] = hashlib.sha256(data).hexdigest()
+        self.files.write(name, data, durable=True)
+
+    def remove_temporary(self) -> None:
+        """Remove the temporary files of killed processes of this machine."""
+        remove_temporary(self.path)
 
     def write_checkpoint(self, step: int, data: bytes) -> None:
         """Write the checkpoint of a step under its digest, and remove all others except the newest earlier one.
@@ -184,13 +321,16 @@ class TrialFolder:
             self.files.remove(name)
         self._remove_temporary()
 
-    def read_checkpoint(self) -> bytes | None:
-        """Return the newest checkpoint that is not damaged, or None."""
+    def checkpoints(self) -> Iterator[bytes]:
+        """Yield the checkpoints that are not damaged, the newest first."""
         for name in reversed(self.files.names(CHECKPOINTS)):
             data = self.files.read(name)
             if data is not None and Path(name).stem.endswith(digest(data)):
-                return data
-        return None
+                yield data
+
+    def read_checkpoint(self) -> bytes | None:
+        """Return the newest checkpoint that is not damaged, or None."""
+        return next(self.checkpoints(), None)
 
     def has_checkpoints(self) -> bool:
         return bool(self.files.names(CHECKPOINTS))

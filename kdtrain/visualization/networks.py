@@ -63,10 +63,9 @@ class Networks:
         """Return one teacher's validation logits [N, K], stored by its evaluation on the same data or else computed."""
         taught_by = teacher_recipe(recipe)
         if taught_by is not None and taught_by.data == recipe.data:
-            predictions = self._workspace.trial(taught_by).predictions
-            if predictions.exists():
-                with np.load(predictions) as kept:
-                    return torch.from_numpy(kept["val_logits"])
+            kept = self._workspace.trial(taught_by).read_predictions()
+            if "val_logits" in kept:
+                return torch.from_numpy(kept["val_logits"])
         return logits_of(self.teacher_of(recipe), self._workspace.dataset(recipe.data).val, self.device)
 
     def trio(self, recipe: Recipe, compared: Sequence[Recipe]) -> dict[str, tuple[str, Classifier]]:

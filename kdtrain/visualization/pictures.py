@@ -10,14 +10,13 @@ from kdtrain.config.recipe import Recipe
 from kdtrain.storage.folder import Folder
 from kdtrain.training.final_evaluation import arrays_file
 from kdtrain.training.precision import backend_settings
+from kdtrain.trials.store import PICTURES
 from kdtrain.trials.workspace import Workspace
 from kdtrain.visualization.attention import attention
 from kdtrain.visualization.gradcam import gradcam
 from kdtrain.visualization.networks import Networks
 from kdtrain.visualization.softened import softened
 from kdtrain.visualization.training import lr_schedule, mixed_images
-
-FILE = "pictures.npz"
 
 
 def draw_arrays(recipe: Recipe, workspace: Workspace, folder: Folder, compared: Sequence[Recipe] = ()) -> None:
@@ -29,7 +28,7 @@ def draw_arrays(recipe: Recipe, workspace: Workspace, folder: Folder, compared: 
         folder: The study's folder.
         compared: Distilled students, one for each value of student.freeze, and students alone, the best first.
     """
-    folder.remove(FILE)  # that of an earlier winner must not stay if this one's cannot be made
+    folder.remove(PICTURES)  # that of an earlier winner must not stay if this one's cannot be made
     networks = Networks(workspace)
     data = workspace.dataset(recipe.data)
     with backend_settings("fp32", networks.device):
@@ -38,4 +37,4 @@ def draw_arrays(recipe: Recipe, workspace: Workspace, folder: Folder, compared: 
             if distilled.teacher is not None:
                 arrays |= gradcam(distilled, compared, workspace.dataset(distilled.data), networks)
     arrays |= lr_schedule(recipe, data) | mixed_images(recipe, data)
-    folder.write(FILE, arrays_file(arrays))
+    folder.write(PICTURES, arrays_file(arrays))

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from kdtrain.storage.folder import append_row, write_bytes
-from kdtrain.trials.store import STUDY_SCHEMA, Store, json_bytes
+from kdtrain.storage.sealed import sealed_object
+from kdtrain.trials.store import STUDY_SCHEMA, Store
 
 IMAGES = 360
 RUN = {
@@ -67,7 +68,7 @@ class MadeUpStudy:
 
     def describe(self, **changes: Any) -> None:
         """Write study.json."""
-        write_bytes(self.folder / "study.json", json_bytes(self.description | changes))
+        write_bytes(self.folder / "study.json", sealed_object(self.description | changes))
 
     def event(self, name: str, **fields: Any) -> None:
         self.now += 1.0

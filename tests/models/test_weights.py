@@ -26,6 +26,7 @@ from kdtrain.models.checkpoints import read_weights
 from kdtrain.models.classifier import Classifier
 from kdtrain.models.timm_source import LITE_PACKAGES, Timm
 from kdtrain.models.weights import load_state, weights_source
+from kdtrain.storage import folder as storage_folder
 
 SHAPE = (3, 32, 32)
 
@@ -221,12 +222,12 @@ def test_a_file_is_read_once_for_its_digest_as_long_as_it_is_the_same(
         return sha256(path.read_bytes())
 
     read: list[Path] = []
-    monkeypatch.setattr(weights, "_digest", digest)
+    monkeypatch.setattr(storage_folder, "_sha256", digest)
     file = tmp_path / "weights.pth"
     file.write_bytes(b"before")
     assert [weights.content_digest(file, "") for _ in range(2)] == [sha256(b"before")] * 2
     assert len(read) == 2, "written a moment ago, it may be written again within one tick of the clock"
-    monkeypatch.setattr(weights, "SETTLED_S", 0.1)
+    monkeypatch.setattr(storage_folder, "SETTLED_S", 0.1)
     time.sleep(0.2)
     assert {weights.content_digest(file, "") for _ in range(3)} == {sha256(b"before")}
     assert len(read) == 3

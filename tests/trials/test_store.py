@@ -9,7 +9,8 @@ import pytest
 from kdtrain.errors import UserError
 from kdtrain.storage import folder
 from kdtrain.storage.folder import LocalFolder, append_row, read_rows, write_bytes
-from kdtrain.trials.store import SCHEMA, Store, TrialFolder, json_bytes, read_object
+from kdtrain.storage.sealed import sealed_object
+from kdtrain.trials.store import SCHEMA, Store, TrialFolder, read_object
 
 
 @pytest.fixture
@@ -45,10 +46,10 @@ def test_numbers_that_json_lacks_are_never_written(tmp_path: Path, number: float
     rows = tmp_path / "epochs.jsonl"
     append_row(rows, {"epoch": 1})
     with pytest.raises(ValueError, match="JSON"):
-        json_bytes({"value": number})
+        sealed_object({"value": number})
     with pytest.raises(ValueError, match="JSON"):
         append_row(rows, {"epoch": 2, "value": number})
-    assert rows.read_text() == '{"epoch": 1}\n'
+    assert read_rows(rows) == [{"epoch": 1}]
 
 
 def test_numbers_are_read_back_bit_for_bit(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_lines_that_are_no_json_objects_are_left_out(tmp_path: Path) -> None:
 def test_damaged_files_and_newer_schemas_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "outcome.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="schema 2.*--results" if b"2" in content else "remove it") as caught:
+    with pytest.raises(UserError, match="schema 3.*--results" if b"3" in content else "remove it") as caught:
         read_object(LocalFolder(tmp_path), "outcome.json")
     assert str(caught.value).startswith(f"{path}: ")
 

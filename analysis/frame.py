@@ -48,6 +48,7 @@ AXIS = {
 """The label of an objective on an axis, and the factor to its unit."""
 OPTIONS = ("method", "method.name")
 """The names of the choice of methods, whose options are compared unless a sweep names another choice."""
+DAMAGED_SHOWN = 10
 PARAMETER = ("name", "kind", "low", "high", "choices", "conditions")
 
 
@@ -219,7 +220,8 @@ def _contents(folders: Sequence[TrialFolder]) -> dict[str, TrialContent]:
         except DamagedFile as error:
             damaged += error.problems
     if damaged:
-        raise DamagedFile(*damaged)
+        more = [f"and {len(damaged) - DAMAGED_SHOWN} more damaged files"] if len(damaged) > DAMAGED_SHOWN else []
+        raise DamagedFile(*damaged[:DAMAGED_SHOWN], *more)
     return found
 
 

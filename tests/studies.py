@@ -1,5 +1,6 @@
 """Small sweeps for tests, carried out in this process, and what their journals tell."""
 
+import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from trainings import NO_DATA
 from kdtrain.config.sweep import load_sweep
 from kdtrain.executors.local import run_job
 from kdtrain.storage.folder import read_rows
+from kdtrain.storage.sealed import DIGEST, sealed_object
 from kdtrain.study.description import describe
 from kdtrain.study.jobs import Job
 from kdtrain.study.journal import StudyJournal
@@ -55,6 +57,12 @@ def open_study(file: Path, results: Path, **options: Any) -> Study:
     study = Study(sweep, Workspace(Store(results), NO_DATA), StudyJournal(results / sweep.name))
     study.journal.open(describe(sweep, NO_DATA), file.read_text())
     return study
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Change keys of a stored object, as kdtrain itself would have written it."""
+    value = {**json.loads(path.read_text()), **changes}
+    path.write_bytes(sealed_object({key: each for key, each in value.items() if key != DIGEST}))
 
 
 def with_trials_of(finished: Study, results: Path, file: Path) -> Study:

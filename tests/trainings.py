@@ -146,6 +146,11 @@ def timeless(row: Row) -> Row:
     return {key: value for key, value in row.items() if key not in TIMINGS}
 
 
+def measured(outcome: Row) -> Row:
+    """Return an outcome without what only the stored one has."""
+    return {key: value for key, value in outcome.items() if key not in ("schema", "files", "digest")}
+
+
 def equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

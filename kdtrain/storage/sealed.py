@@ -35,12 +35,12 @@ def sealed_object(value: Mapping[str, Any]) -> bytes:
     return (json.dumps({**value, DIGEST: _chained("", read_back)}, indent=1) + "\n").encode()
 
 
-def open_object(data: bytes, required_from: int) -> dict[str, Any]:
-    """Return the object of a JSON file without its digest.
+def open_object(data: bytes, newest: int) -> dict[str, Any]:
+    """Return the object of a JSON file without its digest. One of a newer schema is returned unverified.
 
     Args:
         data: The file's content.
-        required_from: The schema from which on an object must have a digest.
+        newest: The newest known schema, in which every object has a digest. In older ones it may be absent.
 
     Raises:
         ValueError: It is no object with a schema number, or its digest is absent or differs; the text says which.
@@ -48,8 +48,10 @@ def open_object(data: bytes, required_from: int) -> dict[str, Any]:
     value = _object(data)
     if value is None or type(value.get("schema")) is not int:
         raise ValueError("must be a JSON object with a schema number")
+    if value["schema"] > newest:
+        return value
     given = value.pop(DIGEST, None)
-    if given is None and value["schema"] >= required_from:
+    if given is None and value["schema"] == newest:
         raise ValueError("has lost its digest, so it has changed since it was written")
     if given is not None and not _fits(given, "", value):
         raise ValueError("has changed since it was written: its digest differs")

@@ -46,8 +46,8 @@ class StudyJournal:
     def open(self, about: StudyRecord, file_text: str) -> None:
         """Take the folder for a study: write its study.json and sweep.yaml.
 
-        `study.trials` and `study.confirm.seeds` may have grown, or gone back to what is planned; resources, report and
-        the place of the sweep file may differ.
+        `study.trials` and `study.confirm.seeds` may have grown, or gone back to what has been trained or to what they
+        were when the test split was read; resources, report and the place of the sweep file may differ.
 
         Raises:
             UserError: The folder holds another study, or files of somebody else that the study would overwrite.
@@ -64,13 +64,15 @@ class StudyJournal:
                 )
         if earlier is not None:
             problems = _differences(_identity(earlier), _identity(about))
-            planned = {"trials": self._planned("search", "number"), "confirm.seeds": self._planned("confirm", "seed")}
-            trials = about["study"]["trials"] or planned["trials"]  # a budget alone sets no number
-            settings = {"trials": trials, "confirm.seeds": about["study"]["confirm"]["seeds"]}
+            tested = self._newest["tested"].get((), {})
+            sizes = {  # setting: (what it is now, what has ended, what it was when the test split was read)
+                "trials": (about["study"]["trials"], self._ended_trials(), tested.get("trials")),
+                "confirm.seeds": (about["study"]["confirm"]["seeds"], self._ended_seeds(), tested.get("seeds")),
+            }
             too_few = [
-                f"study.{name} must be >= {planned[name]}, the number that is planned, got {now}"
-                for name, now in settings.items()
-                if now < planned[name]
+                f"study.{name} must be >= {ended}, the number that has been trained, got {now}"
+                for name, (now, ended, whole) in sizes.items()
+                if now is not None and now < ended and now != whole  # a budget alone sets no number
             ]
             if problems:
                 raise UserError(
@@ -184,16 +186,28 @@ class StudyJournal:
 
         More trials may have changed the winner, so further seeds of the same winner are noted only without them.
         """
-        before, trials = self._newest["tested"].get(()), self._planned("search", "number")
+        before, trials = self._newest["tested"].get(()), self._searched()
         self.note("tested", seeds=seeds, trials=trials)
         if before is not None and before["trials"] < trials:
             self.append("trials_grown", **{"from": before["trials"], "to": trials})
         elif before is not None and before["seeds"] < seeds:
             self.append("seeds_grown", **{"from": before["seeds"], "to": seeds})
 
-    def _planned(self, stage: str, field: str) -> int:
-        """Return the number of different values of a field among the planned jobs of a stage."""
-        return len({row[field] for (own, _), row in self._newest["planned"].items() if own == stage})
+    def _searched(self) -> int:
+        """Return the number of trials of the search, without those that were planned when it was larger."""
+        planned = sum(stage == "search" for stage, _ in self._newest["planned"])
+        written = self.description["study"]["trials"] if self.description is not None else None
+        return planned if written is None else min(planned, written)
+
+    def _ended_trials(self) -> int:
+        """Return the least number of trials with which no trained one is left out."""
+        return max((number + 1 for number, row in self.ends("search").items() if row["state"] != "broken"), default=0)
+
+    def _ended_seeds(self) -> int:
+        """Return the number of confirming seeds that have been trained."""
+        ended = {number for number, row in self.ends("confirm").items() if row["state"] != "broken"}
+        planned = self._newest["planned"]
+        return len({planned["confirm", number]["seed"] for number in ended if ("confirm", number) in planned})
 
     def _remember(self, row: Row) -> None:
         if row["event"] == "ended" and row["trial_id"] is not None and is_broken(row):

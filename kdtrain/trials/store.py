@@ -33,6 +33,8 @@ SCHEMA = 2
 STUDY_SCHEMA = 3
 """The schema of study.json. From 3 on it has a digest."""
 RECORD = "record.jsonl"
+ADDED_FIELDS = ("head", "channels_last")
+"""Fields of events that earlier versions did not write."""
 PICTURES = "pictures.npz"
 WEIGHTS, PREDICTIONS = "weights.safetensors", "predictions.npz"
 CHECKPOINTS = "checkpoint-*.safetensors"
@@ -51,7 +53,7 @@ def read_object(folder: Folder, name: str, newest: int = SCHEMA) -> Row | None:
     if data is None:
         return None
     try:
-        value = open_object(data, required_from=newest)
+        value = open_object(data, newest)
     except ValueError as error:
         raise DamagedFile.at(place, str(error)) from None
     if value["schema"] > newest:
@@ -79,7 +81,8 @@ def read_events(folder: Folder) -> list[Row]:
     """Return the events of a study's journal; DamagedFile if one has changed or lacks a field that is read."""
     events = folder.rows(RECORD)
     for number, row in enumerate(events, 1):
-        lacking = [name for name in ("event", "time", *EVENT_KEYS.get(str(row.get("event")), ())) if name not in row]
+        fields = ("event", "time", *EVENT_KEYS.get(str(row.get("event")), ()))
+        lacking = [name for name in fields if name not in row and name not in ADDED_FIELDS]
         if lacking:
             raise DamagedFile.at(f"{folder}/{RECORD}", f"event {number} lacks {', '.join(lacking)}")
     return events

@@ -122,6 +122,7 @@ class MadeUpStudy:
             "data": {"name": "digits", "fingerprint": "f", "classes": 10, "train": 1077, "val": 360, "test": IMAGES},
         }  # fmt: skip
         folder.write_recipe(about)
+        folder.keep_epochs(0)  # it may have been trained before
         accuracies = accuracies or []
         nlls = nlls or [nll_of(accuracy) for accuracy in accuracies]
         for epoch, (accuracy, nll) in enumerate(zip(accuracies, nlls, strict=True), start=1):

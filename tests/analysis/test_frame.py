@@ -10,6 +10,7 @@ from made_up_study import MadeUpStudy, number
 from analysis.cost import wall_seconds
 from analysis.frame import NOT_ENDED, Study, read_study, trials_csv
 from kdtrain.errors import UserError
+from kdtrain.trials.store import STUDY_SCHEMA
 
 Maker = Callable[..., MadeUpStudy]
 
@@ -111,8 +112,8 @@ def test_a_folder_that_is_not_that_of_a_sweep_and_a_newer_schema_are_refused(mad
         read_study(results / "absent")
     with pytest.raises(UserError, match=r"study.json; sweeps in it: .*made_up"):
         read_study(results)
-    made.describe(schema=3)
-    with pytest.raises(UserError, match="schema 3"):
+    made.describe(schema=STUDY_SCHEMA + 1)
+    with pytest.raises(UserError, match=f"schema {STUDY_SCHEMA + 1}"):
         read_study(made.folder)
 
 

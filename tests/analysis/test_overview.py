@@ -90,7 +90,7 @@ def test_all_sweeps_and_the_same_text_from_every_working_directory(
     golden("overview.md", overview.read_text())
     assert str(several) not in overview.read_text()
     paths = [problem.split(": ")[0] for problem in problems]
-    assert paths == [str(several / path) for path in ("newer/study.json", "odd", "torn/study.json")]
+    assert paths == [str(several / path) for path in ("newer/study.json", "odd/record.jsonl", "torn/study.json")]
     monkeypatch.chdir(several)
     golden("overview.md", write_overview(Path())[0].read_text())
 

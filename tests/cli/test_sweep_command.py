@@ -8,7 +8,7 @@ from typing import Any
 import made_up_data
 import pytest
 import yaml
-from studies import TREE, carry_out, open_study, sweep_file
+from studies import TREE, carry_out, open_study, rewrite, sweep_file
 
 from kdtrain.api.sweeps import opened
 from kdtrain.cli import check, plan
@@ -151,7 +151,7 @@ def test_a_folder_that_is_not_ours_is_refused_and_kept_as_it_is(
         ({"recipe": {**study["recipe"], "epochs": 9}}, "holds another study of this name"),
         ({"schema": STUDY_SCHEMA + 1}, "written by a newer kdtrain"),
     ):
-        path.write_text(json.dumps(study | damage))
+        rewrite(path, **study | damage)
         before = everything(results)
         assert main(command) == 2
         assert expected in capsys.readouterr().err

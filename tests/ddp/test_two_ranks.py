@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from groups import join
-from trainings import CPU, KD, NO_DATA, Trained, equal_weights, recipe, timeless, trained
+from trainings import CPU, KD, NO_DATA, Trained, equal_weights, measured, recipe, timeless, trained
 
 from kdtrain.config.needed_trainings import teacher_recipe
 from kdtrain.runtime import distributed
@@ -209,7 +209,7 @@ def test_all_ranks_return_the_outcome_that_is_written_and_it_says_two_workers(gr
         stored = group.trial(name).outcome()
         assert stored["workers"] == RANKS
         for outcomes in group.outcomes:
-            assert {"schema": 1, **outcomes[name]} == stored
+            assert measured(outcomes[name]) == measured(stored)
 
 
 def test_rank_0_writes_and_rank_1_writes_nothing(group: Group) -> None:

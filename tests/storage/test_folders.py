@@ -13,7 +13,7 @@ from kdtrain.storage.folder import Folder, LocalFolder
 from kdtrain.storage.lease import LEASE_FILE, Superseded
 from kdtrain.storage.mirror import MirrorFolder, results_folder
 from kdtrain.storage.remote import RemoteFiles
-from kdtrain.trials.store import Store
+from kdtrain.trials.store import SCHEMA, Store
 
 
 def seen_from(node: str, tmp_path: Path) -> MirrorFolder:
@@ -108,7 +108,7 @@ def test_a_store_at_a_url_is_the_store_of_every_node(tmp_path: Path) -> None:
     assert one.epochs() == [{"epoch": 1}, {"epoch": 2}, {"epoch": 3, "again": True}]
     other.write_outcome({"state": "complete"})
     other.remove_checkpoints()
-    assert one.outcome() == {"schema": 1, "state": "complete"}
+    assert one.outcome() == {"state": "complete", "schema": SCHEMA}
     assert one.read_checkpoint() is None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import TREE, carry_out, decisions, events, open_study, plans, sweep_file
+from studies import TREE, carry_out, decisions, events, open_study, plans, rewrite, sweep_file
 
 from analysis.report import write_report
 from kdtrain.config.sweep import load_sweep
@@ -131,8 +131,7 @@ def edited(finished: Study, folder: Path, **study: Any) -> Path:
     """A copy of a finished study with other settings in its study.json."""
     shutil.copytree(finished.journal.folder, folder)
     record = json.loads((folder / "study.json").read_text())
-    record["study"] |= study
-    (folder / "study.json").write_text(json.dumps(record))
+    rewrite(folder / "study.json", study=record["study"] | study)
     return folder
 
 

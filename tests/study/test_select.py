@@ -192,7 +192,7 @@ def test_one_stage_alone(finished: Study, tmp_path: Path) -> None:
     assert [job.key for job in carry_out(only("confirm", tmp_path / "results"))] == ["confirm-1", "test-0"]
 
 
-def test_seeds_may_grow_and_the_journal_says_so_and_they_may_go_back_to_what_is_planned(
+def test_seeds_may_grow_and_the_journal_says_so_and_they_may_go_back_to_what_is_trained(
     finished: Study, tmp_path: Path
 ) -> None:
     more = {"confirm": {"seeds": 4}}
@@ -210,7 +210,7 @@ def test_seeds_may_grow_and_the_journal_says_so_and_they_may_go_back_to_what_is_
     carry_out(both)
     told = [(row["event"], row["from"], row["to"]) for row in events(both) if row["event"].endswith("_grown")]
     assert told == [("seeds_grown", 2, 4), ("trials_grown", 6, 8)], "more trials may have changed the winner"
-    with pytest.raises(UserError, match=r"study.confirm.seeds must be >= 5, the number that is planned, got 2"):
+    with pytest.raises(UserError, match=r"study.confirm.seeds must be >= 5, the number that has been trained, got 2"):
         open_study(sweep_file(tmp_path), tmp_path / "results", trials=8)
 
 
@@ -235,6 +235,7 @@ def test_a_study_of_an_earlier_version_goes_on(finished: Study, tmp_path: Path) 
     about = json.loads(path.read_text())
     about["study"]["confirm"]["best"] = 2
     del about["study"]["select"]
+    del about["digest"]
     path.write_text(json.dumps(about | {"schema": 1}))
     file = sweep_file(tmp_path, study={"select": {"candidates": 8}})
     ran = carry_out(open_study(file, tmp_path / "results"))

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from studies import TREE, carry_out, decisions, events, open_study, plans, sweep_file, with_trials_of
+from studies import TREE, carry_out, decisions, events, open_study, plans, rewrite, sweep_file, with_trials_of
 
 from kdtrain.config.sweep import load_recipe
 from kdtrain.errors import UserError
@@ -207,7 +207,7 @@ def test_a_folder_belongs_to_one_recipe_and_study(finished: Study, tmp_path: Pat
     other = sweep_file(tmp_path, recipe={"batch_size": 8})
     with pytest.raises(UserError, match=r"recipe.batch_size was 16, is 8; name another folder with --results"):
         open_study(other, finished.workspace.store.results)
-    with pytest.raises(UserError, match=r"study.trials must be >= 6, the number that is planned, got 5"):
+    with pytest.raises(UserError, match=r"study.trials must be >= 6, the number that has been trained, got 5"):
         open_study(sweep_file(tmp_path), finished.workspace.store.results, trials=5)
     with pytest.raises(UserError, match=r"study.seed was 0, is 3"):
         open_study(sweep_file(tmp_path), finished.workspace.store.results, seed=3)
@@ -362,7 +362,7 @@ def test_a_combination_that_cannot_run_fails_in_the_smoke_stage_with_its_line(tm
 
 def test_a_store_of_a_newer_schema_is_refused(finished: Study, tmp_path: Path) -> None:
     path = copied(finished, tmp_path).journal.folder / "study.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": STUDY_SCHEMA + 1}))
+    rewrite(path, schema=STUDY_SCHEMA + 1)
     with pytest.raises(UserError, match="written by a newer kdtrain"):
         open_study(sweep_file(tmp_path), tmp_path / "results")
 

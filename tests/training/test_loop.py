@@ -17,6 +17,7 @@ from trainings import (
     NO_DATA,
     Trained,
     equal_weights,
+    measured,
     recipe,
     session_results,
     strict_json,
@@ -206,7 +207,7 @@ def test_the_outcome_sums_up_the_rows() -> None:
     assert outcome["peak_memory_bytes"] > 1e6
     assert outcome["versions"].keys() >= {"python", "torch"}
     stored = strict_json(left.folder.path / "outcome.json")
-    assert stored == {"schema": 1, **outcome}
+    assert measured(stored) == measured(outcome)
 
 
 def test_the_recipe_file_tells_what_is_trained_on_which_data() -> None:
@@ -264,7 +265,7 @@ def test_what_has_ended_is_returned_and_not_trained_again(lr: float) -> None:
     for final in (True, False):
         again = trained(config, results, final=final)
         assert again.checkpoints == []
-        assert again.outcome == {"schema": 1, **first.outcome}
+        assert measured(again.outcome) == measured(first.outcome)
     assert {path.name: path.read_bytes() for path in first.folder.path.iterdir()} == before
 
 
@@ -275,7 +276,7 @@ def test_a_loss_that_is_no_number_ends_as_failed_with_epoch_and_terms(
     wild = recipe(optimizer={"name": "sgd", "lr": 1e30}, batch_size=batch_size, epochs=5)
     left = trained(wild, tmp_path)
     outcome = strict_json(left.folder.path / "outcome.json")
-    assert outcome == {"schema": 1, **left.outcome}
+    assert measured(outcome) == left.outcome
     assert outcome["state"] == "failed"
     assert outcome["reason"].startswith({"train": "epoch 1, step 1: ", "val": "epoch 1, after step 0: "}[part])
     assert f"{part}/" in outcome["reason"]

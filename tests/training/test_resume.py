@@ -10,7 +10,7 @@ import safetensors.torch
 from kills import KILLABLE, command, continue_to_the_end, kill_at_a_random_moment, require_equal, trial_of
 from runs import BATCH_NORM_STUDENT, fitted, fresh_state
 from test_loop import OVERFITTING
-from trainings import KD, NO_DATA, Trained, equal_weights, recipe, timeless, trained, with_teacher, workspace
+from trainings import KD, NO_DATA, Trained, equal_weights, measured, recipe, timeless, trained, with_teacher, workspace
 
 from kdtrain.config.recipe import Recipe
 from kdtrain.storage.cache import Cache
@@ -123,7 +123,7 @@ def require_continued(config: Recipe, results: Path, *, done: int | None = None)
     assert continued.rows == straight.rows
     assert equal_weights(continued.weights, straight.weights)
     ours, theirs = (
-        timeless(each.outcome | {"git_commit": None, "git_dirty": None, "schema": 1}) for each in (continued, straight)
+        timeless(measured(each.outcome) | {"git_commit": None, "git_dirty": None}) for each in (continued, straight)
     )
     assert ours == theirs
     assert done is None or continued.checkpoints == straight.checkpoints[done:]

@@ -1,6 +1,6 @@
 """The folder of a sweep and its trials as data frames: one row per trial, one row per epoch; a missing value is NaN."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -203,11 +203,20 @@ def read_study(folder: Path) -> Study:
         [p["name"] for p in description["parameters"]] + [n for row in planned for n in row["values"]]
     )
     values = pd.DataFrame([row["values"] for row in planned], columns=list(names), index=trials.index, dtype=object)
-    unverified = files_without_digest(LocalFolder(folder), "study.json", RECORD)
-    unverified += sum(
-        files_without_digest(each.files, "recipe.json", "epochs.jsonl", "outcome.json") for each in folders
-    )
+    unverified = _without_digest(folder, folders)
     return Study(folder, description, record, trials, values, recipes, outcomes, epochs, unverified)
+
+
+def rests_on_unverified(folder: Path) -> bool:
+    """Return True if a file of a sweep, or of any trial beside it, has no digest."""
+    return _without_digest(folder, Store(folder.parent).trials()) > 0
+
+
+def _without_digest(folder: Path, trials: Iterable[TrialFolder]) -> int:
+    found = files_without_digest(LocalFolder(folder), "study.json", RECORD)
+    return found + sum(
+        files_without_digest(each.files, "recipe.json", "epochs.jsonl", "outcome.json") for each in trials
+    )
 
 
 def _contents(folders: Sequence[TrialFolder]) -> dict[str, TrialContent]:

@@ -5,11 +5,12 @@ from pathlib import Path
 from analysis import accounts, options, pruning, results, selection, student_models, tradeoff
 from analysis.cost import cost
 from analysis.findings import Findings, Pictures, find_all
-from analysis.frame import Study, read_study, trials_csv
+from analysis.frame import Study, read_study, rests_on_unverified, trials_csv
 from analysis.headline import headline
 from analysis.importance import RESAMPLES
 from analysis.rendering import render
 from analysis.trained import trained
+from kdtrain.errors import DamagedFile, UserError
 from kdtrain.storage.folder import write_bytes
 
 BEST_SHOWN = 10
@@ -28,8 +29,21 @@ def write_report(sweep_folder: Path) -> Path:
         The path of report.md.
 
     Raises:
-        UserError: If the folder is not that of a sweep, or its files cannot be read.
+        DamagedFile: If files have changed since they were written: no report is computed from them.
+        UserError: If the folder is not that of a sweep, or was written by a newer kdtrain.
     """
+    try:
+        return _write(sweep_folder)
+    except UserError:
+        raise
+    except Exception as error:
+        if not rests_on_unverified(sweep_folder):
+            raise  # a mistake of ours
+        what = f"a file without a digest, in it or in its trials, is damaged ({type(error).__name__}: {error})"
+        raise DamagedFile.at(sweep_folder, what) from None
+
+
+def _write(sweep_folder: Path) -> Path:
     study = read_study(sweep_folder)
     findings = find_all(study)
     pictures = draw(study, findings)

@@ -31,7 +31,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from kdtrain.storage.folder import Row, digest, locked, user_cache, user_path, write_bytes
+from kdtrain.storage.folder import Row, digest, locked, remove_temporary, user_cache, user_path, write_bytes
 
 Tensors = dict[str, Tensor]
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK)
@@ -125,6 +125,7 @@ class SharedFolder:
         if self._in_use is None:
             return False
         os.utime(self.path / ".in_use")
+        remove_temporary(self.path)
         return True
 
     def close(self) -> None:

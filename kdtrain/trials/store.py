@@ -298,7 +298,7 @@ class TrialFolder:
 
     def _unchanged(self, name: str) -> Path:
         path, outcome = self.files.file(name), self.outcome()
-        expected = outcome.get("files", {}).get(name) if outcome is not None else None
+        expected = (outcome.get("files") or {}).get(name) if outcome is not None else None
         require_unchanged(path, f"{self.files}/{name}", expected)
         return path
 

@@ -1,4 +1,4 @@
-"""Sealed objects and journals: every change of a value, a key or a line is noticed, and a torn last line is no damage."""
+"""Sealed objects and journals: a changed value, key or line is noticed, and a torn last line is no damage."""
 
 import json
 import os

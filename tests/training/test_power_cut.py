@@ -1,4 +1,4 @@
-"""A power cut loses or doubles rows, or damages files: rows, checkpoint and outcome agree again before anything counts."""
+"""A power cut loses or doubles rows, or damages files: rows, checkpoint and outcome agree before anything counts."""
 
 import json
 from collections.abc import Callable
@@ -90,7 +90,5 @@ def flip(folder: TrialFolder, name: str) -> None:
     """Flip a bit in the middle of a value."""
     path = folder.path / name
     data = bytearray(path.read_bytes())
-    at = data.index(b"images") + 9 if name == "outcome.json" else data.index(b"parameters") + 13
-    at = len(data) // 2 if path.suffix != ".json" else at
-    data[at] ^= 1
+    data[len(data) // 2 if path.suffix != ".json" else data.index(b'"parameters": ') + 14] ^= 1
     path.write_bytes(data)

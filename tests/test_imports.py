@@ -29,6 +29,7 @@ SOURCES = sorted([*(ROOT / "kdtrain").rglob("*.py"), *(ROOT / "analysis").rglob(
 ANALYSIS_MAY_IMPORT = {
     "kdtrain.errors",
     "kdtrain.storage.folder",
+    "kdtrain.storage.sealed",
     "kdtrain.trials.objectives",
     "kdtrain.trials.records",
     "kdtrain.trials.store",

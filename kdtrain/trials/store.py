@@ -284,7 +284,11 @@ class TrialFolder:
 
     def read_predictions(self) -> "dict[str, np.ndarray]":
         """Return logits [N, K] and labels [N] of the splits "val" and "test" by name, or nothing if none are kept."""
-        return read_arrays(self.predictions)
+        path = self.predictions
+        arrays = read_arrays(path)
+        if not arrays and path.exists():
+            raise DamagedFile.at(path, "has no arrays")
+        return arrays
 
     def write_predictions(self, data: bytes) -> None:
         self._write_named(PREDICTIONS, data)

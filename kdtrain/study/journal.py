@@ -197,7 +197,7 @@ class StudyJournal:
         """Return the number of trials of the search, without those that were planned when it was larger."""
         planned = sum(stage == "search" for stage, _ in self._newest["planned"])
         written = self.description["study"]["trials"] if self.description is not None else None
-        return planned if written is None else min(planned, written)
+        return planned if written is None else min(planned, int(written))
 
     def _ended_trials(self) -> int:
         """Return the least number of trials with which no trained one is left out."""

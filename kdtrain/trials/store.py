@@ -234,7 +234,8 @@ class TrialFolder:
 
     def content(self) -> TrialContent:
         """Return recipe, rows and outcome; DamagedFile if one of them has changed, or if they contradict each other."""
-        recipe, rows, outcome = self.recipe(), self.epochs(), self.outcome()
+        outcome = self.outcome()  # first: if it is there, so are all its rows
+        recipe, rows = self.recipe(), self.epochs()
         if outcome is not None:
             place, count, state = f"{self.files}/outcome.json", outcome.get("epochs"), outcome.get("state")
             if type(count) is not int or state not in get_args(State):
@@ -244,6 +245,8 @@ class TrialFolder:
             # workers may have run ahead of a decision to prune
             counted = rows[:count] if state == "pruned" else rows
             if [row["epoch"] for row in counted] != list(range(1, count + 1)):
+                if self.outcome() != outcome:  # another sweep has begun to train it further
+                    return self.content()
                 raise DamagedFile.at(place, f"counts {count} epochs, and epochs.jsonl has {len(rows)} others")
         return TrialContent(recipe, rows, outcome)
 

@@ -195,7 +195,7 @@ class StudyJournal:
 
     def _searched(self) -> int:
         """Return the number of trials of the search, without those that were planned when it was larger."""
-        planned = sum(stage == "search" for stage, _ in self._newest["planned"])
+        planned = len([stage for stage, _ in self._newest["planned"] if stage == "search"])
         written = self.description["study"]["trials"] if self.description is not None else None
         return planned if written is None else min(planned, int(written))
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from kdtrain.errors import DamagedFile, UserError
 from kdtrain.storage.folder import LocalFolder, Row
+from kdtrain.trials.arrays import read_arrays, read_predictions
 from kdtrain.trials.objectives import HIGHER_IS_BETTER, objectives_of
 from kdtrain.trials.records import STAGES
 from kdtrain.trials.store import (
@@ -22,7 +23,6 @@ from kdtrain.trials.store import (
     files_without_digest,
     is_broken,
     pictures_digest,
-    read_arrays,
     read_events,
     read_study_record,
 )
@@ -170,7 +170,7 @@ class Study:
 
     def predictions(self, trial_id: str, split: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
         """Return (logits [N, K], labels [N]) of the images of "val" or "test", or None if the trial has none stored."""
-        arrays = Store(self.folder.parent).trial(trial_id).read_predictions()
+        arrays = read_predictions(Store(self.folder.parent).trial(trial_id))
         logits, labels = arrays.get(f"{split}_logits"), arrays.get(f"{split}_labels")
         return None if logits is None or labels is None else (logits, labels)
 

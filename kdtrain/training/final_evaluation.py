@@ -16,6 +16,7 @@ from kdtrain.teacher.ensemble import combined_logits
 from kdtrain.teacher.network import trained_teacher
 from kdtrain.training.evaluation import accuracy, logits_of, pair_metrics, student_metrics, tta_logits
 from kdtrain.training.precision import backend_settings
+from kdtrain.trials.arrays import read_predictions
 from kdtrain.trials.records import Outcome
 from kdtrain.trials.store import PREDICTIONS, TrialFolder
 from kdtrain.trials.workspace import Workspace
@@ -76,7 +77,7 @@ def _teacher_test_logits(recipe: Recipe, data: Dataset, workspace: Workspace) ->
     """Return the one teacher's test logits [N, K], read if it was evaluated on the same test split, else computed."""
     trained_by = teacher_recipe(recipe)
     if trained_by is not None and trained_by.data == recipe.data:
-        kept = workspace.trial(trained_by, "recipe.teacher").read_predictions()
+        kept = read_predictions(workspace.trial(trained_by, "recipe.teacher"))
         if "test_logits" in kept:
             return torch.from_numpy(kept["test_logits"])
     teacher = trained_teacher(recipe, data, workspace)

@@ -1,6 +1,6 @@
 """The trials of a folder of results. Every write is atomic (see `storage.folder`), and what is read has been verified.
 
-Nothing but the standard library is imported at the top. Every object and row has a digest (`storage.sealed`), and
+Standard library only. Every object and row has a digest (`storage.sealed`), and
 outcome.json has those of the other files. A file that does not fit its digest, or rows that do not fit the outcome, are
 a DamagedFile. `standing` and `sound_epochs` serve those that make it again.
 
@@ -18,15 +18,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from kdtrain.errors import DamagedFile, UserError
 from kdtrain.storage.folder import Folder, LocalFolder, Row, digest, remove_temporary, sha256, sync
 from kdtrain.storage.sealed import open_journal, open_object, sealed_object, sealed_row
 from kdtrain.trials.records import EVENT_KEYS, EpochRow, Outcome, RecipeRecord, State
-
-if TYPE_CHECKING:
-    import numpy as np
 
 SCHEMA = 2
 """The schema of recipe.json and outcome.json. From 2 on they have a digest."""
@@ -100,28 +97,6 @@ def files_without_digest(folder: Folder, *names: str) -> int:
         else:
             found += b'\n "digest": "' not in data
     return found
-
-
-def read_arrays(path: Path, expected: str | None = None) -> "dict[str, np.ndarray]":
-    """Return the arrays of an .npz file, none if there is no file.
-
-    Args:
-        path: The file.
-        expected: Its SHA-256 when it was written, or None if that is not known.
-
-    Raises:
-        DamagedFile: The file has changed or cannot be read.
-    """
-    import numpy as np
-
-    if not path.exists():
-        return {}
-    require_unchanged(path, path, expected)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except Exception as error:  # zipfile and numpy raise a dozen types
-        raise DamagedFile.at(path, f"cannot be read as arrays ({type(error).__name__}: {error})") from None
 
 
 def require_unchanged(path: Path, place: object, expected: str | None) -> None:
@@ -284,14 +259,6 @@ class TrialFolder:
     def predictions(self) -> Path:
         """The path of the kept predictions on this machine; there may be no file. DamagedFile if they have changed."""
         return self._unchanged(PREDICTIONS)
-
-    def read_predictions(self) -> "dict[str, np.ndarray]":
-        """Return logits [N, K] and labels [N] of the splits "val" and "test" by name, or nothing if none are kept."""
-        path = self.predictions
-        arrays = read_arrays(path)
-        if not arrays and path.exists():
-            raise DamagedFile.at(path, "has no arrays")
-        return arrays
 
     def write_predictions(self, data: bytes) -> None:
         self._write_named(PREDICTIONS, data)

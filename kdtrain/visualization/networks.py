@@ -18,6 +18,7 @@ from kdtrain.runtime.rng import generator
 from kdtrain.teacher.ensemble import combined_logits
 from kdtrain.teacher.network import trained_teacher
 from kdtrain.training.evaluation import logits_of
+from kdtrain.trials.arrays import read_predictions
 from kdtrain.trials.workspace import Workspace
 
 Arrays = dict[str, np.ndarray]
@@ -63,7 +64,7 @@ class Networks:
         """Return one teacher's validation logits [N, K], stored by its evaluation on the same data or else computed."""
         taught_by = teacher_recipe(recipe)
         if taught_by is not None and taught_by.data == recipe.data:
-            kept = self._workspace.trial(taught_by).read_predictions()
+            kept = read_predictions(self._workspace.trial(taught_by))
             if "val_logits" in kept:
                 return torch.from_numpy(kept["val_logits"])
         return logits_of(self.teacher_of(recipe), self._workspace.dataset(recipe.data).val, self.device)

@@ -70,8 +70,9 @@ def _require_no_held_out_image(more: Dataset, data: Dataset, place: str) -> None
         known = [i for i, digest in enumerate(more.train.images.digests()) if digest in held_out]
         if known:
             raise UserError(
-                f"{place}: must have no image of the {title} split of {data.name}, which would be trained on; {more.name}"
-                f" has {len(known):,}, for example {more.train.images.name(known[0])}; name other images or remove these"
+                f"{place}: must have no image of the {title} split of {data.name}, which would be trained on;"
+                f" {more.name} has {len(known):,}, for example {more.train.images.name(known[0])}; name other images or"
+                " remove these"
             )
 
 

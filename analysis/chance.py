@@ -1,6 +1,6 @@
 """Networks that have learned nothing: they are not better than the most frequent class of the validation images."""
 
-from collections.abc import Hashable
+from typing import Any
 
 import pandas as pd
 
@@ -36,7 +36,7 @@ def chance_remarks(study: Study) -> list[str]:
     return found
 
 
-def _remarks(study: Study, trials: pd.DataFrame) -> dict[Hashable, str]:
+def _remarks(study: Study, trials: pd.DataFrame) -> dict[Any, str]:
     """Return the remark about each trial that has learned nothing, by its index."""
     complete = complete_trials(trials, "val/accuracy")
     data = [study.recipes.get(trial_id, {}).get("data") or {} for trial_id in complete["trial_id"]]

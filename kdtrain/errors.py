@@ -1,5 +1,21 @@
 """Errors of users: a UserError is something that the user can correct; any other exception is a defect of kdtrain."""
 
+MOST_CHARACTERS = 80
+"""Characters of a value that a message shows."""
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, with escapes in place of control characters and of bytes that are not UTF-8."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Return the printable beginning of a text, for a message: at most `most` characters of it."""
+    whole = printable(text[: most + 1])
+    return whole if len(whole) <= most else whole[: most - 3] + "..."
+
 
 class UserError(Exception):
     """One or more mistakes of the user.
@@ -11,14 +27,14 @@ class UserError(Exception):
             `sweep.yaml:12: recipe.epochs: must be >= 1, got 0`. At least one.
 
     Attributes:
-        problems: The same sentences.
+        problems: The same sentences, each in one line: control characters are escaped.
     """
 
     def __init__(self, *problems: str) -> None:
         if not problems:
             raise ValueError("a UserError needs at least one problem")
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = tuple(map(printable, problems))
+        super().__init__("\n".join(self.problems))
 
 
 class NoResult(UserError):

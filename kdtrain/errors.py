@@ -1,5 +1,9 @@
 """Errors of users: a UserError is something that the user can correct; any other exception is a defect of kdtrain."""
 
+import re
+
+PASSWORD = re.compile(r"(://)[^/?#\s@]*:[^?#\s@]*@")
+"""User info of a URL with a password in it, which may have slashes."""
 MOST_CHARACTERS = 80
 """Characters of a value that a message shows."""
 
@@ -17,6 +21,11 @@ def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
     return whole if len(whole) <= most else whole[: most - 3] + "..."
 
 
+def without_password(text: str) -> str:
+    """Return a text with *** in place of the user info of each URL that has a password."""
+    return PASSWORD.sub(r"\1***@", text)
+
+
 class UserError(Exception):
     """One or more mistakes of the user.
 
@@ -27,13 +36,13 @@ class UserError(Exception):
             `sweep.yaml:12: recipe.epochs: must be >= 1, got 0`. At least one.
 
     Attributes:
-        problems: The same sentences, each in one line: control characters are escaped.
+        problems: The same sentences, each in one line: control characters are escaped, and passwords in URLs hidden.
     """
 
     def __init__(self, *problems: str) -> None:
         if not problems:
             raise ValueError("a UserError needs at least one problem")
-        self.problems = tuple(map(printable, problems))
+        self.problems = tuple(printable(without_password(problem)) for problem in problems)
         super().__init__("\n".join(self.problems))
 
 

@@ -26,7 +26,7 @@ from kdtrain.config.written_teachers import Written, each_teacher, written_teach
 
 BUILT = ("data", "teacher", "student", "method")
 SCHEDULED = ("data", "epochs", "lr_schedule", "batch_size")
-"""Parts of a recipe whose options are checked in all combinations; those that are scheduled with both ends of ranges."""
+"""Parts of a recipe whose options are checked in all combinations: in the latter with both ends of ranges."""
 LISTS = (("teacher",), ("teacher", "ensemble", "of"), ("teacher", "ensemble", "weights"))
 """Parts of a recipe that may be a list, which is then no list of values to search over."""
 

@@ -36,14 +36,17 @@ def download(url: str) -> Path:
         url: A folder, or a tar archive by its ending.
 
     Raises:
-        UserError: The URL has no file, or its files do not match listing or digests.
-        OSError: The disk is full.
+        UserError: The URL cannot be reached, has no file, its files do not match listing or digests, or the disk is
+            full.
     """
     folder = user_cache() / "data" / digest(url.encode())
     with locked(folder.with_name(f"{folder.name}.lock"), wait=True):
         if not (folder / WHOLE).exists():
             shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed during its download
-            _fetch(url, folder)
+            try:
+                _fetch(url, folder)
+            except OSError as error:
+                raise UserError(f"--data: {url} cannot be downloaded ({error.strerror or error})") from None
     return folder
 
 

@@ -9,9 +9,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from kdtrain.config.parameter import space_kind
-from kdtrain.config.problems import MOST_OF_PATH, KeyPath, Problem, dotted, format_value
+from kdtrain.config.problems import KeyPath, Problem, dotted, format_value
 from kdtrain.config.yaml_reader import MAX_DEPTH, MOST_BITS, Reading, dump_yaml, read_yaml
-from kdtrain.errors import UserError, shortened
+from kdtrain.errors import UserError
 from kdtrain.storage.folder import user_path
 
 MOST_BYTES = 1 << 20
@@ -35,7 +35,7 @@ class Located:
         for problem in problems:
             place = self._place(problem.path)
             shown = dotted(problem.path if problem.shown_path is None else problem.shown_path)
-            if place in (_option(shown), _option(dotted(problem.path)), f"--{shown.rpartition('.')[2]}"):
+            if place in (f"--set {shown}", f"--set {dotted(problem.path)}", f"--{shown.rpartition('.')[2]}"):
                 shown = ""
             order, start = (math.inf, place) if isinstance(place, str) else (place, self._start(place))
             found[order, f"{start}: {shown + ': ' if shown else ''}{problem.text}"] = None
@@ -164,7 +164,7 @@ def apply_overrides(
 
 def _option(key_text: str) -> str:
     """Return the place of an override in messages."""
-    return f"--set {shortened(key_text, MOST_OF_PATH)}"
+    return f"--set {dotted(key_text.split('.'))}"
 
 
 def _override_path(data: dict[str, Any], key_text: str, parts: Collection[str]) -> KeyPath:

@@ -59,7 +59,7 @@ class Problem:
 
 def dotted(path: Sequence[str | int]) -> str:
     """Return a path as the user writes it, for a message: `recipe.method.temperature`."""
-    return shortened(".".join(str(key) for key in path), MOST_OF_PATH)
+    return shortened(".".join(shortened(str(key)) for key in path[:MOST_OF_PATH]), MOST_OF_PATH)
 
 
 def choices_hint(known: Collection[str], wrong: str = "") -> str:
@@ -153,7 +153,7 @@ def _mapping_hint(model: Model, data: Any, path: KeyPath, kind: str, value: Any)
         return f"; {choices_hint(names)}"
     keys = list(options[0].model_fields) if options else []
     if isinstance(value, str) and "model" in keys:
-        return f"; write {{model: {value}}}"
+        return f"; write {{model: {shortened(value)}}}"
     return f"; it has: {', '.join(keys)}" if keys else ""
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from kdtrain.config.located import Located
 from kdtrain.config.parameter import Label, Parameter
-from kdtrain.config.problems import KeyPath, Problem
+from kdtrain.config.problems import KeyPath, Problem, format_value
 from kdtrain.config.search_settings import (
     AnyPruner,
     CmaEs,
@@ -118,7 +118,7 @@ def _warm_start_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator
         yield Problem(place, "has no effect: the recipe has no search space; remove it")
     for i, folder in enumerate(folders):
         if folder in folders[:i]:
-            yield Problem((*place, i), f"repeats {folder}")
+            yield Problem((*place, i), f"repeats {format_value(folder)}")
 
 
 def _front_problems(sampler: Any, name: str) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -130,3 +131,42 @@ def outcome(run: Callable[[], int]) -> tuple[int, str]:
     with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
         code = guarded(run)
     return code, err.getvalue()
+
+
+SPACES = {
+    "a choice of 500 options": (f"{{choice: [{', '.join(f'0.00{i}' for i in range(1000, 1500))}]}}", 0),
+    "a choice of 600 options": (f"{{choice: [{', '.join(f'0.00{i}' for i in range(1000, 1600))}]}}", 2),
+    "100,000 values": (f"[{'1, ' * 100_000}]", 2),
+    "a text of 1 MB": ("a" * 1_000_000, 2),
+    "numbers of 1 MB": (f"'{'1,' * 500_000}'", 2),
+    "100,000 levels": ("[" * 100_000, 2),
+    "2^40 combinations": ("{choice: [1, {choice: [2, " * 20 + "3" + "]}]}" * 20, 2),
+}
+
+
+@pytest.mark.parametrize("case", SPACES)
+def test_a_large_file_is_checked_within_seconds(case: str, tmp_path: Path) -> None:
+    value, code = SPACES[case]
+    (file := tmp_path / "a.yaml").write_text(SWEEPS[0].replace("{loguniform: [0.001, 0.015]}", value))
+    start = time.process_time()
+    found, err = outcome(lambda: check.main([str(file), "--data", str(tmp_path)]))
+    assert found == code, err
+    assert time.process_time() - start < 10, "2 s on an idle machine, without the import"
+    assert len(err) < 2000
+
+
+def test_a_file_of_more_than_a_megabyte_is_refused(tmp_path: Path) -> None:
+    (file := tmp_path / "a.yaml").write_text(SWEEPS[0] + "#" * (1 << 20))
+    code, err = outcome(lambda: check.main([str(file)]))
+    assert code == 2
+    assert "1,048,576 bytes" in err
+
+
+def test_combinations_that_cannot_be_counted_out_are_refused(tmp_path: Path) -> None:
+    teachers = ", ".join(f"{{model: lenet5_teacher, seed: {{choice: [{i}, {i + 50}]}}}}" for i in range(50))
+    text = yaml.safe_load(SWEEPS[0])
+    text["recipe"]["teacher"] = yaml.safe_load(f"[{teachers}]")
+    (file := tmp_path / "a.yaml").write_text(yaml.safe_dump(text))
+    code, err = outcome(lambda: check.main([str(file)]))
+    assert code == 2
+    assert "512 combinations" in err

@@ -107,7 +107,7 @@ def _fetch_archive(url: str, folder: Path) -> None:
 
 
 @contextmanager
-def _decompressed(stream: IO[bytes], name: str) -> Iterator[IO[bytes]]:
+def _decompressed(stream: IO[bytes], name: str) -> Iterator["IO[bytes] | gzip.GzipFile | lzma.LZMAFile"]:
     """Give the content of a stream by its name's ending.
 
     tarfile's own decompression of streams does not compare gzip's checksum.

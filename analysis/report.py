@@ -66,6 +66,7 @@ def compose(study: Study, findings: Findings, pictures: Pictures) -> str:
         options=options.options(study, findings.candidates, findings.pairs),
         models=student_models.model_rows(study, findings.models),
         confirmed=results.confirmed(study, findings.candidates),
+        unseen_classes=results.unseen_classes(study, findings.candidates),
         diverged=any(candidate.diverged for candidate in findings.candidates),
         corrected=sum(p is not None for p in [each.p_holm for each in findings.candidates] + of_pairs),
         reference=findings.reference,

@@ -8,6 +8,7 @@ from analysis.accounts import STATES
 from analysis.claims import Candidate
 from analysis.frame import Study
 from analysis.importance import Branch, Importance
+from analysis.references.measured import measured_rows
 from analysis.tables import (
     MISSING,
     Rows,
@@ -32,6 +33,26 @@ def confirmed(study: Study, candidates: list[Candidate]) -> Rows:
     names = [name for name in study.values.columns if any(name in candidate.values for candidate in candidates)]
     weighted = any(candidate.weights for candidate in candidates)
     return [_candidate_row(study, candidate, names, weighted) for candidate in candidates]
+
+
+def unseen_classes(study: Study, candidates: list[Candidate]) -> Rows:
+    """Return two rows for each confirmed recipe with classes of which no label was seen: as it is, and with their bias.
+
+    The bias is the best one on validation, see `analysis.unseen_classes`.
+    """
+    if not any((recipe.get("data") or {}).get("unseen_classes") for recipe in study.recipes.values()):
+        return []
+    return [
+        {
+            "recipe": row.key,
+            "test accuracy, %": row.cell("test/accuracy"),
+            "unseen classes recognised, %": estimate_percent(row.estimate("test/unseen")),
+            "bias": "0" if (bias := row.estimate("bias")) is None else f"{bias.mean:+.2f}",
+            "n": str(row.n),
+        }
+        for row in measured_rows(study, candidates, ())
+        if row.unseen
+    ]
 
 
 def test_cell(candidate: Candidate) -> str:

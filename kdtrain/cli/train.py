@@ -85,13 +85,16 @@ def _train(chosen: argparse.Namespace, group: Group) -> int:
             raise UserError(f"--{option.replace('_', '-')}: must be {bound}, got {format_value(number)}")
     import torch
 
-    from kdtrain.config.sweep import load_recipe
+    from kdtrain.config.sweep import load_located_recipe, located_recipe_error
 
-    recipe = load_recipe(Path(chosen.recipe), chosen.set)
+    recipe, located = load_located_recipe(Path(chosen.recipe), chosen.set)
     torch.set_num_threads(chosen.threads)
     device = group.device(chosen.device)
-    with _compiler_folder(), group.process_group(device):
-        return _train_parts(recipe, chosen, device, group)
+    try:
+        with _compiler_folder(), group.process_group(device):
+            return _train_parts(recipe, chosen, device, group)
+    except UserError as error:
+        raise located_recipe_error(located, error) from None
 
 
 @contextmanager
@@ -115,6 +118,7 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
     from kdtrain.runtime.device import device_name
     from kdtrain.storage.mirror import results_folder
     from kdtrain.training.preflight import check_before_teacher
+    from kdtrain.trials.identity import require_weights_files
     from kdtrain.trials.store import Store
     from kdtrain.trials.workspace import Workspace
 
@@ -128,6 +132,7 @@ def _train_parts(recipe: "Recipe", chosen: argparse.Namespace, device: "torch.de
 
     for note in data_notes(workspace.dataset(recipe.data)):
         group.print_once(f"note: {note}")
+    require_weights_files(recipe)
     check_before_teacher(recipe, workspace)
     _print_weights(recipe, workspace, group)
     options = {"checkpoint_every_steps": chosen.checkpoint_every_steps, "loaders": chosen.loaders}

@@ -62,11 +62,11 @@ def chain(recipe: Recipe) -> list[Recipe]:
 def teachers_above(recipe: Recipe) -> list[tuple[str, Teacher]]:
     """Return a recipe's teachers, their teachers and so on, each with its place: `recipe.teacher.teacher`."""
 
-    def found(teacher: AnyTeacher | None, place: str) -> list[tuple[str, Teacher]]:
-        networks = networks_of(teacher)
-        return [pair for each in networks for pair in [(place, each), *found(each.teacher, teacher_place(place))]]
+    def found(teacher: AnyTeacher | None, of: str) -> list[tuple[str, Teacher]]:
+        pairs = zip(teacher_places(teacher, of), networks_of(teacher), strict=True)
+        return [pair for place, each in pairs for pair in [(place, each), *found(each.teacher, place)]]
 
-    return found(recipe.teacher, teacher_place())
+    return found(recipe.teacher, "recipe.student")
 
 
 def data_above(recipe: Recipe) -> list[tuple[str, AnyData]]:
@@ -76,9 +76,11 @@ def data_above(recipe: Recipe) -> list[tuple[str, AnyData]]:
     return list(dict.fromkeys(found))
 
 
-def teacher_place(of: str = "recipe.student") -> str:
-    """Return where the teacher of the network at a place of a recipe is written."""
-    return "recipe.teacher" if of == "recipe.student" else f"{of}.teacher"
+def teacher_places(teacher: AnyTeacher | None, of: str = "recipe.student") -> list[str]:
+    """Return where each teacher of the network at a place of a recipe is written: `recipe.teacher.1` if of several."""
+    place = "recipe.teacher" if of == "recipe.student" else f"{of}.teacher"
+    networks = networks_of(teacher)
+    return [f"{place}.{i}" if isinstance(teacher, TeacherEnsemble) else place for i in range(len(networks))]
 
 
 def at_teacher(text: str, recipe: Recipe) -> str:

@@ -62,6 +62,17 @@ def dotted(path: Sequence[str | int]) -> str:
     return shortened(".".join(shortened(str(key)) for key in path[:MOST_OF_PATH]), MOST_OF_PATH)
 
 
+OWN_PLACE = re.compile(r"recipe\.([a-z_]+(?:\.[a-z0-9_]+)*): (.*)", re.DOTALL)
+
+
+def placed_in_recipe(text: str) -> Problem | None:
+    """Return a sentence that begins with its place in the recipe, `recipe.data.part: ...`, as a problem; else None."""
+    found = OWN_PLACE.fullmatch(text)
+    if found is None:
+        return None
+    return Problem(tuple(int(key) if key.isdecimal() else key for key in found[1].split(".")), found[2])
+
+
 def choices_hint(known: Collection[str], wrong: str = "") -> str:
     """Return the end of a sentence: `choices: none, kd; nearest: kd`."""
     return f"choices: {listed(known)}{nearest_hint(known, wrong)}"

@@ -9,9 +9,10 @@ from typing import Any
 
 from kdtrain.config.budget_checks import missing_trials
 from kdtrain.config.defaults import default_points
+from kdtrain.config.fit_checks import fit_problems
 from kdtrain.config.located import Located, apply_overrides, load_located, locate
 from kdtrain.config.parameter import Label, Parameter, Values, check_spaces, space_kind
-from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value, validate
+from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value, placed_in_recipe, validate
 from kdtrain.config.recipe import DISTILLED_ONLY, Recipe
 from kdtrain.config.reference_points import match_points
 from kdtrain.config.search_checks import compared_choice, folders_of
@@ -27,14 +28,13 @@ from kdtrain.config.sweep_checks import (
     validate_recipe,
     with_inherited,
 )
+from kdtrain.config.written_teachers import path_as_written
 from kdtrain.errors import UserError
 from kdtrain.methods.base import MethodConfig, TeacherReading
 
 NAME = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 """The names of sweeps. A sweep's folder has its name, so `..` or `a/b` would be a folder of someone else's."""
 LONGEST_NAME = 200
-OWN_PLACE = re.compile(r"recipe\.([a-z_]+(?:\.[a-z_]+)*): (.*)", re.DOTALL)
-"""A mistake of the user that names its own place in the recipe."""
 ENSEMBLE_WEIGHTS = ("teacher", "ensemble", "weights")
 """The one part of a teacher that may have a range: it combines networks that are trained already."""
 
@@ -154,16 +154,16 @@ class Sweep:
 
     def error(self, values: Mapping[str, Label], path: KeyPath, text: str) -> UserError:
         """Return the error about one value of the recipe at a point: `error(values, ("method",), "must be ...")`."""
-        problem = resolve(self.tree, values).at_source(Problem(path, text))
+        resolved = resolve(self.tree, values)
+        problem = resolved.at_source(Problem(path_as_written(resolved.tree, path), text))
         return self.located.error([problem.under(("recipe",))])
 
     def located_error(self, values: Mapping[str, Label], error: UserError) -> UserError:
         """Return an error at a point whose problems, if they name their place in the recipe, have file and line too."""
         problems: list[str] = []
         for text in error.problems:
-            mistake = OWN_PLACE.fullmatch(text)
-            path = tuple(mistake[1].split(".")) if mistake else ()
-            problems += self.error(values, path, mistake[2]).problems if mistake else [text]
+            mistake = placed_in_recipe(text)
+            problems += self.error(values, mistake.path, mistake.text).problems if mistake else [text]
         return UserError(*problems)
 
 
@@ -194,7 +194,22 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: Every mistake at once, such as `best.yaml:7: epochs: must be >= 1, got 0`.
     """
+    return load_located_recipe(file, overrides)[0]
+
+
+def load_located_recipe(file: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Located]:
+    """Return what `load_recipe` does, and the file with the lines of its values."""
     return _checked_recipe(load_located(file), overrides)
+
+
+def located_recipe_error(located: Located, error: UserError) -> UserError:
+    """Return an error whose problems, if they name their place in a plain recipe, have file and line too."""
+    problems: list[str] = []
+    for text in error.problems:
+        mistake = placed_in_recipe(text)
+        path = path_as_written(located.data, mistake.path) if mistake else ()
+        problems += located.error([Problem(path, mistake.text)]).problems if mistake else [text]
+    return type(error)(*problems)
 
 
 def recipe_from_dict(data: Mapping[str, Any], name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
@@ -208,7 +223,7 @@ def recipe_from_dict(data: Mapping[str, Any], name: str = "recipe", overrides: S
     Raises:
         UserError: Every mistake at once, such as `recipe: epochs: must be >= 1, got 0`.
     """
-    return _checked_recipe(locate(data, name), overrides)
+    return _checked_recipe(locate(data, name), overrides)[0]
 
 
 def _checked_sweep(
@@ -244,7 +259,7 @@ def _checked_sweep(
     return Sweep(name, located, tree, parts.study, parts.resources, parts.report, published, tuple(overrides), defaults)
 
 
-def _checked_recipe(located: Located, overrides: Sequence[str]) -> Recipe:
+def _checked_recipe(located: Located, overrides: Sequence[str]) -> tuple[Recipe, Located]:
     if "recipe" in located.data and "method" not in located.data:
         command = f"; run it with: kdtrain sweep {located.file}" if located.has_lines else ""
         raise located.error([Problem((), f"is a sweep, not a plain recipe{command}")])
@@ -254,10 +269,11 @@ def _checked_recipe(located: Located, overrides: Sequence[str]) -> Recipe:
     broken = [*located.problems, *refused, *wrong, *spaces]
     resolved = resolve_with(tree, lambda parameter: parameter.extremes[0])
     recipe, wrong = validate_recipe(resolved.tree, "a recipe")
-    problems = [resolved.at_source(problem) for problem in [*wrong, *teacher_problems(recipe)]]
+    wrong += [*teacher_problems(recipe), *fit_problems(recipe, resolved.tree)]
+    problems = [resolved.at_source(problem) for problem in wrong]
     if recipe is None or problems or broken:
         raise located.error([*broken, *_without_consequences(problems, broken)])
-    return recipe
+    return recipe, located
 
 
 def _name_problems(name: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdtrain.config.budget_checks import budget_problems
+from kdtrain.config.fit_checks import fit_problems
 from kdtrain.config.needed_trainings import recipes_by_teacher, teacher_recipe
 from kdtrain.config.other_spellings import search_hint
 from kdtrain.config.parameter import MOST_OPTIONS, ROOT, Parameter, Values, count_combinations, count_options
@@ -27,7 +28,10 @@ from kdtrain.config.written_teachers import Written, each_teacher, written_teach
 BUILT = ("data", "teacher", "student", "method")
 SCHEDULED = ("data", "epochs", "lr_schedule", "batch_size")
 """Parts of a recipe whose options are checked in all combinations: in the latter with both ends of ranges."""
-LISTS = (("teacher",), ("teacher", "ensemble", "of"), ("teacher", "ensemble", "weights"))
+LISTS = (
+    ("teacher",), ("teacher", "ensemble", "of"), ("teacher", "ensemble", "weights"), ("class_weights",),
+    ("student", "hidden"),
+)  # fmt: skip
 """Parts of a recipe that may be a list, which is then no list of values to search over."""
 
 
@@ -225,6 +229,7 @@ def _problems_at(
     above = ({problem.path[:i] for i in range(len(problem.path) + 1)} for problem in problems)
     yield from (problem for problem, paths in zip(problems, above, strict=True) if not paths & copies)
     yield from teacher_problems(model)
+    yield from fit_problems(model, recipe)
 
 
 def _range_hint(parameter: Parameter | None, text: str) -> str:

@@ -23,6 +23,22 @@ def written_teachers(teacher: Any) -> list[tuple[KeyPath, Written]]:
     return [((), teacher)]
 
 
+def path_as_written(recipe: Any, path: KeyPath) -> KeyPath:
+    """Return a path that numbers the teachers, teacher.1.trained, as it is written: teacher.ensemble.of.1.trained."""
+    written: KeyPath = ()
+    for key in path:
+        if isinstance(key, int) and isinstance(recipe, dict) and "ensemble" in recipe:
+            written, recipe = (*written, "ensemble", "of"), recipe["ensemble"]["of"]
+            if isinstance(recipe, dict):  # one teacher that is trained with several seeds
+                continue
+        written = (*written, key)
+        if isinstance(recipe, list) and isinstance(key, int):
+            recipe = recipe[key]
+        else:
+            recipe = recipe.get(key) if isinstance(recipe, dict) else None
+    return written
+
+
 def each_teacher(teacher: Any, change: Callable[[Written], Written]) -> Any:
     """Return a written teacher or ensemble with each mapping that describes a network changed."""
     for path, found in written_teachers(teacher):

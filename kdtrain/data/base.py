@@ -36,6 +36,19 @@ class Part(Config):
         return self
 
 
+def part_problem(part: Part, images: int, classes: int) -> str | None:
+    """Return what is wrong with a part of so many images that has fewer than there are classes; else None.
+
+    Such a part could not have an image of each class, and a training on a handful of images is a mistake.
+    """
+    most = images // classes
+    if part.of <= most:
+        return None
+    return (
+        f"must be <= {most}, or a part of the {images} training images has fewer than {classes} classes; got {part.of}"
+    )
+
+
 def _as_names(written: Any) -> Any:
     """Return the names of classes in one order, each once; a class such as 3 may be written as a number."""
     if not isinstance(written, list | tuple):
@@ -122,17 +135,22 @@ class DataConfig(Config):
     @property
     def training_images(self) -> int | None:
         """The most images of the training split, or None if that is not known before loading."""
-        images = self.train_images
+        images = self._images_before_part
         if images is None or self.exclude_classes is not None:
             return None
-        if self.limit_per_class is not None and self.class_count is not None:
-            images = min(images, self.limit_per_class * self.class_count)
         if self.part is not None:
             images = -((self.part.index - images) // self.part.of)
         if self.transfer is None:
             return images
         more = self.transfer.training_images
         return None if more is None else images + more
+
+    @property
+    def _images_before_part(self) -> int | None:
+        images = self.train_images
+        if images is not None and self.limit_per_class is not None and self.class_count is not None:
+            images = min(images, self.limit_per_class * self.class_count)
+        return images
 
     @property
     def hides_labels(self) -> bool | None:
@@ -156,8 +174,11 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _part_has_images(self) -> Self:
-        if self.part is not None and self.training_images == 0:
-            raise ValueError(f"part.of must be at most the number of training images, got {self.part.of}")
+        images, classes = self._images_before_part, self.class_count
+        if self.part is None or images is None or classes is None:
+            return self
+        if problem := part_problem(self.part, images, classes):
+            raise ValueError(f"part.of {problem}")
         return self
 
     @model_validator(mode="after")

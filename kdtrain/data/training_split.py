@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdtrain.data.base import HIDDEN, DataConfig, Dataset, Part, Split, sampled, stratified
+from kdtrain.data.base import HIDDEN, DataConfig, Dataset, Part, Split, part_problem, sampled, stratified
 from kdtrain.data.joined_images import AffineImages, JoinedImages
 from kdtrain.data.notes import listed
 from kdtrain.data.random_affine import RandomAffine
@@ -30,13 +30,15 @@ def prepared(config: DataConfig, root: Path, place: str = "recipe.data") -> Data
     Raises:
         UserError: Files are absent or damaged, a class is unknown or has too few images, or nothing would be left.
     """
-    data = config.load(root)
+    try:
+        data = config.load(root)
+    except UserError as error:
+        raise UserError(*(text.replace("recipe.data", place, 1) for text in error.problems)) from None
     train, seed = data.train, config.split_seed
     if config.part is not None:
+        if problem := part_problem(config.part, len(train), len(train.labels.unique())):
+            raise UserError(f"{place}.part.of: {problem}")
         train = _selected(train, part_indices(train.labels, config.part, seed))
-        if not len(train):
-            total = len(data.train)
-            raise UserError(f"{place}.part.of: must be at most the {total} training images, got {config.part.of}")
     if config.exclude_classes is not None:
         train = _without_classes(train, data, config.exclude_classes, f"{place}.exclude_classes")
     if config.labelled_per_class is not None:
@@ -50,10 +52,28 @@ def prepared(config: DataConfig, root: Path, place: str = "recipe.data") -> Data
     notes = data.notes
     if config.transfer is not None:
         more = prepared(config.transfer, root, f"{place}.transfer")
+        _require_no_held_out_image(more, data, f"{place}.transfer.name")
         hidden = torch.full((len(more.train),), HIDDEN)
         train = Split(JoinedImages([train.images, more.train.images]), torch.cat([train.labels, hidden]))
         notes = (*notes, *(f"{more.name}: {note}" for note in more.notes))
     return data if train is data.train else replace(data, train=train, notes=notes)
+
+
+def _require_no_held_out_image(more: Dataset, data: Dataset, place: str) -> None:
+    """Raise UserError if a training image of `more` is, by its content, in the validation or test split of `data`.
+
+    They are refused and not left out: equal files are the sign of a wrong folder or split, of which copies that were
+    resized or compressed again would remain.
+    """
+    for title, split in (("test", data.test), ("validation", data.val)):
+        held_out = set(split.images.digests())
+        known = [i for i, digest in enumerate(more.train.images.digests()) if digest in held_out]
+        if known:
+            raise UserError(
+                f"{place}: must have no image of the {title} split of {data.name}, which would be trained on;"
+                f" {more.name} has {len(known):,}, for example {more.train.images.name(known[0])}; name other images or"
+                " remove these"
+            )
 
 
 def part_indices(labels: Tensor, part: Part, seed: int) -> Tensor:

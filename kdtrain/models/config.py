@@ -1,10 +1,11 @@
 """The config of a network in a recipe: model, weights, frozen parameters, head."""
 
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from kdtrain.base_config import Config, Count, Positive, tuple_from_list
+from kdtrain.base_config import Config, Positive, tuple_from_list
 from kdtrain.models.registry import MODELS, known_model, model
 from kdtrain.models.source import Normalization
 
@@ -13,7 +14,11 @@ Statistics = Literal["update", "keep"]
 Head = Literal["linear", "hidden"]
 Stem = Literal["cifar"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-HiddenLayers = Annotated[tuple[Count, ...], BeforeValidator(tuple_from_list), Field(min_length=1)]
+MOST_UNITS = 100_000
+MOST_WEIGHTS = 10**9
+"""Bounds of an mlp. Training takes up to 16 bytes a weight: the weight, its gradient and two moments of Adam."""
+Units = Annotated[int, Field(ge=1, le=MOST_UNITS)]
+HiddenLayers = Annotated[tuple[Units, ...], BeforeValidator(tuple_from_list), Field(min_length=1)]
 ModelName = Annotated[str, AfterValidator(known_model), Field(json_schema_extra={"examples": list(MODELS)})]
 
 
@@ -165,6 +170,8 @@ def special_problems(network: Network) -> list[str]:
     problems = [f"{network.model} takes no {name}: {OWNERS[name]}" for name in foreign]
     if "hidden" in takes and network.hidden is None:
         problems.append(f"hidden must be written for {network.model}: the units of each hidden layer, e.g. [800, 800]")
+    if network.hidden is not None and (weights := sum(a * b for a, b in pairwise(network.hidden))) > MOST_WEIGHTS:
+        problems.append(f"hidden must have at most {MOST_WEIGHTS:,} weights between its layers, got {weights:,}")
     if network.stem is not None and network.weights == "imagenet":
         problems.append(f"stem {network.stem} has no ImageNet weights; write weights: null or {{file: PATH}}")
     return problems

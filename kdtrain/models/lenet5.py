@@ -22,6 +22,7 @@ class LeNet5:
     hidden: tuple[int, int]
     own_head: ClassVar[bool] = True
     normalization: ClassVar[Literal["none"]] = "none"
+    smallest_side: ClassVar[int] = 10
     takes: ClassVar[tuple[str, ...]] = ()
 
     def backbone(self, image_shape: ImageShape, options: Mapping[str, Any]) -> Backbone:
@@ -30,8 +31,8 @@ class LeNet5:
         Raises:
             UserError: if the images are smaller than 10 pixels.
         """
-        if min(image_shape[1:]) < 10:
-            raise UserError(f"recipe.data.resolution: LeNet5 needs at least 10 px, got {min(image_shape[1:])}")
+        if (side := min(image_shape[1:])) < self.smallest_side:
+            raise UserError(f"recipe.data.resolution: LeNet5 needs at least {self.smallest_side} px, got {side}")
         # The reference implementation pools after ReLU. Pooling first gives the same bits, since ReLU keeps the order
         # of numbers, and a quarter of the work.
         encoder = nn.Sequential(

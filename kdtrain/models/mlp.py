@@ -20,6 +20,7 @@ class Mlp:
 
     own_head: ClassVar[bool] = True
     normalization: ClassVar[Literal["none"]] = "none"
+    smallest_side: ClassVar[int] = 1
     takes: ClassVar[tuple[str, ...]] = ("hidden", "input_dropout", "dropout", "max_norm")
 
     def backbone(self, image_shape: ImageShape, options: Mapping[str, Any]) -> Backbone:

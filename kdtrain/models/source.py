@@ -47,6 +47,11 @@ class Source(Protocol):
         ...
 
     @property
+    def smallest_side(self) -> int:
+        """The fewest pixels of height and width that the network takes, as far as that is known without building it."""
+        ...
+
+    @property
     def takes(self) -> tuple[str, ...]:
         """The fields of a recipe's network that not every model has, e.g. the widths of hidden layers."""
         ...

@@ -48,6 +48,7 @@ class Timm:
     name: str
     known_normalization: Normalization | None = None
     own_head: ClassVar[bool] = False
+    smallest_side: ClassVar[int] = 1
     takes: ClassVar[tuple[str, ...]] = ()
 
     @cached_property

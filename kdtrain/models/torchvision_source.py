@@ -40,6 +40,7 @@ class Torchvision:
     name: str
     weights: str = "DEFAULT"
     own_head: ClassVar[bool] = False
+    smallest_side: ClassVar[int] = 1
     normalization: ClassVar[Literal["imagenet"]] = "imagenet"
 
     @property

@@ -1,18 +1,23 @@
 """Notes about a valid sweep: absent data sets and files of weights, and its search. Nothing is trained."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from kdtrain.config import space
-from kdtrain.config.needed_trainings import data_above, teachers_above
+from kdtrain.config.needed_trainings import at_teacher, data_above, needed_trainings, teachers_above
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.sweep import Sweep
 from kdtrain.data.notes import data_notes
 from kdtrain.data.registry import AnyData, data_folder, load, named_data
+from kdtrain.data.sampling import class_weights
 from kdtrain.errors import UserError
 from kdtrain.models.config import Network, WeightsFile
 from kdtrain.storage.folder import user_path
 from kdtrain.study.search_notes import search_notes
+
+ABSENT = re.compile(r"recipe\.data(\.transfer)?: ")
+"""The beginning of a sentence about a data set as a whole, which is absent, and not about an option."""
 
 
 def input_notes(sweep: Sweep, data: str | None) -> list[str]:
@@ -35,19 +40,27 @@ def input_notes(sweep: Sweep, data: str | None) -> list[str]:
 def require_fitting_data(sweep: Sweep, data: str | None) -> None:
     """Raise UserError if data that are there cannot have the options of their training split, e.g. so many labels.
 
-    Arguments as for `input_notes`. Data without such options are not read.
+    Nor may a list of class weights be of another length. Arguments as for `input_notes`. Data without such options are
+    not read.
     """
     if (place := named_data(data)) is not None and "://" in place:
         return
-    for values in space.combinations(sweep.tree, ("data", "teacher", "student")):
-        for place, config in data_above(sweep.recipe_for(values, 0)):
-            if all(getattr(config, key) is None for key in config.newer):
+    checked = set()
+    for values in space.combinations(sweep.tree, ("data", "teacher", "student", "class_weights")):
+        for recipe, above in needed_trainings(sweep.recipe_for(values, 0)):
+            of_data = any(getattr(recipe.data, key) is not None for key in recipe.data.newer)
+            options = (recipe.data, recipe.class_weights)
+            if options in checked or not (of_data or isinstance(recipe.class_weights, tuple)):
                 continue
+            checked.add(options)
             try:
-                load(config, data_folder(data))
+                found = load(recipe.data, data_folder(data))
+                class_weights(recipe.class_weights, found.train.labels, len(found.classes))
             except UserError as error:
-                mistakes = [text.replace("recipe.data", place, 1) for text in error.problems]
-                if all(text.startswith(f"{place}.") for text in mistakes):  # otherwise the data are absent
+                mistakes = [text for text in error.problems if not ABSENT.match(text)]
+                for each in above:
+                    mistakes = [at_teacher(text, each) for text in mistakes]
+                if mistakes:
                     raise sweep.located_error(values, UserError(*mistakes)) from None
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from kdtrain.config import space
 from kdtrain.config.needed_trainings import at_teacher, needed_trainings
 from kdtrain.config.parameter import Values
+from kdtrain.config.problems import placed_in_recipe
 from kdtrain.config.recipe import Recipe
-from kdtrain.config.sweep import OWN_PLACE, Sweep
+from kdtrain.config.sweep import Sweep
 from kdtrain.errors import UserError
 from kdtrain.study.bookkeeping import Bookkeeping
-from kdtrain.study.jobs import JobStream
+from kdtrain.study.jobs import Job, JobStream
 from kdtrain.trials.records import JobEnd, MemoryRecord
 
 PARTS = ("data", "method", "teacher", "student")
@@ -35,10 +36,7 @@ def run_smoke(book: Bookkeeping) -> JobStream:
                 students.append(_Check(recipe, values, above))
             elif recipe.teacher is not None:
                 teachers.setdefault(recipe, _Check(recipe, values, above))
-    checks = {
-        book.job("smoke", number, check.recipe, check.values, kind="smoke"): check
-        for number, check in enumerate([*students, *teachers.values()])
-    }
+    checks = {_job(book, number, check): check for number, check in enumerate([*students, *teachers.values()])}
     passed = _passed_checks(book)
     yield from book.run_stage([job for job in checks if job.trial_id not in passed])
     problems: list[str] = []
@@ -64,13 +62,21 @@ class _Check:
     above: tuple[Recipe, ...]
 
 
+def _job(book: Bookkeeping, number: int, check: _Check) -> Job:
+    """Return the job of a check; UserError, with its line, if a file of weights is absent."""
+    try:
+        return book.job("smoke", number, check.recipe, check.values, kind="smoke")
+    except UserError as error:
+        raise book.sweep.located_error(check.values, error) from None
+
+
 def _problems(book: Bookkeeping, check: _Check, end: JobEnd) -> Sequence[str]:
     """Return the problems of a check that broke, each at its place in the file."""
     recipe, reason, place = check.recipe, str(end["reason"]), "recipe.method"
     for above in check.above:
         reason, place = at_teacher(reason, above), at_teacher(place, above)
-    if (mistake := OWN_PLACE.fullmatch(reason)) and not end.get("traceback"):
-        return book.sweep.error(check.values, tuple(mistake[1].split(".")), mistake[2]).problems
+    if (mistake := placed_in_recipe(reason)) and not end.get("traceback"):
+        return book.sweep.error(check.values, mistake.path, mistake.text).problems
     what = f"{recipe.method.name} with student {recipe.student.model}"
     what += "".join(f" and teacher {teacher.model}" for teacher in recipe.teachers)
     text = f"{what} fails on its first batch: {reason}{book.traceback_of(end)}"

@@ -6,7 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdtrain.config.needed_trainings import at_teacher, recipes_by_teacher, teacher_recipe, teacher_recipes
+from kdtrain.config.needed_trainings import (
+    at_teacher,
+    recipes_by_teacher,
+    teacher_places,
+    teacher_recipe,
+    teacher_recipes,
+)
 from kdtrain.config.recipe import Recipe
 from kdtrain.data.base import Dataset
 from kdtrain.errors import UserError
@@ -173,9 +179,9 @@ def largest_batch_that_fits(batch_size: int, needed_bytes: Callable[[int], int])
 
 def _teachers_for_smoke(recipe: Recipe, data: Dataset, device: torch.device) -> list[Teacher]:
     teachers = []
-    for config in recipe.teachers:
+    for place, config in zip(teacher_places(recipe.teacher), recipe.teachers, strict=True):
         network = untrained_teacher(config, data)
         if config.trained is not None:
-            load_whole_network(network, Path(config.trained), "recipe.teacher.trained", config.weights_key)
+            load_whole_network(network, Path(config.trained), f"{place}.trained", config.weights_key)
         teachers.append(Teacher(network, device, recipe.method.needed_stages))
     return teachers

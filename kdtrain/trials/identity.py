@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kdtrain.config.needed_trainings import recipes_by_teacher, teacher_place, teacher_recipe, teachers_above
+from kdtrain.config.needed_trainings import recipes_by_teacher, teacher_places, teacher_recipe, teachers_above
 from kdtrain.config.recipe import Recipe
 from kdtrain.config.teacher import Teacher
 from kdtrain.data.base import Dataset
@@ -36,7 +36,8 @@ def identity(recipe: Recipe, data_root: Path, place: str = "recipe.student") -> 
     resolved["student"]["weights"] = _starting_weights(recipe, place)
     if "balance" in resolved["method"]:
         resolved["method"]["balance"] = list(recipe.method.balance.weights)  # type: ignore[union-attr]
-    teachers = [_teacher(each, data_root, teacher_place(place)) for each in recipes_by_teacher(recipe)]
+    places = teacher_places(recipe.teacher, place)
+    teachers = [_teacher(each, data_root, at) for each, at in zip(recipes_by_teacher(recipe), places, strict=True)]
     if (ensemble := recipe.ensemble) is not None:
         resolved["teacher"] = {"of": teachers, "combine": ensemble.combine, "shares": list(ensemble.shares)}
     elif teachers:

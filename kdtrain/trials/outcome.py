@@ -56,7 +56,8 @@ def outcome_row(state: State, reason: str | None, folder: TrialFolder) -> Outcom
 def require_own_workers(recipe: Recipe, folder: TrialFolder, workers: int) -> None:
     """Raise UserError if a trial with BatchNorm statistics per worker was begun with another number of workers.
 
-    Statistics of other shares of a batch are another training.
+    Statistics of other shares of a batch are another training. Dropout is not: each worker draws masks of its own, but
+    from the distribution that one process draws from.
     """
     begun = folder.recipe() if recipe.batch_norm == "per_worker" else None
     if begun is not None and begun["environment"]["workers"] != workers:

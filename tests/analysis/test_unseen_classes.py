@@ -7,9 +7,12 @@ import pytest
 from made_up_study import IMAGES, MadeUpStudy
 
 from analysis.claims import candidates, teachers
+from analysis.findings import Pictures, find_all
 from analysis.frame import read_study
 from analysis.references.measured import measured_rows
 from analysis.references.sections import REFERENCES, section
+from analysis.report import compose
+from analysis.results import unseen_classes
 from analysis.unseen_classes import best_bias, recognised, with_bias
 
 
@@ -50,7 +53,7 @@ def test_one_bias_is_added_to_all_of_the_classes_and_their_images_are_counted() 
     assert np.isnan(recognised(logits_NK, labels_N, [3]))
 
 
-def without_threes(whole: Callable[..., MadeUpStudy], published: str) -> MadeUpStudy:
+def without_threes(whole: Callable[..., MadeUpStudy], published: str | None) -> MadeUpStudy:
     """Return a study whose confirmed students have seen no image of class 3, and say 3 of a third of their images."""
     made = whole()
     made.describe(report={"published": published})
@@ -89,6 +92,18 @@ def test_each_student_has_a_second_row_with_the_bias_that_is_best_on_validation(
     assert list(found) == [key for key, row in rows.items() if row.unseen]
     assert (found["best"]["bias"], found["best"]["trained"]) == ("0", "kd, without 3")
     assert found["best, bias raised"]["errors of 10,000"] == "0.0"
+
+
+def test_the_report_has_both_rows_without_a_reference_and_no_table_if_every_class_was_seen(whole) -> None:
+    study = read_study(without_threes(whole, None).folder)
+    assert study.published is None
+    rows = unseen_classes(study, candidates(study))
+    assert [row["recipe"] for row in rows[-2:]] == ["best", "best, bias raised"]
+    assert [row["unseen classes recognised, %"].split(" ")[0] for row in rows[-2:]] == ["0.00", "100.00"]
+    assert rows[-2]["bias"] == "0" != rows[-1]["bias"]
+    assert "\n| best, bias raised | " in compose(study, find_all(study), Pictures())
+    seen = read_study(whole().folder)
+    assert unseen_classes(seen, candidates(seen)) == []
 
 
 @pytest.mark.parametrize("name", REFERENCES)

@@ -100,7 +100,7 @@ def test_a_damaged_image_of_any_split_is_named_before_training(
 
 def test_absent_data_is_named_with_its_place_and_the_option(kdtrain: Command) -> None:
     at = str(Path("data", "CUB_200_2011/images"))
-    kdtrain.refuses("recipe.data: cub200 is not there", "CUB_200_2011.tgz", at, "--data DIR or KDTRAIN_DATA",
+    kdtrain.refuses("recipe.yaml:1: data: cub200 is not there", "CUB_200_2011.tgz", at, "--data DIR or KDTRAIN_DATA",
                     data={"name": "cub200", "resolution": 16}, **DISTILLING)  # fmt: skip
 
 
@@ -129,10 +129,10 @@ def in_place(place: str, file: str) -> dict[str, Any]:
 
 
 PLACES = {
-    "student": "recipe.student.weights.file",
-    "student, encoder": "recipe.student.weights.file",
-    "teacher, trained first": "recipe.teacher.weights.file",
-    "teacher": "recipe.teacher.trained",
+    "student": "student.weights.file",
+    "student, encoder": "student.weights.file",
+    "teacher, trained first": "teacher.weights.file",
+    "teacher": "teacher.trained",
 }
 
 
@@ -193,7 +193,7 @@ def test_imagenet_weights_without_a_network_name_the_file_to_place(
     kdtrain: Command, no_weights: Path, role: str, model: str, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = DISTILLING | {role: {"model": model, "weights": "imagenet"}}
-    told = f"recipe.{role}.weights: imagenet of {model}"
+    told = f": {role}.weights: imagenet of {model}"
     kdtrain.refuses(told, file.format(home=no_weights), "weights: null", **changes)
     assert torchvision_source.TIMEOUT_S <= 15
     for module in (torchvision_source, timm_source):

@@ -124,6 +124,30 @@ def test_check_notes_what_is_not_there_and_the_file_is_valid_nevertheless(
     assert "note: recipe.data: s3://bucket/data is not downloaded for this check" in capsys.readouterr().out
 
 
+def test_class_weights_that_only_the_images_can_refuse_are_told_by_check_with_their_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up_data.paint_classes(tmp_path / "pets")
+    teacher = TREE["recipe"]["teacher"] | {"class_weights": [1.0, 2.0, 3.0]}
+    pets = {"name": "image_folder", "folder": "pets", "resolution": 16}
+    file = sweep_file(tmp_path, recipe={"data": pets, "teacher": teacher, "class_weights": [1.0, 2.0]})
+    line = 1 + file.read_text().splitlines().index("    class_weights:")
+    assert check.main([str(file), "--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"{file}:{line}: recipe.teacher.class_weights: must have a weight for")
+    options = [str(file), "--set", "recipe.class_weights={choice: [balanced, [1, 2, 3]]}", "--data", str(tmp_path)]
+    assert check.main([*options, "--set", "recipe.teacher.class_weights=none", "--set", "study.published=[]"]) == 2
+    assert capsys.readouterr().err.startswith("--set recipe.class_weights: must have a weight for each of the 2")
+
+
+def test_an_absent_data_set_that_is_transferred_is_noted_at_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sweep_file(tmp_path)
+    transfer = "recipe.data={name: digits, resolution: 16, transfer: {name: kmnist, resolution: 16}}"
+    assert check.main([str(file), "--set", transfer, "--data", str(tmp_path)]) == 0
+    assert "note: recipe.data.transfer: kmnist is not there" in capsys.readouterr().out
+
+
 def test_the_command_that_continues_is_complete_and_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDTRAIN_DATA", "/all data")
     words = ["my sweep.yaml", "--set", "recipe.data={name: mnist}", "--set", "recipe.epochs=3", "--trials", "8"]
@@ -227,6 +251,10 @@ def everything(folder: Path) -> dict[str, bytes]:
 ABSENT_FROM_THE_DATA = [
     ({"exclude_classes": ["thirty"]}, "recipe.data.exclude_classes: digits has no class 'thirty'"),
     ({"labelled_per_class": 16}, "recipe.data.labelled_per_class: must be at most the 15 training images of class 0"),
+    (
+        {"transfer": {"name": "digits", "resolution": 16, "split_seed": 1}},
+        "recipe.data.transfer.name: must have no image of the test split of digits",
+    ),
 ]
 
 
@@ -236,6 +264,7 @@ def test_what_the_images_do_not_have_is_said_with_its_line_and_by_check_and_plan
 ) -> None:
     file = sweep_file(tmp_path, recipe={"data": {"name": "digits", "resolution": 16, "limit_per_class": 15, **options}})
     line = 1 + next(i for i, text in enumerate(file.read_text().splitlines()) if next(iter(options)) in text)
+    line += "transfer" in options  # its name stands below
     assert main([str(file), "--results", str(tmp_path / "results")]) == 2
     assert capsys.readouterr().err.startswith(f"{file}:{line}: {problem}")
     assert not (tmp_path / "results").exists()
@@ -248,7 +277,7 @@ def test_what_the_images_do_not_have_is_said_with_its_line_and_by_check_and_plan
     ("options", "key"),
     [
         ({"part": {"of": 2, "index": 2}}, "index"),
-        ({"part": {"of": 899, "index": 898}}, "of: 899"),
+        ({"part": {"of": 90, "index": 0}}, "of: 90"),
         ({"labelled_per_class": 1, "labelled_fraction": 0.5}, "labelled_fraction"),
         ({"transfer": {"name": "kmnist", "resolution": 20}}, "resolution: 20"),
         ({"transfer": {"resolution": 16, "name": "cifar10"}}, "name: cifar10"),

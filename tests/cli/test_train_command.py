@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_up_data import paint
 from trainings import CPU, KD, NO_DATA, recipe, timeless, trained
 
 from kdtrain.cli.train import main
@@ -108,7 +109,10 @@ PLAIN = json.dumps(recipe().model_dump(mode="json", exclude_none=True))
     [
         (PLAIN.replace('"epochs"', '"epoch"'), (), r"best.yaml:1: .*epoch.*epochs"),
         (json.dumps({"recipe": {}, "study": {}}), (), r"best.yaml: is a sweep.*kdtrain sweep best.yaml"),
-        (PLAIN.replace('"digits"', '"mnist"'), ("--data", "nowhere"), r"recipe.data: mnist is not there .*nowhere"),
+        (PLAIN.replace('"digits"', '"mnist"'), ("--data", "nowhere"), r"^best.yaml:1: data: mnist is not .*nowhere"),
+        (PLAIN, ("--set", "data.labelled_per_class=99"), r"^--set data.labelled_per_class: must be .* got 99\n$"),
+        (PLAIN, ("--set", "data.exclude_classes=[x]"), r"^--set data.exclude_classes: digits has no class 'x'"),
+        (PLAIN, ("--set", "class_weights=[1, 2]"), r"^--set class_weights: must have .* 10 classes, got 2\n$"),
         (PLAIN, ("--threads", "0"), r"--threads: must be at least 1, got 0"),
         (PLAIN, ("--threads", "99999999999"), r"--threads: must be at most 1024, got 99999999999"),
         (PLAIN, ("--checkpoint-every-steps", "99999999999"), r"--checkpoint-every-steps: must be at most 1000000000"),
@@ -119,7 +123,8 @@ PLAIN = json.dumps(recipe().model_dump(mode="json", exclude_none=True))
         (PLAIN, ("--device", "meta"), r"--device: meta cannot be used"),
         (PLAIN, ("--results", "best.yaml"), r"best.yaml: cannot be written.*--results"),
     ],
-    ids=["unknown key", "sweep", "absent data", "threads", "many threads", "many steps", "loaders", "no data",
+    ids=["unknown key", "sweep", "absent data", "labels", "class", "weights",
+         "threads", "many threads", "many steps", "loaders", "no data",
          "unknown home", "device", "no such kind of device", "results is a file"],
 )  # fmt: skip
 def test_a_mistake_is_a_sentence_on_stderr_exit_code_2_and_nothing_left_behind(
@@ -130,6 +135,48 @@ def test_a_mistake_is_a_sentence_on_stderr_exit_code_2_and_nothing_left_behind(
     assert re.search(sentence, err), err
     assert "Traceback" not in out + err
     assert left_behind() == []
+
+
+FINISHED = """
+data: {name: digits, resolution: 16, limit_per_class: 6}
+student: {model: lenet5_student}
+teacher:
+  TEACHERS
+method: {name: kd, temperature: 2, balance: {alpha: 0.5}}
+optimizer: {name: sgd, lr: 0.1}
+lr_schedule: {name: constant}
+batch_size: 8
+epochs: 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("teachers", "place"),
+    [
+        ("{model: lenet5_half,\n   trained: none.pth}", "best.yaml:6: teacher.trained"),
+        ("- {model: lenet5_half}\n  - {model: lenet5_half, trained: none.pth}", "best.yaml:6: teacher.1.trained"),
+        (
+            "ensemble:\n    of:\n    - {model: lenet5_half}\n    - {model: lenet5_half, trained: none.pth}",
+            "best.yaml:8: teacher.ensemble.of.1.trained",
+        ),
+    ],
+    ids=["one", "list", "ensemble"],
+)
+def test_the_absent_file_of_one_of_several_teachers_has_its_line_and_number(asked, teachers: str, place: str) -> None:
+    code, out, err = asked(FINISHED.replace("TEACHERS", teachers))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{place}: none.pth ")
+    assert left_behind() == []
+
+
+def test_labels_that_are_hidden_entirely_are_told_with_their_line(asked, tmp_path: Path) -> None:
+    for split in ("train/cat", "train/dog", "val/cat", "val/dog", "test/cat", "test/dog"):
+        paint(tmp_path / "data" / "pets" / split / "1.png")
+    data = "{name: image_folder, folder: pets, resolution: 16, labelled_fraction: 0.1}"
+    text = FINISHED.replace("{name: digits, resolution: 16, limit_per_class: 6}", data)
+    code, _, err = asked(text.replace("TEACHERS", "{model: lenet5_half}"), "--data", "data")
+    assert code == 2
+    assert err.startswith("best.yaml:2: data.labelled_fraction: ")
 
 
 def test_the_student_alone_is_called_none_and_a_store_of_a_newer_schema_is_refused(asked, tmp_path: Path) -> None:

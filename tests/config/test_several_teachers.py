@@ -247,7 +247,7 @@ def test_the_teacher_of_a_teacher_may_be_an_ensemble_that_takes_what_it_leaves_o
         ("lenet5_teacher", 20), ("lenet5_half", 20), ("lenet5_half", 20), ("lenet5_student", 32),
     ]  # fmt: skip
     places = [place for place, _ in teachers_above(recipe)]
-    assert places == ["recipe.teacher", "recipe.teacher.teacher", "recipe.teacher.teacher"]
+    assert places == ["recipe.teacher", "recipe.teacher.teacher.0", "recipe.teacher.teacher.1"]
     for exclude_unset in (False, True):
         assert recipe_from_dict(recipe.model_dump(mode="json", exclude_unset=exclude_unset)) == recipe
 
@@ -255,6 +255,10 @@ def test_the_teacher_of_a_teacher_may_be_an_ensemble_that_takes_what_it_leaves_o
 BELOW = {
     f"[{A}, {{model: lenet5_half, data: {{name: mnist}}}}]": ("teacher.1.data.name", "must be that of recipe.data"),
     f"[{A}, {{model: lenet5_half, data: {{resolution: 4}}}}]": ("teacher.1.data.resolution", "must be >= 8, got 4"),
+    f"[{A}, {{model: lenet5_half, data: {{resolution: 9}}}}]": ("teacher.1.data.resolution", "must be >= 10 for"),
+    "{ensemble: {of: {model: lenet5_half, data: {resolution: 9}}, seeds: 2}}": (
+        "teacher.ensemble.of.data.resolution", "must be >= 10 for",
+    ),
     "{ensemble: {of: {model: lenet5_half, data: {x: 4}}, seeds: 2}}": (
         "teacher.ensemble.of.data.x", "digits has no 'x'",
     ),

@@ -96,6 +96,12 @@ def test_a_dumped_recipe_is_the_same_recipe(teacher: dict[str, Any], exclude_uns
         ({"data": {"name": "mnist"}}, "teacher.data.name: "),
         ({"data": {"limit": 3}}, "teacher.data.limit: digits has no 'limit'"),
         ({"data": {"resolution": 4}}, "teacher.data.resolution: must be >= 8, got 4"),
+        ({"data": {"resolution": 9}}, "teacher.data.resolution: must be >= 10 for lenet5_"),
+        ({"data": {"resolution": 9}, "trained": "a.pth"}, "teacher.data.resolution: must be >= 10 for lenet5_"),
+        (
+            ASSISTED | {"teacher": {"model": "lenet5_half", "data": {"resolution": 9}}},
+            "teacher.teacher.data.resolution: must be >= 10 for lenet5_half",
+        ),
         ({"data": {"resolution": None}}, "teacher.data.resolution: must be a whole number, got null"),
         ({"data": 3}, "teacher.data: must be a mapping"),
         ({"data": {"limit_per_class": 3}, "trained": "a.pth"}, "teacher.data.limit_per_class: "),

@@ -248,7 +248,6 @@ def test_a_pipe_named_like_an_image_is_refused_not_waited_for(flat: Path) -> Non
     os.mkfifo(flat / "cat" / "pipe.png")
     data = data_of(flat, test_fraction=0.3)
     with pytest.raises(UserError, match=r"pipe\.png: is not a file"):
-        for split in data.splits():
-            split.images.check()
+        [split.images.check() for split in data.splits()]
     with pytest.raises(UserError, match=r"pipe\.png: is not a file"):
         data.train.images.digests()

@@ -146,9 +146,12 @@ def test_what_the_data_do_not_have_is_refused_at_its_place(
     assert all(word in problem for word in words)
 
 
-def test_a_part_without_an_image_is_refused_where_only_the_images_tell_it(root: Path) -> None:
-    problem = refusal(root, "image_folder", **OPTIONS["image_folder"], part={"of": 40, "index": 39})
-    assert problem == "recipe.data.part.of: must be at most the 28 training images, got 40"
+def test_a_part_with_fewer_images_than_classes_is_refused_where_only_the_images_tell_it(root: Path) -> None:
+    """28 images of two classes and of none, which is one more for parts."""
+    options = OPTIONS["image_folder"]
+    problem = refusal(root, "image_folder", **options, part={"of": 10, "index": 9})
+    assert problem.startswith("recipe.data.part.of: must be <= 9,")
+    assert len(data_of(root, "image_folder", **options, part={"of": 9, "index": 8}).train) == 3
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,8 @@ def test_a_part_without_an_image_is_refused_where_only_the_images_tell_it(root: 
         ({"part": {"of": 1, "index": 0}}, ["of"]),
         ({"part": {"of": 3, "index": 3}}, ["index must be < 3", "got 3"]),
         ({"part": {"of": 3}}, ["index"]),
-        ({"part": {"of": 55_001, "index": 55_000}}, ["part.of must", "55001"]),
+        ({"part": {"of": 5501, "index": 0}}, ["part.of must be <= 5500", "5501"]),
+        ({"part": {"of": 4, "index": 0}, "limit_per_class": 3}, ["part.of must be <= 3", "4"]),
         ({"exclude_classes": []}, ["exclude_classes"]),
         ({"labelled_per_class": 0}, ["labelled_per_class"]),
         ({"labelled_fraction": 1.0}, ["labelled_fraction"]),
@@ -209,6 +213,23 @@ def test_transferred_images_join_the_training_split_without_labels_and_with_thei
     )
 
 
+@pytest.mark.parametrize("name", ["digits", "hymenoptera"])
+def test_transferred_images_of_the_own_validation_or_test_split_are_refused(name: str, root: Path) -> None:
+    """Another split seed moves some into the training split; images of the own training split may come twice."""
+    same = {"name": name, "resolution": 16}
+    whole, other = data_of(root, name, transfer=same), data_of(root, name, split_seed=1)
+    problem = refusal(root, name, transfer=same | {"split_seed": 1})
+    assert problem.startswith("recipe.data.transfer.name: ")
+    of_training = set(other.train.images.digests())
+    counts = [sum(digest in of_training for digest in split.images.digests()) for split in (whole.val, whole.test)]
+    assert any(f"has {count}," in problem for count in counts if count)
+
+
+def test_an_absent_data_set_that_is_transferred_is_told_at_its_place(tmp_path: Path) -> None:
+    problem = refusal(tmp_path, "digits", transfer={"name": "kmnist", "resolution": 16})
+    assert problem.startswith("recipe.data.transfer: kmnist is not there")
+
+
 def test_parts_of_several_kinds_make_their_views_on_one_device(root: Path) -> None:
     birds = {"name": "cub200", "resolution": 16}  # AutoAugment: image by image
     data = data_of(root, "hymenoptera", transfer=birds)
@@ -257,7 +278,7 @@ COMBINED: list[dict[str, Any]] = [
     {},
     {"limit_per_class": 7},
     {"part": {"of": 7, "index": 1}},
-    {"part": {"of": 7, "index": 6}, "limit_per_class": 5},
+    {"part": {"of": 7, "index": 6}, "limit_per_class": 8},
     {"labelled_per_class": 2, "augment": {"translate": 0.1}},
     {"transfer": SMALL_DIGITS | {"part": {"of": 3, "index": 2}}},
     {"transfer": SMALL_DIGITS | {"augment": {"scale": 0.1}}},

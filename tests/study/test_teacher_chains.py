@@ -101,7 +101,7 @@ def test_a_chain_that_cannot_run_fails_in_the_preflight_checks_at_its_place(tmp_
 
 
 def test_what_a_teachers_data_do_not_have_is_told_with_its_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"small\.yaml:\d+: recipe\.teacher\.teacher\.data\.part\.of: must be at most"):
+    with pytest.raises(UserError, match=r"small\.yaml:\d+: recipe\.teacher\.teacher\.data\.part\.of: must be <= 15"):
         begun(tmp_path, teacher=ASSISTANT | {"teacher": FIRST | {"data": {"part": {"of": 400, "index": 399}}}})
 
 

@@ -51,9 +51,11 @@ def test_what_other_workers_left_with_statistics_per_worker_is_not_taken(
         train(recipe(**OF_EACH), workspace(tmp_path))
 
 
+@pytest.mark.parametrize("changes", [{}, {"student": BATCH_NORM_STUDENT | {"dropout": 0.5}}], ids=["", "dropout"])
 def test_with_global_statistics_what_other_workers_left_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = trained(recipe(), tmp_path)
+    """With dropout too, whose masks are another draw from the same distribution."""
+    left = trained(recipe(**changes), tmp_path)
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    assert train(recipe(), workspace(tmp_path))["best"] == left.outcome["best"]
+    assert train(recipe(**changes), workspace(tmp_path))["best"] == left.outcome["best"]

@@ -1,5 +1,30 @@
 """Errors of users: a UserError is something that the user can correct; any other exception is a defect of kdtrain."""
 
+import re
+
+PASSWORD = re.compile(r"(://)[^/?#\s@]*:[^?#\s@]*@")
+"""User info of a URL with a password in it, which may have slashes."""
+MOST_CHARACTERS = 80
+"""Characters of a value that a message shows."""
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, with escapes in place of control characters and of bytes that are not UTF-8."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Return the printable beginning of a text, for a message: at most `most` characters of it."""
+    whole = printable(text[: most + 1])
+    return whole if len(whole) <= most else whole[: most - 3] + "..."
+
+
+def without_password(text: str) -> str:
+    """Return a text with *** in place of the user info of each URL that has a password."""
+    return PASSWORD.sub(r"\1***@", text)
+
 
 class UserError(Exception):
     """One or more mistakes of the user.
@@ -11,14 +36,14 @@ class UserError(Exception):
             `sweep.yaml:12: recipe.epochs: must be >= 1, got 0`. At least one.
 
     Attributes:
-        problems: The same sentences.
+        problems: The same sentences, each in one line: control characters are escaped, and passwords in URLs hidden.
     """
 
     def __init__(self, *problems: str) -> None:
         if not problems:
             raise ValueError("a UserError needs at least one problem")
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = tuple(printable(without_password(problem)) for problem in problems)
+        super().__init__("\n".join(self.problems))
 
 
 class DamagedFile(UserError):

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from kdtrain.cli.common import add_data, guarded, read_sweep, sweep_parser
+from kdtrain.errors import printable
 
 if TYPE_CHECKING:
     from kdtrain.config.sweep import Sweep
@@ -25,9 +26,9 @@ def check(chosen: argparse.Namespace) -> int:
     sweep = read_sweep(chosen)
     absent = check_warm_start(sweep)
     require_fitting_data(sweep, chosen.data)
-    print(f"{chosen.file}: valid; {len(sweep.parameters)} searched parameters, {_size(sweep)}")
+    print(f"{printable(chosen.file)}: valid; {len(sweep.parameters)} searched parameters, {_size(sweep)}")
     for note in [*input_notes(sweep, chosen.data), *absent]:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     return 0
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from kdtrain.cli.common import add_address, add_data, guarded, read_sweep, sweep_parser
+from kdtrain.errors import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,5 +36,5 @@ def plan(chosen: argparse.Namespace) -> int:
             cluster = cluster_nodes(chosen.address)
     print(plan_text(sweep, chosen.data, cluster))
     for note in absent:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     return 0

@@ -1,5 +1,6 @@
 """Plain data with the place of every value, so that an error message can name it; overrides such as `epochs=3`."""
 
+import io
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +10,12 @@ from typing import Any
 
 from kdtrain.config.parameter import space_kind
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value
-from kdtrain.config.yaml_reader import MAX_DEPTH, Reading, dump_yaml, read_yaml
+from kdtrain.config.yaml_reader import MAX_DEPTH, MOST_BITS, Reading, dump_yaml, read_yaml
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import user_path
 
-LARGEST_BITS = 1023  # larger numbers have no float
+MOST_BYTES = 1 << 20
+"""Size of a file. The largest shipped sweep has 5,000 bytes."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,20 @@ def load_located(file: str | Path) -> Located:
     if not isinstance(file, str | PurePath):
         raise UserError(f"file: must be the path of a YAML file, got {format_value(file)}")
     try:
-        text = user_path(file, "file").read_text(encoding="utf-8")
-    except ValueError:  # a path with a NUL, or bytes that are not UTF-8
+        with user_path(file, "file").open("rb") as opened:
+            written = opened.read(MOST_BYTES + 1)
+        text = io.TextIOWrapper(io.BytesIO(written), encoding="utf-8-sig").read()
+    except ValueError:
         raise UserError(f"{file}: cannot be read: not UTF-8 text") from None
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    if len(written) > MOST_BYTES:
+        raise UserError(f"{file}: is larger than {MOST_BYTES:,} bytes, the most of a sweep or recipe")
     reading = read_yaml(text, str(file))
     if reading.data is None and not reading.problems:
-        raise UserError(f"{file}: is empty; write a mapping, such as 'recipe: {{...}}'")
+        raise UserError(f"{file}:1: is empty; write a mapping, such as 'recipe: {{...}}'")
     if not isinstance(reading.data, dict):
         raise UserError(f"{file}:{reading.lines[()]}: must be a mapping of keys to values at the top level")
     return Located(str(file), text, reading.data, reading.lines, reading.problems)
@@ -98,7 +104,8 @@ def _read_python(data: object, name: str) -> Reading:
             return str.__str__(value)  # a subclass becomes plain text
         if isinstance(value, Integral):
             bits = int(value).bit_length()
-            return int(value) if bits <= LARGEST_BITS else report(path, f"must be a number, got one of {bits} bits")
+            text = f"must be a number of at most {MOST_BITS} bits, got one of {bits}"
+            return int(value) if bits <= MOST_BITS else report(path, text)
         if isinstance(value, Real):
             if not math.isfinite(value):
                 return report(path, f"must be a finite number, got {float(value)}")
@@ -143,7 +150,7 @@ def apply_overrides(
     problems = []
     for override in overrides:
         key_text, equals, text = override.partition("=")
-        place = f"--set {key_text}"
+        place = _option(key_text)
         try:
             if not equals or not all(key_text.split(".")):
                 raise ValueError(f"must be written as {example}")
@@ -155,13 +162,18 @@ def apply_overrides(
     return located, problems
 
 
+def _option(key_text: str) -> str:
+    """Return the place of an override in messages."""
+    return f"--set {dotted(key_text.split('.'))}"
+
+
 def _override_path(data: dict[str, Any], key_text: str, parts: Collection[str]) -> KeyPath:
     path = tuple(int(key) if key.isdecimal() and len(key) < 10 else key for key in key_text.split("."))
     if len(path) > MAX_DEPTH:
         raise ValueError(f"is nested too deeply: more than {MAX_DEPTH} levels")
     if path[0] not in parts:
         owners = [part for part, value in data.items() if isinstance(value, dict) and path[0] in value]
-        hint = f"; did you mean {owners[0]}.{key_text}?" if owners else ""
+        hint = f"; did you mean {owners[0]}.{dotted(path)}?" if owners else ""
         raise ValueError(f"must begin with {', '.join(f'{part}.' for part in parts)}{hint}")
     node: Any = data
     for i, key in enumerate(path):
@@ -183,7 +195,9 @@ def _put(data: Any, path: KeyPath, value: Any, above: KeyPath) -> Any:
     key, here = path[0], dotted(above)
     if isinstance(data, list):
         if not isinstance(key, int) or key >= len(data):
-            raise ValueError(f"{here} is a list of {len(data)}: its items are 0 to {len(data) - 1}, got '{key}'")
+            raise ValueError(
+                f"{here} is a list of {len(data)}: its items are 0 to {len(data) - 1}, got {format_value(str(key))}"
+            )
         return [_put(item, path[1:], value, (*above, key)) if i == key else item for i, item in enumerate(data)]
     if data is None and above:
         data = {}

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdtrain.config.other_spellings import other_space
-from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_value
+from kdtrain.config.problems import MOST_SHOWN, KeyPath, Problem, format_unquoted, format_value
 
 Label = str | int | float | bool | None
 Values = dict[str, Label]
 INT_KINDS = ("int", "logint")
 RANGE_KINDS = ("uniform", "loguniform", *INT_KINDS)
 KINDS = (*RANGE_KINDS, "choice")
+MOST_OPTIONS = 512
+"""Options of a choice, and options and bounds of all spaces of a recipe together: each is checked with a recipe."""
+MOST_OF_LABEL = 1000
 LARGEST, LARGEST_WHOLE = 1e300, 10**15
 """Bounds of a range: beyond them the arithmetic of a sampler overflows."""
 
@@ -93,7 +96,7 @@ class Position:
     def child(self, key: str | int) -> "Position":
         """Return the position of a mapping's value or a list's item."""
         name = f"{self.name}.{key}" if self.name else str(key)
-        return replace(self, source=(*self.source, key), path=(*self.path, key), name=name)
+        return Position((*self.source, key), (*self.path, key), name, self.conditions)
 
     def parameter(self, node: Any) -> Parameter:
         """Return the Parameter that the search space `node` defines here."""
@@ -133,14 +136,15 @@ def yaml_equal(a: object, b: object) -> bool:
 
 
 def _labels(options: Sequence[Any]) -> tuple[Label, ...]:
-    labels: list[Label] = []
+    labels: dict[Label, None] = {}
+    counts: dict[str, int] = {}
     for option in options:
         label = first = label_of(option)
-        count = 1
         while label in labels:
-            count += 1
-            label = f"{format_unquoted(first)} ({count})"
-        labels.append(label)
+            text = format_unquoted(first)
+            counts[text] = counts.get(text, 1) + 1
+            label = f"{text} ({counts[text]})"
+        labels[label] = None
     return tuple(labels)
 
 
@@ -150,12 +154,10 @@ def label_of(option: Any) -> Label:
 
     No label is None, because None is the value of a parameter that does not exist.
     """
-    if option is None:
-        return "null"
+    if not isinstance(option, dict | list):
+        return "null" if option is None else option
     if isinstance(option, list):
-        return format_value([label_of(item) for item in option])
-    if not isinstance(option, dict):
-        return option  # type: ignore[no-any-return]
+        return format_value([label_of(item) for item in option[:MOST_SHOWN]])
     if kind := space_kind(option):
         return kind
     for key in ("name", "model"):
@@ -164,6 +166,27 @@ def label_of(option: Any) -> Label:
     return ", ".join(
         key if isinstance(value, dict | list) else f"{key}: {format_unquoted(value)}" for key, value in option.items()
     )
+
+
+def count_options(tree: Any) -> int:
+    """Return the number of options of all choices and of bounds of all ranges."""
+    kind = space_kind(tree)
+    below = sum(count_options(child) for _, child in items_of(tree))
+    return below + (len(tree["choice"]) if kind == "choice" else 2 if kind else 0)
+
+
+def count_combinations(tree: Any) -> int:
+    """Return the number of combinations of the options of all choices."""
+    if space_kind(tree) == "choice":
+        return sum(map(count_combinations, tree["choice"]))
+    return math.prod(count_combinations(child) for _, child in items_of(tree))
+
+
+def items_of(node: Any) -> Sequence[tuple[str | int, Any]]:
+    """Return the keys and values of a mapping, or the indices and items of a list; nothing of a scalar."""
+    if isinstance(node, dict):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list) else []
 
 
 def check_spaces(tree: Any) -> tuple[Any, list[Problem]]:
@@ -208,10 +231,15 @@ def _choice_problems(options: Any) -> Iterator[tuple[KeyPath, str]]:
     if not isinstance(options, list) or not options:
         yield (), f"choice must be a list of at least one option, got {format_value(options)}"
         return
+    if len(options) > MOST_OPTIONS:
+        yield (), f"choice must have at most {MOST_OPTIONS} options, got {len(options):,}"
+        return
     for i, option in enumerate(options):
         first = next(j for j, other in enumerate(options) if yaml_equal(other, option))
         if first < i:
             yield ("choice", i), f"option {i + 1} repeats option {first + 1}: {format_value(option)}"
+        if len(str(label_of(option))) > MOST_OF_LABEL:
+            yield ("choice", i), f"must have a name of at most {MOST_OF_LABEL} characters, got {format_value(option)}"
 
 
 def _range_problems(kind: str, ends: Any) -> Iterator[str]:

@@ -1,9 +1,10 @@
 """Mistakes in a file, the parts of sentences that describe them, and pydantic's validation errors as such sentences."""
 
 import difflib
+import itertools
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 
@@ -11,11 +12,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from kdtrain.base_config import Config
+from kdtrain.errors import shortened
 
 KeyPath = tuple[str | int, ...]
 """The path of a value in plain data: ("recipe", "method", "choice", 0, "temperature")."""
 M = TypeVar("M", bound=BaseModel)
 Model = type[BaseModel]
+
+MOST_SHOWN, MOST_OF_PATH, MOST_OF_CHOICES = 60, 200, 1000
+"""Characters that a message shows of a value, of the path to a value, and of a list of choices."""
 
 MAPPING_KINDS = ("dict_type", "model_type", "model_attributes_type")
 
@@ -53,8 +58,8 @@ class Problem:
 
 
 def dotted(path: Sequence[str | int]) -> str:
-    """Return a path as the user writes it: `recipe.method.temperature`."""
-    return ".".join(str(key) for key in path)
+    """Return a path as the user writes it, for a message: `recipe.method.temperature`."""
+    return shortened(".".join(shortened(str(key)) for key in path[:MOST_OF_PATH]), MOST_OF_PATH)
 
 
 OWN_PLACE = re.compile(r"recipe\.([a-z_]+(?:\.[a-z0-9_]+)*): (.*)", re.DOTALL)
@@ -70,28 +75,37 @@ def placed_in_recipe(text: str) -> Problem | None:
 
 def choices_hint(known: Collection[str], wrong: str = "") -> str:
     """Return the end of a sentence: `choices: none, kd; nearest: kd`."""
-    return f"choices: {', '.join(known)}{nearest_hint(known, wrong)}"
+    return f"choices: {listed(known)}{nearest_hint(known, wrong)}"
+
+
+def listed(choices: Iterable[str]) -> str:
+    """Return choices for a message: `none, kd`."""
+    return shortened(", ".join(choices), MOST_OF_CHOICES)
 
 
 def nearest_hint(known: Collection[str], wrong: str) -> str:
     """Return the end of a sentence, `; nearest: kd`, or an empty text if no known name is similar."""
-    near = difflib.get_close_matches(wrong, known, n=1)
+    near = difflib.get_close_matches(wrong, known, n=1) if len(wrong) <= MOST_OF_PATH else []
     return f"; nearest: {near[0]}" if near else ""
 
 
 def format_value(value: Any) -> str:
-    """Return a value as it would be written in YAML, cut to 60 characters."""
+    """Return a value as it would be written in YAML, cut to 60 characters.
+
+    The labels of lists depend on that number.
+    """
     if value is None or isinstance(value, bool):
         text = {None: "null", True: "true", False: "false"}[value]
     elif isinstance(value, str):
         text = f"'{value}'"
     elif isinstance(value, dict):
-        text = "{" + ", ".join(f"{key}: {format_unquoted(item)}" for key, item in value.items()) + "}"
+        first = itertools.islice(value.items(), MOST_SHOWN)
+        text = "{" + ", ".join(f"{key}: {format_unquoted(item)}" for key, item in first) + "}"
     elif isinstance(value, list | tuple):
-        text = "[" + ", ".join(format_unquoted(item) for item in value) + "]"
+        text = "[" + ", ".join(format_unquoted(item) for item in value[:MOST_SHOWN]) + "]"
     else:
         text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(text, MOST_SHOWN)
 
 
 def format_unquoted(value: Any) -> str:
@@ -124,7 +138,8 @@ def _sentence(model: Model, data: Any, details: ErrorDetails, noun: str) -> tupl
         if kind == "union_tag_not_found":
             return path, f"needs a name; {choices_hint(names)}"
         tag = str(context["tag"])
-        return (*path, "name"), f"unknown {path[-1] if path else 'name'} '{tag}'; {choices_hint(names, tag)}"
+        part = path[-1] if path else "name"
+        return (*path, "name"), f"unknown {part} {format_value(tag)}; {choices_hint(names, tag)}"
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"])
         got = f"{format_value(value)}{nearest_hint(allowed, str(value))}"
@@ -149,7 +164,7 @@ def _mapping_hint(model: Model, data: Any, path: KeyPath, kind: str, value: Any)
         return f"; {choices_hint(names)}"
     keys = list(options[0].model_fields) if options else []
     if isinstance(value, str) and "model" in keys:
-        return f"; write {{model: {value}}}"
+        return f"; write {{model: {shortened(value)}}}"
     return f"; it has: {', '.join(keys)}" if keys else ""
 
 
@@ -175,7 +190,8 @@ def _unknown_key(model: Model, data: Any, path: KeyPath, noun: str) -> str:
     name = node.get("name") if "name" in known else None
     keys = [part for part in path[:-1] if isinstance(part, str)]
     hint = nearest_hint(known, key) or f"; it has: {', '.join(known) or 'nothing'}"
-    return f"{name or (keys[-1] if keys else noun)} has no '{key}'{hint}"
+    owner_name = shortened(str(name or (keys[-1] if keys else noun)))
+    return f"{owner_name} has no {format_value(key)}{hint}"
 
 
 def _models_at(model: Model, data: Any, path: KeyPath) -> tuple[list[Model], Any]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from kdtrain.config.located import Located
 from kdtrain.config.parameter import Label, Parameter
-from kdtrain.config.problems import KeyPath, Problem
+from kdtrain.config.problems import KeyPath, Problem, format_value
 from kdtrain.config.search_settings import (
     AnyPruner,
     CmaEs,
@@ -21,7 +21,7 @@ from kdtrain.config.search_settings import (
     Rungs,
     split_by_model,
 )
-from kdtrain.config.space import parameters, probe_points, resolve
+from kdtrain.config.space import combinations, parameters, resolve
 from kdtrain.config.study_settings import StudySettings
 from kdtrain.runtime.own_classes import argument_names, argument_problems, error_text, load_class
 
@@ -53,7 +53,8 @@ def folders_of(located: Located) -> tuple[Path, ...]:
 
 def longest_training(tree: dict[str, Any]) -> int:
     """Return the largest number of epochs that a recipe of the space has."""
-    return max(int(resolve(tree, values).tree["epochs"]) for values in probe_points(tree))
+    points = combinations({"epochs": tree["epochs"]}, ("epochs",), largest=("epochs",))
+    return max(int(resolve({"epochs": tree["epochs"]}, values).tree["epochs"]) for values in points)
 
 
 def compared_choice(study: StudySettings, searched: Sequence[Parameter]) -> Parameter | None:
@@ -117,7 +118,7 @@ def _warm_start_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator
         yield Problem(place, "has no effect: the recipe has no search space; remove it")
     for i, folder in enumerate(folders):
         if folder in folders[:i]:
-            yield Problem((*place, i), f"repeats {folder}")
+            yield Problem((*place, i), f"repeats {format_value(folder)}")
 
 
 def _front_problems(sampler: Any, name: str) -> Iterator[Problem]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kdtrain.config.parameter import ROOT, Label, Parameter, Position, Values, space_kind
+from kdtrain.config.parameter import ROOT, Label, Parameter, Position, Values, items_of, space_kind
 from kdtrain.config.problems import KeyPath, Problem
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Resolved:
 def parameters(tree: Any, position: Position = ROOT) -> list[Parameter]:
     """Return every parameter in the order of the file, conditional parameters after their choice."""
     if space_kind(tree) is None:
-        return [parameter for key, child in _items(tree) for parameter in parameters(child, position.child(key))]
+        return [parameter for key, child in items_of(tree) for parameter in parameters(child, position.child(key))]
     own = position.parameter(tree)
     options = (position.option(tree, own, i) for i in range(len(own.labels)))
     return [own, *(parameter for option in options for parameter in parameters(*option))]
@@ -165,7 +165,7 @@ def grid_size(tree: Any, points: int | None, position: Position = ROOT) -> int:
     """Return len(grid(tree, points)) without building the grid."""
     kind = space_kind(tree)
     if kind is None:
-        return math.prod(grid_size(child, points, position.child(key)) for key, child in _items(tree))
+        return math.prod(grid_size(child, points, position.child(key)) for key, child in items_of(tree))
     parameter = position.parameter(tree)
     if kind != "choice":
         return len(parameter.grid_values(points))
@@ -176,7 +176,7 @@ def grid_size(tree: Any, points: int | None, position: Position = ROOT) -> int:
 def _product(node: Any, options: Callable[[Parameter], Sequence[Label]], position: Position = ROOT) -> Iterator[Values]:
     """Yield every combination of the options of all parameters; the last parameter changes fastest."""
     if space_kind(node) is None:
-        children = [list(_product(child, options, position.child(key))) for key, child in _items(node)]
+        children = [list(_product(child, options, position.child(key))) for key, child in items_of(node)]
         for parts in itertools.product(*children):
             yield {name: value for part in parts for name, value in part.items()}
         return
@@ -187,9 +187,3 @@ def _product(node: Any, options: Callable[[Parameter], Sequence[Label]], positio
             option, below = position.option(node, parameter, parameter.labels.index(value))
             inner = _product(option, options, below)
         yield from ({parameter.name: value, **values} for values in inner)
-
-
-def _items(node: Any) -> Sequence[tuple[str | int, Any]]:
-    if isinstance(node, dict):
-        return list(node.items())
-    return list(enumerate(node)) if isinstance(node, list) else []

@@ -16,12 +16,13 @@ from kdtrain.config.problems import KeyPath, Problem, format_unquoted, format_va
 from kdtrain.config.recipe import DISTILLED_ONLY, Recipe
 from kdtrain.config.reference_points import match_points
 from kdtrain.config.search_checks import compared_choice, folders_of
-from kdtrain.config.space import combinations, parameters, probe_points, resolve
+from kdtrain.config.space import combinations, parameters, resolve, resolve_with
 from kdtrain.config.study_settings import Report, Resources, StudySettings, SweepFile
 from kdtrain.config.sweep_checks import (
     first_points_problems,
     recipe_problems,
     report_problems,
+    size_problems,
     study_problems,
     teacher_problems,
     validate_recipe,
@@ -231,7 +232,7 @@ def _checked_sweep(
     """Return the sweep, or raise all mistakes; `study_options` are values of `study` set by options of their own."""
     if "recipe" not in located.data and {"method", "student"} & set(located.data):
         command = f"; train it with: kdtrain train {located.file}" if located.has_lines else ""
-        raise UserError(f"{located.file}: is a plain recipe, not a sweep{command}")
+        raise located.error([Problem((), f"is a plain recipe, not a sweep{command}")])
     located, problems = apply_overrides(located, overrides, SweepFile.model_fields, "recipe.epochs=3")
     for option, value in study_options.items():
         if value is not None and isinstance(located.data.get("study", {}), dict):
@@ -261,12 +262,12 @@ def _checked_sweep(
 def _checked_recipe(located: Located, overrides: Sequence[str]) -> tuple[Recipe, Located]:
     if "recipe" in located.data and "method" not in located.data:
         command = f"; run it with: kdtrain sweep {located.file}" if located.has_lines else ""
-        raise UserError(f"{located.file}: is a sweep, not a plain recipe{command}")
+        raise located.error([Problem((), f"is a sweep, not a plain recipe{command}")])
     located, refused = apply_overrides(located, overrides, Recipe.model_fields, "epochs=3")
     tree, wrong = check_spaces(located.data)
     spaces = [Problem(p.source, "is a search space; a plain recipe takes one value", p.path) for p in parameters(tree)]
     broken = [*located.problems, *refused, *wrong, *spaces]
-    resolved = resolve(tree, probe_points(tree)[0])
+    resolved = resolve_with(tree, lambda parameter: parameter.extremes[0])
     recipe, wrong = validate_recipe(resolved.tree, "a recipe")
     wrong += [*teacher_problems(recipe), *fit_problems(recipe, resolved.tree)]
     problems = [resolved.at_source(problem) for problem in wrong]
@@ -298,6 +299,8 @@ def _searchable_tree(written: Any) -> tuple[dict[str, Any] | None, list[Problem]
     problems += wrong
     if not isinstance(tree, dict):
         return None, problems
+    if too_large := size_problems(tree):
+        return None, [*problems, *too_large]
     for parameter in parameters(tree):
         part = parameter.path[0]
         if part in ("teacher", "data") and parameter.kind != "choice" and parameter.path[:3] != ENSEMBLE_WEIGHTS:

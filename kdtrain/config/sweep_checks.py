@@ -3,6 +3,7 @@
 A teacher that inherits a searched field takes the value of the first published point, in every trial.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +15,19 @@ from kdtrain.config.budget_checks import budget_problems
 from kdtrain.config.fit_checks import fit_problems
 from kdtrain.config.needed_trainings import recipes_by_teacher, teacher_recipe
 from kdtrain.config.other_spellings import search_hint
-from kdtrain.config.parameter import Parameter, Values
+from kdtrain.config.parameter import MOST_OPTIONS, ROOT, Parameter, Values, count_combinations, count_options
 from kdtrain.config.problems import KeyPath, Problem, dotted, format_value, validate
 from kdtrain.config.recipe import DISTILLED_ONLY, Recipe
 from kdtrain.config.search_checks import compared_choice, pruner_problems, sampler_problems
 from kdtrain.config.search_settings import GridSampler
 from kdtrain.config.space import combinations, grid_size, parameters, probe_points, resolve, student_models
 from kdtrain.config.study_settings import AT_LEAST_OF_EACH, Report, StudySettings
-from kdtrain.config.teacher import INHERITED, OF_THE_MODEL, names_finished, with_whole_teachers
+from kdtrain.config.teacher import INHERITED, MOST_SEEDS, OF_THE_MODEL, names_finished, with_whole_teachers
 from kdtrain.config.written_teachers import Written, each_teacher, written_teachers
 
+BUILT = ("data", "teacher", "student", "method")
+SCHEDULED = ("data", "epochs", "lr_schedule", "batch_size")
+"""Parts of a recipe whose options are checked in all combinations: in the latter with both ends of ranges."""
 LISTS = (
     ("teacher",), ("teacher", "ensemble", "of"), ("teacher", "ensemble", "weights"), ("class_weights",),
     ("student", "hidden"),
@@ -52,6 +56,25 @@ def recipe_problems(tree: dict[str, Any], published: Sequence[Values], inheritin
         text = f"trials on different data cannot be compared: {names}; write one sweep for each"
         found[("data",), text] = Problem(("data",), text)
     return list(found.values())
+
+
+def size_problems(tree: dict[str, Any]) -> list[Problem]:
+    """Return the problem of a space that is too large to be checked, if it is."""
+    if (count := count_options(tree)) > MOST_OPTIONS:
+        text = f"has {count:,} options of choices and bounds of ranges in all; a sweep may have {MOST_OPTIONS}"
+        return [Problem((), text)]
+    if (count := len(written_teachers(tree.get("teacher")))) > MOST_SEEDS:
+        return [Problem(("teacher",), f"must be at most {MOST_SEEDS} networks, got {count:,}")]
+    scheduled = parameters({part: tree[part] for part in SCHEDULED if part in tree})
+    counts = {
+        BUILT: math.prod(count_combinations(tree[part]) for part in BUILT if part in tree),
+        SCHEDULED: math.prod(len(parameter.extremes) for parameter in scheduled),
+    }
+    for parts, count in counts.items():
+        if count > MOST_OPTIONS:
+            text = f"the options of {', '.join(parts)} have more than {MOST_OPTIONS} combinations"
+            return [Problem((), f"{text}; write fewer, or several sweeps")]
+    return []
 
 
 def validate_recipe(written: Any, noun: str = "recipe") -> tuple[Recipe | None, list[Problem]]:
@@ -177,7 +200,7 @@ def _tradeoff_problems(study: StudySettings, tree: dict[str, Any]) -> Iterator[P
 
 def report_problems(report: Report, tree: dict[str, Any]) -> Iterator[Problem]:
     """Yield a problem if the report compares with a document about other data, with whose name its own begins."""
-    names = sorted({resolve(tree, values).tree["data"]["name"] for values in probe_points(tree)})
+    names = sorted({resolve(tree, values).tree["data"]["name"] for values in combinations(tree, ("data",))})
     if report.published is not None and names != [report.published.partition("_")[0]]:
         text = f"must be a document about the recipe's data set, {', '.join(names)}, got {report.published}"
         yield Problem(("report", "published"), text)
@@ -242,8 +265,7 @@ def with_inherited(recipe: dict[str, Any], tree: Any, published: Sequence[Values
 
 def inherited_values(teacher: Written, tree: Any, published: Sequence[Values]) -> dict[str, Any]:
     """Return the searched fields that a teacher leaves out, with the first published point's values."""
-    searched = {parameter.path[0] for parameter in parameters(tree)}
-    names = [name for name in _inherited(teacher) if name in searched]
+    names = [name for name in _inherited(teacher) if count_options(tree.get(name))]
     point = resolve(tree, published[0]).tree if published and names else {}
     return {name: point[name] for name in names if name in point}
 
@@ -258,8 +280,8 @@ def inherited_searches(recipe: dict[str, Any], tree: Any) -> list[Problem]:
             " then takes",
         )
         for place, teacher in written_teachers(recipe.get("teacher"))
-        for parameter in parameters(tree)
-        if parameter.path[0] in _inherited(teacher)
+        for name in _inherited(teacher)
+        for parameter in parameters(tree.get(name), ROOT.child(name))
     ]
 
 

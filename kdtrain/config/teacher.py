@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from kdtrain.base_config import MOST, Config, Count, Positive, Seed, tuple_from_list
-from kdtrain.config.problems import KeyPath, dotted
+from kdtrain.config.problems import KeyPath, dotted, format_value
 from kdtrain.config.training import Clipping, EarlyStopping, LrSchedule, Optimizer
 from kdtrain.config.written_teachers import Written, each_teacher, written_teachers
 from kdtrain.data.base import DataConfig
@@ -210,7 +210,7 @@ def _require_data_set(name: Any, teacher: Any, place: KeyPath) -> None:
     for path, each in written_teachers(teacher):
         here, own = (*place, *path), each.get("data")
         if isinstance(own, dict) and own.get("name", name) != name:
-            text = f"must be that of recipe.data, {name}, or left out, got {own['name']}"
+            text = f"must be that of recipe.data, {name}, or left out, got {format_value(own['name'])}"
             raise ValueError(f"{dotted((*here, 'data', 'name'))} {text}")
         _require_data_set(name, each.get("teacher"), (*here, "teacher"))
 

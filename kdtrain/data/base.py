@@ -17,6 +17,7 @@ from torch import Tensor
 from kdtrain.base_config import Config, Count, NonNegativeInt, Seed
 from kdtrain.data.pillow_resize import resize
 from kdtrain.data.random_affine import RandomAffine
+from kdtrain.errors import shortened
 from kdtrain.runtime.device import to_device
 from kdtrain.runtime.rng import generator
 from kdtrain.storage.cache import Cache
@@ -54,7 +55,7 @@ def _as_names(written: Any) -> Any:
         return written
     for name in written:
         if type(name) not in (str, int):
-            raise ValueError(f"must have names of classes, text or whole numbers, got {name}")
+            raise ValueError(f"must have names of classes, text or whole numbers, got {shortened(str(name))}")
     return tuple(sorted({str(name) for name in written}))
 
 

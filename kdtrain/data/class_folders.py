@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdtrain.data.decoding import EXTENSIONS
 from kdtrain.data.notes import listed
-from kdtrain.errors import UserError
+from kdtrain.errors import UserError, printable
 
 Inode = tuple[int, int]
 
@@ -102,7 +102,7 @@ def visible(folder: Path) -> list[os.DirEntry[str]]:
 
 def shown(name: str | Path) -> str:
     """Return a name as text that can be printed, also if its bytes are no UTF-8."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    return printable(os.fsencode(name).decode(errors="backslashreplace"))
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:

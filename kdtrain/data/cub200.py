@@ -123,7 +123,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, str]]:
             continue
         number, _, text = content.strip().partition(" ")
         if not number.isdecimal() or not text:
-            raise UserError(f"{path}:{line}: must be a number, a space and a text, got {content!r}")
+            raise UserError(f"{path}:{line}: must be a number, a space and a text, got {content!r:.80}")
         if int(number) in first_line:
             raise UserError(f"{path}:{line}: {number} stands in line {first_line[int(number)]} already")
         first_line[int(number)] = line

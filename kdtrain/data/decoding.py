@@ -1,5 +1,6 @@
 """Decoding of image files: RGB, upright as EXIF says, transparent pixels on a background."""
 
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -58,6 +59,8 @@ def open_image(file: Path) -> Iterator[Image.Image]:
         UserError: The file is damaged or cannot be read, is too large, or has values that PIL would cut off at 255.
     """
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # to open a pipe would wait for its writer
+            raise UserError(f"{file}: is not a file")
         with Image.open(file) as image:
             if image.mode == "F" or image.mode.startswith("I"):  # float32; int32, I;16, I;16B
                 raise UserError(

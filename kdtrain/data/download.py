@@ -1,19 +1,28 @@
 """Data sets at a URL, a folder or a tar archive, which each machine downloads once."""
 
+import gzip
 import hashlib
 import json
+import lzma
+import re
 import shutil
 import tarfile
 import tempfile
+import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO
 
-from kdtrain.errors import UserError
+from kdtrain.errors import UserError, shortened
 from kdtrain.storage.folder import TRANSFERS, digest, locked, user_cache, write_bytes
 from kdtrain.storage.remote import RemoteFiles
 
+CHUNK_BYTES = 1 << 20
 WHOLE = ".whole.json"
 SUMS = "SHA256SUMS"
+SUM = re.compile(r"(?P<digest>[0-9a-fA-F]{64}) [ *](?P<name>.+)")
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 
 
@@ -27,14 +36,17 @@ def download(url: str) -> Path:
         url: A folder, or a tar archive by its ending.
 
     Raises:
-        UserError: The URL has no file, or its files do not match listing or digests.
-        OSError: The disk is full.
+        UserError: The URL cannot be reached, has no file, its files do not match listing or digests, or the disk is
+            full.
     """
     folder = user_cache() / "data" / digest(url.encode())
     with locked(folder.with_name(f"{folder.name}.lock"), wait=True):
         if not (folder / WHOLE).exists():
             shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed during its download
-            _fetch(url, folder)
+            try:
+                _fetch(url, folder)
+            except OSError as error:
+                raise UserError(f"--data: {url} cannot be downloaded ({error.strerror or error})") from None
     return folder
 
 
@@ -47,7 +59,7 @@ def _fetch(url: str, folder: Path) -> None:
         sizes = {name: size for name, (size, _) in at.stamps().items()}
         if not sizes:
             raise UserError(f"--data: {url} holds no file")
-        sums = _sums(at.read(SUMS) or b"")
+        sums = _sums(at.read(SUMS) or b"", url)
         with ThreadPoolExecutor(TRANSFERS) as pool:
             list(pool.map(lambda name: _fetch_file(at, folder, name, sizes[name], sums.get(name)), sizes))
         count = len(sizes)
@@ -81,14 +93,33 @@ def _fetch_archive(url: str, folder: Path) -> None:
         try:
             with (
                 at.files.open_input_stream(f"{at.base}/{name}", compression=None) as stream,
-                tarfile.open(fileobj=stream, mode="r|*") as archive,
+                _decompressed(stream, name) as content,
+                tarfile.open(fileobj=content, mode="r|") as archive,
             ):
                 _unpack(archive, unpacked, url)
+                while content.read(CHUNK_BYTES):  # what is behind the last file has a part in the checksum
+                    pass
         except FileNotFoundError:
             raise UserError(f"--data: {url} holds no file") from None
-        except tarfile.TarError as error:
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise UserError(f"--data: {url} cannot be unpacked ({error})") from None
         unpacked.rename(folder)
+
+
+@contextmanager
+def _decompressed(stream: IO[bytes], name: str) -> Iterator["IO[bytes] | gzip.GzipFile | lzma.LZMAFile"]:
+    """Give the content of a stream by its name's ending.
+
+    tarfile's own decompression of streams does not compare gzip's checksum.
+    """
+    if name.endswith((".gz", ".tgz")):
+        with gzip.open(stream) as content:
+            yield content
+    elif name.endswith(".xz"):
+        with lzma.open(stream) as content:
+            yield content
+    else:
+        yield stream
 
 
 def _unpack(archive: tarfile.TarFile, folder: Path, url: str) -> None:
@@ -109,7 +140,15 @@ def _unpack(archive: tarfile.TarFile, folder: Path, url: str) -> None:
             shutil.copyfileobj(source, file)
 
 
-def _sums(text: bytes) -> dict[str, str]:
-    """Parse the output of sha256sum into {name: digest}."""
-    rows = (line.split(maxsplit=1) for line in text.decode().splitlines() if line.strip())
-    return {name.lstrip("*").removeprefix("./"): digest for digest, name in rows}
+def _sums(text: bytes, url: str) -> dict[str, str]:
+    """Parse the output of sha256sum into {name: digest}; UserError if it is something else."""
+    sums = {}
+    for number, line in enumerate(text.decode(errors="surrogateescape").splitlines(), 1):
+        row = SUM.fullmatch(line)
+        if row is None and line.strip():
+            raise UserError(
+                f"--data: {url}/{SUMS}:{number}: must be a SHA-256 digest and a name, got {shortened(line)}"
+            )
+        if row is not None:
+            sums[row["name"].removeprefix("./")] = row["digest"].lower()
+    return sums

@@ -37,7 +37,7 @@ def _as_colour(written: Any) -> Colour:
     colour: Any = COLOURS.get(written) if isinstance(written, str) else written
     is_colour = isinstance(colour, list | tuple) and len(colour) == 3
     if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in colour):
-        raise ValueError(f"must be white, black or [red, green, blue] of 0 to 255 each, got {written!r}")
+        raise ValueError(f"must be white, black or [red, green, blue] of 0 to 255 each, got {written!r:.80}")
     red, green, blue = colour
     return red, green, blue
 

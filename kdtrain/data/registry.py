@@ -19,6 +19,7 @@ from kdtrain.data.mnist import FashionMnist, Kmnist, Mnist
 from kdtrain.data.training_split import prepared
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import user_path
+from kdtrain.storage.remote import require_url
 
 AnyData = Digits | Mnist | FashionMnist | Kmnist | Cifar10 | Hymenoptera | Cub200 | Flowers102 | ImageFolder
 Data = Annotated[AnyData, Field(discriminator="name")]
@@ -30,11 +31,14 @@ def named_data(chosen: str | Path | None) -> str | None:
     """Return the folder or URL of the data sets as it is named: `chosen`, or the variable KDTRAIN_DATA, or None.
 
     Raises:
-        UserError: `chosen` is empty, as it is if a shell's variable is not set.
+        UserError: `chosen` is empty, as it is if a shell's variable is not set, or a URL that contains a secret.
     """
     if chosen is not None and not str(chosen):
         raise UserError("--data: must name a folder or a URL, got nothing")
-    return str(chosen) if chosen is not None else os.environ.get("KDTRAIN_DATA") or None
+    place = str(chosen) if chosen is not None else os.environ.get("KDTRAIN_DATA") or None
+    if place is not None and "://" in place:
+        require_url(place, "--data")
+    return place
 
 
 def data_folder(chosen: str | Path | None) -> Path:

@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kdtrain.errors import shortened
 from kdtrain.models import timm_source, torchvision_source
 from kdtrain.models.lenet5 import LeNet5
 from kdtrain.models.mlp import Mlp
@@ -86,7 +87,8 @@ def model(name: str) -> Model:
     near = near or difflib.get_close_matches(name, MODELS, n=1) or difflib.get_close_matches(name, others, n=1)
     nearest = f"; nearest: {near[0]}" if near else ""
     raise ValueError(
-        f"unknown model '{name}'; choices: {', '.join(MODELS)} and every classifier of torchvision and timm{nearest}"
+        f"unknown model '{shortened(name)}'; choices: {', '.join(MODELS)} and every classifier of torchvision and"
+        f" timm{nearest}"
     )
 
 

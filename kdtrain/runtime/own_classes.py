@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kdtrain.errors import shortened
+
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -35,7 +37,9 @@ def load_class(name: str, base: type, folders: Sequence[Path]) -> type:
         classes = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, base)]
         near = difflib.get_close_matches(class_name, classes, n=1)
         hint = f"; choices: {', '.join(classes)}" if classes else ""
-        raise ValueError(f"{place} has no class '{class_name}'{hint}{f'; nearest: {near[0]}' if near else ''}")
+        raise ValueError(
+            f"{place} has no class '{shortened(class_name)}'{hint}{f'; nearest: {near[0]}' if near else ''}"
+        )
     if not isinstance(found, type) or not issubclass(found, base):
         bases = [each.__name__ for each in found.__bases__] if isinstance(found, type) else []
         got = f"a subclass of {', '.join(bases)}" if bases else f"{found!r:.80}"
@@ -54,7 +58,7 @@ def argument_problems(found: type, arguments: Mapping[str, Any]) -> Iterator[tup
         if names is not None and key not in names:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"; nearest: {near[0]}" if near else f"; it has: {', '.join(names) or 'nothing'}"
-            yield key, f"{found.__name__} has no '{key}'{hint}"
+            yield key, f"{found.__name__} has no '{shortened(key)}'{hint}"
     for key, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind in BY_NAME
         if required and key not in arguments:
@@ -85,7 +89,9 @@ def _import_module(name: str, folders: Sequence[Path]) -> ModuleType:
         spec = importlib.util.find_spec(top) if top not in sys.modules else PathFinder.find_spec(top)
         if spec is None and top not in sys.modules:
             looked = ", ".join(dict.fromkeys(str(folder.absolute()) for folder in folders))
-            raise ValueError(f"there is no module {top}, neither in {looked} nor among the installed packages")
+            raise ValueError(
+                f"there is no module {shortened(top)}, neither in {looked} nor among the installed packages"
+            )
         origin = spec.origin if spec is not None else None
         known = getattr(sys.modules.get(top), "__file__", origin)
         if origin != known:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from kdtrain.errors import UserError
 from kdtrain.storage.folder import (
@@ -24,7 +23,7 @@ from kdtrain.storage.folder import (
     write_bytes,
 )
 from kdtrain.storage.lease import LEASE_FILE, Lease
-from kdtrain.storage.remote import RemoteFiles, Stamp
+from kdtrain.storage.remote import RemoteFiles, Stamp, require_url
 
 
 def results_folder(place: str) -> Folder:
@@ -37,8 +36,7 @@ def results_folder(place: str) -> Folder:
         raise UserError("--results: must name a folder or a URL, got nothing")
     if "://" not in place:
         return LocalFolder(user_path(place, "--results"))
-    if "@" in urlsplit(place).netloc:
-        raise UserError("--results: a URL is written into files; leave the secret out and set it in the environment")
+    require_url(place, "--results")
     return MirrorFolder(user_cache() / "results" / digest(place.encode()), RemoteFiles(place, "--results"))
 
 

@@ -1,13 +1,55 @@
 """Files at a URL, through pyarrow's file systems (s3://, gs://, abfs://, hdfs://, file://) and those of fsspec."""
 
+import re
 import uuid
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from kdtrain.errors import UserError
+from kdtrain.errors import PASSWORD, UserError
 
 ATOMIC_UPLOADS = ("s3", "gcs", "abfs")
 """pyarrow's names of the file systems in which a file appears when all of it has been written."""
+
+
+SECRET_OPTION = re.compile(r"[?&][^=&]*(secret|password|token|key|sig)[^=&]*=|\?.*@", re.IGNORECASE)
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "abfs": "AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET",
+}
+"""The environment variables from which a file system takes secrets."""
+
+
+def require_url(url: str, option: str) -> None:
+    """Raise UserError if a URL contains a secret, because it is written into files, or bytes that are not UTF-8."""
+    scheme = url.partition("://")[0]
+    if PASSWORD.search(url) or SECRET_OPTION.search(url):
+        names = CREDENTIALS.get(scheme, " or ".join(CREDENTIALS.values()))
+        shown = PASSWORD.sub(r"\1***@", url.partition("?")[0])
+        text = f"{shown} must not contain a secret, because a URL is written into files; set {names} in the environment"
+        raise UserError(f"{option}: {text}")
+    if not url.isprintable():
+        raise UserError(f"{option}: {url} must be a URL of printable characters")
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _raises_os_errors(method: Callable[P, T]) -> Callable[P, T]:
+    """Turn exceptions of other packages into OSError, which callers expect of files."""
+
+    @wraps(method)
+    def wrapped(*args: P.args, **options: P.kwargs) -> T:
+        try:
+            return method(*args, **options)
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+    return wrapped
 
 
 class Stamp(NamedTuple):
@@ -27,19 +69,21 @@ class RemoteFiles:
         s3://bucket/path?endpoint_override=http://127.0.0.1:9000&region=us-east-1
 
         Raises:
-            UserError: The URL cannot be reached, or names no folder.
+            UserError: The URL cannot be reached, names no folder, or contains a secret.
         """
+        require_url(url, option)
         self.url = url
         try:
             self.files, self.base = _file_system(url)
             self.files.get_file_info(self.base)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # each file system of fsspec raises exceptions of its own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{option}: {url} cannot be reached ({reason})") from None
         if not self.base:
             raise UserError(f"{option}: {url} names no folder")
         self._uploads_are_atomic = self.files.type_name in ATOMIC_UPLOADS
 
+    @_raises_os_errors
     def read(self, name: str) -> bytes | None:
         """Return the whole file, or None if there is none."""
         try:
@@ -48,6 +92,7 @@ class RemoteFiles:
         except FileNotFoundError:
             return None
 
+    @_raises_os_errors
     def write(self, name: str, data: bytes) -> None:
         """Write a file atomically: readers see the old file or the whole new one."""
         path = f"{self.base}/{name}"
@@ -60,6 +105,7 @@ class RemoteFiles:
         self._put(temporary, data)
         self.files.move(temporary, path)
 
+    @_raises_os_errors
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
         try:
@@ -67,6 +113,7 @@ class RemoteFiles:
         except FileNotFoundError:
             return
 
+    @_raises_os_errors
     def clear(self, folder: str) -> None:
         """Remove a folder with all that is in it, if there is one."""
         try:
@@ -74,6 +121,7 @@ class RemoteFiles:
         except FileNotFoundError:
             return
 
+    @_raises_os_errors
     def stamps(self, folder: str = "") -> dict[str, Stamp]:
         """Return the stamps of all files in and below a folder by name; none if there is no folder."""
         from pyarrow import fs
@@ -106,6 +154,6 @@ def _file_system(url: str) -> tuple[Any, str]:
             raise
         import fsspec
 
-        scheme, path = urlsplit(url).scheme, url.partition("://")[2]
-        files = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme)))
+        own, path = fsspec.core.url_to_fs(url)
+        files = fs.PyFileSystem(fs.FSSpecHandler(own))
     return files, path.rstrip("/")

@@ -99,7 +99,8 @@ def _early_rungs(sweep: Sweep) -> Iterator[str]:
 def _long_warm_ups(sweep: Sweep) -> Iterator[str]:
     """Yield a sentence for each method whose weight is still growing when its training ends."""
     found: dict[str, None] = {}
-    for recipe in (sweep.recipe_for(values, sweep.study.seed) for values in space.probe_points(sweep.tree)):
+    points = space.combinations(sweep.tree, ("method", "epochs"), largest=("warmup_epochs",))
+    for recipe in (sweep.recipe_for(values, sweep.study.seed) for values in points):
         warm_up = getattr(recipe.method, "warmup_epochs", 0)
         if warm_up > recipe.epochs:
             found[
@@ -121,7 +122,7 @@ def _schedules(sweep: Sweep) -> Iterator[Recipe]:
     """Yield recipes with every schedule and both ends of its ranges, and with the shortest and longest training."""
     parts = ("lr_schedule", "epochs", "batch_size", "data")
     searched = [p for p in sweep.parameters if p.path[0] in parts]
-    base = space.probe_points(sweep.tree)[0]
+    (base,) = space.combinations(sweep.tree, ())
     for chosen in product(*(parameter.extremes for parameter in searched)):
         values = dict(zip([p.name for p in searched], chosen, strict=True))
         point = space.resolve_with(sweep.tree, partial(_value_of, {**base, **values}))

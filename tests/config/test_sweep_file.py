@@ -246,7 +246,7 @@ RANGED = "would train a teacher for every trial"
         ("  trials: 24\n", "  trials: 24\n  start_from: papers\n", "15: study.start_from",
          "must be one of defaults, got 'papers'"),
         ("  trials: 24\n", "  trials: 24\n  warm_start: results/other\n", "15: study.warm_start", "must be a list"),
-        ("  trials: 24\n", "  trials: 24\n  warm_start: [a, b, a]\n", "15: study.warm_start.2", "repeats a"),
+        ("  trials: 24\n", "  trials: 24\n  warm_start: [a, b, a]\n", "15: study.warm_start.2", "repeats 'a'"),
         ("  sampler: {name: tpe, startup_trials: 10}\n", "  sampler: {name: random}\n  warm_start: [results/other]\n",
          "16: study.warm_start", "has no effect with sampler random, which learns from no trial; remove it"),
         ("  sampler: {name: tpe, startup_trials: 10}\n", "  sampler: {name: cmaes}\n  warm_start: [results/other]\n",

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kdtrain.data.registry import data_folder
+from kdtrain.data.registry import data_folder, named_data
 from kdtrain.errors import UserError
+from kdtrain.storage.mirror import results_folder
 from kdtrain.storage.remote import RemoteFiles
 
 
@@ -109,3 +110,68 @@ def test_nothing_there_is_a_sentence(name: str, said: str, tmp_path: Path) -> No
     (tmp_path / "text.tar").write_bytes(b"text")
     with pytest.raises(UserError, match=said):
         data_folder(f"file://{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+def test_a_flipped_bit_of_an_archive_is_a_sentence_or_changes_nothing(kind: str, there: Path, tmp_path: Path) -> None:
+    file = tmp_path / f"data.tar.{kind}"
+    with tarfile.open(file, f"w:{kind}") as archive:
+        archive.add(there, ".")
+    whole = file.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        (other := tmp_path / f"{place}.tar.{kind}").write_bytes(damaged)
+        try:
+            assert content(data_folder(f"file://{other}")) == content(there)
+        except UserError:
+            refused += 1
+    assert refused > 0.8 * len(range(0, len(whole), 3))
+    file.write_bytes(whole[:-5])
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        data_folder(f"file://{file}")
+
+
+@pytest.mark.parametrize("sums", [b"\xff\xfe\n", b"one\n", b"a" * 64 + b"\n", b"x" * 100_000])
+def test_digests_that_cannot_be_read_are_named_with_their_line(sums: bytes, there: Path) -> None:
+    (there / "SHA256SUMS").write_bytes(b"\n" + sums)
+    with pytest.raises(UserError, match=r"SHA256SUMS:2: must be a SHA-256 digest") as caught:
+        data_folder(f"file://{there}")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://127.0.0.1:9/x",
+        "http://127.0.0.1:9/x",
+        "nosuch://a/b",
+        "github://a",
+        "s3://[::1",
+        "file:///a\0b",
+        "file:///\udcff",
+    ],
+)
+def test_a_url_that_cannot_be_reached_is_a_sentence(url: str) -> None:
+    with pytest.raises(UserError, match="--data: "):
+        data_folder(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEY:SECRET@bucket/data", "s3://KEY:SE/CRET@bucket/data", "gs://:SECRET@bucket/data",
+        "s3://bucket/data?endpoint_override=http://KEY:SECRET@host", "abfs://bucket/data?client_secret=SECRET",
+    ],
+)  # fmt: skip
+def test_a_secret_in_a_url_is_refused_and_not_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDTRAIN_DATA", url)
+    for read in (lambda: data_folder(url), lambda: named_data(None), lambda: results_folder(url)):
+        with pytest.raises(UserError, match="environment") as caught:
+            read()
+        assert "CRET@" not in str(caught.value)
+        assert "=SECRET" not in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        raise UserError(f"a.yaml:1: {url.partition('?')[0]} is wrong")
+    assert "CRET@" not in str(caught.value)

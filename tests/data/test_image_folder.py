@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from kdtrain.data.base import Dataset
 from kdtrain.data.decoding import EXTENSIONS
 from kdtrain.data.notes import data_notes
+from kdtrain.errors import UserError
 
 
 def paint_classes(folder: Path, cats: int, hounds: int) -> Path:
@@ -232,3 +233,21 @@ def test_a_missing_class_an_empty_class_and_a_single_class_are_refused_with_the_
 )  # fmt: skip
 def test_a_split_without_images_is_refused_by_name(flat: Path, fractions: dict[str, float], split: str) -> None:
     assert refused(flat, **fractions) == f"recipe.data: {flat} leaves no image for the {split} split"
+
+
+def test_names_that_are_not_utf_8_are_shown_with_escapes(flat: Path) -> None:
+    before = data_of(flat, test_fraction=0.3)
+    (flat / "cat" / "000.png").rename(flat / "cat" / os.fsdecode(b"0\xff\x1b.png"))
+    (flat / "cat" / os.fsdecode(b"\xff\n.txt")).touch()
+    data = data_of(flat, test_fraction=0.3)
+    assert len(data.train) == len(before.train)
+    assert data_notes(data)[0].endswith("(cat/\\xff\\n.txt)")
+
+
+def test_a_pipe_named_like_an_image_is_refused_not_waited_for(flat: Path) -> None:
+    os.mkfifo(flat / "cat" / "pipe.png")
+    data = data_of(flat, test_fraction=0.3)
+    with pytest.raises(UserError, match=r"pipe\.png: is not a file"):
+        [split.images.check() for split in data.splits()]
+    with pytest.raises(UserError, match=r"pipe\.png: is not a file"):
+        data.train.images.digests()

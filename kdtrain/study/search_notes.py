@@ -100,7 +100,11 @@ def _long_warm_ups(sweep: Sweep) -> Iterator[str]:
     """Yield a sentence for each method whose weight is still growing when its training ends."""
     found: dict[str, None] = {}
     points = space.combinations(sweep.tree, ("method", "epochs"), largest=("warmup_epochs",))
-    for recipe in (sweep.recipe_for(values, sweep.study.seed) for values in points):
+    for values in points:
+        try:
+            recipe = sweep.recipe_for(values, sweep.study.seed)
+        except UserError:  # values that do not go together
+            continue
         warm_up = getattr(recipe.method, "warmup_epochs", 0)
         if warm_up > recipe.epochs:
             found[

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from made_up_study import IMAGES, MadeUpStudy
+from made_up_study import IMAGES, MadeUpStudy, npz
 
 from analysis.claims import candidates, teachers
 from analysis.findings import Pictures, find_all
@@ -70,9 +70,10 @@ def without_threes(whole: Callable[..., MadeUpStudy], published: str | None) -> 
         logits_NK[labels_N == 3, 5] = 6.5
         logits_NK[(labels_N == 3) & (np.arange(IMAGES) % 30 != 3), 5] = 7.5 + number / 100
         arrays = {"logits": logits_NK, "labels": labels_N}
-        np.savez(
-            folder.predictions, **{f"{split}_{name}": arrays[name] for split in ("val", "test") for name in arrays}
+        folder.write_predictions(
+            npz(**{f"{split}_{name}": arrays[name] for split in ("val", "test") for name in arrays})
         )
+        folder.write_outcome(folder.outcome())
     return made
 
 

@@ -108,7 +108,7 @@ PLAIN = json.dumps(recipe().model_dump(mode="json", exclude_none=True))
     ("text", "arguments", "sentence"),
     [
         (PLAIN.replace('"epochs"', '"epoch"'), (), r"best.yaml:1: .*epoch.*epochs"),
-        (json.dumps({"recipe": {}, "study": {}}), (), r"best.yaml: is a sweep.*kdtrain sweep best.yaml"),
+        (json.dumps({"recipe": {}, "study": {}}), (), r"best.yaml:1: is a sweep.*kdtrain sweep best.yaml"),
         (PLAIN.replace('"digits"', '"mnist"'), ("--data", "nowhere"), r"^best.yaml:1: data: mnist is not .*nowhere"),
         (PLAIN, ("--set", "data.labelled_per_class=99"), r"^--set data.labelled_per_class: must be .* got 99\n$"),
         (PLAIN, ("--set", "data.exclude_classes=[x]"), r"^--set data.exclude_classes: digits has no class 'x'"),

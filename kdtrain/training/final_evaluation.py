@@ -40,8 +40,8 @@ def read_test(recipe: Recipe, workspace: Workspace) -> Outcome:
             arrays = logits | {"val_labels": data.val.labels, "test_labels": data.test.labels}
             trial.write_predictions(arrays_file({name: value.numpy() for name, value in arrays.items()}))
             trial.write_outcome(outcome)
-            outcome = trial.outcome() or outcome  # with the digests of the files
-        return outcome
+        distributed.barrier()
+        return trial.outcome() or outcome  # with the digests of the files
 
 
 def _evaluated(
